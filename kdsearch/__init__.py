@@ -1,0 +1,46 @@
+"""kdsearch finds the small network to deploy: the Pareto front of accuracy against inference ratio.
+
+The public names are imported when they are first used, so that `import kdsearch` stays instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "KdsearchError": "kdsearch.errors",
+    "ParetoPruner": "kdsearch.search.pruner",
+    "optimize": "kdsearch.search.study",
+    "report": "kdsearch.search.pruner",
+    "should_prune": "kdsearch.search.pruner",
+    "write_report": "kdsearch.reporting.page",
+}
+
+__all__ = [
+    "KdsearchError",
+    "ParetoPruner",
+    "__version__",
+    "optimize",
+    "report",
+    "should_prune",
+    "write_report",
+]
+
+if TYPE_CHECKING:
+    from kdsearch.errors import KdsearchError
+    from kdsearch.reporting.page import write_report
+    from kdsearch.search.pruner import ParetoPruner, report, should_prune
+    from kdsearch.search.study import optimize
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'kdsearch' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

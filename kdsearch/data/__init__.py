@@ -1,0 +1,67 @@
+"""Data sets as whole tensors: one file a data set, and the registry of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module, metadata
+from pathlib import Path
+
+from kdsearch.data.base import Dataset, ImageSet, Split, split
+from kdsearch.errors import DataError
+from kdsearch.spec import DataSpec
+
+Loader = Callable[[DataSpec, Path], Dataset]
+"""From a study's `[data]` and the data folder to the whole data set; downloads what is missing where it can."""
+
+BUILT_IN = {
+    "digits": "kdsearch.data.digits:load",
+    "mnist": "kdsearch.data.mnist:load",
+    "cifar10": "kdsearch.data.cifar10:load",
+    "folder": "kdsearch.data.folder:load",
+}
+ENTRY_POINTS = "kdsearch.datasets"
+
+
+def names() -> list[str]:
+    """Names of all data sets, those of other packages too."""
+    return sorted({*BUILT_IN, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS))})
+
+
+def _loader(kind: str) -> Loader:
+    if kind in BUILT_IN:
+        module, _, function = BUILT_IN[kind].partition(":")
+        loader: Loader = getattr(import_module(module), function)
+        return loader
+    for entry in metadata.entry_points(group=ENTRY_POINTS, name=kind):
+        loader = entry.load()
+        return loader
+    raise DataError(
+        "a data set must be known",
+        got=kind,
+        remedy=f"choose one of {', '.join(names())} (folder as folder:PATH)",
+    )
+
+
+def check_name(name: str) -> None:
+    """Refuses a data set that nobody knows, before anything else is done.
+
+    Raises:
+        DataError: it is unknown.
+    """
+    _loader(name.partition(":")[0])
+
+
+def load(spec: DataSpec, folder: Path) -> Dataset:
+    """Loads a whole data set.
+
+    Args:
+        spec: `[data]` of a study.
+        folder: where data sets lie, or are downloaded to.
+
+    Raises:
+        DataError: it is unknown, missing or broken.
+    """
+    return _loader(spec.name.partition(":")[0])(spec, folder)
+
+
+__all__ = ["Dataset", "ImageSet", "Loader", "Split", "check_name", "load", "names", "split"]

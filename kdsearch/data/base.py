@@ -1,0 +1,153 @@
+"""What a data set is here: whole tensors of bytes, a fixed split, and how bytes become a network's input."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdsearch.errors import DataError
+from kdsearch.spec import DataSpec
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their labels.
+
+    Attributes:
+        images: (count, channels, height, width), uint8.
+        labels: (count,), int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """The images with these indices, in their order."""
+        return ImageSet(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The same images on a device."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole data set, as it was published.
+
+    Attributes:
+        name: as in the study file.
+        classes: names of the classes, in the order of their labels.
+        train, test: the published parts.
+        top: the byte value that stands for 1.0.
+        mean, std: subtracted and divided by after that, in every channel alike.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    top: float = 255.0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set on its device, split for a study.
+
+    Attributes:
+        train: what teacher and students are trained on.
+        validation: what the search sees.
+        test: scored once a trial; decides nothing.
+        fingerprint: hash of the pixels and labels of all three.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    top: float
+    mean: float
+    std: float
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return int(channels), int(height), int(width)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """A network's input, float32, from images of bytes, uint8; the shape stays."""
+        scaled = images.to(torch.float32).mul_(1.0 / (self.top * self.std))
+        return scaled.sub_(self.mean / self.std) if self.mean else scaled
+
+    def example(self, batch: int) -> Tensor:
+        """A batch of validation images as a network's input, repeated where there are too few."""
+        indices = torch.arange(batch, device=self.validation.labels.device) % len(self.validation)
+        return self.prepare(self.validation.images[indices])
+
+
+def _draw(labels: Tensor, count: int, seed: int, what: str) -> tuple[Tensor, Tensor]:
+    """Indices of a stratified draw of `count`, and of the rest, both ascending."""
+    from sklearn.model_selection import train_test_split
+
+    everything = torch.arange(len(labels)).numpy()
+    try:
+        drawn, rest = train_test_split(everything, train_size=count, random_state=seed, stratify=labels.numpy())
+    except ValueError as error:
+        raise DataError(
+            f"{what} must hold at least one image of every class: {error}",
+            got=f"{count} of {len(labels)} images",
+            remedy="use more images, or another `validation` share in the study file",
+        ) from None
+    return torch.from_numpy(drawn).sort().values, torch.from_numpy(rest).sort().values
+
+
+def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
+    """Splits the training set into training and validation images, stratified, by the study's seed.
+
+    With `train_size`, that many of the training images are drawn, and no more validation images than that: the
+    test set stays whole.
+
+    Raises:
+        DataError: a part would lack a class, or there are fewer images than asked for.
+    """
+    labels = dataset.train.labels
+    held, rest = _draw(labels, round(len(labels) * spec.validation), spec.split_seed, "the validation set")
+    if spec.train_size is not None and spec.train_size < len(rest):
+        chosen, _ = _draw(labels[rest], spec.train_size, spec.split_seed, "the training set")
+        rest = rest[chosen]
+        if spec.train_size < len(held):
+            chosen, _ = _draw(labels[held], spec.train_size, spec.split_seed, "the validation set")
+            held = held[chosen]
+    parts = [dataset.train.subset(rest), dataset.train.subset(held), dataset.test]
+    train, validation, test = (part.to(device) for part in parts)
+    return Split(
+        name=dataset.name,
+        classes=dataset.classes,
+        train=train,
+        validation=validation,
+        test=test,
+        top=dataset.top,
+        mean=dataset.mean,
+        std=dataset.std,
+        fingerprint=fingerprint(parts),
+    )
+
+
+def fingerprint(parts: list[ImageSet]) -> str:
+    """Hash of pixels, labels and shapes, 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(repr(tuple(part.images.shape)).encode())
+        digest.update(part.images.contiguous().numpy().data)
+        digest.update(part.labels.contiguous().numpy().data)
+    return digest.hexdigest()

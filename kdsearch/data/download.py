@@ -1,0 +1,50 @@
+"""torchvision's data sets from disk, else downloaded, with one clear line for what goes wrong."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from kdsearch.errors import DataError
+
+
+def torchvision_set(name: str, folder: Path, inside: str, *, train: bool) -> Any:
+    """A data set of `torchvision.datasets` with its tensors in `.data` and `.targets`.
+
+    Args:
+        name: class in `torchvision.datasets`.
+        folder: its `root`.
+        inside: where its files lie below `folder`, for messages.
+        train: the training set, else the test set.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded, or are broken.
+    """
+    from torchvision import datasets
+
+    make = getattr(datasets, name)
+    where = folder / inside
+    try:
+        if not where.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            return make(folder, train=train, download=True)
+        return make(folder, train=train, download=False)
+    except (OSError, RuntimeError) as error:
+        if where.is_dir() and "not found" not in str(error):
+            raise _broken(name, where, error) from None
+        raise DataError(
+            f"{name} must be there or be downloadable: {error}",
+            got=where,
+            remedy="put its files there, name their folder with --data-dir or KDSEARCH_DATA_DIR, or check the network",
+        ) from None
+    except (AssertionError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise _broken(name, where, error) from None
+
+
+def _broken(name: str, where: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{name}'s files must be whole: {error or type(error).__name__}",
+        got=where,
+        remedy="delete that folder and run again to download it",
+    )

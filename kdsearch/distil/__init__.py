@@ -1,0 +1,1 @@
+"""Distillation: the loss, the one epoch loop, and the teacher."""

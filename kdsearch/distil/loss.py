@@ -1,0 +1,77 @@
+"""Losses of response-based distillation: pure functions of logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def weights(loss_weight: float) -> tuple[float, float]:
+    """Weights of cls_loss and div_loss: min(1, 2(1 - a)) and min(1, 2a).
+
+    a = 0 is training without a teacher, a = 1/2 the deck's CIFAR-10 loss (cls + div), a = 1 its MNIST loss (the
+    teacher alone).
+
+    Raises:
+        ValueError: a is outside [0, 1].
+    """
+    if not 0.0 <= loss_weight <= 1.0:
+        raise ValueError(f"loss_weight must lie in [0, 1] (got {loss_weight})")
+    return min(1.0, 2.0 * (1.0 - loss_weight)), min(1.0, 2.0 * loss_weight)
+
+
+def cls_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the labels, mean over the batch.
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,), int64.
+    """
+    return F.cross_entropy(logits, labels)
+
+
+def div_loss(logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """T^2 KL(teacher_T || student_T), mean over the batch (Hinton, Vinyals, Dean, arXiv 1503.02531).
+
+    The factor T^2 keeps the gradient's size comparable across temperatures; `batchmean` divides by the batch alone,
+    not by the classes.
+
+    Args:
+        logits, teacher_logits: (batch, classes), student's and teacher's.
+        temperature: T > 0.
+    """
+    student = F.log_softmax(logits / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def distillation_loss(
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None,
+    *,
+    loss_weight: float,
+    temperature: float | None,
+) -> Tensor:
+    """min(1, 2(1 - a)) cls_loss + min(1, 2a) div_loss, a term of weight 0 not computed.
+
+    Args:
+        logits: (batch, classes), the student's.
+        labels: (batch,), int64; not looked at for a = 1.
+        teacher_logits: (batch, classes); not needed for a = 0.
+        loss_weight: a in [0, 1].
+        temperature: T > 0; not needed for a = 0.
+
+    Raises:
+        ValueError: a is outside [0, 1], or a > 0 comes without teacher logits or temperature.
+    """
+    label_weight, teacher_weight = weights(loss_weight)
+    terms = []
+    if label_weight > 0:
+        terms.append(label_weight * cls_loss(logits, labels))
+    if teacher_weight > 0:
+        if teacher_logits is None or temperature is None:
+            raise ValueError(f"loss_weight {loss_weight} needs teacher logits and a temperature")
+        terms.append(teacher_weight * div_loss(logits, teacher_logits, temperature))
+    return torch.stack(terms).sum() if len(terms) > 1 else terms[0]

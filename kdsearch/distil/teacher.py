@@ -1,0 +1,206 @@
+"""The teacher: trained once, found again by its fingerprint, its logits over the training set asked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdsearch import files, networks, runtime
+from kdsearch.data import Split
+from kdsearch.distil import train
+from kdsearch.distil.loss import cls_loss
+from kdsearch.errors import TeacherError, TrialError
+from kdsearch.measure import accuracy, logits
+from kdsearch.progress import Progress
+from kdsearch.records import TeacherFacts
+from kdsearch.spec import TeacherSpec
+
+LOGITS = "logits"
+NETWORK = "network."
+FACTS = "facts"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen teacher.
+
+    Attributes:
+        network: in evaluation mode, on the split's device.
+        logits: (count, classes), float32, over the split's training images, in their order.
+        facts: what the report says of it.
+    """
+
+    network: nn.Module
+    logits: Tensor
+    facts: TeacherFacts
+
+
+def fingerprint(spec: TeacherSpec, split: Split) -> str:
+    """Hash of data, recipe and seed, or of data and the weights that were given; 16 hexadecimal digits.
+
+    Raises:
+        TeacherError: the weights cannot be read.
+    """
+    described = spec.model_dump(mode="json")
+    if spec.weights is not None:
+        described = {"family": spec.family, "weights": _file_digest(Path(spec.weights).expanduser())}
+    text = json.dumps([described, split.fingerprint, list(split.classes)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TeacherError(
+            f"teacher.weights must be readable: {error.strerror}",
+            got=path,
+            remedy="correct the path in the study file",
+        ) from None
+
+
+def cached_file(spec: TeacherSpec, split: Split) -> Path:
+    """Where this teacher is kept, whether or not it is there yet."""
+    return runtime.cache_folder() / "teachers" / f"{spec.family}-{fingerprint(spec, split)}.safetensors"
+
+
+def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None) -> Teacher:
+    """The study's teacher: from the cache, else from its `weights`, else trained; then kept in the cache.
+
+    Processes that want the same teacher at once wait for the first one.
+
+    Args:
+        spec: `[teacher]` of a study.
+        split: the study's data on the device to use.
+        progress: told of the training.
+
+    Raises:
+        TeacherError: weights that cannot be read or do not fit, or a training that did not stay finite.
+    """
+    progress = progress or Progress()
+    path = cached_file(spec, split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        teacher = _from_cache(spec, split, path, progress)
+        if teacher is None:
+            teacher = _make(spec, split, progress)
+            files.write_whole(path, lambda temporary: _save(teacher, temporary))
+    return teacher
+
+
+def _untrained(spec: TeacherSpec, split: Split) -> nn.Module:
+    device = split.train.labels.device
+    with runtime.seeded(runtime.derive_seed("teacher", spec.seed), torch.device("cpu")):
+        network = networks.build_teacher(spec.family, split.shape, len(split.classes))
+    return network.to(device)
+
+
+def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
+    network = _untrained(spec, split)
+    start = time.perf_counter()
+    if spec.weights is not None:
+        load_weights(network, Path(spec.weights).expanduser())
+        seconds = 0.0
+    else:
+        _train(network, spec, split, progress)
+        seconds = time.perf_counter() - start
+    facts = TeacherFacts(
+        family=spec.family,
+        fingerprint=fingerprint(spec, split),
+        accuracy=accuracy(network, split.test, split.prepare),
+        validation_accuracy=accuracy(network, split.validation, split.prepare),
+        parameters=networks.parameters(network),
+        bytes=networks.size_bytes(network),
+        seconds=seconds,
+    )
+    progress.teacher_finished(facts.accuracy, seconds)
+    return Teacher(_frozen(network), logits(network, split.train.images, split.prepare), facts)
+
+
+def _frozen(network: nn.Module) -> nn.Module:
+    return network.eval().requires_grad_(False)
+
+
+def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progress) -> None:
+    recipe = spec.recipe
+    lesson = train.Lesson(
+        data=split.train,
+        prepare=split.prepare,
+        loss=lambda output, labels, _: cls_loss(output / recipe.temperature, labels),
+        teacher_logits=None,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        seed=runtime.derive_seed("teacher", spec.seed),
+        on_step=lambda step: progress.teacher_batch(step / (recipe.epochs * lesson.steps)),
+    )
+    progress.teacher_started(spec.family, recipe.epochs)
+    try:
+        # A teacher is taken as its recipe leaves it: nothing is chosen by validation, so none is run on the way.
+        for _ in train.train(network, lesson, recipe, validate=lambda _: float("nan")):
+            pass
+    except TrialError as error:
+        raise TeacherError(
+            f"the teacher's training must stay finite: {error}", remedy="mend [teacher.recipe]"
+        ) from None
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads weights into a network: safetensors, or a state dict that torch saved (`weights_only`).
+
+    Raises:
+        TeacherError: the file cannot be read or does not fit the network.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TeacherError(
+            f"teacher.weights must fit the teacher's network: {reason}",
+            got=path,
+            remedy="give weights of this family, image size and number of classes",
+        ) from None
+    except Exception as error:  # unpickling raises anything
+        raise TeacherError(
+            f"teacher.weights must be safetensors or a state dict: {type(error).__name__}",
+            got=path,
+            remedy="save them with safetensors.torch.save_file",
+        ) from None
+
+
+def _save(teacher: Teacher, path: Path) -> None:
+    tensors = {NETWORK + key: value.contiguous().cpu() for key, value in teacher.network.state_dict().items()}
+    tensors[LOGITS] = teacher.logits.contiguous().cpu()
+    save_file(tensors, path, metadata={FACTS: json.dumps(dataclasses.asdict(teacher.facts))})
+
+
+def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress) -> Teacher | None:
+    """The teacher that the file holds; None where there is none or it is broken (then it is made again)."""
+    if not path.is_file():
+        return None
+    device = split.train.labels.device
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            facts = TeacherFacts(**json.loads(file.metadata()[FACTS]))
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no mapping
+        known = state.pop(LOGITS)
+        network = _untrained(spec, split)
+        network.load_state_dict({key.removeprefix(NETWORK): value for key, value in state.items()})
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        progress.warning(f"the kept teacher is broken and is made again ({path}: {' '.join(str(error).split())[:120]})")
+        return None
+    return Teacher(_frozen(network), known, facts)

@@ -1,0 +1,146 @@
+"""The one epoch loop: a generator that yields each epoch's record; whoever drives it prints, prunes, saves or stops."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch import runtime
+from kdsearch.data import ImageSet, views
+from kdsearch.errors import TrialError
+from kdsearch.records import EpochRecord
+from kdsearch.spec import Augment, Recipe
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""From logits (batch, classes), labels (batch,) and teacher logits (batch, classes) or None to a scalar."""
+
+ONE_CYCLE_START = 0.04  # share of the top rate at the first step
+ONE_CYCLE_WARM_UP = 0.2  # share of the steps until the top rate
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a network is taught with.
+
+    Attributes:
+        data: images and labels on their device.
+        prepare: from images of bytes to the network's input.
+        loss: the loss of a batch.
+        teacher_logits: (count, classes), in the order of `data`, or None.
+        epochs, batch_size: length and step of the training.
+        seed: of the order of images and views, and of dropout.
+        on_step: told, before each step, how many steps are done.
+    """
+
+    data: ImageSet
+    prepare: Callable[[Tensor], Tensor]
+    loss: Loss
+    teacher_logits: Tensor | None
+    epochs: int
+    batch_size: int
+    seed: int
+    on_step: Callable[[int], None] = lambda step: None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps an epoch; a last batch of one image is left out, for batch norm cannot take it."""
+        whole, rest = divmod(len(self.data), self.batch_size)
+        return max(1, whole + (rest > 1))
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe, batch_size: int) -> torch.optim.Optimizer:
+    """The recipe's optimiser for batches of a size, fused: one kernel for all parameters."""
+    lr = recipe.rate_for(batch_size)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), lr=lr, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def schedule(recipe: Recipe, step: int, total: int) -> float:
+    """The share of the learning rate that a step uses, counted from 0.
+
+    One-cycle: linear from 4 % of the top rate to it over the first fifth, then linear to 0 (Smith and Topin, arXiv
+    1708.07120, with straight lines).
+    """
+    if recipe.schedule == "constant":
+        return 1.0
+    top = ONE_CYCLE_WARM_UP * total
+    if step < top:
+        return ONE_CYCLE_START + (1.0 - ONE_CYCLE_START) * step / top
+    return (total - step) / (total - top)
+
+
+def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor]:
+    """A permutation of the images, and a view for each place in it; drawn on the CPU, so alike on every device."""
+    generator = torch.Generator().manual_seed(runtime.derive_seed("order", lesson.seed, epoch))
+    order = torch.randperm(len(lesson.data), generator=generator)
+    drawn = torch.randint(views.count(augment), (len(lesson.data),), generator=generator)
+    device = lesson.data.labels.device
+    return order.to(device), drawn.to(device)
+
+
+def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, lesson: Lesson, recipe: Recipe, epoch: int) -> float:
+    """Trains one epoch; the mean loss of its batches."""
+    order, drawn = _order(lesson, recipe.augment, epoch)
+    total = torch.zeros((), device=order.device)
+    steps = lesson.steps
+    for step in range(steps):
+        lesson.on_step((epoch - 1) * steps + step)
+        part = slice(step * lesson.batch_size, (step + 1) * lesson.batch_size)
+        batch = order[part]
+        images = views.make(lesson.data.images[batch], drawn[part], recipe.augment)
+        targets = None if lesson.teacher_logits is None else lesson.teacher_logits[batch]
+        if recipe.schedule != "constant":
+            share = schedule(recipe, (epoch - 1) * steps + step, lesson.epochs * steps)
+            for group in optimizer.param_groups:
+                group["lr"] = share * recipe.rate_for(lesson.batch_size)
+        loss = lesson.loss(network(lesson.prepare(images)), lesson.data.labels[batch], targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+    return total.item() / steps  # the epoch's only wait for the device
+
+
+def train(
+    network: nn.Module, lesson: Lesson, recipe: Recipe, *, validate: Callable[[nn.Module], float]
+) -> Iterator[EpochRecord]:
+    """Trains a network, an epoch each time the next record is asked for.
+
+    Args:
+        network: on the lesson's device; trained in place.
+        lesson: data, loss and length.
+        recipe: optimiser, rate and augmentation.
+        validate: accuracy of the network on the validation set, a fraction.
+
+    Yields:
+        The record of each epoch, from epoch 1 on.
+
+    Raises:
+        TrialError: the loss or the weights are not finite.
+    """
+    optimizer = make_optimizer(network, recipe, lesson.batch_size)
+    device = lesson.data.labels.device
+    for epoch in range(1, lesson.epochs + 1):
+        start = time.perf_counter()
+        network.train()
+        with runtime.seeded(runtime.derive_seed("epoch", lesson.seed, epoch), device):
+            loss = _epoch(network, optimizer, lesson, recipe, epoch)
+        seconds = time.perf_counter() - start
+        if not math.isfinite(loss):
+            raise TrialError(
+                f"the training loss must be finite: epoch {epoch}", got=loss, remedy="lower the recipe's lr"
+            )
+        yield EpochRecord(epoch, loss, validate(network), seconds)

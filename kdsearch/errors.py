@@ -1,0 +1,52 @@
+"""Every error that a user can cause, as one line that names the rule, the value and the remedy."""
+
+from __future__ import annotations
+
+
+class KdsearchError(Exception):
+    """Base of all errors a user can cause; the command line prints it and exits with code 1.
+
+    Args:
+        rule: what must hold ("a data set must be one of digits, mnist, ...").
+        got: the value that broke the rule, left out of the line where there is none.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, rule: str, *, got: object = None, remedy: str = "") -> None:
+        self.rule, self.got, self.remedy = rule, got, remedy
+        line = rule if got is None else f"{rule} (got {got})"
+        if remedy:
+            line = f"{line}; {remedy}"
+        super().__init__(" ".join(line.split()))
+
+
+class StudyFileError(KdsearchError):
+    """A study file that cannot be read or breaks a rule."""
+
+
+class DataError(KdsearchError):
+    """A data set that is unknown, missing or broken."""
+
+
+class DeviceError(KdsearchError):
+    """A device that this machine does not have."""
+
+
+class StorageError(KdsearchError):
+    """A storage that cannot be reached, or a study or trial that it does not hold."""
+
+
+class DefinitionError(KdsearchError):
+    """A study of another definition lives under the same name."""
+
+
+class TeacherError(KdsearchError):
+    """A teacher's weights that cannot be loaded or do not fit."""
+
+
+class TrialError(KdsearchError):
+    """One trial failed (a loss that is not finite); the study goes on."""
+
+
+class RunError(KdsearchError):
+    """A run that ended early, such as after five failed trials in a row."""

@@ -1,0 +1,42 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from kdsearch.errors import KdsearchError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file whole or not at all: beside its place first, then moved there.
+
+    Args:
+        path: where the file goes; missing folders are made.
+        write: writes the file at the path it is given.
+
+    Raises:
+        KdsearchError: it cannot be written; the old file stays.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's file is its owner's alone
+        temporary.replace(path)
+    except OSError as error:
+        raise KdsearchError(
+            f"the file must be writable: {error.strerror or error}",
+            got=path,
+            remedy="free space or choose another folder",
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""The measured inference ratio: teacher and student timed in turn, medians of paired ratios, a 95 % interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.records import Timing
+
+Call = Callable[[], object]
+
+MIN_PAIRS = 15
+MAX_PAIRS = 61
+MAX_SECONDS = 12.0  # of one measurement, once MIN_PAIRS are in
+TARGET_WIDTH = 0.04  # of the interval, relative to the median: narrow enough to stop
+SAMPLE_SECONDS = 0.004  # a sample repeats a call until it lasts at least this long: the clock is noisy below
+WARM_UP_CALLS = 2
+
+
+def median_interval(values: list[float]) -> tuple[float, float, float]:
+    """Median and its distribution-free interval of at least 95 % from order statistics.
+
+    The interval runs from the k-th smallest to the k-th largest value, k the largest with
+    2 P(Binomial(n, 1/2) < k) <= 0.05 (Conover, Practical Nonparametric Statistics, section 3.2). Below 6 values no
+    such k exists, and the range is returned.
+
+    Args:
+        values: at least one.
+
+    Returns:
+        median, low, high.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    k, tail = 0, 0.0
+    while k < n // 2:
+        tail += math.comb(n, k) / 2**n
+        if 2 * tail > 0.05:
+            break
+        k += 1
+    k = max(k, 1)
+    return statistics.median(ordered), ordered[k - 1], ordered[n - k]
+
+
+def _seconds(call: Call, repeats: int, device: torch.device) -> float:
+    """Seconds a call, of `repeats` calls in a row."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats
+
+
+def _repeats(call: Call, device: torch.device) -> int:
+    """How often to call in one sample."""
+    for _ in range(WARM_UP_CALLS):
+        call()
+    once = min(_seconds(call, 1, device) for _ in range(3))
+    return max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-7)))
+
+
+def _pairs(teacher: Call, student: Call, device: torch.device) -> tuple[list[float], list[float]]:
+    """Seconds of teacher and student, sampled in turn until the interval is narrow or time is up."""
+    often = _repeats(teacher, device), _repeats(student, device)
+    of_teacher: list[float] = []
+    of_student: list[float] = []
+    begin = time.perf_counter()
+    while len(of_teacher) < MAX_PAIRS:
+        of_teacher.append(_seconds(teacher, often[0], device))
+        of_student.append(_seconds(student, often[1], device))
+        if len(of_teacher) < MIN_PAIRS:
+            continue
+        median, low, high = median_interval(_ratios(of_teacher, of_student))
+        if high - low <= TARGET_WIDTH * median or time.perf_counter() - begin > MAX_SECONDS:
+            break
+    return of_teacher, of_student
+
+
+def _ratios(of_teacher: list[float], of_student: list[float]) -> list[float]:
+    return [t / s for t, s in zip(of_teacher, of_student, strict=True)]
+
+
+def _graphed(network: nn.Module, batch: Tensor) -> Call:
+    """One forward pass as a CUDA graph: what a deployed runtime replays."""
+    static = batch.clone()
+    side = torch.cuda.Stream(device=batch.device)
+    side.wait_stream(torch.cuda.current_stream(batch.device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            network(static)
+    torch.cuda.current_stream(batch.device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        network(static)
+    return graph.replay
+
+
+def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
+    """The inference ratio, teacher time / student time, on one batch.
+
+    Interleaved, warmed up and synchronised. On a CPU the calls are eager, with as many threads as the caller has
+    set; on CUDA the ratio is of replayed graphs, with that of eager calls beside it.
+
+    Args:
+        teacher, student: on the batch's device; left in evaluation mode.
+        batch: (batch, channels, height, width), the networks' input.
+    """
+    teacher.eval()
+    student.eval()
+    device = batch.device
+    with torch.inference_mode():
+        eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
+        timed = eager
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
+    ratio, low, high = median_interval(_ratios(*timed))
+    return Timing(
+        ratio=ratio,
+        low=low,
+        high=high,
+        teacher_seconds=statistics.median(timed[0]),
+        student_seconds=statistics.median(timed[1]),
+        batch=len(batch),
+        pairs=len(timed[0]),
+        kind="latency",
+        eager_ratio=statistics.median(_ratios(*eager)) if timed is not eager else None,
+    )

@@ -1,0 +1,97 @@
+"""Networks: one file a family, and the registry of students and teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any
+
+from torch import nn
+
+from kdsearch.errors import StudyFileError
+from kdsearch.records import DISTILLATION
+from kdsearch.spec import StudySpec
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
+Build = Callable[[Mapping[str, Any], Shape, int], nn.Module]
+"""From an architecture, an image's shape and the number of classes to a network: (batch, *shape) -> logits."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of students.
+
+    Attributes:
+        dimensions: names in the search space that set an architecture.
+        build: makes the network.
+    """
+
+    dimensions: tuple[str, ...]
+    build: Build
+
+
+STUDENTS = {"mlp": "kdsearch.networks.mlp:FAMILY", "resnet": "kdsearch.networks.resnet:FAMILY"}
+TEACHERS = {"cnn": "kdsearch.networks.cnn:build", "resnet50": "kdsearch.networks.resnet:build_resnet50"}
+
+
+def _find(kind: str, built_in: Mapping[str, str], name: str) -> Any:
+    """The object that a name stands for, of this package or another's entry points `kdsearch.KIND`."""
+    if name in built_in:
+        module, _, attribute = built_in[name].partition(":")
+        return getattr(import_module(module), attribute)
+    others = {entry.name: entry for entry in metadata.entry_points(group=f"kdsearch.{kind}")}
+    if name in others:
+        return others[name].load()
+    known = ", ".join(sorted({*built_in, *others}))
+    raise StudyFileError(f"{kind[:-1]}.family must be known", got=name, remedy=f"choose one of {known}")
+
+
+def student_family(name: str) -> Family:
+    """The family of students of that name.
+
+    Raises:
+        StudyFileError: it is unknown.
+    """
+    family: Family = _find("students", STUDENTS, name)
+    return family
+
+
+def build_teacher(name: str, shape: Shape, classes: int) -> nn.Module:
+    """An untrained teacher.
+
+    Raises:
+        StudyFileError: the family is unknown.
+    """
+    network: nn.Module = _find("teachers", TEACHERS, name)(shape, classes)
+    return network
+
+
+def check_families(spec: StudySpec) -> None:
+    """Refuses a study whose families are unknown, or whose space has other dimensions than its family.
+
+    Raises:
+        StudyFileError: the line names the key.
+    """
+    _find("teachers", TEACHERS, spec.teacher.family)
+    wanted = {*student_family(spec.student.family).dimensions, *DISTILLATION}
+    for key in sorted(set(spec.space) ^ wanted):
+        rule = f"space.{key} is " + ("missing" if key in wanted else "no dimension of this student family")
+        raise StudyFileError(
+            rule,
+            got=f"student.family = {spec.student.family}",
+            remedy=f"the space holds {', '.join(sorted(wanted))}",
+        )
+
+
+def parameters(network: nn.Module) -> int:
+    """How many parameters a network has."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def size_bytes(network: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers: what its file holds but for a header."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,119 @@
+"""What travels between the rooms of the house, and the names under which it is stored with a trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+METRICS = ("accuracy", "ratio")
+"""Names of the two objectives, in their order: validation accuracy (a fraction) and teacher time / student time."""
+
+
+class Attr:
+    """Names of the user attributes of a trial."""
+
+    ANCHOR = "anchor"  # the slide row: "m1", "c5"
+    CURVE = "curve"  # {"1": [validation accuracy, ratio], ...} keyed by epoch (see search.pruner)
+    CONFIG = "config"  # the whole configuration, fixed dimensions too
+    SEED = "seed"  # of the student's initialisation and training
+    BEST_EPOCH = "best_epoch"  # the epoch that validation chose
+    ACCURACY = "accuracy"  # validation accuracy at that epoch, a fraction; also of pruned trials
+    TEST_ACCURACY = "test_accuracy"  # test accuracy at that epoch, a fraction
+    RATIO = "ratio"
+    RATIO_LOW = "ratio_low"
+    RATIO_HIGH = "ratio_high"
+    TIMING = "timing"  # a Timing as a dict
+    TIMING_KEY = "timing_key"  # equal keys share one timing
+    PARAMETERS = "parameters"
+    BYTES = "bytes"
+    TRAIN_SECONDS = "train_seconds"
+    LOSSES = "losses"  # mean training loss of each epoch
+    FAIL_REASON = "fail_reason"
+    PRUNED_BY = "pruned_by"  # why the pruner stopped the trial
+
+
+class StudyAttr:
+    """Names of the user attributes of a study."""
+
+    DEFINITION = "definition"  # what must stay the same for trials to be comparable
+    STUDY_FILE = "study_file"  # the study's specification as a dict
+    TEACHER = "teacher"  # TeacherFacts as a dict
+    ENVIRONMENT = "environment"  # versions, device, threads
+    COMMAND = "command"  # the command line that ran last
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of training.
+
+    Attributes:
+        epoch: counted from 1.
+        loss: mean training loss over the epoch's batches.
+        accuracy: validation accuracy after the epoch, a fraction.
+        seconds: wall-clock seconds of the epoch's training, validation left out.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """An inference ratio, teacher / student, with its 95 % interval.
+
+    Attributes:
+        ratio: median of the paired ratios (for counted operations, their quotient).
+        low, high: 95 % interval of the median.
+        teacher_seconds, student_seconds: median seconds a batch (operations a batch for `flops`).
+        batch: images a batch.
+        pairs: how many pairs were timed; 0 for a quotient that has no noise.
+        kind: how it was taken: "latency", "flops".
+        eager_ratio: on CUDA, where `ratio` is of replayed graphs, the ratio of eager calls.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    teacher_seconds: float
+    student_seconds: float
+    batch: int
+    pairs: int
+    kind: str
+    eager_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What the report says of a teacher.
+
+    Attributes:
+        family: name in the registry of teachers.
+        fingerprint: hash of data, recipe and seed (or of the weights that were given).
+        accuracy: test accuracy, a fraction.
+        validation_accuracy: a fraction.
+        parameters, bytes: size of the network.
+        seconds: wall-clock seconds of its training; 0 where weights were given.
+    """
+
+    family: str
+    fingerprint: str
+    accuracy: float
+    validation_accuracy: float
+    parameters: int
+    bytes: int
+    seconds: float
+
+
+Config = dict[str, Any]
+"""A configuration: architecture (`width`, `blocks`, `stride`) and distillation (`temperature`, `loss_weight`,
+`epochs`, `batch_size`). `temperature` is missing where the loss weight is 0: it would have no effect."""
+
+DISTILLATION = ("loss_weight", "temperature", "epochs", "batch_size")
+"""The keys of a configuration that say how a student is taught; all others are its architecture."""
+
+
+def architecture(config: Config) -> Config:
+    """The part of a configuration that decides the student's time and size."""
+    return {key: value for key, value in config.items() if key not in DISTILLATION}

@@ -1,0 +1,304 @@
+"""Storage to plain data: what a report needs of a study, as pandas frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from kdsearch import pareto
+from kdsearch.errors import StorageError
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.reporting import words
+from kdsearch.reporting.words import number
+from kdsearch.spec import StudySpec, from_dict
+from kdsearch.storage import masked
+
+CONFIG = "config."
+"""What the names of configuration columns in `StudyData.trials` begin with."""
+
+NUMBERS = (
+    "accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high", "parameters", "bytes", "best_epoch",
+    "epochs_run", "train_seconds",
+)  # fmt: skip
+TRIAL_COLUMNS = ("number", "state", "anchor", *NUMBERS, "on_front", "reason", "finished")
+CURVE_COLUMNS = ("trial", "epoch", "accuracy")
+MEASURED = ("trial", "accuracy", "test_accuracy", "ratio")
+ANCHOR_COLUMNS = (
+    "anchor", "published_accuracy", "published_ratio", "published_seconds", *MEASURED,
+    *(f"best_{name}" for name in MEASURED), "gain",
+)  # fmt: skip
+HISTORY_COLUMNS = ("finished", "trial", "hypervolume")
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A study as plain data; accuracies are fractions, missing numbers are NaN.
+
+    Attributes:
+        name: the study's name.
+        storage: the storage's URL, its password masked.
+        dataset: the data set's name, None where the study does not say.
+        cost: how the ratio was taken: "latency" (measured time) or "flops" (counted operations).
+        command: the command line that ran last, or None.
+        counts: trials by state: complete, pruned, failed, running, waiting.
+        hypervolume: over (validation accuracy, log10 ratio) of the complete trials; None where the number of
+            classes is unknown.
+        trials: one row a trial, by number. `accuracy` is that of the epoch that validation chose, `reason`
+            says why a trial was pruned or failed, `on_front` marks non-dominated complete trials, `finished`
+            is a time; columns `config.KEY` hold the configuration.
+        curves: (trial, epoch, validation accuracy), ordered.
+        anchors: one row a slide row: what was published, the trial that measured it here, and the best trial
+            at least as fast as that one (chosen by validation accuracy), `gain` being the difference of the
+            two test accuracies.
+        history: (count of finished trials, trial, hypervolume so far), in the order in which trials finished.
+        teacher: TeacherFacts as a dictionary, or None.
+        environment, definition, study_file: as stored with the study, empty where missing.
+    """
+
+    name: str
+    storage: str
+    dataset: str | None
+    cost: str
+    command: str | None
+    counts: dict[str, int]
+    hypervolume: float | None
+    trials: pd.DataFrame
+    curves: pd.DataFrame
+    anchors: pd.DataFrame
+    history: pd.DataFrame
+    teacher: dict[str, Any] | None
+    environment: dict[str, Any]
+    definition: dict[str, Any]
+    study_file: dict[str, Any]
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The rows of `trials` that no other complete trial dominates, by ratio ascending, then by number."""
+        rows = self.trials[self.trials["on_front"].astype(bool)]
+        return rows.sort_values(["ratio", "number"])
+
+
+def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
+    """Reads a study into plain data.
+
+    Args:
+        study: two maximised objectives, validation accuracy and inference ratio; attributes may be missing.
+        storage_url: where the study lies; only its masked form is kept.
+
+    Raises:
+        StorageError: the study has other objectives.
+    """
+    if study.directions != [StudyDirection.MAXIMIZE] * 2:
+        raise StorageError(
+            "a report needs a study with two maximised objectives, accuracy and ratio",
+            got=f"{study.study_name} with {', '.join(d.name.lower() for d in study.directions)}",
+            remedy="choose a study that `kdsearch optimize` made",
+        )
+    found = study.get_trials(deepcopy=False)
+    attrs = study.user_attrs
+    environment, definition, study_file, teacher = (
+        _mapping(attrs.get(name))
+        for name in (StudyAttr.ENVIRONMENT, StudyAttr.DEFINITION, StudyAttr.STUDY_FILE, StudyAttr.TEACHER)
+    )
+    spec = _spec(study_file)
+    trials = _trials(found)
+    history = _history(trials, _classes(environment, definition))
+    return StudyData(
+        name=study.study_name,
+        storage=masked(storage_url),
+        dataset=spec.data.name if spec else _mapping(definition.get("data")).get("name"),
+        cost=_cost(found, definition),
+        command=attrs.get(StudyAttr.COMMAND),
+        counts=_counts(found),
+        hypervolume=None if history is None else float(history["hypervolume"].max()) if len(history) else 0.0,
+        trials=trials,
+        curves=_curves(found),
+        anchors=_anchors(trials, spec),
+        history=pd.DataFrame(columns=list(HISTORY_COLUMNS)) if history is None else history,
+        teacher=teacher or None,
+        environment=environment,
+        definition=definition,
+        study_file=study_file,
+    )
+
+
+def configuration(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration in a row of `StudyData.trials`, without what that trial did not set."""
+    pairs = {str(key): value for key, value in row.items() if str(key).startswith(CONFIG)}
+    return {key.removeprefix(CONFIG): value for key, value in pairs.items() if not words.missing(value)}
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as dictionaries."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def plain(value: Any) -> Any:
+    """The same value in types that strict JSON knows: numpy scalars unwrapped, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
+    """What `--json` prints: strictly JSON, accuracies as fractions, the front by ratio ascending.
+
+    Args:
+        data: a collected study.
+        report: path of the HTML report, or None where none was written.
+    """
+    names = ("accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high")
+    front = [
+        {"trial": row["number"], **{name: row[name] for name in names},
+         "params": configuration(row), "anchor": row["anchor"]}
+        for row in records(data.front)
+    ]  # fmt: skip
+    teacher = data.teacher and {key: data.teacher.get(key) for key in ("accuracy", "parameters")}
+    contract = {
+        "study": data.name,
+        "storage": data.storage,
+        "dataset": data.dataset,
+        "trials": {state: data.counts[state] for state in ("complete", "pruned", "failed")},
+        "front": front,
+        "hypervolume": data.hypervolume,
+        "teacher": teacher,
+        "report": report,
+    }
+    return {key: plain(value) for key, value in contract.items()}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _spec(study_file: dict[str, Any]) -> StudySpec | None:
+    """The study's specification, None where it is missing or of another version: a report does without."""
+    try:
+        return from_dict(study_file) if study_file else None
+    except ValueError:
+        return None
+
+
+def _classes(environment: dict[str, Any], definition: dict[str, Any]) -> int | None:
+    for source in (environment, definition):
+        classes = number(source.get("classes"))
+        if classes >= 1:
+            return int(classes)
+    return None
+
+
+def _cost(trials: Sequence[FrozenTrial], definition: dict[str, Any]) -> str:
+    kinds = [_mapping(trial.user_attrs.get(Attr.TIMING)).get("kind") for trial in trials]
+    return str(definition.get("cost") or next(filter(None, kinds), "latency"))
+
+
+def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    names = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL,
+             "running": TrialState.RUNNING, "waiting": TrialState.WAITING}  # fmt: skip
+    states = [trial.state for trial in trials]
+    return {name: states.count(state) for name, state in names.items()}
+
+
+def _curve(trial: FrozenTrial) -> list[tuple[int, float]]:
+    """(epoch, validation accuracy), ordered; the entry of epoch 0 holds no accuracy and falls out."""
+    points = []
+    for epoch, entry in _mapping(trial.user_attrs.get(Attr.CURVE)).items():
+        accuracy = number(entry[0]) if isinstance(entry, list | tuple) and entry else math.nan
+        if str(epoch).isdigit() and not math.isnan(accuracy):
+            points.append((int(epoch), accuracy))
+    return sorted(points)
+
+
+def _row(trial: FrozenTrial) -> dict[str, Any]:
+    attrs, curve = trial.user_attrs, _curve(trial)
+    row: dict[str, Any] = {name: number(attrs.get(name)) for name in NUMBERS}
+    if trial.state == TrialState.COMPLETE:
+        row["accuracy"], row["ratio"] = trial.values
+    elif math.isnan(row["accuracy"]) and curve:
+        row["accuracy"] = max(accuracy for _, accuracy in curve)
+    row["epochs_run"] = float(curve[-1][0]) if curve else 0.0
+    anchor, failure = attrs.get(Attr.ANCHOR), attrs.get(Attr.FAIL_REASON)
+    pruned = trial.state == TrialState.PRUNED
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "anchor": str(anchor) if anchor else None,
+        **row,
+        "on_front": False,
+        "reason": words.pruning(attrs.get(Attr.PRUNED_BY)) if pruned else str(failure or ""),
+        "finished": trial.datetime_complete,
+    }
+
+
+def _trials(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    rows = [_row(trial) for trial in trials]
+    complete = [i for i, row in enumerate(rows) if row["state"] == "COMPLETE"]
+    for member in pareto.front([(rows[i]["accuracy"], rows[i]["ratio"]) for i in complete]):
+        rows[complete[member]]["on_front"] = True
+    frame = pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
+    # an object column keeps None as None, and whole numbers whole beside a missing one
+    frame["anchor"] = pd.Series([row["anchor"] for row in rows], dtype=object)
+    configs = [_mapping(trial.user_attrs.get(Attr.CONFIG)) or trial.params for trial in trials]
+    for key in dict.fromkeys(key for config in configs for key in config):
+        frame[CONFIG + key] = pd.Series([config.get(key) for config in configs], dtype=object)
+    return frame
+
+
+def _curves(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    rows = [(trial.number, *point) for trial in trials for point in _curve(trial)]
+    return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
+
+
+def _history(trials: pd.DataFrame, classes: int | None) -> pd.DataFrame | None:
+    if classes is None:
+        return None
+    rows: list[tuple[int, int, float]] = []
+    best: list[tuple[float, float]] = []
+    finished = trials[trials["state"].isin(["COMPLETE", "PRUNED"])]
+    for row in records(finished.sort_values(["finished", "number"])):
+        if row["state"] == "COMPLETE":  # what is dominated adds no area, so the front so far is enough
+            best.append((row["accuracy"], row["ratio"]))
+            best = [best[i] for i in pareto.front(best)]
+        rows.append((len(rows) + 1, row["number"], pareto.study_hypervolume(best, classes)))
+    return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
+
+
+def _anchors(trials: pd.DataFrame, spec: StudySpec | None) -> pd.DataFrame:
+    complete = records(trials[trials["state"] == "COMPLETE"])
+    named = dict.fromkeys([*(spec.anchors if spec else ()), *(a for a in trials["anchor"] if a)])
+    rows = []
+    for name in named:
+        published = spec.anchors[name].published if spec and name in spec.anchors else None
+        here = next((row for row in complete if row["anchor"] == name), None)
+        best = _best_at_least_as_fast(complete, here["ratio"]) if here else None
+        gain = best["test_accuracy"] - here["test_accuracy"] if here and best else math.nan
+        figures = [math.nan] * 3
+        if published:
+            figures = [published.accuracy / 100, published.ratio, published.seconds]
+        rows.append([name, *figures, *_measured(here), *_measured(best), gain])
+    return pd.DataFrame(rows, columns=list(ANCHOR_COLUMNS))
+
+
+def _best_at_least_as_fast(complete: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
+    """Chosen by validation: a choice by test accuracy would flatter the gain that is reported."""
+    fast = [row for row in complete if row["ratio"] >= ratio]
+    return max(fast, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
+
+
+def _measured(row: dict[str, Any] | None) -> list[float]:
+    if row is None:
+        return [math.nan] * len(MEASURED)
+    return [float(row["number"]), row["accuracy"], row["test_accuracy"], row["ratio"]]

@@ -1,0 +1,202 @@
+"""One HTML file from a study's data: offline, whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jinja2
+import optuna
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
+
+from kdsearch.errors import KdsearchError
+from kdsearch.files import write_whole
+from kdsearch.reporting import curves, figures, words
+from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration, records
+from kdsearch.reporting.verdict import picks, verdict
+
+Library = Literal["inline", "cdn"]
+
+
+def write(data: StudyData, path: Path | str, *, plotlyjs: Library = "inline") -> Path:
+    """Writes the report as one HTML file; its folder is made where it is missing.
+
+    The file is replaced whole, or left as it was.
+
+    Args:
+        data: a collected study; it may hold no trials.
+        path: where the file goes.
+        plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
+
+    Returns:
+        The path.
+
+    Raises:
+        KdsearchError: the file cannot be written, or `plotlyjs` is neither.
+    """
+    path = Path(path)
+    text = render(data, plotlyjs=plotlyjs)
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
+    return path
+
+
+def write_report(study: optuna.Study, path: Path | str, *, storage: str = "", plotlyjs: Library = "inline") -> Path:
+    """Writes the report of a study; what `kdsearch report` does, from a script or a notebook.
+
+    Args:
+        study: of kdsearch's two objectives; it may hold no trials.
+        path: where the file goes.
+        storage: the storage's URL, for the commands that the page shows; a password in it is masked.
+        plotlyjs: see `write`.
+
+    Returns:
+        The path.
+
+    Raises:
+        KdsearchError: the study has other objectives, or the file cannot be written.
+    """
+    return write(collect(study, storage_url=storage), path, plotlyjs=plotlyjs)
+
+
+def render(data: StudyData, *, plotlyjs: Library = "inline") -> str:
+    """The page as text.
+
+    Args:
+        data: a collected study.
+        plotlyjs: see `write`.
+
+    Raises:
+        KdsearchError: `plotlyjs` is neither.
+    """
+    if plotlyjs not in get_args(Library):
+        raise KdsearchError("plotly.js must come inline or cdn", got=plotlyjs, remedy="choose one of the two")
+    script = _asset("page.js")
+    drawn = _figures(data)
+    library = get_plotlyjs() if any(drawn.values()) else ""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for name in ("percent", "points", "ratio", "count", "size", "seconds", "setting", "configuration"):
+        environment.filters[name] = getattr(words, name)
+    environment.tests["present"] = lambda value: not words.missing(value)
+    template = environment.from_string(_asset("template.html.j2"))
+    linked = bool(library) and plotlyjs == "cdn"
+    return template.render(
+        **_context(data),
+        figures={name: _json(figure) if figure else "" for name, figure in drawn.items()},
+        heights={name: figure.layout.height for name, figure in drawn.items() if figure},
+        css=Markup(_asset("page.css")),
+        script=Markup(script),
+        packed=_packed(library) if library and not linked else "",
+        cdn={"url": _cdn_url(), "integrity": f"sha256-{_digest(library)}"} if linked else None,
+        policy=_policy(script, library, linked),
+    )
+
+
+def command(data: StudyData, trial: int) -> str:
+    """The command that trains a trial's student again, quoted for a shell; the password is masked."""
+    parts = ("kdsearch", "train", "--trial", str(trial), "--name", data.name, "--storage", data.storage)
+    return shlex.join(parts)
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _figures(data: StudyData) -> dict[str, go.Figure | None]:
+    """The figures worth drawing, by the name of their place in the page."""
+    finished = data.counts["complete"] + data.counts["pruned"]
+    points = finished or data.teacher or data.anchors["published_ratio"].notna().any()
+    return {
+        "front": figures.front(data) if points else None,
+        "curves": curves.learning_curves(data) if len(data.curves) else None,
+        "hypervolume": curves.hypervolume(data) if len(data.history) else None,
+    }
+
+
+def _context(data: StudyData) -> dict[str, Any]:
+    rows = [row | {"config": configuration(row)} for row in records(data.trials)]
+    by_number = {row["number"]: row for row in rows}
+    front = [by_number[number] for number in data.front["number"]]
+    states = [f"{count} {state}" for state, count in data.counts.items() if count]
+    return {
+        "data": data,
+        "verdict": verdict(data),
+        "counted": f"Trials: {', '.join(states)}" if states else "",
+        "picks": picks(data),
+        "speed_word": "fewer operations" if data.cost == "flops" else "as fast as the teacher",
+        "commands": {row["number"]: command(data, row["number"]) for row in front},
+        "front": front,
+        "masked": "***" in data.storage,
+        "hidden": figures.below(data),
+        "anchors": records(data.anchors),
+        "published": bool(data.anchors["published_ratio"].notna().any()),
+        "trials": rows,
+        "keys": [key.removeprefix(CONFIG) for key in data.trials.columns if key.startswith(CONFIG)],
+        "failed": [row for row in rows if row["state"] == "FAIL"],
+        "teacher": _teacher(data.teacher or {}),
+        "provenance": _provenance(data),
+        "definition": words.flat(data.definition),
+        "study_file": json.dumps(data.study_file, indent=2, default=str) if data.study_file else "",
+    }
+
+
+def _teacher(teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
+    said = {
+        "test accuracy": words.percent(teacher.get("accuracy")),
+        "validation accuracy": words.percent(teacher.get("validation_accuracy")),
+        "weights": words.count(teacher.get("parameters")),
+        "size": words.size(teacher.get("bytes")),
+        "training": words.seconds(teacher.get("seconds") or math.nan),
+    }
+    known = {"accuracy", "validation_accuracy", "parameters", "bytes", "seconds"}
+    rest = {key: value for key, value in teacher.items() if key not in known}
+    return [*words.flat(rest), *((key, value) for key, value in said.items() if value != words.NOTHING)]
+
+
+def _provenance(data: StudyData) -> list[tuple[str, str]]:
+    finished = data.trials["finished"].dropna()
+    said = {"command": data.command, "storage": data.storage, "study": data.name, "data set": data.dataset}
+    if len(finished):
+        first, last = (f"{moment(finished):%Y-%m-%d %H:%M}" for moment in (min, max))
+        said["trials ended"] = f"{first} to {last}"
+    return [*((key, str(value)) for key, value in said.items() if value), *words.flat(data.environment)]
+
+
+def _json(figure: go.Figure) -> Markup:
+    """A figure's JSON for a script element: nothing in it can end that element or open a comment."""
+    text = figure.to_json()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _packed(library: str) -> str:
+    return base64.b64encode(gzip.compress(library.encode(), 9, mtime=0)).decode()
+
+
+def _cdn_url() -> str:
+    return f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _policy(script: str, library: str, linked: bool) -> str:
+    """A Content-Security-Policy that runs the page's own script and plotly.js, each by its hash, only."""
+    sources = [f"'sha256-{_digest(script)}'"]
+    if library:
+        sources.append(_cdn_url() if linked else f"'sha256-{_digest(library)}'")
+    # plotly.js sets styles, and saves a picture through data: and blob:
+    return f"default-src 'none'; script-src {' '.join(sources)}; style-src 'unsafe-inline'; img-src data: blob:"

@@ -1,0 +1,118 @@
+"""Figures as people read them; everything missing (None, NaN) becomes a dash."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "–"
+
+
+def missing(value: object) -> bool:
+    """Whether a cell holds nothing: None or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def number(value: object) -> float:
+    """A finite number as a float, anything else (text, bool, None, infinity) as NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return math.nan
+    return float(value)
+
+
+def percent(fraction: object, digits: int = 2) -> str:
+    """0.9759 as "97.59 %"."""
+    value = number(fraction)
+    return NOTHING if math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def points(fraction: object) -> str:
+    """A difference of two accuracies, in percentage points with its sign: "+1.20"."""
+    value = number(fraction)
+    return NOTHING if math.isnan(value) else f"{100 * value:+.2f}"
+
+
+def ratio(value: object) -> str:
+    """About three digits: "4.21", "14.2", "139"."""
+    x = number(value)
+    if math.isnan(x):
+        return NOTHING
+    return f"{x:.2f}" if abs(x) < 9.995 else f"{x:.1f}" if abs(x) < 99.95 else f"{x:,.0f}"
+
+
+def interval(value: object, low: object, high: object) -> str:
+    """A ratio with its interval where it has one: "14.2 (13.8 to 14.6)"."""
+    if missing(low) or missing(high) or low == high:
+        return ratio(value)
+    return f"{ratio(value)} ({ratio(low)} to {ratio(high)})"
+
+
+def count(value: object) -> str:
+    """A whole number with separators: "39,760"."""
+    x = number(value)
+    return NOTHING if math.isnan(x) else f"{round(x):,}"
+
+
+def size(octets: object) -> str:
+    """Bytes as "159 kB" or "1.2 MB" (powers of ten)."""
+    x = number(octets)
+    if math.isnan(x):
+        return NOTHING
+    for unit, scale in (("MB", 1e6), ("kB", 1e3)):
+        if x >= scale:
+            return f"{x / scale:.3g} {unit}" if x < 999.5 * scale else f"{x / scale:,.0f} {unit}"
+    return f"{x:.0f} B"
+
+
+def seconds(value: object) -> str:
+    """A duration: "0.82 s", "12.4 s", "3 min 12 s"."""
+    x = number(value)
+    if math.isnan(x):
+        return NOTHING
+    minutes, rest = divmod(round(x), 60)
+    return f"{minutes:,} min {rest} s" if minutes else f"{x:.3g} s"
+
+
+def setting(value: object) -> str:
+    """One value of a configuration: short floats, lists in brackets."""
+    if missing(value):
+        return NOTHING
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(setting, value)) + "]"
+    return str(value)
+
+
+def configuration(config: Mapping[str, Any]) -> str:
+    """A configuration on one line: "width 300, temperature 3.5"."""
+    return ", ".join(f"{key.replace('_', ' ')} {setting(value)}" for key, value in config.items())
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested dictionary as (dotted key, text) pairs, for a table of two columns."""
+    rows: list[tuple[str, str]] = []
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            rows.append((f"{prefix}{key}", text))
+    return rows
+
+
+def pruning(reason: object) -> str:
+    """Why a trial was stopped, from what the pruner stored: text, or a mapping with `reason`, `epoch`, ..."""
+    if not isinstance(reason, Mapping):
+        return "" if missing(reason) else str(reason)
+    text = str(reason.get("reason") or "stopped by the pruner")
+    extra = []
+    if "epoch" in reason:
+        extra.append(f"epoch {reason['epoch']}")
+    if "trial" in reason:
+        extra.append(f"against trial {reason['trial']}")
+    if not math.isnan(number(reason.get("accuracy"))):
+        extra.append(f"at {percent(reason['accuracy'])}")
+    return f"{text} ({', '.join(extra)})" if extra else text

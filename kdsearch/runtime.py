@@ -1,0 +1,127 @@
+"""The device, seeds and threads, and what machine and versions a figure came from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+import torch
+
+from kdsearch.errors import DeviceError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for.
+
+    Raises:
+        DeviceError: the name is none of these, or the machine has no such device.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not there):
+        return torch.device("cpu")
+    if name in ("auto", "cuda"):
+        name = "cuda:0"
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not number.isdigit():
+        raise DeviceError("--device must be auto, cpu, cuda or cuda:N", got=name, remedy="choose one of these")
+    if int(number) >= there:
+        raise DeviceError(
+            f"--device must exist: torch {torch.__version__} sees {there} CUDA devices here",
+            got=name,
+            remedy="use --device cpu, or mend the driver (`nvidia-smi` tells)",
+        )
+    return torch.device(name)
+
+
+def device_model(device: torch.device) -> str:
+    """The model of a device, as figures that are measured on it quote it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return cpu_model()
+
+
+def cpu_model() -> str:
+    """The processor's name and what the system says of its cores."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name} ({platform.machine()})"
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Versions, device and threads: what has to stand beside a figure that was measured."""
+    packages = ("kdsearch", "torch", "torchvision", "optuna", "numpy")
+    versions: dict[str, str | int] = {name: package_version(name) for name in packages}
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_model": device_model(device),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 1,
+    }
+
+
+def package_version(name: str) -> str:
+    """The installed version of a package, or "not installed"."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 63 bits from anything that prints: equal parts give equal seeds on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system."""
+    return int.from_bytes(os.urandom(4), "big")
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Runs its body with torch's global generators seeded, and puts their states back."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Runs its body with that many CPU threads inside an operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for all work on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def cache_folder() -> Path:
+    """Where teachers are kept: `KDSEARCH_CACHE_DIR`, else the user's cache folder."""
+    return Path(os.environ.get("KDSEARCH_CACHE_DIR") or platformdirs.user_cache_dir("kdsearch"))
+
+
+def data_folder(given: str | None = None) -> Path:
+    """Where data sets lie: as given, else `KDSEARCH_DATA_DIR`, else `data` in the cache folder."""
+    return Path(given or os.environ.get("KDSEARCH_DATA_DIR") or cache_folder() / "data").expanduser()

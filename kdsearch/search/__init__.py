@@ -1,0 +1,1 @@
+"""The search: space, anchors, pruner, one trial, the study."""

@@ -1,0 +1,31 @@
+"""The slides' configurations as ordinary trials that run first and are never pruned."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from optuna import Study
+from optuna.trial import TrialState
+
+from kdsearch.records import Attr
+from kdsearch.search.space import trial_parameters
+from kdsearch.spec import StudySpec
+
+MAX_FAILURES = 3  # of one anchor; then it is not tried again
+
+
+def enqueue_missing(study: Study, spec: StudySpec, *, at_most: int) -> None:
+    """Enqueues the first `at_most` anchors as far as they are neither waiting nor complete.
+
+    One whose run was killed is enqueued again; one that failed three times is not.
+    """
+    states: dict[str, Counter[TrialState]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        name = trial.user_attrs.get(Attr.ANCHOR)
+        if name is not None:
+            states.setdefault(name, Counter())[trial.state] += 1
+    for name, anchor in list(spec.anchors.items())[:at_most]:
+        seen = states.get(name, Counter())
+        if seen[TrialState.COMPLETE] or seen[TrialState.WAITING] or seen[TrialState.FAIL] >= MAX_FAILURES:
+            continue
+        study.enqueue_trial(trial_parameters(anchor.config, spec.space), user_attrs={Attr.ANCHOR: name})

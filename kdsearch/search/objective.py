@@ -1,0 +1,214 @@
+"""One trial: a configuration, its ratio before training, its epochs, its best checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from optuna import Study, Trial, TrialPruned
+from torch import Tensor, nn
+
+from kdsearch import networks, runtime
+from kdsearch.data import Split
+from kdsearch.distil import train
+from kdsearch.distil.loss import distillation_loss
+from kdsearch.distil.teacher import Teacher
+from kdsearch.measure import COSTS, accuracy
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
+from kdsearch.search import pruner, space
+from kdsearch.spec import StudySpec
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """All that a trial needs and no trial changes.
+
+    Attributes:
+        spec: the study file.
+        split: data on the device.
+        teacher: frozen, with its logits over the training images.
+        cost: key of `measure.COSTS`.
+    """
+
+    spec: StudySpec
+    split: Split
+    teacher: Teacher
+    cost: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self.split.train.labels.device
+
+    def build(self, config: Config, seed: int) -> nn.Module:
+        """An untrained student; the same seed gives the same weights on every device."""
+        family = networks.student_family(self.spec.student.family)
+        with runtime.seeded(runtime.derive_seed("weights", seed), torch.device("cpu")):
+            student = family.build(architecture(config), self.split.shape, len(self.split.classes))
+        return student.to(self.device)
+
+    def teach(self, student: nn.Module, config: Config, seed: int) -> Iterator[EpochRecord]:
+        """Trains a student as its configuration says, an epoch a step of the iterator."""
+
+        def loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+            return distillation_loss(
+                logits,
+                labels,
+                teacher_logits,
+                loss_weight=config["loss_weight"],
+                temperature=config.get("temperature"),
+            )
+
+        lesson = train.Lesson(
+            data=self.split.train,
+            prepare=self.split.prepare,
+            loss=loss,
+            teacher_logits=self.teacher.logits if config["loss_weight"] > 0 else None,
+            epochs=config["epochs"],
+            batch_size=config["batch_size"],
+            seed=seed,
+        )
+        return train.train(
+            student,
+            lesson,
+            self.spec.student.recipe,
+            validate=lambda network: accuracy(network, self.split.validation, self.split.prepare),
+        )
+
+    def test(self, student: nn.Module) -> float:
+        """Test accuracy, a fraction."""
+        return accuracy(student, self.split.test, self.split.prepare)
+
+    def timing_key(self, config: Config) -> str:
+        """What two students must share to share one timing."""
+        key: dict[str, Any] = {"architecture": architecture(config), "cost": self.cost}
+        if self.cost != "flops":
+            key |= {
+                "device": runtime.device_model(self.device),
+                "threads": self.spec.latency.threads if self.device.type == "cpu" else None,
+                "batch": self.spec.latency.batch,
+                "precision": "float32",
+                "torch": torch.__version__,
+            }
+        return json.dumps(key, sort_keys=True)
+
+    def measure(self, student: nn.Module) -> Timing:
+        """The student's inference ratio, on a batch and with the threads that the study says."""
+        batch = self.split.example(self.spec.latency.batch)
+        with runtime.threads(self.spec.latency.threads):
+            return COSTS[self.cost](self.teacher.network, student, batch)
+
+
+@dataclass
+class Best:
+    """The best validated checkpoint so far: the first epoch that reached the highest accuracy."""
+
+    accuracy: float = -1.0
+    epoch: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def see(self, record: EpochRecord, student: nn.Module) -> None:
+        """Keeps the student's weights if they are better than any before."""
+        if record.accuracy > self.accuracy:
+            self.accuracy, self.epoch = record.accuracy, record.epoch
+            self.weights = copy.deepcopy(student.state_dict())
+
+
+class Objective:
+    """A trial of the study, as Optuna calls it: returns (validation accuracy, inference ratio).
+
+    Args:
+        workshop: what all trials share.
+        seed: of the study; each trial trains with a seed from (seed, trial number). None: a fresh one each.
+        progress: told of epochs.
+    """
+
+    def __init__(self, workshop: Workshop, *, seed: int | None, progress: Progress) -> None:
+        self._workshop = workshop
+        self._seed = seed
+        self._progress = progress
+        self.number = -1  # of the trial that ran last
+
+    def __call__(self, trial: Trial) -> tuple[float, float]:
+        """Runs the trial; a reason is stored before any error goes on.
+
+        Raises:
+            TrialPruned: the pruner called it hopeless.
+        """
+        self.number = trial.number
+        try:
+            return self._run(trial)
+        except TrialPruned:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}" if not hasattr(error, "rule") else str(error)
+            trial.set_user_attr(Attr.FAIL_REASON, reason)
+            raise
+
+    def _run(self, trial: Trial) -> tuple[float, float]:
+        workshop = self._workshop
+        config = space.suggest(trial, workshop.spec.space)
+        seed = runtime.fresh_seed() if self._seed is None else runtime.derive_seed("trial", self._seed, trial.number)
+        self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
+        student = workshop.build(config, seed)
+        trial.set_user_attr(Attr.CONFIG, config)
+        trial.set_user_attr(Attr.SEED, seed)
+        trial.set_user_attr(Attr.PARAMETERS, networks.parameters(student))
+        trial.set_user_attr(Attr.BYTES, networks.size_bytes(student))
+        timing = self._time(trial, student, config)
+        pruner.report(trial, (None, timing.ratio), 0)
+        best = Best()
+        hopeless = self._train(trial, student, config, seed, timing.ratio, best)
+        student.load_state_dict(best.weights)
+        trial.set_user_attr(Attr.TEST_ACCURACY, workshop.test(student))
+        if hopeless:
+            raise TrialPruned
+        return best.accuracy, timing.ratio
+
+    def _time(self, trial: Trial, student: nn.Module, config: Config) -> Timing:
+        """The ratio: that of the first trial of this architecture, else measured now."""
+        key = self._workshop.timing_key(config)
+        timing = known_timing(trial.study, key) or self._workshop.measure(student)
+        trial.set_user_attr(Attr.TIMING, dataclasses.asdict(timing))
+        trial.set_user_attr(Attr.TIMING_KEY, key)
+        for name, value in {
+            Attr.RATIO: timing.ratio,
+            Attr.RATIO_LOW: timing.low,
+            Attr.RATIO_HIGH: timing.high,
+        }.items():
+            trial.set_user_attr(name, value)
+        return timing
+
+    def _train(self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, best: Best) -> bool:
+        """Trains to the end or until the trial is hopeless, which it returns."""
+        losses: list[float] = []
+        seconds = 0.0
+        hopeless = False
+        for record in self._workshop.teach(student, config, seed):
+            losses.append(record.loss)
+            seconds += record.seconds
+            best.see(record, student)
+            pruner.report(trial, (record.accuracy, ratio), record.epoch)
+            self._progress.trial_epoch(trial.number, record, config["epochs"])
+            hopeless = record.epoch < config["epochs"] and pruner.should_prune(trial)
+            if hopeless:
+                break
+        trial.set_user_attr(Attr.LOSSES, losses)
+        trial.set_user_attr(Attr.TRAIN_SECONDS, seconds)
+        trial.set_user_attr(Attr.ACCURACY, best.accuracy)
+        trial.set_user_attr(Attr.BEST_EPOCH, best.epoch)
+        return hopeless
+
+
+def known_timing(study: Study, key: str) -> Timing | None:
+    """The timing that the first trial with this key stored, or None: the first one written stands."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get(Attr.TIMING_KEY) == key:
+            return Timing(**trial.user_attrs[Attr.TIMING])
+    return None

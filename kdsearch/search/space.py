@@ -1,0 +1,62 @@
+"""From a search space and a trial to a configuration, and back to a trial's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna import Trial
+
+from kdsearch.records import DISTILLATION, Config, architecture
+from kdsearch.spec import Dimension, Range, Stages
+
+DIGITS = 10  # a stepped range gives 0.15000000000000002 without rounding
+
+
+def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
+    if isinstance(dimension, Stages):
+        return _suggest_stages(trial, name, dimension)
+    if isinstance(dimension, list):
+        return trial.suggest_categorical(name, dimension)
+    if not isinstance(dimension, Range):
+        return dimension
+    low, high, step = dimension.low, dimension.high, dimension.step
+    if dimension.integer:
+        return trial.suggest_int(name, int(low), int(high), step=int(step or 1), log=dimension.log)
+    value = trial.suggest_float(name, low, high, step=step, log=dimension.log)
+    return round(value, DIGITS) if step else value
+
+
+def _suggest_stages(trial: Trial, name: str, dimension: Stages) -> list[int]:
+    blocks: list[int] = []
+    for index in range(dimension.stages):
+        if blocks and blocks[-1] == 0:
+            blocks.append(0)  # nothing follows a stage of 0 blocks: there is nothing to sample
+        else:
+            low = max(1, dimension.low) if index == 0 else dimension.low
+            blocks.append(trial.suggest_int(f"{name}_{index + 1}", low, dimension.high))
+    return blocks
+
+
+def suggest(trial: Trial, space: dict[str, Dimension]) -> Config:
+    """Samples a configuration; a parameter that would have no effect is not sampled.
+
+    Stages are sampled as `blocks_1`, `blocks_2`, ...; the temperature only for a loss weight above 0.
+    """
+    config = {name: _suggest(trial, name, space[name]) for name in architecture(space)}
+    for name in DISTILLATION:
+        if name != "temperature" or config["loss_weight"] > 0:
+            config[name] = _suggest(trial, name, space[name])
+    return config
+
+
+def trial_parameters(config: Config, space: dict[str, Dimension]) -> dict[str, Any]:
+    """The parameters with which a trial's `suggest` gives this configuration: for `study.enqueue_trial`."""
+    parameters: dict[str, Any] = {}
+    for name, value in config.items():
+        dimension = space[name]
+        if isinstance(dimension, Stages):
+            sampled = value[: value.index(0) + 1] if 0 in value else value
+            parameters |= {f"{name}_{index}": blocks for index, blocks in enumerate(sampled, start=1)}
+        elif isinstance(dimension, Range | list):
+            parameters[name] = value
+    return parameters

@@ -1,0 +1,337 @@
+"""A study: made or found again, checked against its definition, run to exactly N finished trials."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna import Study
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from kdsearch import data, networks, runtime, spec, storage
+from kdsearch.distil import teacher
+from kdsearch.errors import DefinitionError, KdsearchError, RunError
+from kdsearch.measure import COSTS
+from kdsearch.progress import Progress
+from kdsearch.records import METRICS, Attr, StudyAttr
+from kdsearch.search import anchors, samplers
+from kdsearch.search.objective import Objective, Workshop
+from kdsearch.search.pruner import ParetoPruner
+
+MAX_FAILURES_IN_A_ROW = 5
+DIFFERENCES_SHOWN = 4
+PRUNERS: dict[str, Callable[[spec.StudySpec], optuna.pruners.BasePruner]] = {
+    "pareto": lambda file: ParetoPruner(warm_up=max(1, file.longest // WARM_UP_SHARE)),
+    "none": lambda file: optuna.pruners.NopPruner(),
+}
+WARM_UP_SHARE = 6  # no trial is pruned in the first sixth of the longest training: late bloomers
+DEFAULT_STORAGE = "sqlite:///kdsearch.db"
+DEFAULT_DATASET = "digits"
+DEFAULT_TRIALS = 50
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, checked but with nothing trained yet.
+
+    Attributes:
+        spec: the study file with the limits of the command line.
+        split: data on the device.
+        device: where trials are trained.
+        cost: key of `measure.COSTS`.
+        name: of the Optuna study.
+        url: of its storage.
+    """
+
+    spec: spec.StudySpec
+    split: data.Split
+    device: torch.device
+    cost: str
+    name: str
+    url: str
+
+
+def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
+    """The study file for a data set, a study file's own data set, or both where they agree.
+
+    Raises:
+        KdsearchError: an unknown data set, an unusable study file, or one for another data set.
+    """
+    if dataset is not None:
+        data.check_name(dataset)
+    loaded = spec.load(study or spec.shipped(dataset or DEFAULT_DATASET))
+    if dataset is not None and dataset != loaded.data.name:
+        if dataset.partition(":")[0] != loaded.data.name.partition(":")[0]:
+            raise DefinitionError(
+                "--dataset and the study file must name the same data set",
+                got=f"{dataset} and {loaded.data.name}",
+                remedy="drop --dataset or choose another --study",
+            )
+        loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"name": dataset})})
+    data.check_name(loaded.data.name)
+    networks.check_families(loaded)
+    return loaded
+
+
+def make_plan(
+    *,
+    dataset: str | None = None,
+    study: str | Path | None = None,
+    name: str | None = None,
+    storage_url: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    cost: str = "latency",
+    train_size: int | None = None,
+    max_epochs: int | None = None,
+) -> Plan:
+    """Checks all that can be checked before work begins, and loads the data.
+
+    Raises:
+        KdsearchError: anything is unknown, missing or broken.
+    """
+    chosen = runtime.resolve_device(device)
+    check_choice("--cost", cost, COSTS)
+    loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs)
+    split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
+    title = name or Path(loaded.data.name.replace(":", "/")).name
+    url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
+    return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url)
+
+
+def check_choice(option: str, value: str, choices: Any) -> None:
+    """Refuses a value that is not among the choices.
+
+    Raises:
+        KdsearchError: it is not.
+    """
+    if value not in choices:
+        raise KdsearchError(f"{option} must be known", got=value, remedy=f"choose one of {', '.join(choices)}")
+
+
+def definition(plan: Plan) -> dict[str, Any]:
+    """All that must stay the same for two trials of a study to be comparable, as JSON.
+
+    Raises:
+        TeacherError: the teacher's weights cannot be read.
+    """
+    described = plan.spec.model_dump(mode="json", exclude={"anchors"})
+    described["data"] |= {"fingerprint": plan.split.fingerprint, "classes": list(plan.split.classes)}
+    described["teacher"] |= {"fingerprint": teacher.fingerprint(plan.spec.teacher, plan.split)}
+    described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
+    described["cost"] = plan.cost
+    if plan.cost != "flops":
+        described["device_model"] = runtime.device_model(plan.device)
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `key: old -> new` for what differs between two definitions."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}" for key in keys]
+
+
+def open_study(plan: Plan, backend: BaseStorage) -> Study:
+    """Makes the plan's study, or finds it again.
+
+    Raises:
+        DefinitionError: a study of another definition has that name.
+        TeacherError: the teacher's weights cannot be read.
+    """
+    wanted = definition(plan)
+    if plan.name in storage.study_names(backend):
+        study = storage.load_study(backend, plan.name)
+        stored = study.user_attrs.get(StudyAttr.DEFINITION)
+        if stored is None:
+            raise DefinitionError(
+                "a study of this name must have been made by kdsearch",
+                got=plan.name,
+                remedy="choose another --name",
+            )
+        changed = differences(stored, wanted)
+        if changed:
+            more = f" and {len(changed) - DIFFERENCES_SHOWN} more" if len(changed) > DIFFERENCES_SHOWN else ""
+            raise DefinitionError(
+                f"a study's definition must stay the same ({'; '.join(changed[:DIFFERENCES_SHOWN])}{more})",
+                got=plan.name,
+                remedy="choose another --name for the new definition, or the old options",
+            )
+    else:
+        study = optuna.create_study(storage=backend, study_name=plan.name, directions=["maximize"] * len(METRICS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(METRICS))
+        study.set_user_attr(StudyAttr.DEFINITION, wanted)
+    study.set_user_attr(StudyAttr.STUDY_FILE, plan.spec.model_dump(mode="json"))
+    return study
+
+
+def is_finished(trial: FrozenTrial) -> bool:
+    """Whether a trial counts: COMPLETE or PRUNED, and trained for at least one epoch."""
+    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    return ended and any(int(step) >= 1 for step in trial.user_attrs.get(Attr.CURVE, {}))
+
+
+def finished_count(study: Study) -> int:
+    """How many finished trials a study holds."""
+    return sum(map(is_finished, study.get_trials(deepcopy=False)))
+
+
+def run(
+    study: Study, objective: Objective, plan: Plan, *, trials: int, timeout: float | None, progress: Progress
+) -> None:
+    """Runs trials until the study holds `trials` finished ones, or `timeout` seconds have passed.
+
+    Raises:
+        RunError: five trials in a row failed.
+    """
+    start = time.monotonic()
+    failures = 0
+    done = finished_count(study)
+    progress.study_started(done, trials)
+    while done < trials and (timeout is None or time.monotonic() - start < timeout):
+        anchors.enqueue_missing(study, plan.spec, at_most=trials)
+        study.optimize(objective, n_trials=1, catch=(Exception,))
+        trial = study.get_trials(deepcopy=False)[objective.number]
+        done = finished_count(study)
+        progress.trial_finished(trial.number, trial.state.name, describe(trial), counted=is_finished(trial))
+        failures = failures + 1 if trial.state == TrialState.FAIL else 0
+        if failures == MAX_FAILURES_IN_A_ROW:
+            raise RunError(
+                f"{failures} trials in a row failed, the last one with: {trial.user_attrs.get(Attr.FAIL_REASON)}",
+                remedy="mend the cause and run the same command again: finished trials are kept",
+            )
+    progress.study_finished()
+
+
+def describe(trial: FrozenTrial) -> str:
+    """A trial's outcome in a few words."""
+    found = trial.user_attrs
+    if trial.state == TrialState.FAIL:
+        return str(found.get(Attr.FAIL_REASON, "no reason stored"))
+    ran = max(map(int, found[Attr.CURVE]), default=0)
+    return (
+        f"accuracy {found[Attr.ACCURACY]:.2%} (test {found[Attr.TEST_ACCURACY]:.2%}) at epoch {found[Attr.BEST_EPOCH]}"
+        f" of {ran}/{found[Attr.CONFIG]['epochs']}, ratio {found[Attr.RATIO]:.4g}"
+    )
+
+
+def optimize(
+    *,
+    dataset: str | None = None,
+    study: str | Path | None = None,
+    trials: int = DEFAULT_TRIALS,
+    storage: str | None = None,
+    name: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    sampler: str = "tpe",
+    pruner: str = "pareto",
+    cost: str = "latency",
+    seed: int | None = None,
+    train_size: int | None = None,
+    max_epochs: int | None = None,
+    timeout: float | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Study:
+    """Searches for students worth deploying; what `kdsearch optimize` does, from a script or a notebook.
+
+    Args:
+        dataset: `digits`, `mnist`, `cifar10` or `folder:PATH`; None: the study file's, else digits.
+        study: a study file; None: the shipped one for the data set.
+        trials: the study ends when it holds this many finished trials (COMPLETE or PRUNED).
+        storage: an Optuna storage URL or `journal:PATH`; None: `OPTUNA_STORAGE`, else `sqlite:///kdsearch.db`.
+        name: of the Optuna study; None: the data set's.
+        data_dir: where data sets lie; None: `KDSEARCH_DATA_DIR`, else the user's cache folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        sampler: `tpe`, `nsga2`, `random` or `gp`.
+        pruner: `pareto` or `none`.
+        cost: `latency` (measured) or `flops` (counted operations: deterministic).
+        seed: seeds each trial's sampler and training together with the trial's number.
+        train_size, max_epochs: less work, for a first look.
+        timeout: seconds after which no new trial starts.
+        command: what to name in the report as the command that ran.
+        progress: told of what happens; None: nobody is.
+
+    Returns:
+        The study; its `best_trials` are the front of (validation accuracy, inference ratio).
+
+    Raises:
+        KdsearchError: what the user can mend, in one line.
+    """
+    check_choice("--sampler", sampler, samplers.SAMPLERS)
+    check_choice("--pruner", pruner, PRUNERS)
+    if trials < 1:
+        raise KdsearchError("--trials must be at least 1", got=trials, remedy="give a whole number above 0")
+    plan = make_plan(
+        dataset=dataset,
+        study=study,
+        name=name,
+        storage_url=storage,
+        data_dir=data_dir,
+        device=device,
+        cost=cost,
+        train_size=train_size,
+        max_epochs=max_epochs,
+    )
+    return run_plan(
+        plan,
+        trials=trials,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        timeout=timeout,
+        command=command,
+        progress=progress or Progress(),
+    )
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    trials: int,
+    sampler: str,
+    pruner: str,
+    seed: int | None,
+    timeout: float | None,
+    command: str | None,
+    progress: Progress,
+) -> Study:
+    """Runs a plan: the study opened, the teacher obtained, trials run; see `optimize`."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
+    study = open_study(plan, storage.open_storage(plan.url))
+    study.sampler = samplers.make(sampler, seed)
+    study.pruner = PRUNERS[pruner](plan.spec)
+    skipped = list(plan.spec.anchors)[trials:]
+    if skipped:
+        progress.warning(f"--trials {trials} is fewer than the anchors: {', '.join(skipped)} will not run")
+    if finished_count(study) < trials:
+        known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
+        study.set_user_attr(StudyAttr.TEACHER, vars(known.facts))
+        facts = runtime.environment(plan.device) | {"classes": len(plan.split.classes), "seed": str(seed)}
+        study.set_user_attr(StudyAttr.ENVIRONMENT, facts | {"sampler": sampler, "pruner": pruner})
+        if command is not None:
+            study.set_user_attr(StudyAttr.COMMAND, command)
+        objective = Objective(Workshop(plan.spec, plan.split, known, plan.cost), seed=seed, progress=progress)
+        run(study, objective, plan, trials=trials, timeout=timeout, progress=progress)
+    return study

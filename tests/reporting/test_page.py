@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState, create_trial
+from plotly.offline import get_plotlyjs
+
+from kdsearch.errors import KdsearchError
+from kdsearch.reporting import page
+from kdsearch.reporting.collect import StudyData, collect
+
+URL = "sqlite:///x.db"
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Reader(HTMLParser):
+    """Text outside of script and style elements, script elements, and the headings in their order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.inside, self.text, self.headings = "", "", []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+        if tag == "h2":
+            self.headings.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, text):
+        if self.inside == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + text)
+        elif self.inside != "style":
+            self.text += text
+            if self.inside == "h2":
+                self.headings[-1] += text
+
+    def block(self, name: str) -> str:
+        return next(body for attrs, body in self.scripts if attrs.get("id") == name)
+
+
+def test_the_page_is_in_the_order_of_the_questions(data: StudyData):
+    read = Reader(page.render(data, plotlyjs="cdn"))
+    assert read.headings == [
+        "Accuracy against inference ratio", "The front", "The slides’ configurations", "Learning curves",
+        "Hypervolume", "Every trial", "Failed trials", "Teacher", "Where this comes from",
+    ]  # fmt: skip
+    text = read.text
+    assert text.index("Trial 3 is 100x faster than the teacher") < text.index("Most accurate")
+    assert "this front has not been confirmed with new seeds" in text
+    assert "another machine" in text
+
+
+def test_the_front_table_holds_figures_and_a_command_that_a_shell_reads_back(make_trial, make_study):
+    name = "it's; rm -rf $HOME"
+    found = collect(make_study([make_trial([0.9], 50.0)], name=name), storage_url="postgresql://a:b@h/d")
+    text = Reader(page.render(found, plotlyjs="cdn")).text
+    line = page.command(found, 0)
+    assert line in text
+    assert shlex.split(line) == [
+        "kdsearch", "train", "--trial", "0", "--name", name, "--storage", "postgresql://a:***@h/d"
+    ]  # fmt: skip
+    assert "put it in place of ***" in text
+    for figure in (
+        "90.00 %",
+        "50.0 (49.0 to 51.0)",
+        "238,510",
+        "954 kB",
+        "width 300, loss weight 0.5, epochs 3",
+    ):
+        assert figure in text
+
+
+def test_the_slides_table_compares(data: StudyData):
+    source = page.render(data, plotlyjs="cdn")
+    row = re.search(r'<tr><th scope="row">m2</th>.*?</tr>', source)
+    assert row
+    cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", row[0])]
+    assert cells == [
+        "97.24 %", "139", "1 min 36 s", "1", "96.10 %", "100", "3", "96.90 %", "100", "+0.80"
+    ]  # fmt: skip
+
+
+def test_a_study_without_published_figures_says_so(make_trial, make_study):
+    found = collect(make_study([make_trial([0.9], 50.0, anchor="m1")], file="digits"), storage_url=URL)
+    text = Reader(page.render(found, plotlyjs="cdn")).text
+    assert "publish no figures for this data set" in text
+    assert "As published" not in text
+
+
+def test_hostile_text_stays_text(make_trial, make_study):
+    trial = make_trial([0.9], 50.0, anchor=HOSTILE, config={HOSTILE: HOSTILE})
+    failed = create_trial(state=TrialState.FAIL, user_attrs={"fail_reason": HOSTILE})
+    study = make_study([trial, failed], name=HOSTILE)
+    for name in ("environment", "definition", "teacher"):
+        study.set_user_attr(name, {HOSTILE: HOSTILE, "classes": 10, "nested": {HOSTILE: [HOSTILE]}})
+    study.set_user_attr("command", HOSTILE)
+    source = page.render(collect(study, storage_url=URL), plotlyjs="cdn")
+    read = Reader(source)
+    assert HOSTILE not in source
+    assert source.count("<script") == 5  # three figures' data, plotly.js and the page's own
+    assert "<" not in read.block("front-data")
+    assert f"Study {HOSTILE}" in read.text
+    assert HOSTILE in json.dumps(json.loads(read.block("front-data")))
+
+
+def test_a_figures_json_cannot_end_its_element():
+    class Raw:
+        def to_json(self) -> str:  # Plotly's own writer escapes too: here it does not
+            return '{"a": "</script><!-- & \u2028"}'
+
+    text = page._json(Raw())  # type: ignore[arg-type]
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!-- & \u2028"}
+
+
+def test_plotly_is_packed_into_the_page_whole(data: StudyData):
+    source = page.render(data)
+    packed = Reader(source).block("plotlyjs")
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
+    assert len(source) < 2_500_000
+    assert "https://" not in source.replace(packed, "")
+
+
+def test_the_linked_page_is_small_and_names_what_it_loads(data: StudyData):
+    source = page.render(data, plotlyjs="cdn")
+    assert len(source) < 100_000
+    (script,) = [attrs for attrs, _ in Reader(source).scripts if "src" in attrs]
+    assert script["src"].startswith("https://cdn.plot.ly/plotly-")
+    assert script["integrity"].startswith("sha256-")
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [([], "This study has no trials yet"), ([TrialState.FAIL], "All trials failed (1 failed)"),
+     ([TrialState.RUNNING], "No trial is complete yet"), ([TrialState.COMPLETE], "Trial 0 is 2.00x faster")],
+)  # fmt: skip
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_study_at_its_beginning_gives_a_page(make_study, states, said, bare):
+    values = {TrialState.COMPLETE: [0.5, 2.0]}
+    trials = [create_trial(state=state, values=values.get(state)) for state in states]
+    found = collect(make_study(trials, bare=bare), storage_url=URL)
+    text = Reader(page.render(found, plotlyjs="cdn")).text
+    assert said in text
+    assert ("The study holds no teacher yet" in text) == bare
+    assert "nan" not in text.lower()
+
+
+def test_a_bare_empty_study_carries_no_plotly(make_study):
+    assert len(page.render(collect(make_study([], bare=True), storage_url=URL))) < 20_000
+
+
+def test_write_makes_the_folder_and_leaves_nothing_beside(data: StudyData, tmp_path: Path):
+    path = page.write(data, tmp_path / "reports" / "mnist.html", plotlyjs="cdn")
+    assert path.read_text(encoding="utf-8") == page.render(data, plotlyjs="cdn")
+    assert [file.name for file in path.parent.iterdir()] == ["mnist.html"]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    data: StudyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "mnist.html"
+    path.write_text("before")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page.os, "replace", full)
+    with pytest.raises(KdsearchError, match=r"must be writable: No space left.*mnist\.html.*--report"):
+        page.write(data, path, plotlyjs="cdn")
+    assert path.read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == ["mnist.html"]
+
+
+def test_a_folder_in_the_way_is_one_clean_error(data: StudyData, tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(KdsearchError, match="must be writable"):
+        page.write(data, tmp_path / "there", plotlyjs="cdn")
+    assert [file.name for file in tmp_path.iterdir()] == ["there"]
+
+
+def test_an_unknown_way_to_get_plotly_is_refused(data: StudyData):
+    with pytest.raises(KdsearchError, match="inline or cdn"):
+        page.render(data, plotlyjs="none")  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from kdsearch.reporting import page
+from kdsearch.reporting.collect import StudyData, collect
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+READY = "document.querySelectorAll('.plot[data-ready]').length === document.querySelectorAll('.plot').length"
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as driver:
+        path = os.environ.get("KDSEARCH_CHROMIUM", "/usr/bin/chromium")
+        chromium = driver.chromium.launch(executable_path=path, headless=True, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def opened(browser: Browser, path: Path, *, width: int = 1280, scheme: str = "light") -> tuple[Page, list[str]]:
+    """The page, drawn, without a network; and what went wrong or was asked for besides the file."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    shown, trouble = context.new_page(), []
+    shown.on("console", lambda message: trouble.append(f"console: {message.text}"))
+    shown.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+    asked = lambda request: trouble.append(f"request: {request.url}")  # noqa: E731
+    shown.on("request", lambda request: None if request.url == path.as_uri() else asked(request))
+    shown.goto(path.as_uri())
+    shown.wait_for_function(READY)
+    return shown, trouble
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_figure_is_drawn_offline_and_the_page_fits(
+    browser: Browser, data: StudyData, tmp_path: Path, width: int, scheme: str
+):
+    shown, trouble = opened(browser, page.write(data, tmp_path / "r.html"), width=width, scheme=scheme)
+    assert trouble == []
+    # front: 3 + 2 dominated + 1 pruned + 9 published + 3 measured + the teacher
+    assert shown.locator("#front .scatterlayer .point").count() == 19
+    assert shown.locator("#curves .scatterlayer .point").count() == 12
+    assert shown.locator("#hypervolume .scatterlayer .point").count() == 6
+    labels = shown.locator("#front .scatterlayer text").all_text_contents()
+    assert sorted(labels) == sorted([f"m{i}" for i in range(1, 10)] + ["m1", "m2", "m9", "teacher"])
+    assert shown.evaluate("document.documentElement.scrollWidth") == width
+    ink = shown.evaluate("getComputedStyle(document.querySelector('#front .xtitle')).fill")
+    paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (brightness(ink) > brightness(paper)) == (scheme == "dark")
+
+
+def brightness(color: str) -> int:
+    return sum(int(part) for part in color[4:-1].split(","))
+
+
+def test_the_switch_moves_the_points(browser: Browser, data: StudyData, tmp_path: Path):
+    shown, trouble = opened(browser, page.write(data, tmp_path / "r.html"))
+    title = shown.locator("#front .ytitle")
+    assert title.text_content() == "test accuracy, %"
+    shown.locator("#front .updatemenu-button").nth(1).click()
+    shown.wait_for_function("document.querySelector('#front .ytitle').textContent === 'validation accuracy, %'")
+    assert shown.locator("#front .scatterlayer .point").count() == 10  # the nine published points are gone
+    assert trouble == []
+
+
+def test_a_hostile_study_is_shown_as_text(browser: Browser, make_trial, make_study, tmp_path: Path):
+    study = make_study([make_trial([0.9, 0.95], 50.0, anchor=HOSTILE, config={HOSTILE: HOSTILE})], name=HOSTILE)
+    found = collect(study, storage_url="sqlite:///x.db")
+    shown, trouble = opened(browser, page.write(found, tmp_path / "r.html"))
+    shown.locator("#front .nsewdrag").hover()
+    assert shown.title() == f"{HOSTILE} · kdsearch report"
+    assert shown.locator("h1").text_content() == f"Study {HOSTILE} on mnist"
+    assert shown.locator("img").count() == 0
+    assert trouble == []
+
+
+def test_without_javascript_the_tables_hold_the_front(browser: Browser, data: StudyData, tmp_path: Path):
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    shown = context.new_page()
+    shown.goto(page.write(data, tmp_path / "r.html").as_uri())
+    assert "needs JavaScript" in shown.locator("#front").inner_text()
+    assert "kdsearch train --trial 4" in shown.locator("main").inner_text()
+
+
+def test_a_study_without_trials_opens(browser: Browser, make_study, tmp_path: Path):
+    found = collect(make_study([], bare=True), storage_url="sqlite:///x.db")
+    shown, trouble = opened(browser, page.write(found, tmp_path / "r.html"))
+    assert "no trials yet" in shown.locator(".verdict").inner_text()
+    assert trouble == []
