@@ -240,7 +240,7 @@ class StudySpec(_Model):
             for key, value in config.items():
                 if not dimension_holds(self.space[key], value):
                     raise ValueError(
-                        f"anchors.{name}.{key} lies outside the space (got {value}); widen space.{key} or move the anchor"
+                        f"anchors.{name}.{key} lies outside the space (got {value}); widen space.{key} or move it"
                     )
         return self
 

@@ -1,0 +1,342 @@
+"""The command line: parses, calls and prints. Heavy packages are imported where a command needs them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdsearch import __version__
+from kdsearch.errors import KdsearchError, RunError
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from rich.table import Table
+
+    from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting.collect import StudyData
+
+DEFAULT_STORAGE = "sqlite:///kdsearch.db"
+
+app = typer.Typer(
+    help="Find the small network to deploy: the Pareto front of accuracy against inference ratio.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Storage = Annotated[
+    str,
+    typer.Option(envvar="OPTUNA_STORAGE", help="An Optuna storage URL, or journal:PATH.", show_envvar=True),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the study [default: the only one in the storage].")]
+DataDir = Annotated[
+    str | None,
+    typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or are downloaded to [default: cache folder]."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
+
+
+def main() -> None:
+    """The `kdsearch` command: one clear line and exit code 1 for what the user can mend."""
+    try:
+        app()
+    except KdsearchError as error:
+        fail(str(error))
+    except Exception as error:
+        from sqlalchemy.exc import SQLAlchemyError  # imported by now, if it is one of these
+
+        if not isinstance(error, SQLAlchemyError):
+            raise
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        fail(f"the storage must stay reachable: {reason}; run the same command again: finished trials are kept")
+
+
+def fail(line: str) -> None:
+    """Prints an error's line on stderr and exits with code 1."""
+    print(f"kdsearch: error: {line}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"kdsearch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+@app.command()
+def optimize(
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].", show_default=False)
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials the study ends with.")] = 50,
+    storage: Storage = DEFAULT_STORAGE,
+    name: Annotated[str | None, typer.Option(help="Name of the study [default: the data set's].")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    sampler: Annotated[str, typer.Option(help="tpe, nsga2, random or gp.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="pareto or none.")] = "pareto",
+    cost: Annotated[str, typer.Option(help="latency (measured) or flops (counted operations: deterministic).")] = (
+        "latency"
+    ),
+    seed: Annotated[int | None, typer.Option(help="Makes trials repeatable, with --cost flops the study.")] = None,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds after which no new trial starts.")] = None,
+    report: ReportPath = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate of the time; train nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search for students worth deploying; run it again and it goes on where it stopped."""
+    from kdsearch.console import ConsoleProgress
+    from kdsearch.search import plan, samplers
+    from kdsearch.search import study as search
+
+    search.check_choice("--sampler", sampler, samplers.SAMPLERS)
+    search.check_choice("--pruner", pruner, search.PRUNERS)
+    planned = search.make_plan(
+        dataset=dataset,
+        study=study,
+        name=name,
+        storage_url=storage,
+        data_dir=data_dir,
+        device=device,
+        cost=cost,
+        train_size=train_size,
+        max_epochs=max_epochs,
+    )
+    if dry_run:
+        print_plan(plan.estimate(planned, trials=trials), as_json=as_json)
+        return
+    command = _command(storage)
+    with ConsoleProgress() as progress:
+        try:
+            optuna_study = search.run_plan(
+                planned,
+                trials=trials,
+                sampler=sampler,
+                pruner=pruner,
+                seed=seed,
+                timeout=timeout,
+                command=command,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            progress.warning("interrupted: finished trials are kept; the same command goes on")
+            raise
+        except RunError:
+            write_report(find_study(storage, planned.name), storage, report)
+            raise
+        data, path = write_report(optuna_study, storage, report)
+    show_result(data, path, as_json=as_json, progress=progress)
+
+
+def _command(storage: str) -> str:
+    """The command line as the report names it, a password in the storage's URL masked."""
+    from kdsearch.storage import masked
+
+    return shlex.join(["kdsearch", *(word.replace(storage, masked(storage)) for word in sys.argv[1:])])
+
+
+def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
+    """Prints what `plan.estimate` found."""
+    if as_json:
+        print(json.dumps(plan))
+        return
+    images, seconds = plan["images"], plan["seconds"]
+    print(f"study     {plan['study']}: {plan['trials']} finished trials of {plan['dataset']}, cost {plan['cost']}")
+    print(f"images    {images['train']} train, {images['validation']} validation, {images['test']} test")
+    print(f"device    {plan['device']}")
+    print(f"anchors   {', '.join(plan['anchors']) or 'none'}")
+    for key, values in plan["space"].items():
+        print(f"space     {key}: {values}")
+    parts = ", ".join(f"{key} {value / 60:.1f} min" for key, value in seconds.items() if key != "all")
+    print(f"estimate  {seconds['all'] / 60:.1f} min without pruning ({parts})")
+
+
+def find_study(storage: str, name: str | None) -> Study:
+    """The study of that name, or the only one in the storage.
+
+    Raises:
+        StorageError: there is no such study, or no name and not exactly one study.
+    """
+    from kdsearch import storage as storages
+    from kdsearch.errors import StorageError
+
+    backend = storages.open_storage(storage)
+    known = storages.study_names(backend)
+    if name is None and len(known) != 1:
+        there = ", ".join(known) or "none yet"
+        raise StorageError(
+            f"--name must say which study (studies there: {there})",
+            got=storages.masked(storage),
+            remedy="give --name" if known else "run `kdsearch optimize` first",
+        )
+    return storages.load_study(backend, name or known[0])
+
+
+def write_report(study: Study, storage: str, path: Path | None, *, plotlyjs: Any = "inline") -> tuple[StudyData, Path]:
+    """Writes a study's report; returns its data and where it went."""
+    from kdsearch.reporting import collect, page
+
+    data = collect.collect(study, storage_url=storage)
+    target = path or Path("reports") / (re.sub(r"[^\w.-]+", "_", study.study_name) + ".html")
+    return data, page.write(data, target, plotlyjs=plotlyjs)
+
+
+def show_result(data: StudyData, path: Path | None, *, as_json: bool, progress: ConsoleProgress | None = None) -> None:
+    """Prints a study's result: JSON on stdout, or its front as a table on stderr."""
+    from kdsearch.console import ConsoleProgress, front_table
+    from kdsearch.reporting import collect
+    from kdsearch.reporting.verdict import verdict
+
+    result = collect.result(data, report=None if path is None else str(path))
+    progress = progress or ConsoleProgress()
+    if result["front"]:
+        progress.console.print(front_table(result))
+        progress.line(verdict(data))
+    counts = result["trials"]
+    progress.line(f"trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed")
+    if path is not None:
+        progress.line(f"report: {path}")
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+
+
+@app.command()
+def report(
+    name: Name = None,
+    storage: Storage = DEFAULT_STORAGE,
+    report: ReportPath = None,
+    plotlyjs: Annotated[str, typer.Option(help="inline (one offline file) or cdn (a small one).")] = "inline",
+    as_json: Json = False,
+) -> None:
+    """Write the HTML report of a study, from its storage alone."""
+    data, path = write_report(find_study(storage, name), storage, report, plotlyjs=plotlyjs)
+    show_result(data, path, as_json=as_json)
+
+
+@app.command()
+def status(name: Name = None, storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
+    """Print a study's front and how many trials it holds."""
+    from kdsearch.reporting.collect import collect
+
+    show_result(collect(find_study(storage, name), storage_url=storage), None, as_json=as_json)
+
+
+@app.command()
+def dashboard(
+    storage: Storage = DEFAULT_STORAGE,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; use an SSH tunnel from elsewhere.")] = 8080,
+) -> None:
+    """Watch studies live in optuna-dashboard, on this machine only."""
+    from kdsearch.storage import masked, open_storage
+
+    backend = open_storage(storage)  # makes the tables first: the dashboard cannot start without
+    import optuna_dashboard
+
+    print(f"optuna-dashboard of {masked(storage)} on http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr)
+    try:
+        optuna_dashboard.run_server(backend, host="127.0.0.1", port=port)
+    except OSError as error:
+        raise KdsearchError(
+            f"the port must be free: {error.strerror}", got=port, remedy="give another --port"
+        ) from None
+
+
+@app.command()
+def train(
+    trial: Annotated[int, typer.Option(min=0, help="Number of the trial.")],
+    name: Name = None,
+    storage: Storage = DEFAULT_STORAGE,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="The weights' file [default: NAME-trial-N.safetensors].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a trial's student again, print its scores and save its weights."""
+    from kdsearch.console import ConsoleProgress
+    from kdsearch.search import retrain
+
+    study = find_study(storage, name)
+    with ConsoleProgress() as progress:
+        student = retrain.retrain(study, trial, data_dir=data_dir, device=device, progress=progress)
+    path = out or Path(re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}") + ".safetensors")
+    retrain.save(student, path)
+    scores = {
+        "trial": trial,
+        "accuracy": student.accuracy,
+        "test_accuracy": student.test_accuracy,
+        "epoch": student.epoch,
+        "params": student.config,
+        "weights": str(path),
+    }
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        print(f"trial {trial}: validation accuracy {student.accuracy:.2%}, test accuracy {student.test_accuracy:.2%}")
+        print(f"best epoch {student.epoch}, weights in {path}")
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The study file to write.")] = Path("study.toml"),
+    dataset: Annotated[str, typer.Option(help="Whose shipped study file to begin with.")] = "digits",
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented study file to edit, for `kdsearch optimize --study FILE`."""
+    from kdsearch import spec
+    from kdsearch.files import write_whole
+
+    if file.exists() and not force:
+        raise KdsearchError("the file must not exist yet", got=file, remedy="give another name, or --force")
+    text = spec.shipped(dataset).read_text(encoding="utf-8")
+    if dataset.startswith("folder:"):
+        text = text.replace('name = "folder"', f"name = {json.dumps(dataset)}")
+    write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
+    print(f"{file}: edit it, then run `kdsearch optimize --study {shlex.quote(str(file))}`")
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Print versions, device, data sets found, what is missing and how to get it."""
+    import dataclasses
+
+    from kdsearch.doctor import examine
+
+    findings = examine(data_dir)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200).print(_findings_table(findings))
+
+
+def _findings_table(findings: list[Any]) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("what", "found", "to do", box=box.SIMPLE)
+    for finding in findings:
+        table.add_row(finding.what, escape(finding.found), escape(finding.remedy))
+    return table

@@ -1,0 +1,129 @@
+"""What the command line shows on stderr: a live line and bars on a terminal, else plain log lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kdsearch import progress
+from kdsearch.records import Config, EpochRecord
+
+LOG_WIDTH = 160  # of tables where no terminal says its own
+STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
+
+
+class ConsoleProgress(progress.Progress):
+    """Shows progress on stderr; a context manager, so that the terminal is put back whatever happens.
+
+    Args:
+        console: where to; None: stderr.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        if console is None and not self.console.is_terminal:
+            self.console.width = LOG_WIDTH
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[now]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._teacher: TaskID | None = None
+        self._study: TaskID | None = None
+        self._label = ""
+
+    def __enter__(self) -> ConsoleProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def line(self, text: str, style: str = "") -> None:
+        """A line above the bars; nothing in it is taken for markup."""
+        self.console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+
+    def message(self, text: str) -> None:
+        """A line worth reading."""
+        self.line(text)
+
+    def warning(self, text: str) -> None:
+        """A line that must not be missed."""
+        self.line(f"warning: {text}", "yellow")
+
+    def teacher_started(self, family: str, epochs: int) -> None:
+        """A bar for the teacher."""
+        self.line(
+            f"teacher {family}: training for {epochs} {'epoch' if epochs == 1 else 'epochs'}, once; then it is kept"
+        )
+        self._teacher = self._bars.add_task("teacher", total=100, now="")
+
+    def teacher_batch(self, done: float) -> None:
+        """Moves the teacher's bar."""
+        if self._teacher is not None:
+            self._bars.update(self._teacher, completed=int(100 * done))
+
+    def teacher_finished(self, accuracy: float, seconds: float) -> None:
+        """Replaces the teacher's bar by a line."""
+        if self._teacher is not None:
+            self._bars.remove_task(self._teacher)
+            self._teacher = None
+        self.line(f"teacher: test accuracy {accuracy:.2%}, trained in {seconds:.0f} s")
+
+    def study_started(self, done: int, total: int) -> None:
+        """A bar for the study."""
+        if done:
+            self.line(f"the study holds {done} finished trials; going on to {total}")
+        self._study = self._bars.add_task("trials", total=total, completed=done, now="")
+
+    def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
+        """Names the running trial beside the bar."""
+        self._label = f"trial {number}" + (f" ({anchor})" if anchor else "")
+        self._now(f"{self._label}: timing")
+
+    def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
+        """Shows the running trial's last epoch."""
+        self._now(f"{self._label}: epoch {record.epoch}/{epochs}, accuracy {record.accuracy:.2%}")
+
+    def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
+        """A line for the trial, and a step of the bar if it counts."""
+        label = self._label or f"trial {number}"
+        self.line(f"{label:<14} {state.lower():<9} {text}", STYLES.get(state, ""))
+        if self._study is not None:
+            self._bars.update(self._study, advance=1 if counted else 0, now="")
+
+    def _now(self, text: str) -> None:
+        if self._study is not None:
+            self._bars.update(self._study, now=escape(text))
+
+
+def front_table(result: dict[str, Any]) -> Table:
+    """The front of a `--json` result as a table."""
+    table = Table(title=f"front of {escape(result['study'])} (hypervolume {result['hypervolume'] or 0:.4f})")
+    for column in ("trial", "anchor", "ratio", "95 % interval", "validation", "test", "parameters"):
+        table.add_column(column, justify="left" if column in ("anchor", "parameters") else "right")
+    for member in result["front"]:
+        low, high, test = member["ratio_low"], member["ratio_high"], member["test_accuracy"]
+        table.add_row(
+            str(member["trial"]),
+            escape(member["anchor"] or ""),
+            f"{member['ratio']:.4g}",
+            f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "",
+            f"{member['accuracy']:.2%}",
+            "" if test is None else f"{test:.2%}",
+            escape(", ".join(f"{key} {_short(value)}" for key, value in member["params"].items())),
+        )
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,70 @@
+"""What this machine has and lacks for kdsearch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdsearch import data, runtime
+
+PACKAGES = (
+    "kdsearch", "torch", "torchvision", "optuna", "optuna-dashboard", "pandas", "plotly", "typer", "scikit-learn",
+    "safetensors",
+)  # fmt: skip
+FILES = {"mnist": ("MNIST/raw/train-images-idx3-ubyte",), "cifar10": ("cifar-10-batches-py", "cifar10/train")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        what: its name.
+        found: what is there.
+        remedy: what to do where it is missing; empty where all is well.
+    """
+
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def examine(data_dir: str | None = None) -> list[Finding]:
+    """Versions, device, data sets and folders of this machine.
+
+    Args:
+        data_dir: where data sets lie; see `runtime.data_folder`.
+    """
+    findings = [_package(name) for name in PACKAGES]
+    findings.append(_device())
+    folder = runtime.data_folder(data_dir)
+    findings += [_dataset(name, folder) for name in data.names() if name != "folder"]
+    teachers = runtime.cache_folder() / "teachers"
+    kept = len(list(teachers.glob("*.safetensors"))) if teachers.is_dir() else 0
+    findings.append(Finding("teachers kept", f"{kept} in {teachers}"))
+    return findings
+
+
+def _package(name: str) -> Finding:
+    version = runtime.package_version(name)
+    return Finding(name, version, f"pip install {name}" if version == "not installed" else "")
+
+
+def _device() -> Finding:
+    cpu = f"cpu: {runtime.cpu_model()}, {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        return Finding("device", f"{cpu}; no CUDA device", "fine for digits and MNIST; CIFAR-10 wants a GPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding("device", "; ".join([*names, cpu]))
+
+
+def _dataset(name: str, folder: Path) -> Finding:
+    if name not in FILES:
+        return Finding(f"data: {name}", "embedded or from another package")
+    for file in FILES[name]:
+        if (folder / file).exists():
+            return Finding(f"data: {name}", str(folder / file))
+    remedy = "is downloaded on first use, or name its folder with --data-dir or KDSEARCH_DATA_DIR"
+    return Finding(f"data: {name}", f"not in {folder}", remedy)

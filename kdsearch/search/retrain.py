@@ -1,0 +1,113 @@
+"""A trial's student trained again, exactly as in its study."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial
+from safetensors.torch import save_file
+from torch import nn
+
+from kdsearch import data, files, runtime, spec
+from kdsearch.distil import teacher
+from kdsearch.errors import DefinitionError, StorageError
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.search.objective import Best, Workshop
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A student trained again.
+
+    Attributes:
+        network: with the weights of its best validated checkpoint.
+        epoch: of that checkpoint.
+        accuracy, test_accuracy: its validation and test accuracy, fractions.
+        config: its configuration.
+    """
+
+    network: nn.Module
+    epoch: int
+    accuracy: float
+    test_accuracy: float
+    config: dict[str, Any]
+
+
+def find_trial(study: Study, number: int) -> FrozenTrial:
+    """The trial of that number, if it has a configuration to train.
+
+    Raises:
+        StorageError: there is none, or it never began.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise StorageError(
+            f"--trial must be in the study, which holds trials 0 to {len(trials) - 1}" if trials
+            else "--trial must be in the study, which holds no trials",
+            got=number,
+            remedy="`kdsearch status` lists the front",
+        )  # fmt: skip
+    if Attr.CONFIG not in trials[number].user_attrs:
+        raise StorageError("the trial must have begun", got=f"trial {number}, {trials[number].state.name}")
+    return trials[number]
+
+
+def retrain(
+    study: Study, number: int, *, data_dir: str | None = None, device: str = "auto", progress: Progress | None = None
+) -> Retrained:
+    """Trains a trial's student again: same data, teacher, configuration and seed, as many epochs as it ran.
+
+    Args:
+        study: made by kdsearch.
+        number: of the trial.
+        data_dir: where data sets lie.
+        device: as of `optimize`.
+        progress: told of epochs.
+
+    Raises:
+        KdsearchError: the study, the trial or the data set is not as it was.
+    """
+    progress = progress or Progress()
+    trial = find_trial(study, number)
+    stored = study.user_attrs.get(StudyAttr.STUDY_FILE)
+    if stored is None:
+        raise DefinitionError("the study must have been made by kdsearch", got=study.study_name)
+    file = spec.from_dict(stored)
+    split = data.split(data.load(file.data, runtime.data_folder(data_dir)), file.data, runtime.resolve_device(device))
+    expected = study.user_attrs[StudyAttr.DEFINITION]["data"]["fingerprint"]
+    if split.fingerprint != expected:
+        raise DefinitionError(
+            f"the data must be those of the study (fingerprint {expected})",
+            got=split.fingerprint,
+            remedy="name their folder with --data-dir",
+        )
+    workshop = Workshop(file, split, teacher.obtain(file.teacher, split, progress=progress), "flops")
+    config, seed = trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED]
+    student = workshop.build(config, seed)
+    last = max(map(int, trial.user_attrs.get(Attr.CURVE, {})), default=0) or config["epochs"]
+    best = Best()
+    progress.study_started(0, 1)
+    progress.trial_started(number, trial.user_attrs.get(Attr.ANCHOR), config)
+    for record in workshop.teach(student, config, seed):
+        best.see(record, student)
+        progress.trial_epoch(number, record, config["epochs"])
+        if record.epoch == last:
+            break
+    student.load_state_dict(best.weights)
+    return Retrained(student, best.epoch, best.accuracy, workshop.test(student), config)
+
+
+def save(student: Retrained, path: Path) -> None:
+    """Saves a student's weights as safetensors, whole or not at all.
+
+    Raises:
+        KdsearchError: the file cannot be written.
+    """
+    tensors = {key: value.contiguous().cpu() for key, value in student.network.state_dict().items()}
+    metadata = {"config": json.dumps(student.config)}
+    files.write_whole(path, lambda beside: save_file(tensors, beside, metadata=metadata))
