@@ -52,9 +52,10 @@ def main() -> None:
     except KdsearchError as error:
         fail(str(error))
     except Exception as error:
-        from sqlalchemy.exc import SQLAlchemyError  # imported by now, if it is one of these
+        from optuna.exceptions import StorageInternalError  # imported by now, if it is one of these
+        from sqlalchemy.exc import SQLAlchemyError
 
-        if not isinstance(error, SQLAlchemyError):
+        if not isinstance(error, SQLAlchemyError | StorageInternalError):
             raise
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         fail(f"the storage must stay reachable: {reason}; run the same command again: finished trials are kept")

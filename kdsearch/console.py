@@ -52,10 +52,6 @@ class ConsoleProgress(progress.Progress):
         """A line above the bars; nothing in it is taken for markup."""
         self.console.print(escape(text), style=style, highlight=False, soft_wrap=True)
 
-    def message(self, text: str) -> None:
-        """A line worth reading."""
-        self.line(text)
-
     def warning(self, text: str) -> None:
         """A line that must not be missed."""
         self.line(f"warning: {text}", "yellow")

@@ -8,9 +8,6 @@ from kdsearch.records import Config, EpochRecord
 class Progress:
     """Receives what happens; this base class ignores it all."""
 
-    def message(self, text: str) -> None:
-        """A line worth reading."""
-
     def warning(self, text: str) -> None:
         """A line that must not be missed."""
 
@@ -34,6 +31,3 @@ class Progress:
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
         """A trial ended; `counted` tells whether it is one of the study's finished trials."""
-
-    def study_finished(self) -> None:
-        """No more trials are run."""

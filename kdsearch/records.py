@@ -32,6 +32,10 @@ class Attr:
     PRUNED_BY = "pruned_by"  # why the pruner stopped the trial
 
 
+INTERRUPTED = "interrupted"
+"""The reason of a trial that failed because its run was interrupted, through no fault of its own."""
+
+
 class StudyAttr:
     """Names of the user attributes of a study."""
 

@@ -2,122 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from kdsearch.dimensions import (
+    KINDS,
+    Dimension,
+    Model,
+    Number,
+    capped,
+    dimension_holds,
+    ends,
+    nearest_below,
+)
 from kdsearch.errors import StudyFileError
 from kdsearch.records import Config
 
-Number = int | float
 
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Range(_Model):
-    """An interval to sample from, both ends included: `{ low = 1.0, high = 20.0, log = true }`."""
-
-    low: Number
-    high: Number
-    log: bool = False
-    step: Annotated[Number, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"low must not exceed high (got low = {self.low}, high = {self.high}); swap them")
-        if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("a log range needs low > 0 and no step; raise low or drop log")
-        return self
-
-    @property
-    def integer(self) -> bool:
-        """Whether whole numbers are sampled: both ends are written without a decimal point."""
-        return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
-
-    def holds(self, value: object) -> bool:
-        """Whether the value may come from this range."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            return False
-        if self.integer and value != int(value):
-            return False
-        steps = (value - self.low) / self.step if self.step else 0.0
-        return abs(steps - round(steps)) < 1e-9
-
-
-class Stages(_Model):
-    """A list of whole numbers, one a stage: the first at least 1, nothing after a 0.
-
-    `{ low = 0, high = 3, stages = 4 }` gives [2, 2, 0, 0] or [1, 3, 2, 1], never [0, ...] or [1, 0, 1, 0].
-    """
-
-    low: Annotated[int, Field(ge=0)]
-    high: Annotated[int, Field(ge=1)]
-    stages: Annotated[int, Field(ge=1)]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"low must not exceed high (got low = {self.low}, high = {self.high}); swap them")
-        return self
-
-    def holds(self, value: object) -> bool:
-        """Whether the value is a list that these stages allow."""
-        if not isinstance(value, list | tuple) or len(value) != self.stages or not value[0]:
-            return False
-        inside = all(isinstance(v, int) and (self.low <= v <= self.high) for v in value)
-        return inside and all(b == 0 or a > 0 for a, b in itertools.pairwise(value))
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, dict):
-        return "stages" if "stages" in value else "range"
-    if isinstance(value, Range | Stages):
-        return type(value).__name__.lower()
-    return "list" if isinstance(value, list) else "number"
-
-
-KINDS = ("range", "stages", "list", "number")
-Dimension = Annotated[
-    Annotated[Range, Tag("range")]
-    | Annotated[Stages, Tag("stages")]
-    | Annotated[list[Number], Field(min_length=1), Tag("list")]
-    | Annotated[Number, Tag("number")],
-    Discriminator(_kind),
-]
-"""A range, stages, a list to choose from, or one number: then it is fixed and not sampled."""
-
-
-def dimension_holds(dimension: Dimension, value: object) -> bool:
-    """Whether a value may come from a dimension of the search space."""
-    if isinstance(dimension, Range | Stages):
-        return dimension.holds(value)
-    return value in dimension if isinstance(dimension, list) else value == dimension
-
-
-class Augment(_Model):
+class Augment(Model):
     """Views of a training image: mirrored or not, shifted by up to `shift` pixels each way (zeros come in)."""
 
     flip: bool = False
     shift: Annotated[int, Field(ge=0, le=8)] = 0
 
 
-class Recipe(_Model):
+class Recipe(Model):
     """How a network is trained: optimiser, rate and its schedule, augmentation.
 
     With `lr_batch`, `lr` is the rate for batches of that size: at another, sgd's is scaled with the size (Goyal et al.,
@@ -150,7 +62,7 @@ class TeacherRecipe(Recipe):
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
-class DataSpec(_Model):
+class DataSpec(Model):
     """The data set and its fixed split."""
 
     name: str
@@ -160,7 +72,7 @@ class DataSpec(_Model):
     train_size: Annotated[int, Field(ge=1)] | None = None
 
 
-class TeacherSpec(_Model):
+class TeacherSpec(Model):
     """The teacher's family, seed and recipe, or ready weights."""
 
     family: str
@@ -169,21 +81,21 @@ class TeacherSpec(_Model):
     recipe: TeacherRecipe
 
 
-class StudentSpec(_Model):
+class StudentSpec(Model):
     """The students' family and recipe."""
 
     family: str
     recipe: Recipe = Recipe()
 
 
-class LatencySpec(_Model):
+class LatencySpec(Model):
     """How inference is timed: images a batch, and threads on a CPU."""
 
     batch: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)] = 1
 
 
-class Published(_Model):
+class Published(Model):
     """What a slide says of a row: accuracy in percent, teacher time / student time, seconds of training."""
 
     accuracy: Annotated[Number, Field(ge=0, le=100)]
@@ -203,7 +115,7 @@ class Anchor(BaseModel):
         return dict(self.model_extra or {})
 
 
-class StudySpec(_Model):
+class StudySpec(Model):
     """A whole study file."""
 
     data: DataSpec
@@ -211,7 +123,7 @@ class StudySpec(_Model):
     student: StudentSpec
     latency: LatencySpec
     space: dict[str, Dimension]
-    anchors: dict[str, Anchor] = {}
+    anchors: dict[str, Anchor] = Field(default_factory=dict)
 
     @field_validator("space")
     @classmethod
@@ -222,7 +134,7 @@ class StudySpec(_Model):
         for key, (low, high) in rules.items():
             if key not in space:
                 raise ValueError(f"{key} is missing; give it a range, a list or one number")
-            values = list(_ends(space[key]))
+            values = list(ends(space[key]))
             if not values or min(values) < low or max(values) > high:
                 raise ValueError(f"{key} must lie between {low:g} and {high:g} (got {space[key]}); narrow it")
             if key in ("epochs", "batch_size") and not all(isinstance(v, int) for v in values):
@@ -247,7 +159,7 @@ class StudySpec(_Model):
     @property
     def longest(self) -> int:
         """Epochs of the longest training in the space."""
-        return int(max(_ends(self.space["epochs"])))
+        return int(max(ends(self.space["epochs"])))
 
     def limited(self, *, train_size: int | None = None, max_epochs: int | None = None) -> StudySpec:
         """The same study with less work, for a first look: students, anchors and teacher alike.
@@ -269,31 +181,14 @@ class StudySpec(_Model):
             return spec
         recipe = spec.teacher.recipe
         recipe = recipe.model_copy(update={"epochs": min(recipe.epochs, max_epochs)})
-        capped = {
-            name: Anchor.model_validate({**a.model_dump(), "epochs": min(a.config["epochs"], max_epochs)})
+        epochs = capped(spec.space["epochs"], max_epochs)
+        anchors = {
+            name: Anchor.model_validate({**a.model_dump(), "epochs": nearest_below(epochs, a.config["epochs"])})
             for name, a in spec.anchors.items()
         }
-        space = {**spec.space, "epochs": _capped(spec.space["epochs"], max_epochs)}
+        space = {**spec.space, "epochs": epochs}
         teacher = spec.teacher.model_copy(update={"recipe": recipe})
-        return spec.model_copy(update={"teacher": teacher, "space": space, "anchors": capped})
-
-
-def _ends(dimension: Dimension) -> Iterator[Number]:
-    if isinstance(dimension, Range):
-        yield from (dimension.low, dimension.high)
-    elif isinstance(dimension, list):
-        yield from dimension
-    elif not isinstance(dimension, Stages):
-        yield dimension
-
-
-def _capped(dimension: Dimension, top: int) -> Dimension:
-    """The part of `epochs` that does not exceed `top`."""
-    if isinstance(dimension, Range):
-        return dimension.model_copy(update={"low": min(dimension.low, top), "high": min(dimension.high, top)})
-    if isinstance(dimension, list):
-        return [value for value in dimension if value <= top] or [top]
-    return min(dimension, top) if isinstance(dimension, int | float) else dimension
+        return spec.model_copy(update={"teacher": teacher, "space": space, "anchors": anchors})
 
 
 def studies_folder() -> Path:

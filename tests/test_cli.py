@@ -161,7 +161,7 @@ def test_help_is_instant_and_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['kdsearch', 'optimize', '--help']\n"
         "import atexit; atexit.register(lambda: print('HEAVY', sorted({'torch', 'optuna', 'plotly', 'pandas', "
-        "'pydantic', 'sklearn'} & set(sys.modules))))\n"
+        "'sklearn'} & set(sys.modules))))\n"
         "from kdsearch.cli import main; main()"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

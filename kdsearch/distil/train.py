@@ -92,7 +92,7 @@ def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor
 
 
 def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, lesson: Lesson, recipe: Recipe, epoch: int) -> float:
-    """Trains one epoch; the mean loss of its batches."""
+    """Trains one epoch; the mean loss of its batches, NaN where a weight is not finite."""
     order, drawn = _order(lesson, recipe.augment, epoch)
     total = torch.zeros((), device=order.device)
     steps = lesson.steps
@@ -111,7 +111,8 @@ def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, lesson: Lesson,
         loss.backward()
         optimizer.step()
         total += loss.detach()
-    return total.item() / steps  # the epoch's only wait for the device
+    finite = torch.stack([parameter.isfinite().all() for parameter in network.parameters()]).all()
+    return torch.where(finite, total / steps, torch.nan).item()  # the epoch's only wait for the device
 
 
 def train(
@@ -141,6 +142,8 @@ def train(
         seconds = time.perf_counter() - start
         if not math.isfinite(loss):
             raise TrialError(
-                f"the training loss must be finite: epoch {epoch}", got=loss, remedy="lower the recipe's lr"
+                f"the weights and the training loss must be finite: epoch {epoch}",
+                got=loss,
+                remedy="lower the recipe's lr",
             )
         yield EpochRecord(epoch, loss, validate(network), seconds)

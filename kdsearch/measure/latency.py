@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,12 @@ def _graphed(network: nn.Module, batch: Tensor) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         network(static)
-    return graph.replay
+
+    def replay() -> None:
+        assert static.numel()  # the graph reads this memory: it has to live as long as the graph
+        graph.replay()
+
+    return replay
 
 
 def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
@@ -120,12 +126,11 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     teacher.eval()
     student.eval()
     device = batch.device
-    with torch.inference_mode():
-        eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
-        timed = eager
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.inference_mode(), on_device:
+        timed = eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
         if device.type == "cuda":
-            with torch.cuda.device(device):
-                timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
+            timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
     ratio, low, high = median_interval(_ratios(*timed))
     return Timing(
         ratio=ratio,

@@ -105,8 +105,9 @@ def render(data: StudyData, *, plotlyjs: Library = "inline") -> str:
 
 def command(data: StudyData, trial: int) -> str:
     """The command that trains a trial's student again, quoted for a shell; the password is masked."""
-    parts = ("kdsearch", "train", "--trial", str(trial), "--name", data.name, "--storage", data.storage)
-    return shlex.join(parts)
+    parts = ["kdsearch", "train", "--trial", str(trial), "--name", data.name, "--storage", data.storage]
+    folder = data.environment.get("data_dir")
+    return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
 
 
 def _asset(name: str) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from optuna import Study
 from optuna.trial import TrialState
 
-from kdsearch.records import Attr
+from kdsearch.records import INTERRUPTED, Attr
 from kdsearch.search.space import trial_parameters
 from kdsearch.spec import StudySpec
 
@@ -22,7 +22,7 @@ def enqueue_missing(study: Study, spec: StudySpec, *, at_most: int) -> None:
     states: dict[str, Counter[TrialState]] = {}
     for trial in study.get_trials(deepcopy=False):
         name = trial.user_attrs.get(Attr.ANCHOR)
-        if name is not None:
+        if name is not None and trial.user_attrs.get(Attr.FAIL_REASON) != INTERRUPTED:
             states.setdefault(name, Counter())[trial.state] += 1
     for name, anchor in list(spec.anchors.items())[:at_most]:
         seen = states.get(name, Counter())

@@ -20,7 +20,7 @@ from kdsearch.distil.loss import distillation_loss
 from kdsearch.distil.teacher import Teacher
 from kdsearch.measure import COSTS, accuracy
 from kdsearch.progress import Progress
-from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
+from kdsearch.records import INTERRUPTED, Attr, Config, EpochRecord, Timing, architecture
 from kdsearch.search import pruner, space
 from kdsearch.spec import StudySpec
 
@@ -145,6 +145,9 @@ class Objective:
         try:
             return self._run(trial)
         except TrialPruned:
+            raise
+        except KeyboardInterrupt:
+            trial.set_user_attr(Attr.FAIL_REASON, INTERRUPTED)
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}" if not hasattr(error, "rule") else str(error)

@@ -8,7 +8,7 @@ from typing import Any
 from optuna import Study, Trial
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import pareto
 from kdsearch.records import Attr
@@ -118,8 +118,8 @@ class ParetoPruner(BasePruner):
     def _dominator(study: Study, trial: FrozenTrial, point: tuple[float, ...], step: int) -> FrozenTrial | None:
         for other in study.get_trials(deepcopy=False):
             curve = other.user_attrs.get(Attr.CURVE)
-            if other.number == trial.number or not curve:
-                continue
+            if other.number == trial.number or not curve or other.state == TrialState.FAIL:
+                continue  # a failed trial's checkpoints will not stand on the front
             if any(pareto.dominates(rival, point) for rival in best_so_far(curve, study.directions, step)):
                 return other
         return None

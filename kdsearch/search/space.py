@@ -6,8 +6,8 @@ from typing import Any
 
 from optuna import Trial
 
+from kdsearch.dimensions import Dimension, Range, Stages
 from kdsearch.records import DISTILLATION, Config, architecture
-from kdsearch.spec import Dimension, Range, Stages
 
 DIGITS = 10  # a stepped range gives 0.15000000000000002 without rounding
 

@@ -50,6 +50,7 @@ class Plan:
         cost: key of `measure.COSTS`.
         name: of the Optuna study.
         url: of its storage.
+        data_dir: where data sets lie, as given.
     """
 
     spec: spec.StudySpec
@@ -58,6 +59,7 @@ class Plan:
     cost: str
     name: str
     url: str
+    data_dir: str | None = None
 
 
 def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
@@ -105,7 +107,7 @@ def make_plan(
     split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
     title = name or Path(loaded.data.name.replace(":", "/")).name
     url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
-    return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url)
+    return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir)
 
 
 def check_choice(option: str, value: str, choices: Any) -> None:
@@ -220,7 +222,6 @@ def run(
                 f"{failures} trials in a row failed, the last one with: {trial.user_attrs.get(Attr.FAIL_REASON)}",
                 remedy="mend the cause and run the same command again: finished trials are kept",
             )
-    progress.study_finished()
 
 
 def describe(trial: FrozenTrial) -> str:
@@ -328,8 +329,14 @@ def run_plan(
     if finished_count(study) < trials:
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
         study.set_user_attr(StudyAttr.TEACHER, vars(known.facts))
-        facts = runtime.environment(plan.device) | {"classes": len(plan.split.classes), "seed": str(seed)}
-        study.set_user_attr(StudyAttr.ENVIRONMENT, facts | {"sampler": sampler, "pruner": pruner})
+        facts = runtime.environment(plan.device) | {
+            "classes": len(plan.split.classes),
+            "seed": str(seed),
+            "sampler": sampler,
+            "pruner": pruner,
+            "data_dir": plan.data_dir or "",
+        }
+        study.set_user_attr(StudyAttr.ENVIRONMENT, facts)
         if command is not None:
             study.set_user_attr(StudyAttr.COMMAND, command)
         objective = Objective(Workshop(plan.spec, plan.split, known, plan.cost), seed=seed, progress=progress)

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+import resource
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
@@ -168,18 +169,16 @@ def test_write_makes_the_folder_and_leaves_nothing_beside(data: StudyData, tmp_p
     assert [file.name for file in path.parent.iterdir()] == ["mnist.html"]
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(
-    data: StudyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_report_that_cannot_be_written_leaves_the_old_one(data: StudyData, tmp_path: Path):
     path = tmp_path / "mnist.html"
     path.write_text("before")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(page.os, "replace", full)
-    with pytest.raises(KdsearchError, match=r"must be writable: No space left.*mnist\.html.*--report"):
-        page.write(data, path, plotlyjs="cdn")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system refuses to let the file grow, as a full disk
+    try:
+        with pytest.raises(KdsearchError, match=r"must be writable: File too large.*mnist\.html.*free space"):
+            page.write(data, path, plotlyjs="cdn")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["mnist.html"]
 

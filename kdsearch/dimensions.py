@@ -1,0 +1,128 @@
+"""One dimension of a search space: a range, stages, a list to choose from, or a fixed number."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Number = int | float
+
+
+class Model(BaseModel):
+    """What all parts of a study file share: frozen, every key known, no conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Range(Model):
+    """An interval to sample from, both ends included: `{ low = 1.0, high = 20.0, log = true }`."""
+
+    low: Number
+    high: Number
+    log: bool = False
+    step: Annotated[Number, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low must not exceed high (got low = {self.low}, high = {self.high}); swap them")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a log range needs low > 0 and no step; raise low or drop log")
+        return self
+
+    @property
+    def integer(self) -> bool:
+        """Whether whole numbers are sampled: both ends are written without a decimal point."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
+
+    def holds(self, value: object) -> bool:
+        """Whether the value may come from this range."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        if self.integer and value != int(value):
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return abs(steps - round(steps)) < 1e-9
+
+
+class Stages(Model):
+    """A list of whole numbers, one a stage: the first at least 1, nothing after a 0.
+
+    `{ low = 0, high = 3, stages = 4 }` gives [2, 2, 0, 0] or [1, 3, 2, 1], never [0, ...] or [1, 0, 1, 0].
+    """
+
+    low: Annotated[int, Field(ge=0)]
+    high: Annotated[int, Field(ge=1)]
+    stages: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low must not exceed high (got low = {self.low}, high = {self.high}); swap them")
+        return self
+
+    def holds(self, value: object) -> bool:
+        """Whether the value is a list that these stages allow."""
+        if not isinstance(value, list | tuple) or len(value) != self.stages or not value[0]:
+            return False
+        inside = all(isinstance(v, int) and (self.low <= v <= self.high) for v in value)
+        return inside and all(b == 0 or a > 0 for a, b in itertools.pairwise(value))
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, dict):
+        return "stages" if "stages" in value else "range"
+    if isinstance(value, Range | Stages):
+        return type(value).__name__.lower()
+    return "list" if isinstance(value, list) else "number"
+
+
+KINDS = ("range", "stages", "list", "number")
+Dimension = Annotated[
+    Annotated[Range, Tag("range")]
+    | Annotated[Stages, Tag("stages")]
+    | Annotated[list[Number], Field(min_length=1), Tag("list")]
+    | Annotated[Number, Tag("number")],
+    Discriminator(_kind),
+]
+"""A range, stages, a list to choose from, or one number: then it is fixed and not sampled."""
+
+
+def dimension_holds(dimension: Dimension, value: object) -> bool:
+    """Whether a value may come from a dimension of the search space."""
+    if isinstance(dimension, Range | Stages):
+        return dimension.holds(value)
+    return value in dimension if isinstance(dimension, list) else value == dimension
+
+
+def ends(dimension: Dimension) -> Iterator[Number]:
+    """The least and the largest value of a dimension, or all of a list; nothing of stages."""
+    if isinstance(dimension, Range):
+        yield from (dimension.low, dimension.high)
+    elif isinstance(dimension, list):
+        yield from dimension
+    elif not isinstance(dimension, Stages):
+        yield dimension
+
+
+def capped(dimension: Dimension, top: int) -> Dimension:
+    """The part of a dimension of whole numbers that does not exceed `top`, or `top` itself where there is none."""
+    if isinstance(dimension, list):
+        return [value for value in dimension if value <= top] or [top]
+    if not isinstance(dimension, Range):
+        return min(dimension, top) if isinstance(dimension, int | float) else dimension
+    if dimension.low > top:
+        return dimension.model_copy(update={"low": top, "high": top})
+    high = min(dimension.high, top)
+    steps = math.floor((high - dimension.low) / (dimension.step or 1))
+    return dimension.model_copy(update={"high": dimension.low + steps * (dimension.step or 1)})
+
+
+def nearest_below(dimension: Dimension, value: int) -> Any:
+    """The largest whole number of a dimension that does not exceed `value`, else its least one."""
+    whole = list(ends(capped(dimension, value)))
+    return max(whole) if dimension_holds(dimension, max(whole)) else min(ends(dimension))

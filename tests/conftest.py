@@ -1,0 +1,116 @@
+"""What all tests share: a cache of their own, no storage or data from the environment, a tiny study on digits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from kdsearch import spec
+from kdsearch.data import ImageSet
+from kdsearch.distil.teacher import Teacher, obtain
+from kdsearch.measure import latency
+from kdsearch.search.objective import Workshop
+from kdsearch.search.study import Plan, make_plan
+
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, max_examples=60
+)  # derandomize: the same examples every time
+hypothesis.settings.load_profile("tests")
+
+TINY = {"train_size": 200, "max_epochs": 2, "device": "cpu", "cost": "flops"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_data = pytest.mark.skip(reason="KDSEARCH_DATA_DIR is not set")
+    no_cuda = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if item.get_closest_marker("real_data") and not os.environ.get("KDSEARCH_DATA_DIR"):
+            item.add_marker(no_data)
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(no_cuda)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fails a test that was skipped although `.ci/run` says that this machine serves its marks."""
+    report = yield
+    served = set(os.environ.get("KDSEARCH_REQUIRED_MARKS", "").split())
+    wanted = {mark.name for mark in item.iter_markers()} & {"slow", "cuda", "browser", "postgres", "real_data"}
+    if report.skipped and served and wanted <= served:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, although this machine serves {', '.join(sorted(wanted)) or 'it'}: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for the whole session, so that a teacher is trained once; two cores are shared, so one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("OPTUNA_STORAGE", raising=False)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_real_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("real_data") is None:
+        monkeypatch.delenv("KDSEARCH_DATA_DIR", raising=False)
+
+
+@pytest.fixture(scope="session")
+def plan() -> Plan:
+    """Digits, 200 images, 2 epochs."""
+    return make_plan(dataset="digits", **TINY)
+
+
+@pytest.fixture(scope="session")
+def teacher(plan: Plan) -> Teacher:
+    """The plan's teacher: trained once a session."""
+    return obtain(plan.spec.teacher, plan.split)
+
+
+@pytest.fixture(scope="session")
+def workshop(plan: Plan, teacher: Teacher) -> Workshop:
+    return Workshop(plan.spec, plan.split, teacher, plan.cost)
+
+
+@pytest.fixture(scope="session")
+def digits_text() -> str:
+    """The shipped study file for digits."""
+    return spec.shipped("digits").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, digits_text: str) -> Path:
+    """The shipped study of digits with the first two anchors alone, and so with the same teacher."""
+    path = tmp_path / "study.toml"
+    path.write_text(digits_text.partition("m3 = ")[0], encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A storage of its own: a journal, which is quicker to make than tables."""
+    return f"journal:{tmp_path / 'study.log'}"
+
+
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real timings, of few pairs and so with a wide interval."""
+    monkeypatch.setattr(latency, "MAX_PAIRS", latency.MIN_PAIRS)
+
+
+@pytest.fixture
+def noise() -> ImageSet:
+    """40 random images of 1x4x4 in two classes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (40, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return ImageSet(images, torch.arange(40) % 2)

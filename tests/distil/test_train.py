@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdsearch.data import ImageSet
+from kdsearch.distil.loss import cls_loss
+from kdsearch.distil.train import Lesson, make_optimizer, schedule, train
+from kdsearch.errors import TrialError
+from kdsearch.spec import Augment, Recipe
+
+
+def prepare(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def lesson(data: ImageSet, **changes) -> Lesson:
+    usual = {
+        "data": data, "prepare": prepare, "loss": lambda output, labels, _: cls_loss(output, labels),
+        "teacher_logits": None, "epochs": 2, "batch_size": 16, "seed": 0,
+    }  # fmt: skip
+    return Lesson(**{**usual, **changes})
+
+
+def network(*, norm: bool = False) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        middle = nn.BatchNorm1d(8) if norm else nn.Dropout(0.2)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), middle, nn.ReLU(), nn.Linear(8, 2))
+
+
+def taught(what: Lesson, recipe: Recipe | None = None, **kind) -> tuple[list, dict[str, Tensor]]:
+    """Records without their seconds, and the weights."""
+    student = network(**kind)
+    records = list(train(student, what, recipe or Recipe(), validate=lambda _: 0.5))
+    return [(r.epoch, r.loss, r.accuracy) for r in records], student.state_dict()
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True)])
+def test_the_same_seed_gives_the_same_weights_bit_by_bit(noise, recipe):
+    first, again = taught(lesson(noise), recipe), taught(lesson(noise), recipe)
+    assert first[0] == again[0]
+    assert equal(first[1], again[1])
+
+
+def test_another_seed_gives_other_weights(noise):
+    assert not equal(taught(lesson(noise))[1], taught(lesson(noise, seed=1))[1])
+
+
+def test_the_global_generator_neither_matters_nor_moves(noise):
+    torch.manual_seed(1)
+    first = taught(lesson(noise))[1]
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert equal(first, taught(lesson(noise))[1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_shorter_training_is_the_beginning_of_a_longer_one(noise):
+    short, long = taught(lesson(noise, epochs=2))[0], taught(lesson(noise, epochs=4))[0]
+    assert long[:2] == short
+
+
+def test_an_epoch_is_trained_when_it_is_asked_for(noise):
+    student, steps = network(), []
+    epochs = train(student, lesson(noise, on_step=steps.append), Recipe(), validate=lambda _: 0.5)
+    assert steps == []
+    assert next(epochs).epoch == 1
+    assert steps == [0, 1, 2]
+    assert next(epochs).epoch == 2
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_records_hold_epoch_loss_accuracy_and_seconds(noise):
+    accuracies = iter([0.25, 0.75])
+    records = list(train(network(), lesson(noise), Recipe(), validate=lambda _: next(accuracies)))
+    assert [(r.epoch, r.accuracy) for r in records] == [(1, 0.25), (2, 0.75)]
+    assert all(r.seconds > 0 and 0 < r.loss < 2 for r in records)
+
+
+def numbered(count: int) -> ImageSet:
+    return ImageSet(torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(count))
+
+
+class Watcher:
+    """A loss that writes down what a training shows it."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __call__(self, output: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        assert targets is not None
+        shown = output.detach()[:, 0].round().int().tolist()
+        assert shown == labels.tolist() == targets[:, 0].tolist()  # image, label and teacher's row belong together
+        self.batches.append(shown)
+        return output.sum()
+
+
+def watched(count: int, batch_size: int, epochs: int = 2, **changes) -> list[list[int]]:
+    watcher, student = Watcher(), nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    nn.init.ones_(student[1].weight)
+    what = lesson(
+        numbered(count), prepare=lambda images: images.float(), loss=watcher, epochs=epochs, batch_size=batch_size,
+        teacher_logits=torch.arange(count)[:, None].expand(count, 2), **changes,
+    )  # fmt: skip
+    for _ in train(student, what, Recipe(lr=1e-30), validate=lambda _: 0.5):
+        pass
+    return watcher.batches
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order():
+    batches = watched(40, 16)
+    assert [len(batch) for batch in batches] == [16, 16, 8] * 2
+    first, second = [*itertools.chain(*batches[:3])], [*itertools.chain(*batches[3:])]
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second
+    assert first != list(range(40))
+
+
+def test_a_last_batch_of_one_image_is_left_out_and_another_image_each_time():
+    batches = watched(33, 16, epochs=12)
+    assert [len(batch) for batch in batches] == [16, 16] * 12
+    left_out = [(set(range(33)) - {*a, *b}).pop() for a, b in zip(batches[::2], batches[1::2], strict=True)]
+    assert len(set(left_out)) > 3
+
+
+def test_a_batch_larger_than_the_data_is_the_data():
+    assert [len(batch) for batch in watched(5, 64)] == [5, 5]
+    assert [len(batch) for batch in watched(1, 64)] == [1, 1]
+
+
+def test_batch_norm_takes_every_batch(noise):
+    records, _ = taught(lesson(noise.subset(torch.arange(33))), norm=True)
+    assert all(math.isfinite(loss) for _, loss, _ in records)
+
+
+def test_a_tiny_set_is_learnt_by_heart(noise):
+    records, weights = taught(lesson(noise, epochs=150), Recipe(lr=1e-2), norm=True)
+    student = network(norm=True)
+    student.load_state_dict(weights)
+    assert records[0][1] > 0.5
+    assert (student.eval()(prepare(noise.images)).argmax(1) == noise.labels).float().mean() > 0.95
+
+
+def test_views_are_drawn_for_the_training(noise):
+    plain, augmented = taught(lesson(noise)), taught(lesson(noise), Recipe(augment=Augment(flip=True, shift=1)))
+    assert not equal(plain[1], augmented[1])
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(noise):
+    epochs = train(network(), lesson(noise, epochs=5), Recipe(optimizer="sgd", lr=1e30), validate=lambda _: 0.5)
+    with pytest.raises(TrialError, match=r"training loss must be finite: epoch 1 \(got (nan|inf)\); lower"):
+        list(epochs)
+
+
+def test_weights_that_are_not_finite_end_the_training(noise):
+    # one step an epoch: its loss is taken before the step that ruins the weights
+    what = lesson(noise, epochs=1, batch_size=40)
+    with pytest.raises(TrialError, match="finite"):
+        list(train(network(), what, Recipe(optimizer="sgd", lr=1e300), validate=lambda _: 0.5))
+
+
+ONE_CYCLE = Recipe(schedule="onecycle")
+
+
+@pytest.mark.parametrize("total", [5, 100, 1000])
+def test_one_cycle_starts_low_peaks_after_a_fifth_and_ends_near_zero(total):
+    shares = [schedule(ONE_CYCLE, step, total) for step in range(total)]
+    peak = shares.index(max(shares))
+    assert shares[0] == pytest.approx(0.04)
+    assert (peak, shares[peak]) == (total // 5, pytest.approx(1))
+    assert shares[: peak + 1] == sorted(shares[: peak + 1])
+    assert shares[peak:] == sorted(shares[peak:], reverse=True)
+    assert 0 < shares[-1] <= 1.25 / total * 1.0001
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 7])
+def test_one_cycle_holds_for_any_length(total):
+    assert all(0 < schedule(ONE_CYCLE, step, total) <= 1 for step in range(total))
+
+
+def test_a_constant_schedule_is_constant():
+    assert {schedule(Recipe(), step, 10) for step in range(10)} == {1.0}
+
+
+def test_the_schedule_sets_the_rate_of_each_step():
+    """SGD on a loss of slope 1: each step moves the weight by its rate."""
+    weight = nn.Linear(1, 1, bias=False)
+    places: list[float] = []
+
+    def slope(output: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        places.append(weight.weight.item())
+        return output.mean()
+
+    ones = ImageSet(torch.ones(8, 1, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+    what = lesson(ones, prepare=lambda images: images.float(), loss=slope, batch_size=2, epochs=3)
+    recipe = Recipe(optimizer="sgd", lr=0.5, lr_batch=1, schedule="onecycle")
+    list(train(weight, what, recipe, validate=lambda _: 0.5))
+    places.append(weight.weight.item())
+    moved = [before - after for before, after in itertools.pairwise(places)]
+    assert moved == pytest.approx([2 * 0.5 * schedule(recipe, step, 12) for step in range(12)], abs=1e-6)
+
+
+def test_the_optimizer_is_the_recipes():
+    sgd = make_optimizer(
+        network(), Recipe(optimizer="sgd", lr=0.1, lr_batch=100, momentum=0.9, nesterov=True, weight_decay=5e-4), 200
+    )
+    assert isinstance(sgd, torch.optim.SGD)
+    group = sgd.param_groups[0]
+    assert [group[key] for key in ("lr", "momentum", "nesterov", "weight_decay")] == [0.2, 0.9, True, 5e-4]
+    adam = make_optimizer(network(), Recipe(lr=0.1, lr_batch=25, weight_decay=0.01), 100)
+    assert isinstance(adam, torch.optim.Adam)
+    assert [adam.param_groups[0][key] for key in ("lr", "weight_decay")] == [0.2, 0.01]

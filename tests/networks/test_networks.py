@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from kdsearch import networks, spec
+from kdsearch.errors import StudyFileError
+
+MNIST = (1, 28, 28)
+
+
+def layer(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def test_the_decks_teacher_has_its_layers():
+    teacher = networks.build_teacher("cnn", MNIST, 10)
+    by_hand = layer(9, 32) + layer(32 * 26 * 26, 1200) + layer(1200, 1200) + layer(1200, 10)
+    assert networks.parameters(teacher) == by_hand == 27_413_130
+    assert teacher(torch.zeros(2, *MNIST)).shape == (2, 10)
+    assert [m.p for m in teacher.modules() if isinstance(m, torch.nn.Dropout)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 9)])
+def test_the_cnn_fits_the_size_of_the_image(shape):
+    channels, height, width = shape
+    teacher = networks.build_teacher("cnn", shape, 4)
+    flat = 32 * (height - 2) * (width - 2)
+    by_hand = layer(9 * channels, 32) + layer(flat, 1200) + layer(1200, 1200) + layer(1200, 4)
+    assert networks.parameters(teacher) == by_hand
+    assert teacher(torch.zeros(2, *shape)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(("width", "count"), [(300, 238_510), (50, 39_760)])
+def test_the_decks_student_has_one_hidden_layer(width, count):
+    student = networks.student_family("mlp").build({"width": width}, MNIST, 10)
+    assert networks.parameters(student) == layer(784, width) + layer(width, 10) == count
+    assert networks.size_bytes(student) == 4 * count
+    assert student(torch.zeros(2, *MNIST)).shape == (2, 10)
+
+
+def test_bytes_count_buffers_too():
+    norm = torch.nn.BatchNorm1d(3)  # weight, bias, mean, variance of 3 floats, and a 64-bit counter
+    assert networks.parameters(norm) == 6
+    assert networks.size_bytes(norm) == 4 * 3 * 4 + 8
+
+
+def test_unknown_families_are_refused_with_the_known_ones():
+    with pytest.raises(StudyFileError, match=r"student.family must be known \(got vit\); choose one of mlp, resnet"):
+        networks.student_family("vit")
+    with pytest.raises(StudyFileError, match=r"teacher.family must be known \(got vit\); choose one of cnn, resnet50"):
+        networks.build_teacher("vit", MNIST, 10)
+
+
+@pytest.fixture
+def digits() -> spec.StudySpec:
+    return spec.load(spec.shipped("digits"))
+
+
+def test_a_dimension_that_the_family_lacks_is_refused(digits: spec.StudySpec):
+    extra = digits.model_copy(update={"space": {**digits.space, "depth": 3}})
+    with pytest.raises(StudyFileError, match=r"space.depth is no dimension.*student.family = mlp"):
+        networks.check_families(extra)
+
+
+def test_a_dimension_that_the_family_needs_is_missed(digits: spec.StudySpec):
+    space = {key: value for key, value in digits.space.items() if key != "width"}
+    with pytest.raises(StudyFileError, match=r"space.width is missing.*the space holds batch_size, epochs"):
+        networks.check_families(digits.model_copy(update={"space": space}))
+
+
+@pytest.mark.parametrize("part", ["teacher", "student"])
+def test_a_family_that_nobody_knows_is_refused_before_any_work(digits: spec.StudySpec, part: str):
+    changed = getattr(digits, part).model_copy(update={"family": "vit"})
+    with pytest.raises(StudyFileError, match=f"{part}.family"):
+        networks.check_families(digits.model_copy(update={part: changed}))
+
+
+def test_a_family_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        networks.student_family("mlp").dimensions = ()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from kdsearch import networks
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, EpochRecord
+from kdsearch.search.objective import Best, Objective, Workshop, known_timing
+from kdsearch.search.pruner import ParetoPruner
+from kdsearch.search.space import trial_parameters
+
+CONFIG = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
+
+
+def run(workshop: Workshop, *configs, pruner=None, seed=0) -> optuna.Study:
+    """A study of these configurations."""
+    study = optuna.create_study(directions=["maximize"] * 2, pruner=pruner or optuna.pruners.NopPruner())
+    for config in configs:
+        study.enqueue_trial(trial_parameters(config, workshop.spec.space))
+    study.optimize(Objective(workshop, seed=seed, progress=Progress()), n_trials=len(configs))
+    return study
+
+
+def with_rate(workshop: Workshop, lr: float) -> Workshop:
+    """The same workshop with another learning rate of the students."""
+    recipe = workshop.spec.student.recipe.model_copy(update={"lr": lr})
+    spec = workshop.spec.model_copy(update={"student": workshop.spec.student.model_copy(update={"recipe": recipe})})
+    return Workshop(spec, workshop.split, workshop.teacher, "flops")
+
+
+def test_a_trial_stores_what_the_report_needs(workshop: Workshop):
+    trial = run(workshop, CONFIG).trials[0]
+    found = trial.user_attrs
+    student = networks.student_family("mlp").build({"width": 50}, (1, 8, 8), 10)
+    assert found[Attr.CONFIG] == CONFIG
+    assert found[Attr.PARAMETERS] == networks.parameters(student)
+    assert found[Attr.BYTES] == networks.size_bytes(student)
+    assert found[Attr.RATIO_LOW] == found[Attr.RATIO] == found[Attr.RATIO_HIGH]
+    assert trial.values == [found[Attr.ACCURACY], found[Attr.RATIO]]
+    assert len(found[Attr.LOSSES]) == 2
+    assert found[Attr.TRAIN_SECONDS] > 0
+    assert 0 <= found[Attr.TEST_ACCURACY] <= 1
+    assert Attr.FAIL_REASON not in found
+
+
+def test_the_ratio_is_known_before_the_first_epoch_and_the_best_epoch_is_the_trials_value(workshop: Workshop):
+    found = run(workshop, CONFIG).trials[0].user_attrs
+    curve = found[Attr.CURVE]
+    assert curve["0"] == [None, found[Attr.RATIO]]
+    assert list(curve) == ["0", "1", "2"]
+    accuracies = [curve[str(epoch)][0] for epoch in (1, 2)]
+    assert found[Attr.ACCURACY] == max(accuracies)
+    assert found[Attr.BEST_EPOCH] == accuracies.index(max(accuracies)) + 1
+
+
+def test_the_best_checkpoint_is_the_first_of_the_highest_accuracy():
+    student, best = torch.nn.Linear(1, 1, bias=False), Best()
+    for epoch, accuracy in enumerate([0.2, 0.7, 0.7, 0.3], 1):
+        torch.nn.init.constant_(student.weight, float(epoch))
+        best.see(EpochRecord(epoch, 0.0, accuracy, 0.0), student)
+    assert (best.epoch, best.accuracy) == (2, 0.7)
+    assert best.weights["weight"].item() == 2
+
+
+def test_the_test_accuracy_is_of_the_epoch_that_validation_chose(workshop: Workshop):
+    # rates this large make accuracy go up and down
+    wild = with_rate(workshop, 0.3)
+    config = {**CONFIG, "epochs": 2, "batch_size": 16}
+    found = run(wild, config).trials[0].user_attrs
+    student = wild.build(config, found[Attr.SEED])
+    tests = [wild.test(student) for _ in wild.teach(student, config, found[Attr.SEED])]
+    assert len(set(tests)) == 2
+    assert found[Attr.TEST_ACCURACY] == tests[found[Attr.BEST_EPOCH] - 1]
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_equal_architectures_share_one_timing(workshop: Workshop):
+    timed = Workshop(workshop.spec, workshop.split, workshop.teacher, "latency")
+    study = run(timed, CONFIG, {**CONFIG, "epochs": 1, "loss_weight": 0.0}, {**CONFIG, "width": 8})
+    first, same, other = (trial.user_attrs for trial in study.trials)
+    assert first[Attr.TIMING] == same[Attr.TIMING]
+    assert first[Attr.RATIO] == same[Attr.RATIO] != other[Attr.RATIO]
+    assert first[Attr.RATIO_LOW] <= first[Attr.RATIO] <= first[Attr.RATIO_HIGH]
+    assert first[Attr.TIMING]["kind"] == "latency"
+
+
+def test_the_timing_that_was_written_first_stands(workshop: Workshop):
+    study = run(workshop, CONFIG)
+    key = study.trials[0].user_attrs[Attr.TIMING_KEY]
+    assert key == workshop.timing_key({**CONFIG, "epochs": 1, "batch_size": 16})
+    assert known_timing(study, key).ratio == study.trials[0].user_attrs[Attr.RATIO]
+    assert known_timing(study, workshop.timing_key({**CONFIG, "width": 51})) is None
+    timed = Workshop(workshop.spec, workshop.split, workshop.teacher, "latency")
+    assert known_timing(study, timed.timing_key(CONFIG)) is None
+
+
+def test_a_student_of_weight_zero_never_hears_of_the_teacher(workshop: Workshop):
+    config = {key: value for key, value in CONFIG.items() if key != "temperature"} | {"loss_weight": 0.0}
+    deaf = Workshop(
+        workshop.spec, workshop.split,
+        type(workshop.teacher)(
+            workshop.teacher.network, torch.full_like(workshop.teacher.logits, float("nan")), workshop.teacher.facts
+        ),
+        "flops",
+    )  # fmt: skip
+    assert run(deaf, config).trials[0].values == run(workshop, config).trials[0].values
+
+
+def test_without_a_seed_trials_differ(workshop: Workshop):
+    seeds = {run(workshop, {**CONFIG, "epochs": 1}, seed=None).trials[0].user_attrs[Attr.SEED] for _ in range(2)}
+    assert len(seeds) == 2
+
+
+def test_a_hopeless_trial_is_pruned_with_its_scores(workshop: Workshop):
+    good, bad = {**CONFIG, "batch_size": 16}, {**CONFIG, "batch_size": 512}  # 13 steps an epoch, and one
+    study = run(with_rate(workshop, 0.01), good, bad, pruner=ParetoPruner())
+    found = study.trials[1].user_attrs
+    assert study.trials[1].state == TrialState.PRUNED
+    assert study.trials[1].values is None
+    assert found[Attr.PRUNED_BY]["trial"] == 0
+    assert list(found[Attr.CURVE]) == ["0", "1"]
+    assert found[Attr.ACCURACY] == found[Attr.CURVE]["1"][0]
+    assert found[Attr.BEST_EPOCH] == 1
+    assert 0 <= found[Attr.TEST_ACCURACY] <= 1
+
+
+def test_a_trial_that_reached_its_last_epoch_is_complete(workshop: Workshop):
+    good, bad = {**CONFIG, "batch_size": 16}, {**CONFIG, "batch_size": 512, "epochs": 1}
+    study = run(with_rate(workshop, 0.01), good, bad, pruner=ParetoPruner())
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2

@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import kdsearch
+from kdsearch import pareto, spec
+from kdsearch.errors import DataError, DefinitionError, DeviceError, KdsearchError, RunError, StudyFileError
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.search import study as search
+from kdsearch.search.anchors import enqueue_missing
+from kdsearch.search.objective import Objective, Workshop
+from kdsearch.storage import load_study, open_storage
+
+COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
+
+
+def optimize(study_file: Path | str, url: str, trials: int, **changes: Any) -> optuna.Study:
+    usual = {"train_size": 200, "max_epochs": 2, "device": "cpu", "cost": "flops", "seed": 0, "sampler": "random"}
+    return kdsearch.optimize(study=study_file, storage=url, trials=trials, **{**usual, **changes})
+
+
+def outcome(study: optuna.Study) -> list[tuple]:
+    """All that a repetition must repeat."""
+    return [(t.number, t.state, t.params, t.values, t.user_attrs[Attr.CURVE]) for t in study.trials]
+
+
+def broken(study_file: Path) -> Path:
+    """The same study with a rate at which every loss becomes infinite."""
+    text = study_file.read_text()
+    path = study_file.with_name("broken.toml")
+    path.write_text(text.replace("lr = 1e-3", "lr = 1e30"))
+    return path
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.finished: list[tuple[int, str, bool]] = []
+        self.started: list[tuple[int, str | None]] = []
+        self.totals: list[tuple[int, int]] = []
+
+    def warning(self, text: str) -> None:
+        self.lines.append(text)
+
+    def study_started(self, done: int, total: int) -> None:
+        self.totals.append((done, total))
+
+    def trial_started(self, number: int, anchor: str | None, config: dict) -> None:
+        self.started.append((number, anchor))
+
+    def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
+        self.finished.append((number, state, counted))
+        self.lines.append(text)
+
+
+def test_a_study_ends_with_exactly_as_many_trials_and_again_at_once(study_file, url):
+    study = optimize(study_file, url, 5)
+    assert search.finished_count(study) == len(study.trials) == 5
+    heard = Heard()
+    again = optimize(study_file, url, 5, progress=heard)
+    assert outcome(again) == outcome(study)
+    assert heard.started == []
+    assert [t.number for t in again.best_trials] == [t.number for t in study.best_trials]
+
+
+def test_a_larger_number_extends_the_study(study_file, url):
+    optimize(study_file, url, 3)
+    heard = Heard()
+    study = optimize(study_file, url, 5, progress=heard)
+    assert heard.totals == [(3, 5)]
+    assert [number for number, _ in heard.started] == [3, 4]
+    assert search.finished_count(study) == 5
+    assert len(optimize(study_file, url, 2).trials) == 5  # a smaller one takes nothing away
+
+
+def test_the_anchors_run_first_and_are_complete(study_file, url):
+    study = optimize(study_file, url, 4)
+    assert [t.user_attrs.get(Attr.ANCHOR) for t in study.trials] == ["m1", "m2", None, None]
+    assert [t.state for t in study.trials[:2]] == [COMPLETE] * 2
+    anchors = spec.load(study_file).limited(max_epochs=2).anchors
+    assert [t.user_attrs[Attr.CONFIG] for t in study.trials[:2]] == [a.config for a in anchors.values()]
+
+
+def test_anchors_are_never_pruned_whatever_comes_before(study_file, url):
+    # the anchors wait behind four trials; m1 with its batches of 32 is then dominated by a better one
+    plan = search.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
+    study = search.open_study(plan, open_storage(url))
+    for _ in range(4):
+        study.enqueue_trial({"width": 50, "loss_weight": 0.0, "epochs": 2, "batch_size": 16})
+    study = optimize(study_file, url, 6)
+    assert [t.user_attrs.get(Attr.ANCHOR) for t in study.trials] == [None] * 4 + ["m1", "m2"]
+    assert [t.state for t in study.trials[4:]] == [COMPLETE] * 2
+    assert len(study.trials[4].user_attrs[Attr.CURVE]) == 3
+
+
+def test_fewer_trials_than_anchors_run_the_first_ones_and_say_so(url):
+    heard = Heard()
+    study = optimize(spec.shipped("digits"), url, 2, progress=heard, max_epochs=1)
+    assert [t.user_attrs[Attr.ANCHOR] for t in study.trials] == ["m1", "m2"]
+    assert heard.lines[0] == "--trials 2 is fewer than the anchors: m3, m4, m5, m6, m7, m8, m9 will not run"
+
+
+def test_the_best_trials_are_the_front_of_all_checkpoints(study_file, url):
+    study = optimize(study_file, url, 12)
+    found = [tuple(values) for t in study.trials for step, values in t.user_attrs[Attr.CURVE].items() if step != "0"]
+    assert {tuple(t.values) for t in study.best_trials} == {found[i] for i in pareto.front(found)}
+    assert Counter(t.state for t in study.trials)[PRUNED] > 0
+    assert study.metric_names == ["accuracy", "ratio"]
+    for trial in study.trials:
+        trained = max(map(int, trial.user_attrs[Attr.CURVE]))
+        assert (trained < trial.user_attrs[Attr.CONFIG]["epochs"]) == (trial.state == PRUNED)
+
+
+def test_without_a_pruner_every_trial_is_complete(study_file, url):
+    study = optimize(study_file, url, 8, pruner="none")
+    assert {t.state for t in study.trials} == {COMPLETE}
+
+
+def test_the_same_seed_repeats_the_study_exactly(study_file, tmp_path):
+    first, again, other = (
+        outcome(optimize(study_file, f"journal:{tmp_path}/{name}.log", 5, seed=seed, sampler="tpe"))
+        for name, seed in [("a", 3), ("b", 3), ("c", 4)]
+    )
+    assert first == again != other
+
+
+def test_a_resumed_study_equals_an_uninterrupted_one(study_file, tmp_path):
+    whole = optimize(study_file, f"journal:{tmp_path}/a.log", 6)
+    for trials in (1, 3, 6):  # the first part ends before the last anchor
+        parts = optimize(study_file, f"journal:{tmp_path}/b.log", trials)
+    assert outcome(parts) == outcome(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp"])
+def test_a_resumed_study_equals_an_uninterrupted_one_once_the_sampler_has_learnt(study_file, tmp_path, sampler):
+    whole = optimize(study_file, f"journal:{tmp_path}/a.log", 18, sampler=sampler)
+    for trials in (11, 18):
+        parts = optimize(study_file, f"journal:{tmp_path}/b.log", trials, sampler=sampler)
+    assert outcome(parts) == outcome(whole)
+    assert {t.state for t in whole.trials} <= {COMPLETE, PRUNED}
+
+
+def test_a_trial_whose_process_was_killed_does_not_count_and_an_anchor_runs_again(study_file, url):
+    optimize(study_file, url, 1)
+    interrupted = load_study(open_storage(url), "digits")
+    enqueue_missing(interrupted, spec.load(study_file).limited(max_epochs=2), at_most=2)
+    killed = interrupted.ask()  # takes m2 and never ends
+    assert killed.user_attrs == {Attr.ANCHOR: "m2"}
+    study = optimize(study_file, url, 4)
+    assert study.trials[killed.number].state == TrialState.RUNNING
+    assert search.finished_count(study) == 4
+    assert Counter(t.user_attrs.get(Attr.ANCHOR) for t in study.trials if t.state == COMPLETE)["m2"] == 1
+
+
+def test_a_loss_that_is_not_finite_fails_trials_and_five_in_a_row_end_the_run(study_file, url):
+    heard = Heard()
+    with pytest.raises(RunError, match=r"5 trials in a row failed.*training loss must be finite.*run the same command"):
+        optimize(broken(study_file), url, 8, progress=heard)
+    study = load_study(open_storage(url), "digits")
+    assert [t.state for t in study.trials if t.state != TrialState.WAITING] == [FAIL] * 5
+    assert all("training loss must be finite" in t.user_attrs[Attr.FAIL_REASON] for t in study.trials[:5])
+    assert [state for _, state, counted in heard.finished if not counted] == ["FAIL"] * 5
+    assert Counter(t.user_attrs.get(Attr.ANCHOR) for t in study.trials[:5]) == {"m1": 3, "m2": 2}
+
+
+def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, url, plan, teacher):
+    done = outcome(optimize(study_file, url, 3))
+    own = search.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
+    bad = Objective(
+        Workshop(spec.load(broken(study_file)).limited(max_epochs=2), plan.split, teacher, "flops"), seed=0,
+        progress=Progress(),
+    )  # fmt: skip
+    study = search.open_study(own, open_storage(url))
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    with pytest.raises(RunError):
+        search.run(study, bad, own, trials=6, timeout=None, progress=Progress())
+    assert outcome(study)[:3] == done
+    later = optimize(study_file, url, 6)
+    assert outcome(later)[:3] == done
+    assert search.finished_count(later) == 6
+    assert Counter(t.state for t in later.trials)[FAIL] == 5
+
+
+@pytest.mark.usefixtures("few_pairs")
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"train_size": 150}, r"data.train_size: 200 -> 150"),
+        ({"max_epochs": 1}, r"epochs: 2 -> 1"),
+        ({"cost": "latency"}, r"cost: flops -> latency; device_model: nothing -> "),
+    ],
+)
+def test_another_definition_under_the_same_name_is_refused_with_the_difference(study_file, url, changes, shown):
+    before = outcome(optimize(study_file, url, 1))
+    with pytest.raises(DefinitionError, match=rf"must stay the same \(.*{shown}.*got digits\); choose another --name"):
+        optimize(study_file, url, 2, **changes)
+    study = load_study(open_storage(url), "digits")
+    assert outcome(study) == before
+    assert study.user_attrs[StudyAttr.STUDY_FILE]["data"]["train_size"] == 200
+    assert len(optimize(study_file, url, 1, name="other", **changes).trials) == 1
+
+
+def test_another_space_or_recipe_or_seed_is_another_definition(study_file, url):
+    optimize(study_file, url, 1)
+    text = study_file.read_text()
+    for old, new, shown in [
+        ("lr = 1e-3", "lr = 1e-2", r"student.recipe.lr: 0.001 -> 0.01"),
+        ("split_seed = 0", "split_seed = 1", r"data.split_seed: 0 -> 1"),
+        ("seed = 0\n\n[teacher", "seed = 1\n\n[teacher", r"teacher.seed: 0 -> 1"),
+        ("low = 1.0, high = 20.0", "low = 1.0, high = 30.0", r"space.temperature.high: 20.0 -> 30.0"),
+    ]:
+        assert old in text
+        study_file.write_text(text.replace(old, new))
+        with pytest.raises(DefinitionError, match=shown):
+            optimize(study_file, url, 2)
+
+
+def test_anchors_are_no_part_of_the_definition(study_file, url):
+    optimize(study_file, url, 2)
+    study_file.write_text(study_file.read_text().partition("m2 = ")[0])
+    assert len(optimize(study_file, url, 3).trials) == 3
+
+
+def test_samplers_and_pruners_may_change_on_the_way(study_file, url):
+    optimize(study_file, url, 3)
+    assert len(optimize(study_file, url, 4, sampler="nsga2", pruner="none", seed=9).trials) == 4
+
+
+def test_a_study_not_made_by_kdsearch_is_refused_and_left_alone(study_file, url):
+    optuna.create_study(storage=open_storage(url), study_name="digits", directions=["maximize"] * 2)
+    with pytest.raises(DefinitionError, match=r"must have been made by kdsearch \(got digits\)"):
+        optimize(study_file, url, 1)
+    assert load_study(open_storage(url), "digits").user_attrs == {}
+
+
+def test_no_time_runs_nothing(study_file, url):
+    study = optimize(study_file, url, 3, timeout=0)
+    assert search.finished_count(study) == 0
+    assert not any(t.state.is_finished() for t in study.trials)
+
+
+def test_a_study_holds_what_the_report_needs(study_file, url):
+    attrs = optimize(study_file, url, 1, command="kdsearch optimize").user_attrs
+    assert spec.from_dict(attrs[StudyAttr.STUDY_FILE]) == spec.load(study_file).limited(train_size=200, max_epochs=2)
+    assert attrs[StudyAttr.TEACHER]["family"] == "cnn"
+    assert attrs[StudyAttr.ENVIRONMENT]["classes"] == 10
+    assert attrs[StudyAttr.ENVIRONMENT]["sampler"] == "random"
+    assert attrs[StudyAttr.COMMAND] == "kdsearch optimize"
+    json.dumps(attrs)
+
+
+@pytest.mark.slow
+def test_any_optuna_reads_a_studys_database(study_file, tmp_path):
+    url = f"sqlite:///{tmp_path}/kd.db"
+    study = optimize(study_file, url, 3)
+    plain = optuna.load_study(study_name="digits", storage=url)
+    assert [t.number for t in plain.best_trials] == [t.number for t in study.best_trials]
+
+
+def test_trials_that_trained_for_no_epoch_do_not_count():
+    study = optuna.create_study(directions=["maximize"] * 2)
+    curves: list[tuple[TrialState, dict]] = [
+        (PRUNED, {"0": [None, 9.0]}), (PRUNED, {"0": [None, 9.0], "1": [0.1, 9.0]}), (PRUNED, {}),
+        (FAIL, {"0": [None, 9.0], "1": [0.1, 9.0]}), (TrialState.RUNNING, {"1": [0.1, 9.0]}),
+    ]  # fmt: skip
+    for state, curve in curves:
+        study.add_trial(optuna.trial.create_trial(state=state, user_attrs={Attr.CURVE: curve}))
+    assert [search.is_finished(t) for t in study.trials] == [False, True, False, False, False]
+
+
+def test_differences_name_the_key_and_both_values():
+    old = {"a": {"b": 1, "c": [1, 2]}, "d": 4, "gone": 0}
+    new = {"a": {"b": 2, "c": [1, 2]}, "d": 4, "new": {"e": 5}}
+    assert search.differences(old, new) == ["a.b: 1 -> 2", "gone: 0 -> nothing", "new.e: nothing -> 5"]
+    assert search.differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "line"),
+    [
+        ({"dataset": "imagenet"}, DataError, r"data set must be known \(got imagenet\)"),
+        ({"sampler": "cmaes"}, KdsearchError, r"--sampler must be known \(got cmaes\); choose one of tpe, nsga2"),
+        ({"pruner": "median"}, KdsearchError, r"--pruner must be known \(got median\); choose one of pareto, none"),
+        ({"cost": "energy"}, KdsearchError, r"--cost must be known \(got energy\); choose one of latency, flops"),
+        ({"trials": 0}, KdsearchError, r"--trials must be at least 1 \(got 0\)"),
+        ({"train_size": 0}, StudyFileError, r"--train-size must be at least 1"),
+        ({"train_size": 3}, DataError, r"training set must hold at least one image of every class"),
+        ({"device": "cuda:99"}, DeviceError, r"--device must exist"),
+        ({"study": "no.toml"}, StudyFileError, r"No such file"),
+        ({"study": spec.shipped("mnist"), "dataset": "digits"}, DefinitionError, r"must name the same data set"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_made(tmp_path, changes, error, line):
+    url = f"sqlite:///{tmp_path}/kd.db"
+    usual = {"trials": 1, "device": "cpu", "cost": "flops", "storage": url}
+    with pytest.raises(error, match=line):
+        kdsearch.optimize(**{**usual, **changes})
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_name_and_the_storage_have_their_defaults(monkeypatch, tmp_path):
+    limits = {"train_size": 200, "max_epochs": 1, "device": "cpu", "cost": "flops"}
+    plan = search.make_plan(**limits)
+    assert (plan.name, plan.url, plan.spec.data.name) == ("digits", "sqlite:///kdsearch.db", "digits")
+    monkeypatch.setenv("OPTUNA_STORAGE", "journal:here.log")
+    assert search.make_plan(**limits).url == "journal:here.log"
+    assert search.make_plan(**limits, storage_url="sqlite:///x.db", name="n").url == "sqlite:///x.db"
+
+
+def test_a_folder_gives_its_name_to_the_study():
+    chosen = search.read_spec("folder:/data/cats", None)
+    assert chosen.data.name == "folder:/data/cats"
+    assert chosen.student.family == "resnet"

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import math
+
+import moocore
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdsearch.pareto import dominates, front, hypervolume, study_hypervolume
+
+NAN = math.nan
+few = st.integers(0, 4).map(float)  # ties and duplicates are frequent
+point3 = st.tuples(few, few, few)
+with_nan = st.tuples(few | st.just(NAN), few | st.just(NAN))
+number = st.floats(-5, 5, allow_subnormal=False) | few
+points2 = st.lists(st.tuples(number, number), max_size=12)
+
+
+def test_better_in_one_and_no_worse_in_any_dominates():
+    assert dominates((1, 2), (1, 1))
+    assert not dominates((1, 1), (1, 2))
+    assert not dominates((2, 0), (0, 2))
+    assert not dominates((1, 1), (1, 1))
+
+
+@given(with_nan, with_nan)
+def test_dominance_is_irreflexive_and_asymmetric(a, b):
+    assert not dominates(a, a)
+    assert not (dominates(a, b) and dominates(b, a))
+
+
+@given(point3, point3, point3)
+def test_dominance_is_transitive(a, b, c):
+    if dominates(a, b) and dominates(b, c):
+        assert dominates(a, c)
+
+
+def test_a_point_with_nan_is_dominated_by_any_without_and_dominates_none():
+    assert dominates((0, 0), (9, NAN))
+    assert not dominates((9, NAN), (0, 0))
+    assert not dominates((9, NAN), (0, NAN))
+
+
+def test_points_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="equal length"):
+        dominates((1, 2), (1, 2, 3))
+
+
+@given(st.lists(point3, max_size=12))
+def test_the_front_is_undominated_and_dominates_the_rest(points):
+    kept = front(points)
+    assert kept == sorted(set(kept))
+    for index, point in enumerate(points):
+        beaten = [i for i in kept if dominates(points[i], point)]
+        assert bool(beaten) == (index not in kept)
+
+
+@given(st.lists(with_nan, max_size=8))
+def test_a_point_with_nan_is_never_on_the_front(points):
+    assert not any(math.isnan(value) for i in front(points) for value in points[i])
+
+
+@given(st.lists(point3, min_size=1, max_size=12))
+def test_the_front_is_moocores(points):
+    kept = moocore.is_nondominated(np.array(points), maximise=True, keep_weakly=True)
+    assert front(points) == [*np.flatnonzero(kept)]
+
+
+def test_equal_points_are_all_on_the_front():
+    assert front([(1, 1), (1, 1), (0, 1)]) == [0, 1]
+    assert front([]) == []
+
+
+@given(points2.filter(len), st.tuples(number, number))
+def test_hypervolume_is_moocores(points, reference):
+    expected = moocore.hypervolume(np.array(points), ref=np.array(reference), maximise=True)
+    assert hypervolume(points, reference) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(points2, st.tuples(number, number))
+def test_hypervolume_never_falls_when_a_point_is_added(points, extra):
+    assert hypervolume([*points, extra], (-1, -1)) >= hypervolume(points, (-1, -1)) - 1e-9
+
+
+@given(points2, st.randoms(use_true_random=False))
+def test_hypervolume_knows_neither_order_nor_duplicates(points, random):
+    shuffled = points + points[:3]
+    random.shuffle(shuffled)
+    assert hypervolume(shuffled, (-2, -2)) == pytest.approx(hypervolume(points, (-2, -2)), rel=1e-12)
+
+
+@given(points2)
+def test_dominated_points_add_no_hypervolume(points):
+    kept = [points[i] for i in front(points)]
+    assert hypervolume(kept, (-2, -2)) == pytest.approx(hypervolume(points, (-2, -2)), rel=1e-12)
+
+
+@pytest.mark.parametrize("worthless", [(NAN, 3), (3, NAN), (1, 9), (9, 1), (0, 0)])
+def test_points_with_nan_or_not_beyond_the_reference_add_nothing(worthless):
+    assert hypervolume([worthless], (1, 1)) == 0
+    assert hypervolume([worthless, (2, 3)], (1, 1)) == 2
+
+
+def test_a_studys_hypervolume_is_over_accuracy_and_log_ratio_from_chance():
+    assert study_hypervolume([(0.9, 100.0)], classes=10) == pytest.approx(0.8 * 2)
+    assert study_hypervolume([(0.9, 100.0), (0.95, 10.0)], classes=10) == pytest.approx(0.8 * 2 + 0.05 * 1)
+    assert study_hypervolume([(0.1, 100.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)], classes=10) == 0
+    assert study_hypervolume([], classes=2) == 0

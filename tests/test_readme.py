@@ -1,0 +1,63 @@
+"""What the README shows is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+OTHER_DATA = ("--dataset mnist", "--dataset cifar10", "folder:PATH")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("kdsearch")]
+
+
+def shell(command: str, folder: Path) -> str:
+    """Runs a command as a new user would, with this interpreter's scripts first in the path."""
+    scripts = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-c", f'PATH="{scripts}:$PATH"; {command}'], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_the_two_commands_at_the_top_are_those_of_the_package() -> None:
+    first, second = blocks("sh")[:2]
+    assert first.strip() == "pip install -e . && kdsearch optimize"
+    assert second.strip() == "pip install -e '.[test]' && pytest"
+
+
+@pytest.mark.slow
+def test_the_tour_on_digits_runs(tmp_path: Path) -> None:
+    tour = [line for line in commands() if not any(data in line for data in (*OTHER_DATA, "dashboard"))]
+    assert len(tour) >= 9
+    for command in tour:
+        shell(command, tmp_path)
+    assert (tmp_path / "reports" / "digits.html").is_file()
+    assert (tmp_path / "front.html").is_file()
+    assert (tmp_path / "digits-trial-9.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("command", [line for line in commands() if any(data in line for data in OTHER_DATA[:2])])
+def test_the_tour_on_other_data_can_be_planned(command: str, tmp_path: Path) -> None:
+    assert "estimate" in shell(command if "--dry-run" in command else f"{command} --dry-run", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_scripts_run(number: int, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(blocks("python")[number], encoding="utf-8")
+    shell("python script.py", tmp_path)

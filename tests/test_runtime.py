@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdsearch import runtime
+from kdsearch.errors import DeviceError
+
+CPU = torch.device("cpu")
+
+
+def test_cpu_is_always_there():
+    assert runtime.resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "cuda:x", "cpu:0", "CUDA", "cuda:-1"])
+def test_a_device_of_another_name_is_refused(name):
+    with pytest.raises(DeviceError, match="must be auto, cpu, cuda or cuda:N"):
+        runtime.resolve_device(name)
+
+
+def test_a_device_that_is_not_there_is_refused_with_a_remedy():
+    with pytest.raises(DeviceError, match=r"got cuda:99\); use --device cpu"):
+        runtime.resolve_device("cuda:99")
+
+
+@pytest.mark.cuda
+def test_auto_is_the_first_cuda_device():
+    assert runtime.resolve_device("auto") == runtime.resolve_device("cuda") == torch.device("cuda:0")
+    assert runtime.device_model(torch.device("cuda:0")) == torch.cuda.get_device_name(0)
+
+
+def test_seeds_depend_on_every_part_and_stay_as_they_are():
+    assert runtime.derive_seed("a", 1) == runtime.derive_seed("a", 1)
+    parts = [("a", 1), ("a", 2), ("b", 1), ("a", "1"), ("a", 1, None), ("a",)]
+    seeds = {runtime.derive_seed(*part) for part in parts}
+    assert len(seeds) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert runtime.derive_seed("trial", 0, 0) == 902259711619352577  # a new value would break stored studies
+
+
+def test_seeded_repeats_and_puts_the_global_generator_back():
+    before = torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with runtime.seeded(5, CPU):
+            draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_threads_are_put_back_even_after_an_error():
+    before = torch.get_num_threads()
+
+    seen = []
+
+    def fail() -> None:
+        with runtime.threads(before + 1):
+            seen.append(torch.get_num_threads())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_the_environment_names_versions_device_and_threads():
+    found = runtime.environment(CPU)
+    assert torch.__version__.startswith(found["torch"])
+    assert found["device"] == "cpu"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["device_model"] == runtime.cpu_model()
+    assert "not installed" not in found.values()
+    assert runtime.package_version("no-such-package-at-all") == "not installed"
+
+
+def test_folders_come_from_the_argument_then_the_environment(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path))
+    assert runtime.cache_folder() == tmp_path
+    assert runtime.data_folder() == tmp_path / "data"
+    monkeypatch.setenv("KDSEARCH_DATA_DIR", "~/sets")
+    assert runtime.data_folder() == Path.home() / "sets"
+    assert runtime.data_folder("here") == Path("here")
