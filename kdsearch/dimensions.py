@@ -15,7 +15,7 @@ Number = int | float
 class Model(BaseModel):
     """What all parts of a study file share: frozen, every key known, no conversion of types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Range(Model):
@@ -32,6 +32,8 @@ class Range(Model):
             raise ValueError(f"low must not exceed high (got low = {self.low}, high = {self.high}); swap them")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a log range needs low > 0 and no step; raise low or drop log")
+        if not self.holds(self.high):
+            raise ValueError(f"step must divide the range (got {self.step} in {self.low} to {self.high}); move high")
         return self
 
     @property

@@ -6,8 +6,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdsearch.errors import KdsearchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -40,3 +44,26 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes tensors as safetensors, whole or not at all.
+
+    Args:
+        path: where the file goes; missing folders are made.
+        tensors: by name, on any device.
+        metadata: of the file's header.
+
+    Raises:
+        KdsearchError: it cannot be written; the old file stays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def save(beside: Path) -> None:
+        try:
+            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, beside, metadata=metadata)
+        except SafetensorError as error:  # a full disk, for one, which write_whole is to see as what it is
+            raise OSError(str(error)) from None
+
+    write_whole(path, save)

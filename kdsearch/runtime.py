@@ -63,6 +63,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
     packages = ("kdsearch", "torch", "torchvision", "optuna", "numpy")
     versions: dict[str, str | int] = {name: package_version(name) for name in packages}
     return versions | {
+        "torch": torch.__version__,  # with its build tag, which the package's metadata lack
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": str(device),

@@ -106,7 +106,7 @@ class Published(Model):
 class Anchor(BaseModel):
     """A configuration of the slides: it is run first and never pruned."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
     published: Published | None = None
 
     @property
@@ -139,6 +139,9 @@ class StudySpec(Model):
                 raise ValueError(f"{key} must lie between {low:g} and {high:g} (got {space[key]}); narrow it")
             if key in ("epochs", "batch_size") and not all(isinstance(v, int) for v in values):
                 raise ValueError(f"{key} must be whole numbers (got {space[key]}); drop the decimal points")
+        for key in set(space) - set(rules):
+            if min(ends(space[key]), default=1) <= 0:
+                raise ValueError(f"{key} must be above 0 (got {space[key]}); raise it")
         return space
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     wanted = {mark.name for mark in item.iter_markers()} & {"slow", "cuda", "browser", "postgres", "real_data"}
     if report.skipped and served and wanted <= served:
         report.outcome = "failed"
-        report.longrepr = f"skipped, although this machine serves {', '.join(sorted(wanted)) or 'it'}: {report.longrepr}"
+        report.longrepr = f"skipped, although it is served here ({', '.join(sorted(wanted))}): {report.longrepr}"
     return report
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kdsearch.errors import KdsearchError
-from kdsearch.files import write_whole
+from kdsearch.files import save_tensors, write_whole
 
 
 def test_missing_folders_are_made_and_nothing_else_is_left(tmp_path: Path):
@@ -53,3 +56,17 @@ def test_the_file_gets_the_usual_rights(tmp_path: Path):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_tensors_on_a_full_disk_leave_the_old_file(tmp_path: Path):
+    path = tmp_path / "teacher.safetensors"
+    save_tensors(path, {"a": torch.ones(3)}, {"of": "old"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system refuses to let the file grow
+    try:
+        with pytest.raises(KdsearchError, match=r"must be writable.*teacher\.safetensors"):
+            save_tensors(path, {"a": torch.zeros(100_000)}, {"of": "new"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.equal(load_file(path)["a"], torch.ones(3))
+    assert [*tmp_path.iterdir()] == [path]

@@ -250,3 +250,19 @@ def test_the_shipped_space_has_the_sizes_that_the_deck_uses():
     assert (min(resnet["width"]), max(resnet["width"])) == (16, 64)
     assert resnet["stride"] == [1, 2, 4]
     assert 100 in resnet["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("width = [8,", "width = [-8,", "width must be above 0"),
+        ("width = [8,", "width = [0,", "width must be above 0"),
+        ("lr = 2e-3", "lr = inf", "teacher.recipe.lr"),
+        ("low = 0.0, high = 1.0, step = 0.05", "low = nan, high = 1.0", "space.loss_weight"),
+        ("low = 0.0, high = 1.0, step = 0.05", "low = 0.0, high = 1.0, step = 0.3", "step must divide the range"),
+    ],
+)
+def test_values_that_no_training_can_use_are_refused(digits_text, old, new, key):
+    assert old in digits_text
+    with pytest.raises(StudyFileError, match=key):
+        spec.parse(digits_text.replace(old, new, 1), source="x.toml")

@@ -114,11 +114,11 @@ def _draw(labels: Tensor, count: int, seed: int, what: str) -> tuple[Tensor, Ten
 def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
     """Splits the training set into training and validation images, stratified, by the study's seed.
 
-    With `train_size`, that many of the training images are drawn, and no more validation images than that: the
+    With `train_size`, at most that many of the training images are drawn, and no more validation images than that: the
     test set stays whole.
 
     Raises:
-        DataError: a part would lack a class, or there are fewer images than asked for.
+        DataError: a part would lack a class.
     """
     labels = dataset.train.labels
     held, rest = _draw(labels, round(len(labels) * spec.validation), spec.split_seed, "the validation set")

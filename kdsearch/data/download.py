@@ -25,13 +25,14 @@ def torchvision_set(name: str, folder: Path, inside: str, *, train: bool) -> Any
 
     make = getattr(datasets, name)
     where = folder / inside
+    there = where.is_dir()
     try:
-        if not where.is_dir():
+        if not there:
             folder.mkdir(parents=True, exist_ok=True)
             return make(folder, train=train, download=True)
         return make(folder, train=train, download=False)
     except (OSError, RuntimeError) as error:
-        if where.is_dir() and "not found" not in str(error):
+        if there:
             raise _broken(name, where, error) from None
         raise DataError(
             f"{name} must be there or be downloadable: {error}",
@@ -43,8 +44,9 @@ def torchvision_set(name: str, folder: Path, inside: str, *, train: bool) -> Any
 
 
 def _broken(name: str, where: Path, error: Exception) -> DataError:
+    reason = str(error).partition(" You can use download=True")[0] or type(error).__name__
     return DataError(
-        f"{name}'s files must be whole: {error or type(error).__name__}",
+        f"{name}'s files must be whole: {reason}",
         got=where,
         remedy="delete that folder and run again to download it",
     )

@@ -18,7 +18,7 @@ def make(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
     """One view of each image.
 
     View `v` is flipped if v is not below the number of shifts; the rest of v says down and right shift, row by row
-    from (-shift, -shift). Zeros come in at the edges.
+    from (-shift, -shift), which comes before the flip. Zeros come in at the edges.
 
     Args:
         images: (batch, channels, height, width), any type.

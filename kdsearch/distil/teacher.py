@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdsearch import files, networks, runtime
@@ -95,7 +95,7 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
         teacher = _from_cache(spec, split, path, progress)
         if teacher is None:
             teacher = _make(spec, split, progress)
-            files.write_whole(path, lambda temporary: _save(teacher, temporary))
+            _save(teacher, path)
     return teacher
 
 
@@ -183,9 +183,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _save(teacher: Teacher, path: Path) -> None:
-    tensors = {NETWORK + key: value.contiguous().cpu() for key, value in teacher.network.state_dict().items()}
-    tensors[LOGITS] = teacher.logits.contiguous().cpu()
-    save_file(tensors, path, metadata={FACTS: json.dumps(dataclasses.asdict(teacher.facts))})
+    weights = {NETWORK + key: value for key, value in teacher.network.state_dict().items()}
+    facts = json.dumps(dataclasses.asdict(teacher.facts))
+    files.save_tensors(path, weights | {LOGITS: teacher.logits}, {FACTS: facts})
 
 
 def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress) -> Teacher | None:

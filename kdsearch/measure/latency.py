@@ -17,7 +17,7 @@ Call = Callable[[], object]
 
 MIN_PAIRS = 15
 MAX_PAIRS = 61
-MAX_SECONDS = 12.0  # of one measurement, once MIN_PAIRS are in
+MAX_SECONDS = 5.0  # of one measurement, once MIN_PAIRS are in
 TARGET_WIDTH = 0.04  # of the interval, relative to the median: narrow enough to stop
 SAMPLE_SECONDS = 0.004  # a sample repeats a call until it lasts at least this long: the clock is noisy below
 WARM_UP_CALLS = 2

@@ -20,14 +20,20 @@ from kdsearch.search import space
 from kdsearch.search.study import Plan
 from kdsearch.spec import Recipe
 
-SAMPLES = 12  # configurations drawn from the space to see what a trial costs
-STEPS = 3  # optimiser steps timed of each
-MAX_BATCH = 128  # a larger batch costs about as much an image
+SECONDS = 8.0  # spent on seeing what a trial costs, of anchors and of configurations drawn from the space alike
+STEPS = 2  # optimiser steps timed of each configuration
+MIN_BATCH, MAX_BATCH = 16, 128  # a larger batch costs about as much an image
+SLOW_IMAGE = 0.005  # seconds of training: then a small batch says as much as a larger one, sooner
 
 
 def seconds_per_image(network: torch.nn.Module, plan: Plan, batch_size: int, recipe: Recipe) -> float:
     """Seconds of training an image, of a few optimiser steps; the network is changed."""
+    small = _seconds_per_image(network, plan, min(batch_size, MIN_BATCH), recipe)
     batch = min(batch_size, MAX_BATCH, len(plan.split.train))
+    return small if small > SLOW_IMAGE or batch <= MIN_BATCH else _seconds_per_image(network, plan, batch, recipe)
+
+
+def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
     part = plan.split.train.subset(torch.arange(batch * (STEPS + 1), device=plan.device) % len(plan.split.train))
     guess = torch.zeros(len(part), len(plan.split.classes), device=plan.device)
     ends: list[float] = []
@@ -68,7 +74,7 @@ def teacher_seconds(plan: Plan) -> float:
 
 def forward_seconds(network: torch.nn.Module, plan: Plan) -> float:
     """Seconds of inference an image."""
-    batch = plan.split.example(min(MAX_BATCH, plan.spec.latency.batch))
+    batch = plan.split.example(min(4 * MIN_BATCH, plan.spec.latency.batch))
     network.eval()
     with torch.inference_mode():
         network(batch)
@@ -85,6 +91,17 @@ def trial_seconds(plan: Plan, config: Config) -> float:
     epochs = int(config["epochs"])
     scored = epochs * len(plan.split.validation) + len(plan.split.test)
     return step * len(plan.split.train) * epochs + forward_seconds(student, plan) * scored
+
+
+def _mean_seconds(plan: Plan, configs: list[Config]) -> float:
+    """Mean seconds of a trial, of as many of the configurations as a short while allows."""
+    measured: list[float] = []
+    begin = time.perf_counter()
+    for config in configs:
+        measured.append(trial_seconds(plan, config))
+        if time.perf_counter() - begin > SECONDS:
+            break
+    return statistics.mean(measured) if measured else 0.0
 
 
 def timing_seconds(plan: Plan, configs: list[Config]) -> float:
@@ -118,10 +135,7 @@ def estimate(plan: Plan, *, trials: int) -> dict[str, Any]:
     """
     anchors = [anchor.config for anchor in list(plan.spec.anchors.values())[:trials]]
     drawn = draw(plan, trials - len(anchors))
-    sample = drawn[:SAMPLES]
-    training = sum(trial_seconds(plan, config) for config in anchors)
-    if sample:
-        training += statistics.mean(trial_seconds(plan, config) for config in sample) * len(drawn)
+    training = sum(_mean_seconds(plan, configs) * len(configs) for configs in (anchors, drawn))
     seconds = {
         "teacher": teacher_seconds(plan),
         "timing": timing_seconds(plan, anchors + drawn),

@@ -9,7 +9,6 @@ from typing import Any
 
 from optuna import Study
 from optuna.trial import FrozenTrial
-from safetensors.torch import save_file
 from torch import nn
 
 from kdsearch import data, files, runtime, spec
@@ -108,6 +107,4 @@ def save(student: Retrained, path: Path) -> None:
     Raises:
         KdsearchError: the file cannot be written.
     """
-    tensors = {key: value.contiguous().cpu() for key, value in student.network.state_dict().items()}
-    metadata = {"config": json.dumps(student.config)}
-    files.write_whole(path, lambda beside: save_file(tensors, beside, metadata=metadata))
+    files.save_tensors(path, student.network.state_dict(), {"config": json.dumps(student.config)})

@@ -50,7 +50,9 @@ def test_a_truncated_file_is_one_line_with_a_remedy(folder: Path, name: str, siz
 def test_files_that_are_missing_are_named_and_nothing_is_downloaded(folder: Path):
     (folder / "MNIST" / "raw" / "train-labels-idx1-ubyte").unlink()
     before = sorted(folder.rglob("*"))
-    with pytest.raises(DataError, match=r"MNIST must be there.*got .*MNIST/raw\); put its files there"):
+    with pytest.raises(
+        DataError, match=r"MNIST's files must be whole: Dataset not found\. \(got .*MNIST/raw\); delete"
+    ):
         load(folder)
     assert sorted(folder.rglob("*")) == before
 

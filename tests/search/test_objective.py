@@ -76,6 +76,7 @@ def test_the_test_accuracy_is_of_the_epoch_that_validation_chose(workshop: Works
     assert found[Attr.TEST_ACCURACY] == tests[found[Attr.BEST_EPOCH] - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_pairs")
 def test_equal_architectures_share_one_timing(workshop: Workshop):
     timed = Workshop(workshop.spec, workshop.split, workshop.teacher, "latency")

@@ -196,7 +196,7 @@ def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, 
     [
         ({"train_size": 150}, r"data.train_size: 200 -> 150"),
         ({"max_epochs": 1}, r"epochs: 2 -> 1"),
-        ({"cost": "latency"}, r"cost: flops -> latency; device_model: nothing -> "),
+        pytest.param({"cost": "latency"}, r"cost: flops -> latency; device_model: nothing -> ", marks=pytest.mark.slow),
     ],
 )
 def test_another_definition_under_the_same_name_is_refused_with_the_difference(study_file, url, changes, shown):
