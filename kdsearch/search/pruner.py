@@ -75,12 +75,17 @@ class ParetoPruner(BasePruner):
     someone at least as fast is already more accurate (or as accurate and faster). So a trial whose best checkpoint is
     on the front is never pruned.
 
+    A measured accuracy is noisy, so the rival may have to be better by more than that noise: `margin`.
+
     Args:
+        margin: one an objective, in its units: a checkpoint counts as dominated only if it still is when it is made
+            better by so much. None: 0 for all.
         warm_up: no trial is pruned before this step.
         exempt: trials with a user attribute of this name are never pruned.
     """
 
-    def __init__(self, *, warm_up: int = 1, exempt: str = Attr.ANCHOR) -> None:
+    def __init__(self, *, margin: Sequence[float] | None = None, warm_up: int = 1, exempt: str = Attr.ANCHOR) -> None:
+        self._margin = margin
         self._warm_up = warm_up
         self._exempt = exempt
 
@@ -114,12 +119,13 @@ class ParetoPruner(BasePruner):
             "reason": f"at step {step}, trial {beaten_by.number} was already better and no worse in any objective",
         }
 
-    @staticmethod
-    def _dominator(study: Study, trial: FrozenTrial, point: tuple[float, ...], step: int) -> FrozenTrial | None:
+    def _dominator(self, study: Study, trial: FrozenTrial, point: tuple[float, ...], step: int) -> FrozenTrial | None:
+        margin = self._margin or [0.0] * len(point)
+        hoped = tuple(value + slack for value, slack in zip(point, margin, strict=True))
         for other in study.get_trials(deepcopy=False):
             curve = other.user_attrs.get(Attr.CURVE)
             if other.number == trial.number or not curve or other.state == TrialState.FAIL:
                 continue  # a failed trial's checkpoints will not stand on the front
-            if any(pareto.dominates(rival, point) for rival in best_so_far(curve, study.directions, step)):
+            if any(pareto.dominates(rival, hoped) for rival in best_so_far(curve, study.directions, step)):
                 return other
         return None

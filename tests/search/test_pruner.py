@@ -301,3 +301,17 @@ def test_samplers_survive_pruning_in_a_database(name, count, tmp_path):
 @pytest.mark.slow
 def test_the_gaussian_process_survives_pruning():
     survives("gp", 40)
+
+
+def test_a_rival_must_be_better_by_the_margin():
+    near = study_of(([0.9], 10.0), ([0.89], 10.0))
+    assert hopeless(near)
+    assert hopeless(near, margin=(0.005, 0.0))
+    assert not hopeless(near, margin=(0.02, 0.0))
+    assert not hopeless(study_of(([0.9], 11.0), ([0.5], 10.0)), margin=(0.0, 2.0))
+
+
+def test_a_margin_is_taken_in_the_objectives_direction():
+    near = study_of(([0.10], 10.0), ([0.11], 10.0), directions=["minimize", "maximize"])
+    assert hopeless(near, margin=(0.005, 0.0))
+    assert not hopeless(near, margin=(0.02, 0.0))
