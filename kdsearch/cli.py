@@ -13,6 +13,7 @@ import typer
 
 from kdsearch import __version__
 from kdsearch.errors import KdsearchError, RunError
+from kdsearch.storage import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from kdsearch.console import ConsoleProgress
     from kdsearch.reporting.collect import StudyData
-
-DEFAULT_STORAGE = "sqlite:///kdsearch.db"
 
 app = typer.Typer(
     help="Find the small network to deploy: the Pareto front of accuracy against inference ratio.",
@@ -108,12 +107,13 @@ def optimize(
 ) -> None:
     """Search for students worth deploying; run it again and it goes on where it stopped."""
     from kdsearch.console import ConsoleProgress
-    from kdsearch.search import plan, samplers
+    from kdsearch.search import estimate, samplers
+    from kdsearch.search import plan as plans
     from kdsearch.search import study as search
 
-    search.check_choice("--sampler", sampler, samplers.SAMPLERS)
-    search.check_choice("--pruner", pruner, search.PRUNERS)
-    planned = search.make_plan(
+    plans.check_choice("--sampler", sampler, samplers.SAMPLERS)
+    plans.check_choice("--pruner", pruner, search.PRUNERS)
+    planned = plans.make_plan(
         dataset=dataset,
         study=study,
         name=name,
@@ -125,7 +125,7 @@ def optimize(
         max_epochs=max_epochs,
     )
     if dry_run:
-        print_plan(plan.estimate(planned, trials=trials), as_json=as_json)
+        print_plan(estimate.estimate(planned, trials=trials), as_json=as_json)
         return
     command = _command(storage)
     with ConsoleProgress() as progress:
@@ -158,7 +158,7 @@ def _command(storage: str) -> str:
 
 
 def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
-    """Prints what `plan.estimate` found."""
+    """Prints what `search.estimate` found."""
     if as_json:
         print(json.dumps(plan))
         return

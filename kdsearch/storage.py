@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
 
+DEFAULT_STORAGE = "sqlite:///kdsearch.db"
 JOURNAL = "journal:"
 SQLITE_TIMEOUT_SECONDS = 60
 

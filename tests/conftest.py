@@ -15,7 +15,7 @@ from kdsearch.data import ImageSet
 from kdsearch.distil.teacher import Teacher, obtain
 from kdsearch.measure import latency
 from kdsearch.search.objective import Workshop
-from kdsearch.search.study import Plan, make_plan
+from kdsearch.search.plan import Plan, make_plan
 
 hypothesis.settings.register_profile(
     "tests", deadline=None, derandomize=True, database=None, max_examples=60

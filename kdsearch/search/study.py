@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna import Study
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from kdsearch import data, networks, runtime, spec, storage
+from kdsearch import runtime, storage
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, KdsearchError, RunError
-from kdsearch.measure import COSTS
 from kdsearch.progress import Progress
 from kdsearch.records import METRICS, Attr, StudyAttr
 from kdsearch.search import anchors, samplers
 from kdsearch.search.objective import Objective, Workshop
+from kdsearch.search.plan import Plan, check_choice, make_plan
 from kdsearch.search.pruner import ParetoPruner
 
 MAX_FAILURES_IN_A_ROW = 5
@@ -38,95 +35,12 @@ PRUNERS: dict[str, Callable[[Plan], optuna.pruners.BasePruner]] = {
     "none": lambda plan: optuna.pruners.NopPruner(),
 }
 WARM_UP_SHARE = 6  # no trial is pruned in the first sixth of the longest training: late bloomers
-DEFAULT_STORAGE = "sqlite:///kdsearch.db"
-DEFAULT_DATASET = "digits"
 DEFAULT_TRIALS = 50
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is to do, checked but with nothing trained yet.
-
-    Attributes:
-        spec: the study file with the limits of the command line.
-        split: data on the device.
-        device: where trials are trained.
-        cost: key of `measure.COSTS`.
-        name: of the Optuna study.
-        url: of its storage.
-        data_dir: where data sets lie, as given.
-    """
-
-    spec: spec.StudySpec
-    split: data.Split
-    device: torch.device
-    cost: str
-    name: str
-    url: str
-    data_dir: str | None = None
 
 
 def validation_error(count: int) -> float:
     """Standard error of an accuracy of 90 % that `count` images measure: two trials nearer than that are alike."""
     return math.sqrt(0.9 * 0.1 / count)
-
-
-def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
-    """The study file for a data set, a study file's own data set, or both where they agree.
-
-    Raises:
-        KdsearchError: an unknown data set, an unusable study file, or one for another data set.
-    """
-    if dataset is not None:
-        data.check_name(dataset)
-    loaded = spec.load(study or spec.shipped(dataset or DEFAULT_DATASET))
-    if dataset is not None and dataset != loaded.data.name:
-        if dataset.partition(":")[0] != loaded.data.name.partition(":")[0]:
-            raise DefinitionError(
-                "--dataset and the study file must name the same data set",
-                got=f"{dataset} and {loaded.data.name}",
-                remedy="drop --dataset or choose another --study",
-            )
-        loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"name": dataset})})
-    data.check_name(loaded.data.name)
-    networks.check_families(loaded)
-    return loaded
-
-
-def make_plan(
-    *,
-    dataset: str | None = None,
-    study: str | Path | None = None,
-    name: str | None = None,
-    storage_url: str | None = None,
-    data_dir: str | None = None,
-    device: str = "auto",
-    cost: str = "latency",
-    train_size: int | None = None,
-    max_epochs: int | None = None,
-) -> Plan:
-    """Checks all that can be checked before work begins, and loads the data.
-
-    Raises:
-        KdsearchError: anything is unknown, missing or broken.
-    """
-    chosen = runtime.resolve_device(device)
-    check_choice("--cost", cost, COSTS)
-    loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs)
-    split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
-    title = name or Path(loaded.data.name.replace(":", "/")).name
-    url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
-    return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir)
-
-
-def check_choice(option: str, value: str, choices: Any) -> None:
-    """Refuses a value that is not among the choices.
-
-    Raises:
-        KdsearchError: it is not.
-    """
-    if value not in choices:
-        raise KdsearchError(f"{option} must be known", got=value, remedy=f"choose one of {', '.join(choices)}")
 
 
 def definition(plan: Plan) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from kdsearch import data
-from kdsearch.search.study import Plan
+from kdsearch.search.plan import Plan
 from kdsearch.spec import DataSpec
 
 

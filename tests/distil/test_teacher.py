@@ -12,7 +12,7 @@ from kdsearch.distil import teacher as teachers
 from kdsearch.distil.teacher import Teacher, cached_file, fingerprint, load_weights, obtain
 from kdsearch.errors import TeacherError
 from kdsearch.progress import Progress
-from kdsearch.search.study import Plan
+from kdsearch.search.plan import Plan
 from kdsearch.spec import TeacherSpec
 
 

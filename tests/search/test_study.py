@@ -14,6 +14,7 @@ from kdsearch import pareto, spec
 from kdsearch.errors import DataError, DefinitionError, DeviceError, KdsearchError, RunError, StudyFileError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, StudyAttr
+from kdsearch.search import plan as plans
 from kdsearch.search import study as search
 from kdsearch.search.anchors import enqueue_missing
 from kdsearch.search.objective import Objective, Workshop
@@ -91,7 +92,7 @@ def test_the_anchors_run_first_and_are_complete(study_file, url):
 
 def test_anchors_are_never_pruned_whatever_comes_before(study_file, url):
     # the anchors wait behind four trials; m1 with its batches of 32 is then dominated by a better one
-    plan = search.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
+    plan = plans.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
     study = search.open_study(plan, open_storage(url))
     for _ in range(4):
         study.enqueue_trial({"width": 50, "loss_weight": 0.0, "epochs": 2, "batch_size": 16})
@@ -174,7 +175,7 @@ def test_a_loss_that_is_not_finite_fails_trials_and_five_in_a_row_end_the_run(st
 
 def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, url, plan, teacher):
     done = outcome(optimize(study_file, url, 3))
-    own = search.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
+    own = plans.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
     bad = Objective(
         Workshop(spec.load(broken(study_file)).limited(max_epochs=2), plan.split, teacher, "flops"), seed=0,
         progress=Progress(),
@@ -309,14 +310,14 @@ def test_a_wrong_argument_is_refused_before_anything_is_made(tmp_path, changes, 
 
 def test_the_name_and_the_storage_have_their_defaults(monkeypatch, tmp_path):
     limits = {"train_size": 200, "max_epochs": 1, "device": "cpu", "cost": "flops"}
-    plan = search.make_plan(**limits)
+    plan = plans.make_plan(**limits)
     assert (plan.name, plan.url, plan.spec.data.name) == ("digits", "sqlite:///kdsearch.db", "digits")
     monkeypatch.setenv("OPTUNA_STORAGE", "journal:here.log")
-    assert search.make_plan(**limits).url == "journal:here.log"
-    assert search.make_plan(**limits, storage_url="sqlite:///x.db", name="n").url == "sqlite:///x.db"
+    assert plans.make_plan(**limits).url == "journal:here.log"
+    assert plans.make_plan(**limits, storage_url="sqlite:///x.db", name="n").url == "sqlite:///x.db"
 
 
 def test_a_folder_gives_its_name_to_the_study():
-    chosen = search.read_spec("folder:/data/cats", None)
+    chosen = plans.read_spec("folder:/data/cats", None)
     assert chosen.data.name == "folder:/data/cats"
     assert chosen.student.family == "resnet"

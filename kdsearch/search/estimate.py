@@ -1,0 +1,159 @@
+"""What a run is going to do and how long it may take, measured on a few batches; nothing is trained."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from typing import Any
+
+import optuna
+import torch
+
+from kdsearch import networks, runtime
+from kdsearch.distil import teacher, train
+from kdsearch.distil.loss import distillation_loss
+from kdsearch.measure import latency
+from kdsearch.records import Config, architecture
+from kdsearch.search import space
+from kdsearch.search.plan import Plan
+from kdsearch.spec import Recipe
+
+SECONDS = 8.0  # spent on seeing what a trial costs, of anchors and of configurations drawn from the space alike
+STEPS = 2  # optimiser steps timed of each configuration
+MIN_BATCH, MAX_BATCH = 16, 128  # a larger batch costs about as much an image
+SLOW_IMAGE = 0.005  # seconds of training: then a small batch says as much as a larger one, sooner
+
+
+def seconds_per_image(network: torch.nn.Module, plan: Plan, batch_size: int, recipe: Recipe) -> float:
+    """Seconds of training an image, of a few optimiser steps; the network is changed."""
+    small = _seconds_per_image(network, plan, min(batch_size, MIN_BATCH), recipe)
+    batch = min(batch_size, MAX_BATCH, len(plan.split.train))
+    return small if small > SLOW_IMAGE or batch <= MIN_BATCH else _seconds_per_image(network, plan, batch, recipe)
+
+
+def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
+    part = plan.split.train.subset(torch.arange(batch * (STEPS + 1), device=plan.device) % len(plan.split.train))
+    guess = torch.zeros(len(part), len(plan.split.classes), device=plan.device)
+    ends: list[float] = []
+    lesson = train.Lesson(
+        data=part,
+        prepare=plan.split.prepare,
+        loss=lambda logits, labels, targets: distillation_loss(
+            logits, labels, targets, loss_weight=0.5, temperature=4.0
+        ),
+        teacher_logits=guess,
+        epochs=1,
+        batch_size=batch,
+        seed=0,
+        on_step=lambda step: ends.append(_now(plan.device)),
+    )
+    for _ in train.train(network, lesson, recipe, validate=lambda _: 0.0):
+        ends.append(_now(plan.device))
+    return statistics.median(b - a for a, b in itertools.pairwise(ends)) / batch
+
+
+def _now(device: torch.device) -> float:
+    runtime.synchronize(device)
+    return time.perf_counter()
+
+
+def teacher_seconds(plan: Plan) -> float:
+    """Seconds until the teacher stands: 0 if it is kept from an earlier study."""
+    if teacher.cached_file(plan.spec.teacher, plan.split).is_file():
+        return 0.0
+    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
+    network = network.to(plan.device)
+    recipe = plan.spec.teacher.recipe
+    step = seconds_per_image(network, plan, recipe.batch_size, recipe) if plan.spec.teacher.weights is None else 0.0
+    once = forward_seconds(network, plan)
+    images = len(plan.split.train) + len(plan.split.validation) + len(plan.split.test)
+    return step * len(plan.split.train) * recipe.epochs + once * images
+
+
+def forward_seconds(network: torch.nn.Module, plan: Plan) -> float:
+    """Seconds of inference an image."""
+    batch = plan.split.example(min(4 * MIN_BATCH, plan.spec.latency.batch))
+    network.eval()
+    with torch.inference_mode():
+        network(batch)
+        begin = _now(plan.device)
+        network(batch)
+    return (_now(plan.device) - begin) / len(batch)
+
+
+def trial_seconds(plan: Plan, config: Config) -> float:
+    """Seconds of training and scoring a configuration to its end."""
+    family = networks.student_family(plan.spec.student.family)
+    student = family.build(architecture(config), plan.split.shape, len(plan.split.classes)).to(plan.device)
+    step = seconds_per_image(student, plan, config["batch_size"], plan.spec.student.recipe)
+    epochs = int(config["epochs"])
+    scored = epochs * len(plan.split.validation) + len(plan.split.test)
+    return step * len(plan.split.train) * epochs + forward_seconds(student, plan) * scored
+
+
+def _mean_seconds(plan: Plan, configs: list[Config]) -> float:
+    """Mean seconds of a trial, of as many of the configurations as a short while allows."""
+    measured: list[float] = []
+    begin = time.perf_counter()
+    for config in configs:
+        measured.append(trial_seconds(plan, config))
+        if time.perf_counter() - begin > SECONDS:
+            break
+    return statistics.mean(measured) if measured else 0.0
+
+
+def timing_seconds(plan: Plan, configs: list[Config]) -> float:
+    """Seconds of timing teacher and student, once for each architecture among the configurations."""
+    if plan.cost == "flops":
+        return 0.0
+    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
+    with runtime.threads(plan.spec.latency.threads):
+        once = forward_seconds(network.to(plan.device), plan) * plan.spec.latency.batch
+    different = {json.dumps(architecture(config)) for config in configs}
+    return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
+
+
+def draw(plan: Plan, count: int) -> list[Config]:
+    """Configurations drawn at random from the space, always the same ones."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=0))
+    return [space.suggest(study.ask(), plan.spec.space) for _ in range(count)]
+
+
+def estimate(plan: Plan, *, trials: int) -> dict[str, Any]:
+    """The plan of a run as plain data, its times in seconds.
+
+    Args:
+        plan: a checked plan.
+        trials: finished trials to reach.
+
+    Returns:
+        `study`, `dataset`, `images`, `device`, `trials`, `anchors`, `space` and `seconds`: of the teacher, timing,
+        training (if no trial were pruned) and in all.
+    """
+    anchors = [anchor.config for anchor in list(plan.spec.anchors.values())[:trials]]
+    drawn = draw(plan, trials - len(anchors))
+    training = sum(_mean_seconds(plan, configs) * len(configs) for configs in (anchors, drawn))
+    seconds = {
+        "teacher": teacher_seconds(plan),
+        "timing": timing_seconds(plan, anchors + drawn),
+        "training": training,
+    }
+    split = plan.split
+    return {
+        "study": plan.name,
+        "dataset": plan.spec.data.name,
+        "images": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        "device": f"{plan.device} ({runtime.device_model(plan.device)})",
+        "cost": plan.cost,
+        "trials": trials,
+        "anchors": list(plan.spec.anchors)[:trials],
+        "space": {key: _in_words(value) for key, value in plan.spec.space.items()},
+        "seconds": {key: round(value, 1) for key, value in {**seconds, "all": sum(seconds.values())}.items()},
+    }
+
+
+def _in_words(dimension: Any) -> Any:
+    return dimension.model_dump(exclude_defaults=True) if hasattr(dimension, "model_dump") else dimension
