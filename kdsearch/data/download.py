@@ -34,6 +34,7 @@ def torchvision_set(name: str, folder: Path, inside: str, *, train: bool) -> Any
     except (OSError, RuntimeError) as error:
         if there:
             raise _broken(name, where, error) from None
+        _remove_empty(where, folder)
         raise DataError(
             f"{name} must be there or be downloadable: {error}",
             got=where,
@@ -41,6 +42,14 @@ def torchvision_set(name: str, folder: Path, inside: str, *, train: bool) -> Any
         ) from None
     except (AssertionError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise _broken(name, where, error) from None
+
+
+def _remove_empty(where: Path, folder: Path) -> None:
+    """Removes the empty folders that a failed download left: they would pass for a broken data set."""
+    for path in (where, *where.parents):
+        if path == folder.parent or not path.is_dir() or any(path.iterdir()):
+            return
+        path.rmdir()
 
 
 def _broken(name: str, where: Path, error: Exception) -> DataError:
