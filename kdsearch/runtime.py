@@ -102,10 +102,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Runs its body with that many CPU threads inside an operation."""
+def threads(number: int | None) -> Iterator[None]:
+    """Runs its body with that many CPU threads inside an operation; None: as many as there are."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(number or before)
     try:
         yield
     finally:

@@ -82,9 +82,10 @@ class TeacherSpec(Model):
 
 
 class StudentSpec(Model):
-    """The students' family and recipe."""
+    """The students' family and recipe, and the CPU threads that train them (None: as many as torch takes)."""
 
     family: str
+    threads: Annotated[int, Field(ge=1)] | None = None
     recipe: Recipe = Recipe()
 
 

@@ -34,6 +34,7 @@ class Lesson:
         teacher_logits: (count, classes), in the order of `data`, or None.
         epochs, batch_size: length and step of the training.
         seed: of the order of images and views, and of dropout.
+        threads: CPU threads inside an operation; None: as many as torch takes.
         on_step: told, before each step, how many steps are done.
     """
 
@@ -44,6 +45,7 @@ class Lesson:
     epochs: int
     batch_size: int
     seed: int
+    threads: int | None = None
     on_step: Callable[[int], None] = lambda step: None
 
     @property
@@ -137,7 +139,8 @@ def train(
     for epoch in range(1, lesson.epochs + 1):
         start = time.perf_counter()
         network.train()
-        with runtime.seeded(runtime.derive_seed("epoch", lesson.seed, epoch), device):
+        seed = runtime.derive_seed("epoch", lesson.seed, epoch)
+        with runtime.threads(lesson.threads), runtime.seeded(seed, device):
             loss = _epoch(network, optimizer, lesson, recipe, epoch)
         seconds = time.perf_counter() - start
         if not math.isfinite(loss):
@@ -146,4 +149,6 @@ def train(
                 got=loss,
                 remedy="lower the recipe's lr",
             )
-        yield EpochRecord(epoch, loss, validate(network), seconds)
+        with runtime.threads(lesson.threads):
+            accuracy = validate(network)
+        yield EpochRecord(epoch, loss, accuracy, seconds)

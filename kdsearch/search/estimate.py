@@ -87,10 +87,12 @@ def trial_seconds(plan: Plan, config: Config) -> float:
     """Seconds of training and scoring a configuration to its end."""
     family = networks.student_family(plan.spec.student.family)
     student = family.build(architecture(config), plan.split.shape, len(plan.split.classes)).to(plan.device)
-    step = seconds_per_image(student, plan, config["batch_size"], plan.spec.student.recipe)
+    with runtime.threads(plan.spec.student.threads):
+        step = seconds_per_image(student, plan, config["batch_size"], plan.spec.student.recipe)
+        once = forward_seconds(student, plan)
     epochs = int(config["epochs"])
     scored = epochs * len(plan.split.validation) + len(plan.split.test)
-    return step * len(plan.split.train) * epochs + forward_seconds(student, plan) * scored
+    return step * len(plan.split.train) * epochs + once * scored
 
 
 def _mean_seconds(plan: Plan, configs: list[Config]) -> float:

@@ -73,6 +73,7 @@ class Workshop:
             epochs=config["epochs"],
             batch_size=config["batch_size"],
             seed=seed,
+            threads=self.spec.student.threads,
         )
         return train.train(
             student,

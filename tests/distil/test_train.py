@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdsearch import runtime
 from kdsearch.data import ImageSet
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.train import Lesson, make_optimizer, schedule, train
@@ -219,3 +220,23 @@ def test_the_optimizer_is_the_recipes():
     adam = make_optimizer(network(), Recipe(lr=0.1, lr_batch=25, weight_decay=0.01), 100)
     assert isinstance(adam, torch.optim.Adam)
     assert [adam.param_groups[0][key] for key in ("lr", "weight_decay")] == [0.2, 0.01]
+
+
+def test_a_training_has_its_own_number_of_threads_and_puts_the_others_back(noise):
+    seen = []
+
+    def loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return nn.functional.cross_entropy(logits, labels)
+
+    def validate(_: nn.Module) -> float:
+        seen.append(torch.get_num_threads())
+        return 0.5
+
+    with runtime.threads(2):
+        for _ in train(network(), lesson(noise, loss=loss, threads=1), Recipe(), validate=validate):
+            assert torch.get_num_threads() == 2
+        assert set(seen) == {1}
+        seen.clear()
+        list(train(network(), lesson(noise, loss=loss), Recipe(), validate=validate))
+        assert set(seen) == {2}
