@@ -97,7 +97,7 @@ class ParetoPruner(BasePruner):
         """Why the trial is hopeless, or None.
 
         Returns:
-            `step`, `trial` (the number of the one that dominates its last non-dominated checkpoint), its `values`
+            `step`, `trial` (the number of the one that dominates its last non-dominated checkpoint)
             and a sentence, `reason`.
         """
         curve = trial.user_attrs.get(Attr.CURVE, {})
