@@ -16,6 +16,7 @@ _PUBLIC = {
     "optimize": "kdsearch.search.study",
     "report": "kdsearch.search.pruner",
     "should_prune": "kdsearch.search.pruner",
+    "should_stop": "kdsearch.search.pruner",
     "write_report": "kdsearch.reporting.page",
 }
 
@@ -26,13 +27,14 @@ __all__ = [
     "optimize",
     "report",
     "should_prune",
+    "should_stop",
     "write_report",
 ]
 
 if TYPE_CHECKING:
     from kdsearch.errors import KdsearchError
     from kdsearch.reporting.page import write_report
-    from kdsearch.search.pruner import ParetoPruner, report, should_prune
+    from kdsearch.search.pruner import ParetoPruner, report, should_prune, should_stop
     from kdsearch.search.study import optimize
 
 

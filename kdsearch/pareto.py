@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 Point = Sequence[float]
 
@@ -44,6 +51,78 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
             area += (x - x0) * (y - y_top)
             y_top = y
     return area
+
+
+def members(points: Floats) -> NDArray[np.int64]:
+    """Indices of the non-dominated among (points, objectives); of equal ones the first."""
+    import numpy as np
+
+    if points.shape[1] != 2:
+        found = front(points.tolist())
+        _, first = np.unique(points[found], axis=0, return_index=True)
+        return np.sort(np.array(found, dtype=np.int64)[first]) if found else np.zeros(0, dtype=np.int64)
+    order = np.lexsort((-np.arange(len(points)), points[:, 0], points[:, 1]))[::-1]  # second, then first, descending
+    best = np.concatenate([[-np.inf], np.maximum.accumulate(points[order, 0])[:-1]])
+    return np.sort(order[points[order, 0] > best])
+
+
+def volume(points: Floats, reference: Floats) -> float:
+    """Hypervolume in any number of dimensions, all maximised: slices along the last one, down to areas.
+
+    "Hypervolume by slicing objectives" (While, Hingston, Barone, Huband, IEEE TEC 2006): exact, and quick for the few
+    points of a front.
+
+    Args:
+        points: (points, objectives), finite.
+        reference: (objectives,); points that do not exceed it everywhere add nothing.
+    """
+    inside = points[(points > reference).all(axis=1)]
+    if not len(inside):
+        return 0.0
+    if len(reference) == 1:
+        return float(inside.max() - reference[0])
+    if len(reference) == 2:
+        return hypervolume([(x, y) for x, y in inside.tolist()], (float(reference[0]), float(reference[1])))
+    ordered = inside[inside[:, -1].argsort()[::-1]]
+    depths = [*ordered[:, -1].tolist(), float(reference[-1])]
+    slices = (
+        (depths[k] - depths[k + 1]) * volume(ordered[: k + 1, :-1], reference[:-1])
+        for k in range(len(ordered))
+        if depths[k] > depths[k + 1]
+    )
+    return float(sum(slices))
+
+
+def gains(members: Floats, points: Floats, reference: Floats) -> Floats:
+    """What each point alone would add to the hypervolume of a front (all objectives maximised).
+
+    Args:
+        members: (members, objectives) of the front, finite.
+        points: (points, objectives), finite.
+        reference: (objectives,).
+
+    Returns:
+        (points,), not negative.
+    """
+    import numpy as np
+
+    if points.shape[1] != 2:
+        before = volume(members, reference)
+        return np.array(
+            [
+                0.0
+                if (members >= point).all(axis=1).any()
+                else max(0.0, volume(np.vstack([members, point]), reference) - before)
+                for point in points
+            ]
+        )
+    stairs = members[(members > reference).all(axis=1)]
+    stairs = stairs[stairs[:, 1].argsort()]
+    edges = np.concatenate([reference[1:], stairs[:, 1], [np.inf]])
+    height = np.concatenate([np.maximum.accumulate(stairs[::-1, 0])[::-1], reference[:1]])  # best x at this y or beyond
+    width = np.clip(np.minimum(points[:, 1:], edges[1:]) - edges[:-1], 0.0, None)
+    added: Floats = (width * np.clip(points[:, :1] - height, 0.0, None)).sum(axis=1)
+    return added
 
 
 def study_hypervolume(points: Sequence[tuple[float, float]], classes: int) -> float:

@@ -29,7 +29,9 @@ class Attr:
     TRAIN_SECONDS = "train_seconds"
     LOSSES = "losses"  # mean training loss of each epoch
     FAIL_REASON = "fail_reason"
-    PRUNED_BY = "pruned_by"  # why the pruner stopped the trial
+    PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
+    STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
+    STOPPED_BY = "stopped_by"  # why it was
 
 
 INTERRUPTED = "interrupted"

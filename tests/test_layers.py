@@ -19,11 +19,20 @@ LAYERS = [
     {"distil"},
     {"search"},
     {"bench"},
-    {"cli", "console", "doctor", "__main__"},
+    {"cli", "cli_bench", "cli_output", "console", "doctor", "__main__"},
 ]
 REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "storage"}
 LINES = 350
-PUBLIC = ["KdsearchError", "ParetoPruner", "__version__", "optimize", "report", "should_prune", "write_report"]
+PUBLIC = [
+    "KdsearchError",
+    "ParetoPruner",
+    "__version__",
+    "optimize",
+    "report",
+    "should_prune",
+    "should_stop",
+    "write_report",
+]
 
 
 def module_name(path: Path) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdsearch.pareto import dominates, front, hypervolume, study_hypervolume
+from kdsearch.pareto import dominates, front, gains, hypervolume, members, study_hypervolume, volume
 
 NAN = math.nan
 few = st.integers(0, 4).map(float)  # ties and duplicates are frequent
@@ -108,3 +108,70 @@ def test_a_studys_hypervolume_is_over_accuracy_and_log_ratio_from_chance():
     assert study_hypervolume([(0.9, 100.0), (0.95, 10.0)], classes=10) == pytest.approx(0.8 * 2 + 0.05 * 1)
     assert study_hypervolume([(0.1, 100.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)], classes=10) == 0
     assert study_hypervolume([], classes=2) == 0
+
+
+def matrix(rows, dimensions=2):
+    return np.array(rows, dtype=np.float64).reshape(-1, dimensions)
+
+
+@st.composite
+def clouds(draw, low=2, high=4):
+    """Points and a reference in some number of dimensions; ties, duplicates and points beyond it are frequent."""
+    size = draw(st.integers(low, high))
+    row = st.lists(few | st.floats(-1, 5, allow_subnormal=False), min_size=size, max_size=size)
+    return matrix(draw(st.lists(row, max_size=8)), size), np.array(draw(row)) / 2
+
+
+@given(clouds(low=1))
+def test_members_are_the_front_with_the_first_of_equal_points(cloud):
+    points, _ = cloud
+    on_front = front(points.tolist())
+    first = [i for i in on_front if not any((points[i] == points[j]).all() for j in on_front if j < i)]
+    assert members(points).tolist() == first
+
+
+def test_no_points_have_no_members_and_no_volume():
+    for size in (2, 3):
+        assert members(np.zeros((0, size))).tolist() == []
+        assert volume(np.zeros((0, size)), np.zeros(size)) == 0
+        assert gains(np.zeros((0, size)), np.zeros((0, size)), np.zeros(size)).shape == (0,)
+
+
+@given(clouds())
+def test_volume_is_moocores(cloud):
+    points, reference = cloud
+    if len(points):
+        expected = moocore.hypervolume(-points, ref=-reference)
+        assert volume(points, reference) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(points2, st.tuples(number, number))
+def test_volume_of_two_objectives_is_the_hypervolume(points, reference):
+    assert volume(matrix(points), np.array(reference)) == hypervolume(points, reference)
+
+
+def test_volume_of_one_objective_is_a_length():
+    assert volume(np.array([[1.0], [3.0], [-2.0]]), np.array([0.5])) == 2.5
+    assert volume(np.array([[-2.0]]), np.array([0.5])) == 0
+
+
+@given(clouds(high=3), st.integers(0, 4))
+def test_gains_are_differences_of_hypervolume(cloud, held_back):
+    points, reference = cloud
+    candidates, rest = points[:held_back], points[held_back:]
+    on_front = rest[members(rest)]
+    before = volume(on_front, reference)
+    expected = [volume(np.vstack([on_front, point]), reference) - before for point in candidates]
+    found = gains(on_front, candidates, reference)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_is_dominated_or_equal_gains_nothing_at_all(size):
+    generator = np.random.default_rng(0)  # a gain of 1e-17 would be one
+    for _ in range(200):
+        points = generator.random((5, size))
+        on_front = points[members(points)]
+        worse = np.minimum(on_front, on_front.mean(axis=0))
+        assert (gains(on_front, np.vstack([points, worse]), np.full(size, -0.1)) == 0).all()

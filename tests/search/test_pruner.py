@@ -1,204 +1,463 @@
 from __future__ import annotations
 
 import math
+import pickle
+import sys
+import threading
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
-from hypothesis import given
+import sqlalchemy
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from optuna.distributions import IntDistribution
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
-from kdsearch import pareto, report, should_prune
+from kdsearch import pareto, report, should_prune, should_stop
 from kdsearch.records import Attr
-from kdsearch.search import samplers
+from kdsearch.search import forecast, samplers
+from kdsearch.search.history import History
 from kdsearch.search.pruner import ParetoPruner
+from kdsearch.search.scale import make_scale
 
 MAX2 = ["maximize", "maximize"]
 COMPLETE, FAIL, PRUNED, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING
+NAN = math.nan
 
 
-def add(study, accuracies, ratio, *, state=RUNNING, anchor=None):
-    """A trial with its accuracy after each epoch, and its number."""
-    curve = {"0": [None, ratio], **{str(epoch): [a, ratio] for epoch, a in enumerate(accuracies, 1)}}
-    add_curve(study, curve, state=state, anchor=anchor)
+def add(study, accuracies, *known, state=RUNNING, first=1, every=1, attrs=None, epochs=None):
+    """A trial with its accuracy after each epoch and what is known beforehand."""
+    curve = {"0": [None, *known]} if first else {}
+    curve |= {str(first + every * i): [accuracy, *known] for i, accuracy in enumerate(accuracies)}
+    study.add_trial(
+        create_trial(
+            state=state,
+            values=[max(accuracies), *known] if state == COMPLETE else None,
+            params={} if epochs is None else {"epochs": epochs},
+            distributions={} if epochs is None else {"epochs": IntDistribution(1, 50)},
+            user_attrs={Attr.CURVE: curve, **(attrs or {})},
+        )
+    )
 
 
-def add_curve(study, curve, *, state=RUNNING, anchor=None):
-    attrs = {Attr.CURVE: curve, **({Attr.ANCHOR: anchor} if anchor else {})}
-    values = curve[max(curve, key=int)] if state == COMPLETE else None
-    study.add_trial(create_trial(state=state, values=values, user_attrs=attrs))
-
-
-def study_of(*trials, directions=MAX2):
+def study_of(*trials, directions=MAX2, **options):
+    """Of (accuracies, known objective, ...) tuples."""
     study = optuna.create_study(directions=directions)
     for trial in trials:
-        add(study, *trial)
+        add(study, *trial, **options)
     return study
 
 
-def hopeless(study, number=-1, **options):
-    return ParetoPruner(**options).prune(study, study.get_trials()[number])
+def verdict(study, number=-1, **options):
+    return ParetoPruner(**options).verdict(study, study.get_trials(deepcopy=False)[number])
 
 
-def test_a_trial_is_pruned_when_one_as_fast_is_better_at_the_same_epoch():
-    assert hopeless(study_of(([0.9, 0.9], 10.0), ([0.8], 10.0)))
-    assert hopeless(study_of(([0.9], 20.0), ([0.9], 10.0)))
+def action(study, number=-1, **options):
+    return verdict(study, number, **options).action
 
 
-def test_a_trial_that_is_better_in_anything_is_kept():
-    assert not hopeless(study_of(([0.9], 10.0), ([0.8], 11.0)))
-    assert not hopeless(study_of(([0.9], 10.0), ([0.91], 5.0)))
+def actions(study, **options):
+    """What a pruner of its own says of each trial."""
+    return [action(study, number, **options) for number in range(len(study.get_trials()))]
 
 
-def test_an_equal_trial_is_kept():
-    study = study_of(([0.9], 10.0), ([0.9], 10.0))
-    assert not hopeless(study, 0)
-    assert not hopeless(study, 1)
+LEARNS = ([0.5, 0.7, 0.8, 0.84], 10.0), ([0.5, 0.72, 0.81, 0.85], 10.0)  # two that were trained to the end
 
 
-def test_a_rivals_later_epochs_do_not_count():
-    study = study_of(([0.5, 0.99, 0.99], 10.0), ([0.6], 10.0))
-    assert not hopeless(study)
-    add(study, [0.6, 0.7], 10.0)
-    assert hopeless(study)
+def test_a_trial_is_hopeless_when_it_is_dominated_and_forecast_to_stay_so():
+    found = verdict(study_of(*LEARNS, ([0.3], 5.0)))
+    assert found.action == "prune"
+    assert found.reason is not None
+    assert (found.reason["step"], found.reason["at"], found.reason["trials"]) == (1, 4, [0, 1])
+    assert 0.3 < found.reason["forecast"] < 0.84
+    assert found.reason["reason"].startswith("at step 1, it may hope for 0.7")
+    assert found.reason["reason"].endswith("by step 4, which would not beat trial 0, 1")
 
 
-def test_a_rivals_earlier_epochs_count():
-    assert hopeless(study_of(([0.9], 10.0), ([0.6, 0.7, 0.8], 10.0)))  # one epoch was enough for it
+def test_a_late_bloomer_goes_on_if_those_like_it_came_to_the_front_later():
+    assert action(study_of(*LEARNS, ([0.52], 10.0))) == "go"  # dominated as yet
+    assert action(study_of(*LEARNS, ([0.3], 30.0))) == "go"
 
 
-def test_the_best_checkpoint_counts_not_the_last():
-    study = study_of(([0.8, 0.8, 0.8], 10.0), ([0.85, 0.7, 0.6], 10.0))
-    assert not hopeless(study)
+def test_a_trial_on_the_front_that_has_levelled_out_ends_there():
+    level = ([0.04] * 4, 10.0), ([0.03] * 4, 20.0)
+    for accuracy in np.linspace(0.05, 0.95, 19).tolist():
+        found = verdict(study_of(*level, ([accuracy], 5.0)))
+        assert found.action == "stop"
+        assert found.reason is not None
+        assert found.reason["forecast"] == accuracy
+        assert found.reason["reason"].endswith("which would add too little for the steps it takes")
+    assert action(study_of(*level, ([0.02], 5.0))) == "prune"
 
 
-def test_different_rivals_may_beat_different_checkpoints():
-    study = optuna.create_study(directions=MAX2)
-    add_curve(study, {"1": [0.9, 10.0]})
-    add_curve(study, {"1": [0.5, 30.0]})
-    add_curve(study, {"1": [0.4, 25.0], "2": [0.8, 5.0]})
-    assert hopeless(study)
-    add_curve(study, {"1": [0.4, 35.0], "2": [0.8, 5.0]})
-    assert not hopeless(study)
-
-
-def test_exempt_trials_are_never_pruned():
-    study = study_of(([0.9], 10.0))
-    add(study, [0.1], 1.0, anchor="m1")
-    assert not hopeless(study)
-    assert hopeless(study, exempt="another")
-
-
-def test_no_trial_is_pruned_before_the_warm_up():
-    study = study_of(([0.9], 10.0), ([0.1, 0.1], 1.0))
-    assert hopeless(study, warm_up=2)
-    assert not hopeless(study, warm_up=3)
-
-
-def test_a_trial_without_a_checkpoint_is_kept():
-    study = study_of(([0.9], 10.0), ([], 1.0))
-    assert not hopeless(study, warm_up=0)
-    study.add_trial(create_trial(state=RUNNING))
-    assert not hopeless(study, warm_up=0)
+def test_many_rivals_are_counted_and_three_named():
+    found = verdict(study_of(*LEARNS, *LEARNS, LEARNS[0], ([0.3], 5.0)))
+    assert found.reason is not None
+    assert found.reason["trials"] == [0, 1, 2, 3, 4]
+    assert found.reason["reason"].endswith("trial 0, 1, 2 and 2 more")
 
 
 @pytest.mark.parametrize("state", [COMPLETE, PRUNED, RUNNING])
 def test_rivals_that_run_or_are_finished_count(state):
-    study = optuna.create_study(directions=MAX2)
-    add(study, [0.9], 10.0, state=state)
-    add(study, [0.8], 10.0)
-    assert hopeless(study)
+    study = study_of(*LEARNS, state=state)
+    add(study, [0.3], 5.0)
+    assert action(study) == "prune"
 
 
 def test_a_failed_rival_does_not_count():
     # it is not in the study's front, so nothing that it beats has a better trial there
+    study = study_of(*LEARNS, state=FAIL)
+    add(study, [0.3], 5.0)
+    assert action(study) == "go"
+    study = study_of(([0.2, 0.3], 2.0), ([0.2, 0.3], 2.0))
+    add(study, [0.9, 0.9], 10.0, state=FAIL)
+    add(study, [0.4], 5.0)
+    assert action(study) != "prune"
+
+
+def test_exempt_trials_are_never_pruned_nor_stopped():
+    for accuracy, ratio, expected in ((0.3, 5.0, "prune"), (0.9, 5.0, "stop")):
+        level = ([0.8] * 4, 10.0), ([0.7] * 4, 20.0)
+        study = study_of(*level)
+        add(study, [accuracy], ratio, attrs={Attr.ANCHOR: "m1"})
+        assert action(study) == "go"
+        assert action(study, exempt="another") == expected
+
+
+def test_the_best_checkpoint_counts_not_the_last():
+    level = ([0.8] * 4, 10.0), ([0.7] * 4, 20.0)
+    assert action(study_of(*level, ([0.9, 0.1, 0.1], 5.0))) == "stop"
+    assert action(study_of(*level, ([0.6, 0.7, 0.1], 5.0))) == "prune"
+
+
+def test_one_trial_goes_on_and_so_does_one_without_a_checkpoint():
+    assert action(study_of(([0.5], 10.0))) == "go"
+    assert action(study_of(([], 10.0))) == "go"
+    study = study_of(*LEARNS, ([], 1.0))
+    assert action(study) == "go"
+    study.add_trial(create_trial(state=RUNNING))
+    assert action(study) == "go"
+
+
+def test_a_study_without_a_trial_has_nothing_to_judge():
+    study = optuna.create_study(directions=MAX2, pruner=ParetoPruner())
+    trial = study.ask()
+    assert not should_prune(trial)
+    assert not should_stop(trial)
+    report(trial, (None, 2.0), 0)
+    assert not should_prune(trial)
+    assert not should_stop(trial)
+
+
+def test_a_known_objective_that_was_never_told_is_not_guessed():
+    study = study_of(*LEARNS, ([0.1], NAN))
+    assert action(study) == "go"
+    add(study, [0.1], None)
+    assert action(study) == "go"
+    add(study, [0.3], 5.0)
+    assert action(study) == "prune"
+
+
+def test_nan_is_no_checkpoint():
+    assert action(study_of(*LEARNS, ([NAN], 1.0))) == "go"
+    assert action(study_of(([NAN] * 3, 10.0), ([NAN] * 3, 20.0), ([0.1], 1.0))) == "go"
+    assert action(study_of(*LEARNS, ([0.3, NAN], 5.0))) == "prune"
+    assert action(study_of(*LEARNS, ([NAN, 0.3], 5.0))) == "prune"
+    assert action(study_of(([NAN] * 4, 99.0), *LEARNS, ([0.3], 5.0))) == "prune"
+
+
+def test_a_study_in_which_all_is_nan_goes_on():
+    assert actions(study_of(*[([NAN, NAN], 10.0)] * 4)) == ["go"] * 4
+
+
+def test_a_trial_at_its_last_step_goes_on():
+    trial = ([0.3], 5.0)
+    assert action(study_of(*LEARNS, trial), max_steps=1) == "go"
+    assert action(study_of(*LEARNS, trial), max_steps=2) == "prune"
+    assert action(study_of(*LEARNS, ([0.3] * 4, 5.0))) == "go"  # the longest curve seen
+
+
+def test_the_last_step_may_be_a_parameter_of_each_trial():
+    study = study_of(*LEARNS)
+    add(study, [0.3], 5.0, epochs=1)
+    add(study, [0.3], 5.0, epochs=3)
+    add(study, [0.3], 5.0)
+    assert action(study, 2, max_steps="epochs") == "go"
+    assert verdict(study, 3, max_steps="epochs").reason["at"] == 3
+    assert verdict(study, 4, max_steps="epochs").reason["at"] == 4  # it has no such parameter
+    assert verdict(study, 2).reason["at"] == 4
+    add(study, [0.1], 5.0)
+    assert verdict(study, 5, max_steps=7).reason["at"] == 7
+
+
+def test_a_study_that_reports_nothing_beforehand_observes_its_first_objective():
+    study = optuna.create_study(directions=MAX2, pruner=ParetoPruner())
+    for accuracies, ratio in LEARNS:
+        trial = study.ask()
+        for step, accuracy in enumerate(accuracies, 1):
+            report(trial, (accuracy, ratio), step)
+        study.tell(trial, (max(accuracies), ratio))
+    trial = study.ask()
+    report(trial, (0.3, 5.0), 1)
+    assert should_prune(trial)
+
+
+def test_the_observed_objective_may_be_the_second():
     study = optuna.create_study(directions=MAX2)
-    add(study, [0.9], 10.0, state=FAIL)
-    add(study, [0.8], 10.0)
-    assert not hopeless(study)
+    for accuracies, ratio in (*LEARNS, ([0.3], 5.0)):
+        curve = {"0": [ratio, None], **{str(i): [ratio, a] for i, a in enumerate(accuracies, 1)}}
+        study.add_trial(create_trial(state=RUNNING, user_attrs={Attr.CURVE: curve}))
+    assert verdict(study) == verdict(study_of(*LEARNS, ([0.3], 5.0)))
 
 
-def test_directions_are_the_studys():
-    study = study_of(([0.1], 10.0), ([0.2], 10.0), directions=["minimize", "maximize"])
-    assert not hopeless(study, 0)
-    assert hopeless(study, 1)
-    study = study_of(([0.1], 10.0), ([0.1], 11.0), directions=["minimize", "minimize"])
-    assert not hopeless(study, 0)
-    assert hopeless(study, 1)
+@pytest.mark.parametrize("directions", [["maximize", "minimize", "maximize"], ["maximize", "maximize", "minimize"]])
+def test_three_objectives(directions):
+    last = 1.0 if directions[2] == "maximize" else -1.0
+    rivals = [(curve, -last * 10.0, last * 3.0) for curve, _ in LEARNS]
+    worse = study_of(*rivals, ([0.3], -last * 5.0, last * 2.0), directions=directions)
+    assert action(worse) == "prune"
+    assert action(study_of(*rivals, ([0.3], -last * 10.0, last * 6.0), directions=directions)) == "go"
 
 
-def test_nan_beats_nothing_and_is_no_checkpoint():
-    assert not hopeless(study_of(([math.nan], 10.0), ([0.1], 1.0)))
-    assert not hopeless(study_of(([0.9], 10.0), ([math.nan], 1.0)))
-    assert hopeless(study_of(([0.9, 0.9], 10.0), ([math.nan, 0.1], 1.0)))
+# Curves in eighths and ratios in whole numbers: ties and duplicates are frequent, and sums exact
+curves = st.lists(st.integers(0, 8).map(lambda i: i / 8), min_size=1, max_size=5)
+trials = st.lists(st.tuples(curves, st.integers(2, 9).map(float)), min_size=1, max_size=7)
+trials3 = st.lists(
+    st.tuples(curves, st.integers(2, 5).map(float), st.integers(2, 5).map(float)), min_size=1, max_size=6
+)
+ended = st.integers(0, 7)  # how many of the first trials are ended, for without them there is no pace
 
 
-def test_three_objectives():
-    study = optuna.create_study(directions=["maximize", "minimize", "maximize"])
-    add_curve(study, {"1": [0.9, 5.0, 1.0]})
-    add_curve(study, {"1": [0.8, 5.0, 1.0]})
-    assert hopeless(study)
-    add_curve(study, {"1": [0.8, 5.0, 2.0]})
-    assert not hopeless(study)
-    add_curve(study, {"1": [0.8, 4.0, 1.0]})
-    assert not hopeless(study)
+def mixed(trials, ended, directions=MAX2, **options):
+    study = optuna.create_study(directions=directions)
+    for number, trial in enumerate(trials):
+        add(study, *trial, state=PRUNED if number < ended else RUNNING, **options)
+    return study
 
 
-curves = st.lists(st.integers(0, 4).map(lambda i: i / 4), min_size=1, max_size=4)
-trials = st.lists(st.tuples(curves, st.integers(1, 3).map(float)), min_size=1, max_size=5)
+def best_points(trials):
+    return [(max(curve), *known) for curve, *known in trials]
 
 
-def plain_rule(trials, number):
-    """The rule of the pruner in its own words: each checkpoint is dominated by another's of no later epoch."""
-    own, own_ratio = trials[number]
-    for accuracy in own:
-        beaten = False
-        for other, (curve, ratio) in enumerate(trials):
-            for rival in curve[: len(own)]:
-                at_least = rival >= accuracy and ratio >= own_ratio
-                if other != number and at_least and (rival > accuracy or ratio > own_ratio):
-                    beaten = True
-        if not beaten:
-            return False
-    return True
+@given(trials | trials3, ended)
+def test_only_what_is_dominated_is_pruned_and_only_what_is_not_is_stopped(trials, ended):
+    points = best_points(trials)
+    study = mixed(trials, ended, ["maximize"] * len(points[0]))
+    for found, point in zip(actions(study), points, strict=True):
+        if found != "go":
+            dominated = any(pareto.dominates(other, point) for other in points)
+            assert found == ("prune" if dominated else "stop")
 
 
-@given(trials)
-def test_the_rule_is_that_of_a_plain_loop(trials):
-    study = study_of(*trials)
-    assert [hopeless(study, i) for i in range(len(trials))] == [plain_rule(trials, i) for i in range(len(trials))]
+def gains_of(study, number):
+    """What each step of a trial's forecast would add to the front of everyone's best checkpoints."""
+    history = History()
+    history.update(study, number)
+    others = history.curves()
+    if not len(others):
+        return None
+    point = forecast.own_point(history)
+    everyone = np.vstack([others.points, point])
+    lowest = min(np.nanmin(others.best), history.own.best[0])
+    scale = make_scale(everyone, history.sign, 0, lowest=lowest)
+    last_step = max(others.last.max(), history.own.steps[-1])
+    hope = forecast.optimistic(history, scale, last_step=last_step, neighbours=10, optimism=0.9)
+    if hope is None:
+        return None
+    before = pareto.volume(scale.transform(everyone), scale.reference)
+    hoped = [np.array([value, *point[1:]]) for value in hope.values]
+    return [pareto.volume(scale.transform(np.vstack([everyone, h])), scale.reference) - before for h in hoped]
 
 
-@given(trials)
-def test_a_trial_with_a_checkpoint_on_the_front_is_never_pruned(trials):
-    study = study_of(*trials)
-    points = [(accuracy, ratio) for curve, ratio in trials for accuracy in curve]
+@given(trials | trials3, ended)
+@example([([0.0], 2.0, 3.0), ([0.0, 0.0], 2.0, 2.0), ([0.0, 0.0], 5.0, 5.0)], 0)
+def test_without_a_pace_a_trial_goes_on_just_while_its_forecast_adds_something(trials, ended):
+    study = mixed(trials, ended, ["maximize"] * (len(trials[0])))
+    for number, found in enumerate(actions(study, pace=0)):
+        gains = gains_of(study, number)
+        if gains is None or max(gains) > 1e-9:
+            assert found == "go"
+        elif max(gains) < 1e-12:  # nothing, but for what sums of products are off by
+            assert found != "go"
+
+
+@given(trials, ended)
+def test_the_reason_names_the_trials_that_the_forecast_does_not_beat(trials, ended):
+    study = mixed(trials, ended)
+    points = best_points(trials)
     for number, (curve, ratio) in enumerate(trials):
-        if any(not any(pareto.dominates(p, (accuracy, ratio)) for p in points) for accuracy in curve):
-            assert not hopeless(study, number)
-
-
-@given(trials)
-def test_turning_an_objective_round_changes_nothing(trials):
-    turned = [(curve, -ratio) for curve, ratio in trials]
-    study, other = study_of(*trials), study_of(*turned, directions=["maximize", "minimize"])
-    assert [hopeless(study, i) for i in range(len(trials))] == [hopeless(other, i) for i in range(len(trials))]
-
-
-@given(trials)
-def test_the_reason_names_a_trial_that_is_better(trials):
-    study = study_of(*trials)
-    for number, (curve, ratio) in enumerate(trials):
-        reason = ParetoPruner().reason(study, study.get_trials()[number])
+        reason = verdict(study, number).reason
         if reason is None:
             continue
-        rival, rival_ratio = trials[reason["trial"]]
-        assert reason["trial"] != number
-        assert reason["step"] == len(curve)
-        assert any(
-            pareto.dominates((r, rival_ratio), (accuracy, ratio)) for r in rival[: len(curve)] for accuracy in curve
-        )
+        hoped = (reason["forecast"], ratio)
+        expected = [i for i, other in enumerate(points) if i != number and other[0] >= hoped[0] and other[1] >= ratio]
+        assert sorted(reason["trials"]) == expected
+        assert reason["step"] == len(curve) < reason["at"] == max(len(other) for other, _ in trials)
+        assert reason["forecast"] >= max(curve)
+
+
+@given(curves, trials)
+def test_equal_architectures_tie(curve, trials):
+    twin = (curve, 5.0)
+    study = study_of(twin, *trials, twin)
+    one, other = verdict(study, 0), verdict(study, -1)
+    assert one.action == other.action
+    if not any(pareto.dominates(point, best_points([twin])[0]) for point in best_points(trials)):
+        assert one.action != "prune"  # and so not because of the other
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(2, 9), st.integers(1, 9)), min_size=3, max_size=8), st.sampled_from([0.25, 1.0]))
+def test_with_exact_foresight_no_member_of_the_final_front_is_ended(students, exponent):
+    # power laws of one exponent, which the forecast continues as they are
+    steps = 6
+    trials = [([1 - error / 10 * step**-exponent for step in range(1, steps + 1)], ratio) for error, ratio in students]
+    points = best_points(trials)
+    on_front = [i for i in pareto.front(points) if points.count(points[i]) == 1]
+    for number in on_front:
+        for step in range(1, steps + 1):
+            curve, ratio = trials[number]
+            study = study_of(*trials[:number], *trials[number + 1 :], (curve[:step], ratio))
+            assert action(study, pace=0, ideal=1.0) == "go"
+
+
+@settings(max_examples=30)
+@given(trials | trials3, ended, st.integers(0, 2), st.booleans())
+def test_turning_an_objective_round_changes_nothing(trials, ended, turned, told):
+    count = len(trials[0])
+    turned %= count
+    sign = [-1.0 if index == turned else 1.0 for index in range(count)]
+    options, other_options = {"log": ()}, {"log": (), "ideal": sign[0]}
+    if told:
+        options["reference"] = [-0.5, *[1.0] * (count - 1)]
+        other_options["reference"] = [s * r for s, r in zip(sign, options["reference"], strict=True)]
+    other = [
+        ([sign[0] * value for value in curve], *(s * value for s, value in zip(sign[1:], known, strict=True)))
+        for curve, *known in trials
+    ]
+    directions = ["maximize" if s > 0 else "minimize" for s in sign]
+    study, other = mixed(trials, ended, ["maximize"] * count), mixed(other, ended, directions)
+    assert actions(study, ideal=1.0, **options) == actions(other, **other_options)
+
+
+def test_a_loss_to_be_minimised_needs_no_options():
+    losses = [([1 - a for a in curve], ratio) for curve, ratio in (*LEARNS, ([0.3], 5.0))]
+    found = verdict(study_of(*losses, directions=["minimize", "maximize"]))
+    assert found.action == "prune"
+    expected = verdict(study_of(*LEARNS, ([0.3], 5.0))).reason
+    assert found.reason["forecast"] == pytest.approx(1 - expected["forecast"])
+
+
+factors, shifts = st.integers(-3, 3).map(lambda i: 2.0**i), st.integers(-8, 8).map(float)
+
+
+@settings(max_examples=30)
+@given(trials, ended, factors, shifts)
+def test_unit_and_zero_of_a_known_objective_do_not_matter(trials, ended, factor, shift):
+    other = [(curve, factor * ratio + shift) for curve, ratio in trials]
+    assert actions(mixed(trials, ended), log=()) == actions(mixed(other, ended), log=())
+
+
+@settings(max_examples=30)
+@given(trials, ended, factors, shifts)
+def test_unit_and_zero_of_the_observed_objective_do_not_matter(trials, ended, factor, shift):
+    other = [([factor * value + shift for value in curve], ratio) for curve, ratio in trials]
+    expected = actions(mixed(trials, ended), ideal=1.0)
+    assert actions(mixed(other, ended), ideal=factor * 1.0 + shift) == expected
+
+
+decades = st.lists(st.tuples(curves, st.sampled_from([1.0, 10.0, 100.0, 1000.0])), min_size=1, max_size=7)
+
+
+@settings(max_examples=30)
+@given(decades, ended, st.sampled_from([0.01, 0.1, 10.0, 1000.0]))
+def test_the_unit_of_a_known_objective_on_a_log_scale_does_not_matter(trials, ended, factor):
+    other = [(curve, factor * ratio) for curve, ratio in trials]
+    assert actions(mixed(trials, ended), log=[1]) == actions(mixed(other, ended), log=[1])
+
+
+@settings(max_examples=30)
+@given(decades, ended)
+def test_an_objective_that_spans_decades_is_taken_on_a_log_scale(trials, ended):
+    ratios = [ratio for _, ratio in trials]
+    if max(ratios) > 10 * min(ratios):
+        assert actions(mixed(trials, ended)) == actions(mixed(trials, ended), log=[1])
+
+
+@settings(max_examples=30)
+@given(trials, ended)
+def test_steps_may_be_counted_in_tens(trials, ended):
+    assert actions(mixed(trials, ended, first=10, every=10)) == actions(mixed(trials, ended))
+
+
+@settings(max_examples=30)
+@given(trials, ended)
+def test_steps_may_be_counted_from_zero(trials, ended):
+    assert actions(mixed(trials, ended, first=0)) == actions(mixed(trials, ended))
+
+
+@given(trials, ended, st.randoms(use_true_random=False))
+def test_one_pruner_for_a_whole_study_says_what_a_new_one_says(trials, ended, random):
+    study, pruner = mixed(trials, ended), ParetoPruner()
+    running = list(range(min(ended, len(trials)), len(trials)))
+    random.shuffle(running)
+    for number in running:
+        assert pruner.verdict(study, study.get_trials()[number]) == verdict(study, number)
+
+
+def test_asked_twice_at_a_step_it_answers_alike():
+    study = study_of(*LEARNS, ([0.7], 11.0))
+    pruner = ParetoPruner()
+    first = pruner.verdict(study, study.get_trials()[2])
+    assert first.action == "go"
+    add(study, [0.99] * 4, 99.0)  # ends the other's hopes
+    assert action(study, 2) != "go"
+    assert pruner.verdict(study, study.get_trials()[2]) == first
+
+
+def test_one_pruner_may_serve_two_studies():
+    pruner = ParetoPruner()
+    study, other = study_of(*LEARNS, ([0.3], 5.0)), study_of(([0.2, 0.3], 4.0), ([0.2, 0.4], 4.0), ([0.3], 5.0))
+    for _ in range(2):
+        assert pruner.prune(study, study.get_trials()[2])
+        assert not pruner.prune(other, other.get_trials()[2])
+
+
+def test_a_pruner_can_be_pickled_and_still_works():
+    study = study_of(*LEARNS, ([0.3], 5.0))
+    study.pruner = ParetoPruner(max_steps=3)
+    before = study.pruner.verdict(study, study.get_trials()[2])
+    copy = pickle.loads(pickle.dumps(study.pruner))
+    assert copy.verdict(study, study.get_trials()[2]) == before
+    assert before.reason["at"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimism": 1.1}, r"quantile from 0 to 1 \(got 1.1\)"),
+        ({"optimism": -0.1}, r"quantile from 0 to 1 \(got -0.1\)"),
+        ({"optimism": NAN}, r"quantile from 0 to 1 \(got nan\)"),
+        ({"neighbours": 0}, r"at least 1 .*\(got 0 and 0.1\)"),
+        ({"pace": -0.1}, r"at least 0 \(got 10 and -0.1\)"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ParetoPruner(**options)
+
+
+def test_a_higher_pace_asks_for_more():
+    study = study_of(LEARNS[0], (LEARNS[1][0], 8.0), ([0.3], 12.0), state=PRUNED)
+    add(study, [0.62, 0.73], 9.0)
+    kinds = [action(study, pace=pace) for pace in (0.0, 0.1, 1.0, 100.0)]
+    assert kinds[0] == "go"
+    assert kinds[-1] == "prune"
+    assert sorted(kinds) == kinds  # "go" comes before "prune"
 
 
 def test_a_report_is_kept_in_one_attribute():
@@ -218,25 +477,60 @@ def test_a_report_holds_a_value_for_each_objective(values):
     assert Attr.CURVE not in trial.user_attrs
 
 
-def test_should_prune_stores_the_reason():
-    study = optuna.create_study(directions=MAX2, pruner=ParetoPruner())
-    better, worse = study.ask(), study.ask()
-    report(better, (0.9, 10), 1)
-    report(worse, (0.8, 10), 1)
-    assert not should_prune(better)
-    assert Attr.PRUNED_BY not in study.trials[0].user_attrs
-    assert should_prune(worse)
-    reason = study.trials[1].user_attrs[Attr.PRUNED_BY]
-    assert (reason["trial"], reason["step"]) == (0, 1)
-    assert "trial 0 was already better" in reason["reason"]
-
-
-def test_another_pruner_is_asked_too():
-    study = optuna.create_study(directions=MAX2, pruner=optuna.pruners.NopPruner())
-    add(study, [0.9], 10.0)
+def asked(study, accuracy, ratio):
     trial = study.ask()
-    report(trial, (0.1, 1.0), 1)
+    report(trial, (None, ratio), 0)
+    report(trial, (accuracy, ratio), 1)
+    return trial
+
+
+def test_should_prune_stores_the_reason():
+    study = study_of(*LEARNS)
+    study.pruner = ParetoPruner()
+    trial = asked(study, 0.3, 5.0)
+    assert not should_stop(trial)
+    assert trial.user_attrs.keys() == {Attr.CURVE}
+    assert should_prune(trial)
+    reason = trial.user_attrs[Attr.PRUNED_BY]
+    assert reason.keys() == {"step", "at", "forecast", "trials", "reason"}
+    assert (reason["step"], reason["at"], reason["trials"]) == (1, 4, [0, 1])
+    assert Attr.STOPPED_AT not in trial.user_attrs
+
+
+def test_should_stop_stores_step_and_reason():
+    study = study_of(([0.8] * 4, 10.0), ([0.7] * 4, 20.0))
+    study.pruner = ParetoPruner()
+    trial = asked(study, 0.875, 5.0)
     assert not should_prune(trial)
+    assert trial.user_attrs.keys() == {Attr.CURVE}
+    assert should_stop(trial)
+    assert trial.user_attrs[Attr.STOPPED_AT] == 1
+    assert trial.user_attrs[Attr.STOPPED_BY].keys() == {"step", "at", "forecast", "trials", "reason"}
+    assert Attr.PRUNED_BY not in trial.user_attrs
+
+
+def test_a_trial_that_goes_on_stores_nothing():
+    study = study_of(*LEARNS)
+    study.pruner = ParetoPruner()
+    trial = asked(study, 0.6, 12.0)
+    assert not should_prune(trial)
+    assert not should_stop(trial)
+    assert trial.user_attrs.keys() == {Attr.CURVE}
+
+
+class AlwaysPruner(optuna.pruners.BasePruner):
+    def prune(self, study, trial):
+        return True
+
+
+@pytest.mark.parametrize(("pruner", "expected"), [(optuna.pruners.NopPruner(), False), (AlwaysPruner(), True)])
+def test_another_pruner_is_asked_too(pruner, expected):
+    study = study_of(*LEARNS)
+    study.pruner = pruner
+    trial = asked(study, 0.1, 1.0)
+    assert should_prune(trial) == expected
+    assert not should_stop(trial)
+    assert Attr.PRUNED_BY not in trial.user_attrs
 
 
 EPOCHS = 5
@@ -244,7 +538,7 @@ EPOCHS = 5
 
 def simulated(trial: optuna.Trial) -> tuple[float, float]:
     """A student of some width: the wider the slower; it learns over epochs, sometimes badly."""
-    width = trial.suggest_categorical("width", [8, 16, 32, 64])
+    width = trial.suggest_int("width", 8, 64)
     rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
     kind = trial.suggest_int("kind", 0, 3)
     if kind:
@@ -257,61 +551,90 @@ def simulated(trial: optuna.Trial) -> tuple[float, float]:
         report(trial, (round(skill, 2), ratio), epoch)
         if epoch < EPOCHS and should_prune(trial):
             raise optuna.TrialPruned
+        if epoch < EPOCHS and should_stop(trial):
+            break
     return best, ratio
 
 
-def survives(name: str, count: int, storage: str | None = None) -> None:
-    study = optuna.create_study(
-        directions=MAX2, storage=storage, sampler=samplers.make(name, 0), pruner=ParetoPruner(exempt="anchor")
-    )
+def pruned_study(name: str, count: int, storage: BaseStorage | None = None, jobs: int = 1) -> optuna.Study:
+    study = optuna.create_study(directions=MAX2, storage=storage, sampler=samplers.make(name, 0), pruner=ParetoPruner())
     study.enqueue_trial({"width": 64, "rate": 1e-4, "kind": 0}, user_attrs={Attr.ANCHOR: "worst"})
-    study.optimize(simulated, n_trials=count)
-    states = Counter(trial.state for trial in study.trials)
+    study.optimize(simulated, n_trials=count, n_jobs=jobs)
+    return study
+
+
+def database(path: Path) -> BaseStorage:
+    """An sqlite file, written without waiting for the disk."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    sqlalchemy.event.listen(storage.engine, "connect", lambda sqlite, _: sqlite.execute("PRAGMA synchronous=OFF"))
+    storage.engine.dispose()  # connections made before
+    return storage
+
+
+def survives(study: optuna.Study, count: int) -> None:
+    """Trials are whole or pruned with a reason, the anchor is whole, and no pruned trial was worth more."""
+    trials = study.trials
+    states = Counter(trial.state for trial in trials)
     assert set(states) == {COMPLETE, PRUNED}
     assert states.total() == count
     assert states[PRUNED] > count / 10
-    assert study.trials[0].state == COMPLETE
+    assert (trials[0].state, len(trials[0].user_attrs[Attr.CURVE])) == (COMPLETE, EPOCHS + 1)
+    assert all((trial.state == PRUNED) == (Attr.PRUNED_BY in trial.user_attrs) for trial in trials)
     checkpoints = [
-        (trial.number, tuple(values))
-        for trial in study.trials
-        for epoch, values in trial.user_attrs[Attr.CURVE].items()
-        if epoch != "0"
+        tuple(values) for trial in trials for epoch, values in trial.user_attrs[Attr.CURVE].items() if epoch != "0"
     ]
-    on_front = {checkpoints[i][1] for i in pareto.front([point for _, point in checkpoints])}
-    assert {tuple(trial.values) for trial in study.best_trials} == on_front  # no pruned trial was worth more
+    different = sorted(set(checkpoints))
+    on_front = {different[i] for i in pareto.front(different)}
+    assert {tuple(trial.values) for trial in study.best_trials} == on_front
+
+
+def readable(study: optuna.Study) -> None:
+    """Optuna's own tools show every trial."""
+    assert len(study.trials_dataframe()) == len(study.trials)
+    figure = optuna.visualization.plot_pareto_front(study)
+    assert sum(len(part.x) for part in figure.data) == len(study.get_trials(states=(COMPLETE,)))
 
 
 def test_random_search_survives_pruning():
-    survives("random", 200)
+    survives(pruned_study("random", 30), 30)
+
+
+def test_trials_may_run_in_threads():
+    survives(pruned_study("random", 30, jobs=4), 30)
+
+
+@pytest.fixture
+def hasty_threads():
+    """Threads that take turns as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_threads_that_ask_at_once_are_answered_as_if_alone():
+    study, count = study_of(*LEARNS, *[([0.3], 5.0)] * 8), 8
+    for _ in range(20):
+        pruner, start, found = ParetoPruner(), threading.Barrier(count), []
+
+        def ask(number, pruner=pruner, start=start, found=found):
+            start.wait()
+            found.append(pruner.verdict(study, study.get_trials(deepcopy=False)[number]).action)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(2, 2 + count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == ["prune"] * count
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tpe", "nsga2"])
-def test_samplers_survive_pruning_on_several_objectives(name):
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(("name", "count"), [("tpe", 200), ("nsga2", 200), ("random", 200), ("gp", 40)])
+def test_samplers_survive_pruning_on_several_objectives(name, count, stored, tmp_path):
     # Optuna's TPE reads intermediate values of pruned trials and asks for the study's single direction
-    survives(name, 200)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("tpe", 40), ("nsga2", 40), ("random", 40)])
-def test_samplers_survive_pruning_in_a_database(name, count, tmp_path):
-    survives(name, count, f"sqlite:///{tmp_path}/kd.db")
-
-
-@pytest.mark.slow
-def test_the_gaussian_process_survives_pruning():
-    survives("gp", 40)
-
-
-def test_a_rival_must_be_better_by_the_margin():
-    near = study_of(([0.9], 10.0), ([0.89], 10.0))
-    assert hopeless(near)
-    assert hopeless(near, margin=(0.005, 0.0))
-    assert not hopeless(near, margin=(0.02, 0.0))
-    assert not hopeless(study_of(([0.9], 11.0), ([0.5], 10.0)), margin=(0.0, 2.0))
-
-
-def test_a_margin_is_taken_in_the_objectives_direction():
-    near = study_of(([0.10], 10.0), ([0.11], 10.0), directions=["minimize", "maximize"])
-    assert hopeless(near, margin=(0.005, 0.0))
-    assert not hopeless(near, margin=(0.02, 0.0))
+    study = pruned_study(name, count, database(tmp_path / "kd.db") if stored else None)
+    survives(study, count)
+    readable(study)
