@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdsearch import __version__
+from kdsearch.cli_bench import bench
+from kdsearch.cli_output import find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.errors import KdsearchError, RunError
 from kdsearch.storage import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
-    from optuna import Study
     from rich.table import Table
-
-    from kdsearch.console import ConsoleProgress
-    from kdsearch.reporting.collect import StudyData
 
 app = typer.Typer(
     help="Find the small network to deploy: the Pareto front of accuracy against inference ratio.",
@@ -29,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(bench, name="bench")
 
 Storage = Annotated[
     str,
@@ -87,12 +87,21 @@ def optimize(
         str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].", show_default=False)
     ] = None,
     study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Finished trials the study ends with.")] = 50,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Finished trials the study ends with [default: 50, none beside another limit]."),
+    ] = None,
+    epochs_budget: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of training over all trials that the study ends with.")
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
     name: Annotated[str | None, typer.Option(help="Name of the study [default: the data set's].")] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     sampler: Annotated[str, typer.Option(help="tpe, nsga2, random or gp.")] = "tpe",
+    candidates: Annotated[
+        int, typer.Option(min=1, help="Drawn for each trial, the most promising is trained; 1: the sampler's own draw.")
+    ] = 24,
     pruner: Annotated[str, typer.Option(help="pareto or none.")] = "pareto",
     cost: Annotated[str, typer.Option(help="latency (measured) or flops (counted operations: deterministic).")] = (
         "latency"
@@ -100,7 +109,9 @@ def optimize(
     seed: Annotated[int | None, typer.Option(help="Makes trials repeatable, with --cost flops the study.")] = None,
     train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds after which no new trial starts.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which no trial starts and the running one is cut.")
+    ] = None,
     report: ReportPath = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate of the time; train nothing.")] = False,
     as_json: Json = False,
@@ -110,9 +121,11 @@ def optimize(
     from kdsearch.search import estimate, samplers
     from kdsearch.search import plan as plans
     from kdsearch.search import study as search
+    from kdsearch.search.budget import Budget
 
     plans.check_choice("--sampler", sampler, samplers.SAMPLERS)
     plans.check_choice("--pruner", pruner, search.PRUNERS)
+    budget = Budget(trials=trials, epochs=epochs_budget, seconds=timeout)
     planned = plans.make_plan(
         dataset=dataset,
         study=study,
@@ -125,18 +138,18 @@ def optimize(
         max_epochs=max_epochs,
     )
     if dry_run:
-        print_plan(estimate.estimate(planned, trials=trials), as_json=as_json)
+        print_plan(estimate.estimate(planned, budget), as_json=as_json)
         return
     command = _command(storage)
     with ConsoleProgress() as progress:
         try:
             optuna_study = search.run_plan(
                 planned,
-                trials=trials,
+                budget=budget,
                 sampler=sampler,
+                candidates=candidates,
                 pruner=pruner,
                 seed=seed,
-                timeout=timeout,
                 command=command,
                 progress=progress,
             )
@@ -157,71 +170,6 @@ def _command(storage: str) -> str:
     return shlex.join(["kdsearch", *(word.replace(storage, masked(storage)) for word in sys.argv[1:])])
 
 
-def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
-    """Prints what `search.estimate` found."""
-    if as_json:
-        print(json.dumps(plan))
-        return
-    images, seconds = plan["images"], plan["seconds"]
-    print(f"study     {plan['study']}: {plan['trials']} finished trials of {plan['dataset']}, cost {plan['cost']}")
-    print(f"images    {images['train']} train, {images['validation']} validation, {images['test']} test")
-    print(f"device    {plan['device']}")
-    print(f"anchors   {', '.join(plan['anchors']) or 'none'}")
-    for key, values in plan["space"].items():
-        print(f"space     {key}: {values}")
-    parts = ", ".join(f"{key} {value / 60:.1f} min" for key, value in seconds.items() if key != "all")
-    print(f"estimate  {seconds['all'] / 60:.1f} min without pruning ({parts})")
-
-
-def find_study(storage: str, name: str | None) -> Study:
-    """The study of that name, or the only one in the storage.
-
-    Raises:
-        StorageError: there is no such study, or no name and not exactly one study.
-    """
-    from kdsearch import storage as storages
-    from kdsearch.errors import StorageError
-
-    backend = storages.open_storage(storage)
-    known = storages.study_names(backend)
-    if name is None and len(known) != 1:
-        there = ", ".join(known) or "none yet"
-        raise StorageError(
-            f"--name must say which study (studies there: {there})",
-            got=storages.masked(storage),
-            remedy="give --name" if known else "run `kdsearch optimize` first",
-        )
-    return storages.load_study(backend, name or known[0])
-
-
-def write_report(study: Study, storage: str, path: Path | None, *, plotlyjs: Any = "inline") -> tuple[StudyData, Path]:
-    """Writes a study's report; returns its data and where it went."""
-    from kdsearch.reporting import collect, page
-
-    data = collect.collect(study, storage_url=storage)
-    target = path or Path("reports") / (re.sub(r"[^\w.-]+", "_", study.study_name) + ".html")
-    return data, page.write(data, target, plotlyjs=plotlyjs)
-
-
-def show_result(data: StudyData, path: Path | None, *, as_json: bool, progress: ConsoleProgress | None = None) -> None:
-    """Prints a study's result: JSON on stdout, or its front as a table on stderr."""
-    from kdsearch.console import ConsoleProgress, front_table
-    from kdsearch.reporting import collect
-    from kdsearch.reporting.verdict import verdict
-
-    result = collect.result(data, report=None if path is None else str(path))
-    progress = progress or ConsoleProgress()
-    if result["front"]:
-        progress.console.print(front_table(result))
-        progress.line(verdict(data))
-    counts = result["trials"]
-    progress.line(f"trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed")
-    if path is not None:
-        progress.line(f"report: {path}")
-    if as_json:
-        print(json.dumps(result, allow_nan=False))
-
-
 @app.command()
 def report(
     name: Name = None,
@@ -236,11 +184,20 @@ def report(
 
 
 @app.command()
-def status(name: Name = None, storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
-    """Print a study's front and how many trials it holds."""
+def status(
+    name: Name = None,
+    storage: Storage = DEFAULT_STORAGE,
+    trial: Annotated[int | None, typer.Option(min=0, help="Print this trial instead, and why it ended.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a study's front and how many trials it holds, or one of its trials."""
+    study = find_study(storage, name)
+    if trial is not None:
+        print_trial(study, trial, storage, as_json=as_json)
+        return
     from kdsearch.reporting.collect import collect
 
-    show_result(collect(find_study(storage, name), storage_url=storage), None, as_json=as_json)
+    show_result(collect(study, storage_url=storage), None, as_json=as_json)
 
 
 @app.command()

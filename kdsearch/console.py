@@ -39,6 +39,7 @@ class ConsoleProgress(progress.Progress):
         )
         self._teacher: TaskID | None = None
         self._study: TaskID | None = None
+        self._unit = "trials"
         self._label = ""
 
     def __enter__(self) -> ConsoleProgress:
@@ -75,11 +76,13 @@ class ConsoleProgress(progress.Progress):
             self._teacher = None
         self.line(f"teacher: test accuracy {accuracy:.2%}, trained in {seconds:.0f} s")
 
-    def study_started(self, done: int, total: int) -> None:
-        """A bar for the study."""
+    def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
+        """A bar for the study, in trials or epochs; it has no end where only time ends the study."""
         if done:
-            self.line(f"the study holds {done} finished trials; going on to {total}")
-        self._study = self._bars.add_task("trials", total=total, completed=done, now="")
+            held = f"{done} finished trials" if unit == "trials" else f"{done} epochs of training"
+            self.line(f"the study holds {held}; going on" + ("" if total is None else f" to {total}"))
+        self._unit = unit
+        self._study = self._bars.add_task(unit, total=total, completed=done, now="")
 
     def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
         """Names the running trial beside the bar."""
@@ -89,13 +92,20 @@ class ConsoleProgress(progress.Progress):
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
         """Shows the running trial's last epoch."""
         self._now(f"{self._label}: epoch {record.epoch}/{epochs}, accuracy {record.accuracy:.2%}")
+        if self._unit == "epochs":
+            self._advance()
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
-        """A line for the trial, and a step of the bar if it counts."""
+        """A line for the trial, and a step of a bar of trials if it counts."""
         label = self._label or f"trial {number}"
         self.line(f"{label:<14} {state.lower():<9} {text}", STYLES.get(state, ""))
+        self._now("")
+        if counted and self._unit == "trials":
+            self._advance()
+
+    def _advance(self) -> None:
         if self._study is not None:
-            self._bars.update(self._study, advance=1 if counted else 0, now="")
+            self._bars.update(self._study, advance=1)
 
     def _now(self, text: str) -> None:
         if self._study is not None:
@@ -105,7 +115,7 @@ class ConsoleProgress(progress.Progress):
 def front_table(result: dict[str, Any]) -> Table:
     """The front of a `--json` result as a table."""
     table = Table(title=f"front of {escape(result['study'])} (hypervolume {result['hypervolume'] or 0:.4f})")
-    for column in ("trial", "anchor", "ratio", "95 % interval", "validation", "test", "parameters"):
+    for column in ("trial", "anchor", "ratio", "95 % interval", "validation", "test", "epoch", "parameters"):
         table.add_column(column, justify="left" if column in ("anchor", "parameters") else "right")
     for member in result["front"]:
         low, high, test = member["ratio_low"], member["ratio_high"], member["test_accuracy"]
@@ -116,6 +126,7 @@ def front_table(result: dict[str, Any]) -> Table:
             f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "",
             f"{member['accuracy']:.2%}",
             "" if test is None else f"{test:.2%}",
+            "" if member["best_epoch"] is None else str(member["best_epoch"]),
             escape(", ".join(f"{key} {_short(value)}" for key, value in member["params"].items())),
         )
     return table

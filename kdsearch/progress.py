@@ -20,8 +20,8 @@ class Progress:
     def teacher_finished(self, accuracy: float, seconds: float) -> None:
         """A teacher stands, with its test accuracy."""
 
-    def study_started(self, done: int, total: int) -> None:
-        """A study that already holds `done` finished trials runs until it holds `total`."""
+    def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
+        """A study that holds `done` (finished) "trials" or "epochs" runs until it holds `total`; None: for a time."""
 
     def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
         """A trial begins."""

@@ -10,6 +10,7 @@ from kdsearch.errors import StorageError
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
 DEFAULT_STORAGE = "sqlite:///kdsearch.db"
 JOURNAL = "journal:"
@@ -82,3 +83,21 @@ def load_study(storage: BaseStorage, name: str) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return optuna.load_study(study_name=name, storage=storage)
+
+
+def load_trial(study: Study, number: int) -> FrozenTrial:
+    """The trial of that number.
+
+    Raises:
+        StorageError: there is none.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise StorageError(
+            f"--trial must be in the study, which holds trials 0 to {len(trials) - 1}"
+            if trials
+            else "--trial must be in the study, which holds no trials",
+            got=number,
+            remedy="`kdsearch status` lists the front",
+        )
+    return trials[number]

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import optuna
 import pytest
 from PIL import Image
 
 from kdsearch import cli
+from kdsearch.storage import open_storage
 
 DIGITS = ("optimize", "--cost", "flops", "--seed", "1", "--train-size", "200", "--max-epochs", "2", "--device", "cpu")
 
@@ -62,6 +64,8 @@ def test_version_and_help_name_every_command(kdsearch: Run) -> None:
 def test_usage_errors_exit_with_2(kdsearch: Run) -> None:
     assert kdsearch("optimize", "--no-such-option").code == 2
     assert kdsearch("optimize", "--trials", "0").code == 2
+    assert kdsearch("optimize", "--epochs-budget", "0").code == 2
+    assert kdsearch("optimize", "--timeout", "-1").code == 2
     assert kdsearch("train").code == 2
 
 
@@ -135,6 +139,27 @@ def test_broken_folders_are_refused(kdsearch: Run, tmp_path: Path) -> None:
     refused(kdsearch("optimize", "--dataset", "folder:pictures"), "bad.png", "no image")
 
 
+def test_status_prints_one_trial_and_why_it_ended(kdsearch: Run) -> None:
+    study = optuna.create_study(storage=open_storage("journal:x.log"), study_name="s", directions=["maximize"] * 2)
+    why = {"step": 2, "at": 9, "forecast": 0.75, "trials": [0], "reason": "it would not beat trial 0"}
+    curve = {"0": [None, 3.0], "1": [0.5, 3.0], "2": [0.6, 3.0]}
+    attrs = {"curve": curve, "config": {"width": 8, "epochs": 9}, "ratio": 3.0, "pruned_by": why}
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, user_attrs=attrs))
+    place = ("status", "--storage", "journal:x.log", "--trial")
+    shown = kdsearch(*place, "0")
+    assert shown.code == 0
+    assert "state       pruned\n" in shown.out
+    assert "epochs      2 of 9\n" in shown.out
+    assert "why         at epoch 2: it could hope for 75.00 % by epoch 9, which would not beat trial 0\n" in shown.out
+    found = json.loads(kdsearch(*place, "0", "--json").out)
+    assert (found["state"], found["best_epoch"], found["accuracy"], found["why"]) == ("pruned", 2, 0.6, why)
+    refused(kdsearch(*place, "7"), "--trial must be in the study, which holds trials 0 to 0 (got 7)")
+    assert kdsearch(*place, "-1").code == 2
+    whole = kdsearch("status", "--storage", "journal:x.log")
+    assert "1 pruned" in whole.err
+    assert "spent 2 epochs on 1 trial; pruning saved 7 of 9 planned epochs" in whole.err
+
+
 def test_studies_that_do_not_exist_are_named(kdsearch: Run) -> None:
     refused(kdsearch("report"), "none yet", "kdsearch optimize")
     refused(kdsearch("status", "--name", "gone"), "gone")
@@ -174,6 +199,11 @@ def test_the_whole_way_on_digits(kdsearch: Run, tmp_path: Path) -> None:
     plan = json.loads(kdsearch(*DIGITS, "--trials", "11", "--dry-run", "--json").out)
     assert plan["images"]["train"] == 200
     assert plan["seconds"]["all"] > 0
+    assert plan["trials"] == 11
+    planned = kdsearch(*DIGITS, "--epochs-budget", "30", "--timeout", "600", "--dry-run").out
+    assert "study     digits: 30 epochs or 600 s of digits" in planned
+    assert "estimate" in planned
+    assert "without pruning" not in planned
     assert not list(tmp_path.iterdir())
 
     first = kdsearch(*DIGITS, "--trials", "11", "--json")
@@ -182,6 +212,7 @@ def test_the_whole_way_on_digits(kdsearch: Run, tmp_path: Path) -> None:
     assert result["trials"]["complete"] + result["trials"]["pruned"] == 11
     assert (tmp_path / result["report"]).stat().st_size > 100_000
     assert "trial 0 (m1)" in first.err
+    assert re.search(r"spent \d+ epochs on 11 trials", first.err)
     for member in result["front"]:
         assert member["ratio_low"] <= member["ratio"] <= member["ratio_high"]
         assert 0 <= member["test_accuracy"] <= 1

@@ -25,9 +25,9 @@ CONFIG = "config."
 
 NUMBERS = (
     "accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high", "parameters", "bytes", "best_epoch",
-    "epochs_run", "train_seconds",
+    "epochs_run", "train_seconds", "saved",
 )  # fmt: skip
-TRIAL_COLUMNS = ("number", "state", "anchor", *NUMBERS, "on_front", "reason", "finished")
+TRIAL_COLUMNS = ("number", "state", "anchor", *NUMBERS, "on_front", "reason", "why", "finished")
 CURVE_COLUMNS = ("trial", "epoch", "accuracy")
 MEASURED = ("trial", "accuracy", "test_accuracy", "ratio")
 ANCHOR_COLUMNS = (
@@ -47,12 +47,13 @@ class StudyData:
         dataset: the data set's name, None where the study does not say.
         cost: how the ratio was taken: "latency" (measured time) or "flops" (counted operations).
         command: the command line that ran last, or None.
-        counts: trials by state: complete, pruned, failed, running, waiting.
+        counts: trials by state: complete, pruned, failed, running, waiting, untrained (pruned before the first epoch).
         hypervolume: over (validation accuracy, log10 ratio) of the complete trials; None where the number of
             classes is unknown.
         trials: one row a trial, by number. `accuracy` is that of the epoch that validation chose, `reason`
-            says why a trial was pruned or failed, `on_front` marks non-dominated complete trials, `finished`
-            is a time; columns `config.KEY` hold the configuration.
+            says why a trial was pruned, stopped early or failed, `why` what was stored of it, `saved` is how many
+            epochs of its configuration a forecast saved, `on_front` marks non-dominated complete trials,
+            `finished` is a time; columns `config.KEY` hold the configuration.
         curves: (trial, epoch, validation accuracy), ordered.
         anchors: one row a slide row: what was published, the trial that measured it here, and the best trial
             at least as fast as that one (chosen by validation accuracy), `gain` being the difference of the
@@ -109,6 +110,9 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
     )
     spec = _spec(study_file)
     trials = _trials(found)
+    counts = _counts(found)
+    counts["untrained"] = sum(map(untrained, records(trials)))
+    counts["pruned"] -= counts["untrained"]
     history = _history(trials, _classes(environment, definition))
     return StudyData(
         name=study.study_name,
@@ -116,7 +120,7 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         dataset=spec.data.name if spec else _mapping(definition.get("data")).get("name"),
         cost=_cost(found, definition),
         command=attrs.get(StudyAttr.COMMAND),
-        counts=_counts(found),
+        counts=counts,
         hypervolume=None if history is None else float(history["hypervolume"].max()) if len(history) else 0.0,
         trials=trials,
         curves=_curves(found),
@@ -160,9 +164,8 @@ def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
         data: a collected study.
         report: path of the HTML report, or None where none was written.
     """
-    names = ("accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high")
     front = [
-        {"trial": row["number"], **{name: row[name] for name in names},
+        {"trial": row["number"], **measured(row),
          "params": configuration(row), "anchor": row["anchor"]}
         for row in records(data.front)
     ]  # fmt: skip
@@ -178,6 +181,17 @@ def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
         "report": report,
     }
     return {key: plain(value) for key, value in contract.items()}
+
+
+def measured(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of a row of `StudyData.trials`; accuracies are those after `best_epoch`."""
+    found = {name: row[name] for name in ("accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high")}
+    return found | {"best_epoch": None if words.missing(row["best_epoch"]) else int(row["best_epoch"])}
+
+
+def untrained(row: Mapping[str, Any]) -> bool:
+    """Whether the pruner refused a trial before its first epoch: then it is no finished trial."""
+    return bool(row["state"] == "PRUNED" and row["epochs_run"] == 0)
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -228,19 +242,33 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
     if trial.state == TrialState.COMPLETE:
         row["accuracy"], row["ratio"] = trial.values
     elif math.isnan(row["accuracy"]) and curve:
-        row["accuracy"] = max(accuracy for _, accuracy in curve)
+        row["best_epoch"], row["accuracy"] = max(curve, key=lambda point: (point[1], -point[0]))
     row["epochs_run"] = float(curve[-1][0]) if curve else 0.0
-    anchor, failure = attrs.get(Attr.ANCHOR), attrs.get(Attr.FAIL_REASON)
-    pruned = trial.state == TrialState.PRUNED
+    anchor = attrs.get(Attr.ANCHOR)
+    why, reason = _ending(trial)
+    forecast = trial.state == TrialState.PRUNED or "forecast" in (why or {})
+    planned = number(_mapping(attrs.get(Attr.CONFIG)).get("epochs"))
+    row["saved"] = planned - row["epochs_run"] if forecast and curve else 0.0
     return {
         "number": trial.number,
         "state": trial.state.name,
         "anchor": str(anchor) if anchor else None,
         **row,
         "on_front": False,
-        "reason": words.pruning(attrs.get(Attr.PRUNED_BY)) if pruned else str(failure or ""),
+        "reason": reason,
+        "why": why,
         "finished": trial.datetime_complete,
     }
+
+
+def _ending(trial: FrozenTrial) -> tuple[dict[str, Any] | None, str]:
+    """What was stored of why a trial ended before its last epoch, and the same in words; of a failed one its reason."""
+    attrs = trial.user_attrs
+    stored = {TrialState.PRUNED: Attr.PRUNED_BY, TrialState.COMPLETE: Attr.STOPPED_BY}.get(trial.state)
+    if stored is None or not attrs.get(stored):
+        return None, str(attrs.get(Attr.FAIL_REASON) or "")
+    text = words.pruning(attrs[stored])
+    return _mapping(attrs[stored]) or None, text if trial.state == TrialState.PRUNED else f"stopped {text}"
 
 
 def _trials(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
@@ -250,7 +278,8 @@ def _trials(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
         rows[complete[member]]["on_front"] = True
     frame = pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
     # an object column keeps None as None, and whole numbers whole beside a missing one
-    frame["anchor"] = pd.Series([row["anchor"] for row in rows], dtype=object)
+    for key in ("anchor", "why"):
+        frame[key] = pd.Series([row[key] for row in rows], dtype=object)
     configs = [_mapping(trial.user_attrs.get(Attr.CONFIG)) or trial.params for trial in trials]
     for key in dict.fromkeys(key for config in configs for key in config):
         frame[CONFIG + key] = pd.Series([config.get(key) for config in configs], dtype=object)
@@ -267,7 +296,7 @@ def _history(trials: pd.DataFrame, classes: int | None) -> pd.DataFrame | None:
         return None
     rows: list[tuple[int, int, float]] = []
     best: list[tuple[float, float]] = []
-    finished = trials[trials["state"].isin(["COMPLETE", "PRUNED"])]
+    finished = trials[(trials["state"] == "COMPLETE") | (trials["state"] == "PRUNED") & (trials["epochs_run"] > 0)]
     for row in records(finished.sort_values(["finished", "number"])):
         if row["state"] == "COMPLETE":  # what is dominated adds no area, so the front so far is enough
             best.append((row["accuracy"], row["ratio"]))

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kdsearch.reporting import words
-from kdsearch.reporting.collect import StudyData, configuration, records
+from kdsearch.reporting.collect import StudyData, configuration, records, untrained
 from kdsearch.reporting.words import number
 
 METRICS = ("test_accuracy", "accuracy")
@@ -35,7 +35,7 @@ def layers(data: StudyData, metric: str = "test_accuracy") -> dict[str, pd.DataF
     """
     groups: dict[str, list[dict[str, Any]]] = {name: [] for name in LAYERS}
     for row in records(data.trials):
-        if row["state"] not in ("COMPLETE", "PRUNED") or not row["ratio"] > 0:
+        if row["state"] not in ("COMPLETE", "PRUNED") or untrained(row) or not row["ratio"] > 0:
             continue
         entry = _entry(row["anchor"] or "", row["number"], row["ratio"], row[metric], hover(row))
         entry |= {"low": row["ratio_low"], "high": row["ratio_high"]}

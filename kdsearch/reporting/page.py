@@ -23,6 +23,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.files import write_whole
 from kdsearch.reporting import curves, figures, words
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration, records
+from kdsearch.reporting.effort import effort
 from kdsearch.reporting.verdict import picks, verdict
 
 Library = Literal["inline", "cdn"]
@@ -133,6 +134,7 @@ def _context(data: StudyData) -> dict[str, Any]:
     return {
         "data": data,
         "verdict": verdict(data),
+        "effort": effort(data),
         "counted": f"Trials: {', '.join(states)}" if states else "",
         "picks": picks(data),
         "speed_word": "fewer operations" if data.cost == "flops" else "as fast as the teacher",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NOTHING = "–"
+TRIALS_NAMED = 5  # of those that a trial could not beat
 
 
 def missing(value: object) -> bool:
@@ -104,15 +105,27 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def pruning(reason: object) -> str:
-    """Why a trial was stopped, from what the pruner stored: text, or a mapping with `reason`, `epoch`, ..."""
+    """Why a trial ended early, from what was stored: text, or a mapping with `step`, `at`, `forecast`, `trials`, ...
+
+    "at epoch 3: it could hope for 93.10 % by epoch 20, which would not beat trials 4, 7". Where there is no forecast,
+    as when a budget was spent, the stored sentence stands.
+    """
     if not isinstance(reason, Mapping):
         return "" if missing(reason) else str(reason)
     text = str(reason.get("reason") or "stopped by the pruner")
-    extra = []
-    if "epoch" in reason:
-        extra.append(f"epoch {reason['epoch']}")
-    if "trial" in reason:
-        extra.append(f"against trial {reason['trial']}")
-    if not math.isnan(number(reason.get("accuracy"))):
-        extra.append(f"at {percent(reason['accuracy'])}")
-    return f"{text} ({', '.join(extra)})" if extra else text
+    if not math.isnan(number(reason.get("forecast"))):
+        text = f"it could hope for {percent(reason['forecast'])}"
+        text += "" if missing(reason.get("at")) else f" by epoch {reason['at']}"
+        text += f", which would {_unbeaten(reason.get('trials'))}"
+    step = number(reason.get("step"))
+    if math.isnan(step):
+        return text
+    return f"at epoch {step:.0f}: {text}" if step >= 1 else f"before its first epoch: {text}"
+
+
+def _unbeaten(trials: object) -> str:
+    if not isinstance(trials, list | tuple) or not trials:
+        return "add too little for the epochs it takes"
+    more = len(trials) - TRIALS_NAMED
+    named = ", ".join(map(str, trials[:TRIALS_NAMED])) + (f" and {more} more" if more > 0 else "")
+    return f"not beat {'trial' if len(trials) == 1 else 'trials'} {named}"

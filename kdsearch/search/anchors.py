@@ -14,8 +14,8 @@ from kdsearch.spec import StudySpec
 MAX_FAILURES = 3  # of one anchor; then it is not tried again
 
 
-def enqueue_missing(study: Study, spec: StudySpec, *, at_most: int) -> None:
-    """Enqueues the first `at_most` anchors as far as they are neither waiting nor complete.
+def enqueue_missing(study: Study, spec: StudySpec, *, at_most: int | None) -> None:
+    """Enqueues the first `at_most` anchors (None: all) as far as they are neither waiting nor complete.
 
     One whose run was killed is enqueued again; one that failed three times is not.
     """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import optuna
@@ -17,6 +19,7 @@ from kdsearch.distil.loss import distillation_loss
 from kdsearch.measure import latency
 from kdsearch.records import Config, architecture
 from kdsearch.search import space
+from kdsearch.search.budget import Budget
 from kdsearch.search.plan import Plan
 from kdsearch.spec import Recipe
 
@@ -117,32 +120,57 @@ def timing_seconds(plan: Plan, configs: list[Config]) -> float:
     return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
 
 
-def draw(plan: Plan, count: int) -> list[Config]:
+def draw(plan: Plan) -> Iterator[Config]:
     """Configurations drawn at random from the space, always the same ones."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=0))
-    return [space.suggest(study.ask(), plan.spec.space) for _ in range(count)]
+    while True:
+        yield space.suggest(study.ask(), plan.spec.space)
 
 
-def estimate(plan: Plan, *, trials: int) -> dict[str, Any]:
+def within(budget: Budget, anchors: list[Config], drawn: Iterator[Config]) -> tuple[list[Config], list[Config]]:
+    """The anchors and the drawn configurations that a budget of trials and epochs pays for without pruning.
+
+    The last one drawn has the epochs that were left; an anchor is trained to its end.
+    """
+    left = math.inf if budget.epochs is None else float(budget.epochs)
+    paid: tuple[list[Config], list[Config]] = ([], [])
+    for index, config in enumerate(itertools.chain(anchors, drawn)):
+        if left <= 0 or index == budget.trials:
+            break
+        is_anchor = index < len(anchors)
+        epochs = int(config["epochs"] if is_anchor else min(config["epochs"], left))
+        paid[0 if is_anchor else 1].append({**config, "epochs": epochs})
+        left -= epochs
+    return paid
+
+
+def _seconds(plan: Plan, budget: Budget) -> dict[str, float]:
+    """Seconds by what they are spent on; a run that only its time ends takes that time."""
+    seconds = {"teacher": teacher_seconds(plan)}
+    if budget.seconds is not None and budget.trials is None and budget.epochs is None:
+        seconds["trials"] = budget.seconds
+        return seconds | {"all": sum(seconds.values())}
+    anchors, drawn = within(budget, [anchor.config for anchor in plan.spec.anchors.values()], draw(plan))
+    seconds["timing"] = timing_seconds(plan, anchors + drawn)
+    seconds["training"] = sum(_mean_seconds(plan, configs) * len(configs) for configs in (anchors, drawn))
+    trials = min(seconds["timing"] + seconds["training"], math.inf if budget.seconds is None else budget.seconds)
+    return seconds | {"all": seconds["teacher"] + trials}
+
+
+def estimate(plan: Plan, budget: Budget) -> dict[str, Any]:
     """The plan of a run as plain data, its times in seconds.
 
     Args:
         plan: a checked plan.
-        trials: finished trials to reach.
+        budget: what a new study may spend.
 
     Returns:
-        `study`, `dataset`, `images`, `device`, `trials`, `anchors`, `space` and `seconds`: of the teacher, timing,
-        training (if no trial were pruned) and in all.
+        `study`, `dataset`, `images`, `device`, `trials`, `epochs_budget` and `timeout` (None where there is no limit),
+        `anchors`, `space` and `seconds`: of the teacher, timing, training (if no trial were pruned) and in all, which
+        the timeout limits; where nothing else does, `trials` stands for timing and training.
     """
-    anchors = [anchor.config for anchor in list(plan.spec.anchors.values())[:trials]]
-    drawn = draw(plan, trials - len(anchors))
-    training = sum(_mean_seconds(plan, configs) * len(configs) for configs in (anchors, drawn))
-    seconds = {
-        "teacher": teacher_seconds(plan),
-        "timing": timing_seconds(plan, anchors + drawn),
-        "training": training,
-    }
+    seconds = _seconds(plan, budget)
     split = plan.split
     return {
         "study": plan.name,
@@ -150,10 +178,12 @@ def estimate(plan: Plan, *, trials: int) -> dict[str, Any]:
         "images": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
         "device": f"{plan.device} ({runtime.device_model(plan.device)})",
         "cost": plan.cost,
-        "trials": trials,
-        "anchors": list(plan.spec.anchors)[:trials],
+        "trials": budget.trials,
+        "epochs_budget": budget.epochs,
+        "timeout": budget.seconds,
+        "anchors": list(plan.spec.anchors)[: budget.trials],
         "space": {key: _in_words(value) for key, value in plan.spec.space.items()},
-        "seconds": {key: round(value, 1) for key, value in {**seconds, "all": sum(seconds.values())}.items()},
+        "seconds": {key: round(value, 1) for key, value in seconds.items()},
     }
 
 

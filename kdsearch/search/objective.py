@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from optuna import Study, Trial, TrialPruned
+from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from kdsearch import networks, runtime
@@ -23,6 +24,8 @@ from kdsearch.progress import Progress
 from kdsearch.records import INTERRUPTED, Attr, Config, EpochRecord, Timing, architecture
 from kdsearch.search import pruner, space
 from kdsearch.spec import StudySpec
+
+MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next one is trained: a study comes to its end
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,21 @@ class Objective:
         workshop: what all trials share.
         seed: of the study; each trial trains with a seed from (seed, trial number). None: a fresh one each.
         progress: told of epochs.
+        cut: asked after each epoch why the trial has to end now, for a budget is spent; None: it may go on.
     """
 
-    def __init__(self, workshop: Workshop, *, seed: int | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        workshop: Workshop,
+        *,
+        seed: int | None,
+        progress: Progress,
+        cut: Callable[[Trial], str | None] = lambda trial: None,
+    ) -> None:
         self._workshop = workshop
         self._seed = seed
         self._progress = progress
+        self._cut = cut
         self.number = -1  # of the trial that ran last
 
     def __call__(self, trial: Trial) -> tuple[float, float]:
@@ -167,6 +179,8 @@ class Objective:
         trial.set_user_attr(Attr.BYTES, networks.size_bytes(student))
         timing = self._time(trial, student, config)
         pruner.report(trial, (None, timing.ratio), 0)
+        if refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and pruner.should_prune(trial):
+            raise TrialPruned  # before its first epoch
         best = Best()
         hopeless = self._train(trial, student, config, seed, timing.ratio, best)
         student.load_state_dict(best.weights)
@@ -190,7 +204,7 @@ class Objective:
         return timing
 
     def _train(self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, best: Best) -> bool:
-        """Trains to the end or until the trial is hopeless, which it returns."""
+        """Trains to the end, until the trial is hopeless, which it returns, or until more epochs are not wanted."""
         losses: list[float] = []
         seconds = 0.0
         hopeless = False
@@ -201,13 +215,33 @@ class Objective:
             pruner.report(trial, (record.accuracy, ratio), record.epoch)
             self._progress.trial_epoch(trial.number, record, config["epochs"])
             hopeless = record.epoch < config["epochs"] and pruner.should_prune(trial)
-            if hopeless:
+            if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
                 break
         trial.set_user_attr(Attr.LOSSES, losses)
         trial.set_user_attr(Attr.TRAIN_SECONDS, seconds)
         trial.set_user_attr(Attr.ACCURACY, best.accuracy)
         trial.set_user_attr(Attr.BEST_EPOCH, best.epoch)
         return hopeless
+
+    def _ends(self, trial: Trial, epoch: int) -> bool:
+        """Whether the trial, which is not hopeless, ends here with its best checkpoint; it then holds why."""
+        if pruner.should_stop(trial):
+            return True
+        reason = self._cut(trial)
+        if reason is not None:
+            trial.set_user_attr(Attr.STOPPED_AT, epoch)
+            trial.set_user_attr(Attr.STOPPED_BY, {"step": epoch, "reason": reason})
+        return reason is not None
+
+
+def refused_in_a_row(trial: Trial) -> int:
+    """How many trials just before this one were pruned before their first epoch."""
+    count = 0
+    for other in reversed(trial.study.get_trials(deepcopy=False)[: trial.number]):
+        if other.state != TrialState.PRUNED or set(other.user_attrs.get(Attr.CURVE, {})) - {"0"}:
+            break
+        count += 1
+    return count
 
 
 def known_timing(study: Study, key: str) -> Timing | None:

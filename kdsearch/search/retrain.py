@@ -17,6 +17,7 @@ from kdsearch.errors import DefinitionError, StorageError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.search.objective import Best, Workshop
+from kdsearch.storage import load_trial
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,10 @@ def find_trial(study: Study, number: int) -> FrozenTrial:
     Raises:
         StorageError: there is none, or it never began.
     """
-    trials = study.get_trials(deepcopy=False)
-    if not 0 <= number < len(trials):
-        raise StorageError(
-            f"--trial must be in the study, which holds trials 0 to {len(trials) - 1}" if trials
-            else "--trial must be in the study, which holds no trials",
-            got=number,
-            remedy="`kdsearch status` lists the front",
-        )  # fmt: skip
-    if Attr.CONFIG not in trials[number].user_attrs:
-        raise StorageError("the trial must have begun", got=f"trial {number}, {trials[number].state.name}")
-    return trials[number]
+    trial = load_trial(study, number)
+    if Attr.CONFIG not in trial.user_attrs:
+        raise StorageError("the trial must have begun", got=f"trial {number}, {trial.state.name}")
+    return trial
 
 
 def retrain(

@@ -43,7 +43,7 @@ class SeededSampler(BaseSampler):
     def __init__(self, factory: Callable[[int | None], BaseSampler], seed: int) -> None:
         self._factory = factory
         self._seed = seed
-        self._inner = factory(seed)
+        self._inner = factory(seed % 2**32)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Seeds the draws of this trial."""

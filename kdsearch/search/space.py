@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from optuna import Trial
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from kdsearch.dimensions import Dimension, Range, Stages
 from kdsearch.records import DISTILLATION, Config, architecture
@@ -12,7 +11,22 @@ from kdsearch.records import DISTILLATION, Config, architecture
 DIGITS = 10  # a stepped range gives 0.15000000000000002 without rounding
 
 
-def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
+class Suggester(Protocol):
+    """What draws a configuration: an Optuna trial, or a draft of one."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """A whole number."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+
+
+def _suggest(trial: Suggester, name: str, dimension: Dimension) -> Any:
     if isinstance(dimension, Stages):
         return _suggest_stages(trial, name, dimension)
     if isinstance(dimension, list):
@@ -26,7 +40,7 @@ def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
     return round(value, DIGITS) if step else value
 
 
-def _suggest_stages(trial: Trial, name: str, dimension: Stages) -> list[int]:
+def _suggest_stages(trial: Suggester, name: str, dimension: Stages) -> list[int]:
     blocks: list[int] = []
     for index in range(dimension.stages):
         if blocks and blocks[-1] == 0:
@@ -37,7 +51,7 @@ def _suggest_stages(trial: Trial, name: str, dimension: Stages) -> list[int]:
     return blocks
 
 
-def suggest(trial: Trial, space: dict[str, Dimension]) -> Config:
+def suggest(trial: Suggester, space: dict[str, Dimension]) -> Config:
     """Samples a configuration; a parameter that would have no effect is not sampled.
 
     Stages are sampled as `blocks_1`, `blocks_2`, ...; the temperature only for a loss weight above 0.

@@ -1,46 +1,63 @@
-"""A study: made or found again, checked against its definition, run to exactly N finished trials."""
+"""A study: made or found again, checked against its definition, run until its budget is spent."""
 
 from __future__ import annotations
 
 import json
-import math
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna import Study
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import runtime, storage
+from kdsearch.dimensions import Range
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, KdsearchError, RunError
 from kdsearch.progress import Progress
 from kdsearch.records import METRICS, Attr, StudyAttr
-from kdsearch.search import anchors, samplers
+from kdsearch.search import anchors, samplers, space
+from kdsearch.search.budget import Budget, epochs_run, is_finished
+from kdsearch.search.likely import LikelyRatio
 from kdsearch.search.objective import Objective, Workshop
 from kdsearch.search.plan import Plan, check_choice, make_plan
+from kdsearch.search.proposals import CANDIDATES, ProposalSampler
 from kdsearch.search.pruner import ParetoPruner
 
 MAX_FAILURES_IN_A_ROW = 5
 DIFFERENCES_SHOWN = 4
+
+
+def pareto(plan: Plan) -> ParetoPruner:
+    """The pruner of a plan: it knows how long each trial is going to be."""
+    epochs = plan.spec.space["epochs"]
+    return ParetoPruner(max_steps="epochs" if isinstance(epochs, Range | list) else plan.spec.longest)
+
+
 PRUNERS: dict[str, Callable[[Plan], optuna.pruners.BasePruner]] = {
-    "pareto": lambda plan: ParetoPruner(
-        margin=(validation_error(len(plan.split.validation)), 0.0),
-        warm_up=max(1, plan.spec.longest // WARM_UP_SHARE),
-    ),
+    "pareto": pareto,
     "none": lambda plan: optuna.pruners.NopPruner(),
 }
-WARM_UP_SHARE = 6  # no trial is pruned in the first sixth of the longest training: late bloomers
-DEFAULT_TRIALS = 50
 
 
-def validation_error(count: int) -> float:
-    """Standard error of an accuracy of 90 % that `count` images measure: two trials nearer than that are alike."""
-    return math.sqrt(0.9 * 0.1 / count)
+def make_sampler(name: str, workshop: Workshop, *, candidates: int, seed: int | None) -> BaseSampler:
+    """The sampler of that name; with candidates, around it the choice of the most promising of several."""
+    inner = samplers.make(name, seed)
+    if candidates == 1:
+        return inner
+    return ProposalSampler(
+        inner,
+        samplers.make("random", None if seed is None else runtime.derive_seed("candidates", seed)),
+        partial(space.suggest, space=workshop.spec.space),
+        LikelyRatio(workshop),
+        steps=lambda config: int(config["epochs"]),
+        candidates=candidates,
+    )
 
 
 def definition(plan: Plan) -> dict[str, Any]:
@@ -110,34 +127,19 @@ def open_study(plan: Plan, backend: BaseStorage) -> Study:
     return study
 
 
-def is_finished(trial: FrozenTrial) -> bool:
-    """Whether a trial counts: COMPLETE or PRUNED, and trained for at least one epoch."""
-    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    return ended and any(int(step) >= 1 for step in trial.user_attrs.get(Attr.CURVE, {}))
-
-
-def finished_count(study: Study) -> int:
-    """How many finished trials a study holds."""
-    return sum(map(is_finished, study.get_trials(deepcopy=False)))
-
-
-def run(
-    study: Study, objective: Objective, plan: Plan, *, trials: int, timeout: float | None, progress: Progress
-) -> None:
-    """Runs trials until the study holds `trials` finished ones, or `timeout` seconds have passed.
+def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progress: Progress) -> None:
+    """Runs trials until the budget lets no new one start.
 
     Raises:
         RunError: five trials in a row failed.
     """
-    start = time.monotonic()
     failures = 0
-    done = finished_count(study)
-    progress.study_started(done, trials)
-    while done < trials and (timeout is None or time.monotonic() - start < timeout):
-        anchors.enqueue_missing(study, plan.spec, at_most=trials)
+    budget.start()
+    progress.study_started(*budget.progress(study))
+    while not budget.over(study):
+        anchors.enqueue_missing(study, plan.spec, at_most=budget.trials)
         study.optimize(objective, n_trials=1, catch=(Exception,))
         trial = study.get_trials(deepcopy=False)[objective.number]
-        done = finished_count(study)
         progress.trial_finished(trial.number, trial.state.name, describe(trial), counted=is_finished(trial))
         failures = failures + 1 if trial.state == TrialState.FAIL else 0
         if failures == MAX_FAILURES_IN_A_ROW:
@@ -152,7 +154,9 @@ def describe(trial: FrozenTrial) -> str:
     found = trial.user_attrs
     if trial.state == TrialState.FAIL:
         return str(found.get(Attr.FAIL_REASON, "no reason stored"))
-    ran = max(map(int, found[Attr.CURVE]), default=0)
+    ran = epochs_run(trial)
+    if ran == 0:
+        return f"not trained: {found.get(Attr.PRUNED_BY, {}).get('reason', 'refused by the pruner')}"
     return (
         f"accuracy {found[Attr.ACCURACY]:.2%} (test {found[Attr.TEST_ACCURACY]:.2%}) at epoch {found[Attr.BEST_EPOCH]}"
         f" of {ran}/{found[Attr.CONFIG]['epochs']}, ratio {found[Attr.RATIO]:.4g}"
@@ -163,12 +167,14 @@ def optimize(
     *,
     dataset: str | None = None,
     study: str | Path | None = None,
-    trials: int = DEFAULT_TRIALS,
+    trials: int | None = None,
+    epochs_budget: int | None = None,
     storage: str | None = None,
     name: str | None = None,
     data_dir: str | None = None,
     device: str = "auto",
     sampler: str = "tpe",
+    candidates: int = CANDIDATES,
     pruner: str = "pareto",
     cost: str = "latency",
     seed: int | None = None,
@@ -183,17 +189,24 @@ def optimize(
     Args:
         dataset: `digits`, `mnist`, `cifar10` or `folder:PATH`; None: the study file's, else digits.
         study: a study file; None: the shipped one for the data set.
-        trials: the study ends when it holds this many finished trials (COMPLETE or PRUNED).
+        trials: the study ends when it holds this many finished trials (COMPLETE or PRUNED); None: 50, or no such limit
+            where `epochs_budget` or `timeout` is given.
+        epochs_budget: the study ends when all its trials together have trained for this many epochs: anchors, pruned,
+            failed and killed trials included. A trial that runs then is cut, and counts with its best checkpoint; an
+            anchor is trained to its end.
         storage: an Optuna storage URL or `journal:PATH`; None: `OPTUNA_STORAGE`, else `sqlite:///kdsearch.db`.
         name: of the Optuna study; None: the data set's.
         data_dir: where data sets lie; None: `KDSEARCH_DATA_DIR`, else the user's cache folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         sampler: `tpe`, `nsga2`, `random` or `gp`.
+        candidates: drawn for each trial, of which the most promising is trained (`ProposalSampler`); 1: the sampler's
+            own draw.
         pruner: `pareto` or `none`.
         cost: `latency` (measured) or `flops` (counted operations: deterministic).
         seed: seeds each trial's sampler and training together with the trial's number.
         train_size, max_epochs: less work, for a first look.
-        timeout: seconds after which no new trial starts.
+        timeout: seconds after which no new trial starts, and the running one ends with its epoch (an anchor is
+            trained to its end). The teacher's training does not count.
         command: what to name in the report as the command that ran.
         progress: told of what happens; None: nobody is.
 
@@ -205,8 +218,9 @@ def optimize(
     """
     check_choice("--sampler", sampler, samplers.SAMPLERS)
     check_choice("--pruner", pruner, PRUNERS)
-    if trials < 1:
-        raise KdsearchError("--trials must be at least 1", got=trials, remedy="give a whole number above 0")
+    if candidates < 1:
+        raise KdsearchError("--candidates must be at least 1", got=candidates, remedy="give a whole number above 0")
+    budget = Budget(trials=trials, epochs=epochs_budget, seconds=timeout)
     plan = make_plan(
         dataset=dataset,
         study=study,
@@ -220,11 +234,11 @@ def optimize(
     )
     return run_plan(
         plan,
-        trials=trials,
+        budget=budget,
         sampler=sampler,
+        candidates=candidates,
         pruner=pruner,
         seed=seed,
-        timeout=timeout,
         command=command,
         progress=progress or Progress(),
     )
@@ -233,35 +247,37 @@ def optimize(
 def run_plan(
     plan: Plan,
     *,
-    trials: int,
+    budget: Budget,
     sampler: str,
+    candidates: int,
     pruner: str,
     seed: int | None,
-    timeout: float | None,
     command: str | None,
     progress: Progress,
 ) -> Study:
     """Runs a plan: the study opened, the teacher obtained, trials run; see `optimize`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
     study = open_study(plan, storage.open_storage(plan.url))
-    study.sampler = samplers.make(sampler, seed)
     study.pruner = PRUNERS[pruner](plan)
-    skipped = list(plan.spec.anchors)[trials:]
+    skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]
     if skipped:
-        progress.warning(f"--trials {trials} is fewer than the anchors: {', '.join(skipped)} will not run")
-    if finished_count(study) < trials:
+        progress.warning(f"--trials {budget.trials} is fewer than the anchors: {', '.join(skipped)} will not run")
+    if not budget.over(study):
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
         study.set_user_attr(StudyAttr.TEACHER, vars(known.facts))
         facts = runtime.environment(plan.device) | {
             "classes": len(plan.split.classes),
             "seed": str(seed),
             "sampler": sampler,
+            "candidates": candidates,
             "pruner": pruner,
             "data_dir": plan.data_dir or "",
         }
         study.set_user_attr(StudyAttr.ENVIRONMENT, facts)
         if command is not None:
             study.set_user_attr(StudyAttr.COMMAND, command)
-        objective = Objective(Workshop(plan.spec, plan.split, known, plan.cost), seed=seed, progress=progress)
-        run(study, objective, plan, trials=trials, timeout=timeout, progress=progress)
+        workshop = Workshop(plan.spec, plan.split, known, plan.cost)
+        study.sampler = make_sampler(sampler, workshop, candidates=candidates, seed=seed)
+        objective = Objective(workshop, seed=seed, progress=progress, cut=budget.cut)
+        run(study, objective, plan, budget=budget, progress=progress)
     return study

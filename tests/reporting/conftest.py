@@ -99,7 +99,7 @@ def typical(make_trial: MakeTrial, make_study: MakeStudy) -> optuna.Study:
         state=TrialState.FAIL,
         user_attrs={Attr.CONFIG: {"width": 50}, Attr.FAIL_REASON: "the loss must be finite <b>(got nan)</b>"},
     )
-    pruned = {"epoch": 1, "trial": 3, "accuracy": 0.95, "reason": "a faster trial is better"}
+    pruned = {"step": 1, "at": 3, "forecast": 0.95, "trials": [1, 3], "reason": "at step 1, a sentence of the pruner"}
     return make_study(
         [
             make_trial([0.93, 0.94], 300.0, test=0.941, anchor="m1", config={"width": 50, "epochs": 3}),

@@ -11,6 +11,7 @@ from kdsearch import pareto
 from kdsearch.errors import StorageError
 from kdsearch.records import Attr
 from kdsearch.reporting.collect import StudyData, collect, configuration, plain, records, result
+from kdsearch.reporting.layers import layers
 
 URL = "postgresql://ann:secret@db/kd"
 
@@ -55,22 +56,63 @@ def test_parameters_stand_in_for_a_missing_configuration(make_study):
 def test_pruned_and_failed_trials_say_why(data: StudyData):
     pruned, failed = records(data.trials)[5:]
     assert pruned["accuracy"] == 0.91
-    assert pruned["reason"] == "a faster trial is better (epoch 1, against trial 3, at 95.00 %)"
+    assert pruned["reason"] == ("at epoch 1: it could hope for 95.00 % by epoch 3, which would not beat trials 1, 3")
+    assert pruned["why"]["trials"] == [1, 3]
+    assert pruned["saved"] == 2
+    assert failed["why"] is None
     assert failed["reason"] == "the loss must be finite <b>(got nan)</b>"
     assert math.isnan(failed["accuracy"])
     assert failed["epochs_run"] == 0
 
 
-@pytest.mark.parametrize(("stored", "reason"), [("slow", "slow"), ({"epoch": 2}, "stopped by the pruner (epoch 2)")])
+@pytest.mark.parametrize(("stored", "reason"), [("slow", "slow"), ({"step": 2}, "at epoch 2: stopped by the pruner")])
 def test_a_pruning_reason_may_be_text_or_partial(make_trial, make_study, stored, reason):
     trial = make_trial([0.5], 2.0, state=TrialState.PRUNED, pruned_by=stored)
     assert collect(make_study([trial]), storage_url=URL).trials["reason"][0] == reason
 
 
+def test_a_trial_stopped_on_the_front_stays_complete_and_says_why(make_trial, make_study):
+    forecast = {"step": 2, "at": 3, "forecast": 0.71, "trials": [], "reason": "too little"}
+    budget = {"step": 1, "reason": "the epochs budget was spent"}
+    study = make_study(
+        [
+            make_trial([0.6, 0.7], 2.0, stopped_by=forecast, stopped_at=2),
+            make_trial([0.6], 3.0, stopped_by=budget, stopped_at=1),
+            make_trial([0.6, 0.7, 0.7], 1.0),
+        ]
+    )
+    rows = records(collect(study, storage_url=URL).trials)
+    assert [row["state"] for row in rows] == ["COMPLETE"] * 3
+    assert [row["reason"] for row in rows] == [
+        "stopped at epoch 2: it could hope for 71.00 % by epoch 3, which would add too little for the epochs it takes",
+        "stopped at epoch 1: the epochs budget was spent",
+        "",
+    ]
+    assert [row["why"] for row in rows] == [forecast, budget, None]
+    assert [row["saved"] for row in rows] == [1, 0, 0]  # a spent budget is no saving
+
+
+def test_a_trial_refused_before_training_is_counted_apart_and_finished_nothing(make_trial, make_study):
+    refused = make_trial([0.5], 30.0, state=TrialState.PRUNED, pruned_by={"step": 0, "reason": "no use"})
+    for name in (Attr.ACCURACY, Attr.TEST_ACCURACY, Attr.BEST_EPOCH, Attr.TRAIN_SECONDS):
+        refused.user_attrs.pop(name)
+    refused.user_attrs[Attr.CURVE] = {"0": [None, 30.0]}
+    found = collect(make_study([make_trial([0.9], 10.0), refused]), storage_url=URL)
+    assert (found.counts["pruned"], found.counts["untrained"]) == (0, 1)
+    assert [*found.history["trial"]] == [0]
+    row = records(found.trials)[1]
+    assert row["reason"] == "before its first epoch: no use"
+    assert (row["saved"], row["epochs_run"]) == (0, 0)
+    assert result(found, report=None)["trials"] == {"complete": 1, "pruned": 0, "failed": 0}
+    assert all(layer["trial"].ne(1).all() for layer in layers(found).values())
+
+
 def test_a_pruned_trial_without_an_accuracy_takes_its_curves_best(make_trial, make_study):
     trial = make_trial([0.6, 0.7, 0.65], 2.0, state=TrialState.PRUNED)
     trial.user_attrs.pop(Attr.ACCURACY)
-    assert collect(make_study([trial]), storage_url=URL).trials["accuracy"][0] == 0.7
+    trial.user_attrs.pop(Attr.BEST_EPOCH)
+    row = records(collect(make_study([trial]), storage_url=URL).trials)[0]
+    assert (row["accuracy"], row["best_epoch"]) == (0.7, 2)
 
 
 def test_curves_are_ordered_by_number_not_by_text(make_trial, make_study):
@@ -132,7 +174,7 @@ def test_without_classes_there_is_no_hypervolume(make_trial, make_study):
 
 
 def test_counts_and_names(data: StudyData):
-    assert data.counts == {"complete": 5, "pruned": 1, "failed": 1, "running": 0, "waiting": 0}
+    assert data.counts == {"complete": 5, "pruned": 1, "failed": 1, "running": 0, "waiting": 0, "untrained": 0}
     assert (data.name, data.dataset, data.cost) == ("mnist", "mnist", "latency")
     assert data.storage == "postgresql://ann:***@db/kd"
 
@@ -160,7 +202,7 @@ def test_result_is_the_contract(data: StudyData):
     assert contract["teacher"] == {"accuracy": 0.97, "parameters": 27_433_034}
     assert contract["front"][0] == {
         "trial": 4, "accuracy": 0.98, "test_accuracy": 0.978, "ratio": 20.0, "ratio_low": 19.6,
-        "ratio_high": 20.4, "params": {"blocks": [2, 2, 0, 0], "epochs": 10}, "anchor": None,
+        "ratio_high": 20.4, "best_epoch": 2, "params": {"blocks": [2, 2, 0, 0], "epochs": 10}, "anchor": None,
     }  # fmt: skip
     assert [member["ratio"] for member in contract["front"]] == [20.0, 100.0, 300.0]
     assert contract["front"][2]["anchor"] == "m1"

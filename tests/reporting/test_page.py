@@ -94,6 +94,14 @@ def test_the_slides_table_compares(data: StudyData):
     ]  # fmt: skip
 
 
+def test_every_trial_that_ended_early_says_why_and_the_page_what_was_spent(make_trial, make_study):
+    stopped = {"step": 1, "at": 3, "forecast": 0.5, "trials": [], "reason": ""}
+    trials = [make_trial([0.9], 50.0, stopped_by=stopped), make_trial([0.8, 0.8, 0.8], 9.0)]
+    text = Reader(page.render(collect(make_study(trials), storage_url=URL), plotlyjs="cdn")).text
+    assert "stopped at epoch 1: it could hope for 50.00 % by epoch 3, which would add too little" in text
+    assert "Trials: 2 complete; spent 4 epochs on 2 trials; pruning saved 2 of 6 planned epochs." in text
+
+
 def test_a_study_without_published_figures_says_so(make_trial, make_study):
     found = collect(make_study([make_trial([0.9], 50.0, anchor="m1")], file="digits"), storage_url=URL)
     text = Reader(page.render(found, plotlyjs="cdn")).text

@@ -1,18 +1,37 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import optuna
 import pytest
 import torch
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import networks
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, EpochRecord
+from kdsearch.search import objective
 from kdsearch.search.objective import Best, Objective, Workshop, known_timing
-from kdsearch.search.pruner import ParetoPruner
+from kdsearch.search.pruner import ParetoPruner, Verdict
 from kdsearch.search.space import trial_parameters
 
 CONFIG = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
+
+
+REASON = {"step": 1, "at": 2, "forecast": 0.9, "trials": [0], "reason": "too little"}
+
+
+class Scripted(ParetoPruner):
+    """Says of trial and step what it was told to say."""
+
+    def __init__(self, script: dict[tuple[int, int], Literal["prune", "stop"]]) -> None:
+        super().__init__()
+        self._script = script
+
+    def verdict(self, study: optuna.Study, trial: FrozenTrial) -> Verdict:
+        step = max(map(int, trial.user_attrs[Attr.CURVE]))
+        action = self._script.get((trial.number, step))
+        return Verdict("go") if action is None else Verdict(action, REASON)
 
 
 def run(workshop: Workshop, *configs, pruner=None, seed=0) -> optuna.Study:
@@ -116,19 +135,61 @@ def test_without_a_seed_trials_differ(workshop: Workshop):
 
 
 def test_a_hopeless_trial_is_pruned_with_its_scores(workshop: Workshop):
-    good, bad = {**CONFIG, "batch_size": 16}, {**CONFIG, "batch_size": 512}  # 13 steps an epoch, and one
-    study = run(with_rate(workshop, 0.01), good, bad, pruner=ParetoPruner())
+    study = run(workshop, CONFIG, CONFIG, pruner=Scripted({(1, 1): "prune"}))
     found = study.trials[1].user_attrs
-    assert study.trials[1].state == TrialState.PRUNED
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
     assert study.trials[1].values is None
-    assert found[Attr.PRUNED_BY]["trial"] == 0
+    assert found[Attr.PRUNED_BY] == REASON
+    assert Attr.STOPPED_AT not in found
     assert list(found[Attr.CURVE]) == ["0", "1"]
     assert found[Attr.ACCURACY] == found[Attr.CURVE]["1"][0]
     assert found[Attr.BEST_EPOCH] == 1
     assert 0 <= found[Attr.TEST_ACCURACY] <= 1
 
 
+def test_a_trial_that_would_add_nothing_more_is_complete_with_its_best_checkpoint(workshop: Workshop):
+    (trial,) = run(workshop, CONFIG, pruner=Scripted({(0, 1): "stop"})).trials
+    found = trial.user_attrs
+    assert trial.state == TrialState.COMPLETE
+    assert trial.values == found[Attr.CURVE]["1"] == [found[Attr.ACCURACY], found[Attr.RATIO]]
+    assert list(found[Attr.CURVE]) == ["0", "1"]
+    assert found[Attr.STOPPED_BY] == REASON
+    assert found[Attr.STOPPED_AT] == REASON["step"]
+    assert Attr.PRUNED_BY not in found
+
+
+def test_a_trial_refused_before_its_first_epoch_has_a_ratio_and_no_accuracy(workshop: Workshop):
+    (trial,) = run(workshop, CONFIG, pruner=Scripted({(0, 0): "prune"})).trials
+    found = trial.user_attrs
+    assert trial.state == TrialState.PRUNED
+    assert found[Attr.CURVE] == {"0": [None, found[Attr.RATIO]]}
+    assert found[Attr.PRUNED_BY] == REASON
+    assert not {Attr.ACCURACY, Attr.TEST_ACCURACY, Attr.LOSSES} & set(found)
+
+
+def test_a_study_whose_pruner_refuses_everything_trains_one_now_and_then(workshop: Workshop, monkeypatch):
+    monkeypatch.setattr(objective, "MAX_REFUSED_IN_A_ROW", 2)
+    always = Scripted({(number, 0): "prune" for number in range(5)})
+    study = run(workshop, *[{**CONFIG, "epochs": 1}] * 5, pruner=always)
+    assert [len(trial.user_attrs[Attr.CURVE]) for trial in study.trials] == [1, 1, 2, 1, 1]
+    assert study.trials[2].state == TrialState.COMPLETE
+    assert Attr.PRUNED_BY not in study.trials[2].user_attrs
+
+
+def test_a_trial_is_cut_after_the_epoch_in_which_the_budget_was_spent(workshop: Workshop):
+    study = optuna.create_study(directions=["maximize"] * 2, pruner=optuna.pruners.NopPruner())
+    for epochs in (2, 1):
+        study.enqueue_trial(trial_parameters({**CONFIG, "epochs": epochs}, workshop.spec.space))
+    study.optimize(Objective(workshop, seed=0, progress=Progress(), cut=lambda trial: "no more"), n_trials=2)
+    cut, whole = study.trials
+    assert cut.state == whole.state == TrialState.COMPLETE
+    assert cut.values == cut.user_attrs[Attr.CURVE]["1"]
+    assert (cut.user_attrs[Attr.STOPPED_AT], cut.user_attrs[Attr.STOPPED_BY]) == (1, {"step": 1, "reason": "no more"})
+    assert Attr.STOPPED_AT not in whole.user_attrs  # it was at its end
+
+
 def test_a_trial_that_reached_its_last_epoch_is_complete(workshop: Workshop):
-    good, bad = {**CONFIG, "batch_size": 16}, {**CONFIG, "batch_size": 512, "epochs": 1}
-    study = run(with_rate(workshop, 0.01), good, bad, pruner=ParetoPruner())
+    last = Scripted({(0, 2): "prune", (1, 1): "stop"})
+    study = run(workshop, CONFIG, {**CONFIG, "epochs": 1}, pruner=last)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert Attr.STOPPED_AT not in study.trials[1].user_attrs

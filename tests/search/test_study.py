@@ -13,17 +13,22 @@ import kdsearch
 from kdsearch import pareto, spec
 from kdsearch.errors import DataError, DefinitionError, DeviceError, KdsearchError, RunError, StudyFileError
 from kdsearch.progress import Progress
-from kdsearch.records import Attr, StudyAttr
+from kdsearch.records import Attr, EpochRecord, StudyAttr
+from kdsearch.reporting import page
+from kdsearch.reporting.collect import collect
+from kdsearch.search import budget as budgets
 from kdsearch.search import plan as plans
 from kdsearch.search import study as search
 from kdsearch.search.anchors import enqueue_missing
+from kdsearch.search.budget import Budget, epochs_spent, finished_count
 from kdsearch.search.objective import Objective, Workshop
+from kdsearch.search.pruner import ParetoPruner, Verdict
 from kdsearch.storage import load_study, open_storage
 
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
 
 
-def optimize(study_file: Path | str, url: str, trials: int, **changes: Any) -> optuna.Study:
+def optimize(study_file: Path | str, url: str, trials: int | None, **changes: Any) -> optuna.Study:
     usual = {"train_size": 200, "max_epochs": 2, "device": "cpu", "cost": "flops", "seed": 0, "sampler": "random"}
     return kdsearch.optimize(study=study_file, storage=url, trials=trials, **{**usual, **changes})
 
@@ -41,18 +46,40 @@ def broken(study_file: Path) -> Path:
     return path
 
 
+def without_anchors(study_file: Path, epochs: int) -> Path:
+    """The same study with a fixed number of epochs and no anchors."""
+    text = study_file.read_text().partition("[anchors]")[0]
+    assert "epochs = { low = 1, high = 30 }" in text
+    path = study_file.with_name("fixed.toml")
+    path.write_text(text.replace("epochs = { low = 1, high = 30 }", f"epochs = {epochs}"))
+    return path
+
+
+class Clock(Progress):
+    """Stands in for the module `time`: a second passes with every epoch."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
+        self.now += 1
+
+
 class Heard(Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.finished: list[tuple[int, str, bool]] = []
         self.started: list[tuple[int, str | None]] = []
-        self.totals: list[tuple[int, int]] = []
+        self.totals: list[tuple[int, int | None, str]] = []
 
     def warning(self, text: str) -> None:
         self.lines.append(text)
 
-    def study_started(self, done: int, total: int) -> None:
-        self.totals.append((done, total))
+    def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
+        self.totals.append((done, total, unit))
 
     def trial_started(self, number: int, anchor: str | None, config: dict) -> None:
         self.started.append((number, anchor))
@@ -64,7 +91,7 @@ class Heard(Progress):
 
 def test_a_study_ends_with_exactly_as_many_trials_and_again_at_once(study_file, url):
     study = optimize(study_file, url, 5)
-    assert search.finished_count(study) == len(study.trials) == 5
+    assert finished_count(study) == len(study.trials) == 5
     heard = Heard()
     again = optimize(study_file, url, 5, progress=heard)
     assert outcome(again) == outcome(study)
@@ -76,9 +103,9 @@ def test_a_larger_number_extends_the_study(study_file, url):
     optimize(study_file, url, 3)
     heard = Heard()
     study = optimize(study_file, url, 5, progress=heard)
-    assert heard.totals == [(3, 5)]
+    assert heard.totals == [(3, 5, "trials")]
     assert [number for number, _ in heard.started] == [3, 4]
-    assert search.finished_count(study) == 5
+    assert finished_count(study) == 5
     assert len(optimize(study_file, url, 2).trials) == 5  # a smaller one takes nothing away
 
 
@@ -110,14 +137,15 @@ def test_fewer_trials_than_anchors_run_the_first_ones_and_say_so(url):
 
 
 def test_the_best_trials_are_the_front_of_all_checkpoints(study_file, url):
-    study = optimize(study_file, url, 12)
+    study = optimize(study_file, url, 20, candidates=1)
     found = [tuple(values) for t in study.trials for step, values in t.user_attrs[Attr.CURVE].items() if step != "0"]
     assert {tuple(t.values) for t in study.best_trials} == {found[i] for i in pareto.front(found)}
     assert Counter(t.state for t in study.trials)[PRUNED] > 0
     assert study.metric_names == ["accuracy", "ratio"]
     for trial in study.trials:
         trained = max(map(int, trial.user_attrs[Attr.CURVE]))
-        assert (trained < trial.user_attrs[Attr.CONFIG]["epochs"]) == (trial.state == PRUNED)
+        early = trial.state == PRUNED or Attr.STOPPED_AT in trial.user_attrs
+        assert (trained < trial.user_attrs[Attr.CONFIG]["epochs"]) == early
 
 
 def test_without_a_pruner_every_trial_is_complete(study_file, url):
@@ -158,7 +186,7 @@ def test_a_trial_whose_process_was_killed_does_not_count_and_an_anchor_runs_agai
     assert killed.user_attrs == {Attr.ANCHOR: "m2"}
     study = optimize(study_file, url, 4)
     assert study.trials[killed.number].state == TrialState.RUNNING
-    assert search.finished_count(study) == 4
+    assert finished_count(study) == 4
     assert Counter(t.user_attrs.get(Attr.ANCHOR) for t in study.trials if t.state == COMPLETE)["m2"] == 1
 
 
@@ -183,11 +211,11 @@ def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, 
     study = search.open_study(own, open_storage(url))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     with pytest.raises(RunError):
-        search.run(study, bad, own, trials=6, timeout=None, progress=Progress())
+        search.run(study, bad, own, budget=Budget(trials=6), progress=Progress())
     assert outcome(study)[:3] == done
     later = optimize(study_file, url, 6)
     assert outcome(later)[:3] == done
-    assert search.finished_count(later) == 6
+    assert finished_count(later) == 6
     assert Counter(t.state for t in later.trials)[FAIL] == 5
 
 
@@ -245,8 +273,93 @@ def test_a_study_not_made_by_kdsearch_is_refused_and_left_alone(study_file, url)
 
 def test_no_time_runs_nothing(study_file, url):
     study = optimize(study_file, url, 3, timeout=0)
-    assert search.finished_count(study) == 0
+    assert finished_count(study) == 0
     assert not any(t.state.is_finished() for t in study.trials)
+
+
+def test_an_epochs_budget_is_spent_to_the_last_epoch_and_lifts_the_number_of_trials(study_file, url):
+    heard = Heard()
+    limits = {"epochs_budget": 7, "pruner": "none"}
+    study = optimize(without_anchors(study_file, 2), url, None, progress=heard, **limits)
+    assert heard.totals == [(0, 7, "epochs")]
+    assert [t.state for t in study.trials] == [COMPLETE] * 4
+    assert [max(map(int, t.user_attrs[Attr.CURVE])) for t in study.trials] == [2, 2, 2, 1]
+    last = study.trials[-1].user_attrs
+    assert (last[Attr.STOPPED_AT], last[Attr.BEST_EPOCH]) == (1, 1)
+    assert last[Attr.STOPPED_BY] == {"step": 1, "reason": "the epochs budget was spent"}
+    assert study.trials[-1].values == last[Attr.CURVE]["1"]
+    assert not any(Attr.STOPPED_AT in t.user_attrs for t in study.trials[:-1])
+
+    again = Heard()
+    optimize(without_anchors(study_file, 2), url, None, progress=again, **limits)
+    assert again.started == again.totals == []
+    study = optimize(without_anchors(study_file, 2), url, 5, epochs_budget=100, pruner="none")
+    assert (len(study.trials), epochs_spent(study)) == (5, 9)  # whichever comes first
+
+
+def test_an_anchor_is_trained_to_its_end_whatever_the_budget(study_file, url):
+    study = optimize(study_file, url, None, epochs_budget=1)
+    begun = [t for t in study.trials if t.state != TrialState.WAITING]
+    assert [(t.user_attrs[Attr.ANCHOR], t.state) for t in begun] == [("m1", COMPLETE)]
+    assert epochs_spent(study) == 2
+    assert Attr.STOPPED_AT not in begun[0].user_attrs
+
+
+def test_when_the_time_is_over_the_running_trial_ends_with_its_epoch(study_file, url, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(budgets, "time", clock)
+    study = optimize(without_anchors(study_file, 2), url, None, timeout=3, pruner="none", progress=clock)
+    assert [max(map(int, t.user_attrs[Attr.CURVE])) for t in study.trials] == [2, 1]
+    assert study.trials[1].state == COMPLETE
+    assert study.trials[1].user_attrs[Attr.STOPPED_BY] == {"step": 1, "reason": "the timeout had passed"}
+
+
+def test_when_the_time_is_over_an_anchor_goes_on_to_its_end(study_file, url, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(budgets, "time", clock)
+    study = optimize(study_file, url, None, timeout=1, progress=clock)
+    assert [t.user_attrs[Attr.ANCHOR] for t in study.trials if t.state == COMPLETE] == ["m1"]
+    assert epochs_spent(study) == 2
+
+
+def test_the_epochs_may_be_fixed_and_the_pruner_knows_how_many_either_way(study_file, url):
+    file = without_anchors(study_file, 2)
+    study = optimize(file, url, 3)
+    assert {t.user_attrs[Attr.CONFIG]["epochs"] for t in study.trials} == {2}
+    assert not any("epochs" in t.params for t in study.trials)
+    assert spec.load(file).longest == 2
+    assert spec.load(file).limited(max_epochs=1).space["epochs"] == 1
+    fixed, sampled = (
+        search.pareto(plans.make_plan(study=path, train_size=200, device="cpu", cost="flops"))
+        for path in (file, study_file)
+    )
+    assert (fixed._max_steps, sampled._max_steps) == (2, "epochs")
+
+
+def test_an_anchor_of_other_epochs_than_the_fixed_ones_is_refused(study_file, url):
+    study_file.write_text(study_file.read_text().replace("epochs = { low = 1, high = 30 }", "epochs = 2"))
+    with pytest.raises(StudyFileError, match=r"anchors\.m1\.epochs lies outside the space"):
+        optimize(study_file, url, 1)
+
+
+def test_a_trial_refused_before_its_first_epoch_is_told_and_does_not_count(study_file, url, monkeypatch):
+    class Refusing(ParetoPruner):
+        def verdict(self, study, trial):
+            if trial.number != 1 or Attr.ANCHOR in trial.user_attrs:
+                return Verdict("go")
+            reason = {"step": 0, "at": 2, "forecast": 0.5, "trials": [0], "reason": "it would not beat trial 0"}
+            return Verdict("prune", reason)
+
+    monkeypatch.setitem(search.PRUNERS, "refusing", lambda plan: Refusing())
+    heard = Heard()
+    study = optimize(without_anchors(study_file, 1), url, 2, pruner="refusing", progress=heard)
+    assert [t.state for t in study.trials] == [COMPLETE, PRUNED, COMPLETE]
+    assert heard.finished[1] == (1, "PRUNED", False)
+    assert heard.lines[1] == "not trained: it would not beat trial 0"
+    assert (finished_count(study), epochs_spent(study)) == (2, 2)
+    found = collect(study, storage_url=url)
+    assert (found.counts["pruned"], found.counts["untrained"]) == (0, 1)
+    assert "before its first epoch: it could hope for 50.00 %" in page.render(found, plotlyjs="cdn")
 
 
 def test_a_study_holds_what_the_report_needs(study_file, url):
@@ -267,17 +380,6 @@ def test_any_optuna_reads_a_studys_database(study_file, tmp_path):
     assert [t.number for t in plain.best_trials] == [t.number for t in study.best_trials]
 
 
-def test_trials_that_trained_for_no_epoch_do_not_count():
-    study = optuna.create_study(directions=["maximize"] * 2)
-    curves: list[tuple[TrialState, dict]] = [
-        (PRUNED, {"0": [None, 9.0]}), (PRUNED, {"0": [None, 9.0], "1": [0.1, 9.0]}), (PRUNED, {}),
-        (FAIL, {"0": [None, 9.0], "1": [0.1, 9.0]}), (TrialState.RUNNING, {"1": [0.1, 9.0]}),
-    ]  # fmt: skip
-    for state, curve in curves:
-        study.add_trial(optuna.trial.create_trial(state=state, user_attrs={Attr.CURVE: curve}))
-    assert [search.is_finished(t) for t in study.trials] == [False, True, False, False, False]
-
-
 def test_differences_name_the_key_and_both_values():
     old = {"a": {"b": 1, "c": [1, 2]}, "d": 4, "gone": 0}
     new = {"a": {"b": 2, "c": [1, 2]}, "d": 4, "new": {"e": 5}}
@@ -293,6 +395,8 @@ def test_differences_name_the_key_and_both_values():
         ({"pruner": "median"}, KdsearchError, r"--pruner must be known \(got median\); choose one of pareto, none"),
         ({"cost": "energy"}, KdsearchError, r"--cost must be known \(got energy\); choose one of latency, flops"),
         ({"trials": 0}, KdsearchError, r"--trials must be at least 1 \(got 0\)"),
+        ({"epochs_budget": 0}, KdsearchError, r"--epochs-budget must be at least 1 \(got 0\)"),
+        ({"timeout": -1.0}, KdsearchError, r"--timeout must be at least 0 \(got -1.0\)"),
         ({"train_size": 0}, StudyFileError, r"--train-size must be at least 1"),
         ({"train_size": 3}, DataError, r"training set must hold at least one image of every class"),
         ({"device": "cuda:99"}, DeviceError, r"--device must exist"),

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from kdsearch.errors import KdsearchError
+from kdsearch.records import Attr
+from kdsearch.search import budget
+from kdsearch.search.budget import Budget, epochs_spent, finished_count, is_finished
+
+COMPLETE, FAIL, PRUNED, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING
+
+
+def study_of(*trials: tuple[TrialState, int | None]) -> optuna.Study:
+    """A study of trials with this state and so many epochs; None: no curve at all."""
+    study = optuna.create_study(directions=["maximize"] * 2)
+    for state, epochs in trials:
+        curve = {} if epochs is None else {"0": [None, 9.0], **{str(i): [0.1, 9.0] for i in range(1, epochs + 1)}}
+        values = [0.1, 9.0] if state == COMPLETE else None
+        study.add_trial(create_trial(state=state, values=values, user_attrs={Attr.CURVE: curve}))
+    return study
+
+
+def test_trials_that_trained_for_no_epoch_do_not_count():
+    study = study_of((PRUNED, 0), (PRUNED, 1), (PRUNED, None), (FAIL, 1), (RUNNING, 1), (COMPLETE, 2))
+    assert [is_finished(t) for t in study.trials] == [False, True, False, False, False, True]
+    assert finished_count(study) == 2
+
+
+def test_epochs_are_counted_whatever_became_of_the_trial():
+    assert epochs_spent(study_of((PRUNED, 3), (FAIL, 2), (RUNNING, 11), (COMPLETE, 10), (PRUNED, 0))) == 26
+
+
+@pytest.mark.parametrize(
+    ("given", "trials"),
+    [({}, 50), ({"trials": 7}, 7), ({"epochs": 9}, None), ({"seconds": 0.5}, None), ({"trials": 7, "epochs": 9}, 7)],
+)
+def test_another_limit_lifts_the_usual_number_of_trials(given, trials):
+    assert Budget(**given).trials == trials
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"trials": 0}, r"--trials must be at least 1 \(got 0\)"),
+        ({"epochs": 0}, r"--epochs-budget must be at least 1 \(got 0\)"),
+        ({"seconds": -0.1}, r"--timeout must be at least 0 \(got -0.1\)"),
+        ({"seconds": math.nan}, r"--timeout must be at least 0 \(got nan\)"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(given, line):
+    with pytest.raises(KdsearchError, match=line):
+        Budget(**given)
+
+
+def test_whichever_limit_comes_first_ends_a_study():
+    study = study_of((COMPLETE, 3), (PRUNED, 1), (FAIL, 2))
+    assert not Budget(trials=3, epochs=7).over(study)
+    assert Budget(trials=2, epochs=7).over(study)
+    assert Budget(trials=3, epochs=6).over(study)
+    assert Budget(epochs=6).spent(study) == "the epochs budget was spent"
+    assert Budget(trials=1).spent(study) is None  # enough trials cut none that runs
+
+
+def test_seconds_count_from_the_start_of_the_run(monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(budget, "time", clock)
+    study, limits = study_of(), Budget(seconds=5)
+    clock.now = 1000.0
+    assert not limits.over(study)
+    limits.start()
+    clock.now = 1004.9
+    assert limits.spent(study) is None
+    clock.now = 1005.0
+    assert limits.spent(study) == "the timeout had passed"
+    assert limits.over(study)
+
+
+def test_a_running_trial_is_cut_and_an_anchor_is_not():
+    study = study_of((COMPLETE, 3))
+    trial = study.ask()
+    assert Budget(epochs=4).cut(trial) is None
+    assert Budget(epochs=3).cut(trial) == "the epochs budget was spent"
+    trial.set_user_attr(Attr.ANCHOR, "m1")
+    assert Budget(epochs=3).cut(trial) is None
+
+
+def test_progress_is_in_trials_or_epochs_or_without_an_end():
+    study = study_of((COMPLETE, 3), (FAIL, 1))
+    assert Budget(trials=5, epochs=9).progress(study) == (1, 5, "trials")
+    assert Budget(epochs=9, seconds=1).progress(study) == (4, 9, "epochs")
+    assert Budget(seconds=1).progress(study) == (1, None, "trials")
