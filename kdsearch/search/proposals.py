@@ -76,6 +76,9 @@ class ProposalSampler(BaseSampler):
         known: from a study and a configuration to the values of the known objectives in their order (what it has or may
             have); None: nobody can tell yet; if of no candidate, the inner sampler's draw is taken.
         steps: how long a configuration is trained.
+        cost: what a step of an ended trial cost (seconds, say), or None where that is not known. With it, the gain is
+            divided by the cost expected of a candidate's step ("expected improvement per second": Snoek, Larochelle,
+            Adams, NeurIPS 2012).
         candidates: drawn for a trial.
         share: of the candidates, that the inner sampler draws.
     """
@@ -88,16 +91,17 @@ class ProposalSampler(BaseSampler):
         known: Callable[[Study, Config], Sequence[float] | None],
         *,
         steps: Callable[[Config], int],
+        cost: Callable[[FrozenTrial], float | None] | None = None,
         candidates: int = CANDIDATES,
         share: float = SHARE,
     ) -> None:
         self._inner, self._random = inner, random
-        self._draw, self._known, self._steps = draw, known, steps
+        self._draw, self._known, self._steps, self._cost = draw, known, steps, cost
         self._own = max(1, round(share * candidates))
         self._others = candidates - self._own
         self._chosen: Draft | None = None
         self._study: Study | None = None
-        self._history, self._model = History(), GaussianProcess()
+        self._history, self._model, self._costs = History(), GaussianProcess(), GaussianProcess()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Forgets the last trial's choice."""
@@ -133,7 +137,8 @@ class ProposalSampler(BaseSampler):
 
     def _choose(self, study: Study, trial: FrozenTrial) -> Draft | None:
         if study is not self._study:
-            self._study, self._history, self._model = study, History(), GaussianProcess()
+            self._study, self._history = study, History()
+            self._model, self._costs = GaussianProcess(), GaussianProcess()
         self._history.update(study, trial.number)
         seen = self._history.curves()
         if len(seen) < FEWEST:
@@ -146,10 +151,24 @@ class ProposalSampler(BaseSampler):
         if not possible:
             return drafts[0]
         points = np.array([known[index] for index in possible], dtype=np.float64)
-        gains = self._gains(
-            seen, [drafts[i].parameters for i in possible], points, [self._steps(configs[i]) for i in possible]
-        )
-        return drafts[possible[int(np.argmax(gains))]]
+        parameters = [drafts[index].parameters for index in possible]
+        gains = self._gains(seen, parameters, points, [self._steps(configs[index]) for index in possible])
+        return drafts[possible[int(np.argmax(gains / self._expected_costs(study, parameters)))]]
+
+    def _expected_costs(self, study: Study, parameters: Sequence[Mapping[str, Any]]) -> Floats:
+        """Of a step of each candidate; (candidates,), all 1 where costs do not matter or are not known yet."""
+        seen = []
+        if self._cost is not None:
+            for trial in study.get_trials(deepcopy=False):
+                cost = self._cost(trial)
+                if cost is not None and cost > 0:
+                    seen.append((trial.params, cost))
+        if len(seen) < FEWEST:
+            return np.ones(len(parameters))
+        inputs = self._history.features([params for params, _ in seen])
+        self._costs.fit(inputs, np.log([cost for _, cost in seen]))
+        expected: Floats = np.exp(self._costs.predict(self._history.features(parameters))[0])
+        return expected
 
     def _gains(self, seen: Stack, params: Sequence[Mapping[str, Any]], known: Floats, steps: Sequence[int]) -> Floats:
         """Expected gain of each candidate; (candidates,)."""

@@ -1,0 +1,118 @@
+"""The commands under `kdsearch bench`: replays of searches, tables of learning curves, the cost of a decision."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdsearch.errors import KdsearchError
+
+if TYPE_CHECKING:
+    from kdsearch.bench.summary import Bar
+
+bench = typer.Typer(help="Measure the search: replays on real learning curves, and what they are made of.",
+                    no_args_is_help=True)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+
+
+@bench.command()
+def search(
+    tables: Annotated[
+        str | None, typer.Option(help="Names or paths of tables, with commas between [default: those that ship].")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Replays of each arm.")] = 30,
+    first_seed: Annotated[int, typer.Option(min=0, help="The others follow it.")] = 0,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of a replay [default: what unpruned TPE spends on 100 trials].")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="NSGA-II, GP and 4 asynchronous workers, too.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes [default: one a core].")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of bench-search.html and bench-search.md.")] = Path("reports"),
+    as_json: Json = False,
+) -> None:
+    """Replay searches on tables of learning curves: pruning rules and proposals at equal epochs."""
+    from kdsearch.bench import page, summary
+    from kdsearch.bench import search as replays
+    from kdsearch.bench.tables import shipped
+    from kdsearch.console import ConsoleProgress
+
+    with ConsoleProgress() as progress:
+        measured = replays.measure(
+            shipped() if tables is None else [name.strip() for name in tables.split(",")],
+            seeds=range(first_seed, first_seed + seeds),
+            budget=budget,
+            full=full,
+            jobs=jobs or os.cpu_count() or 1,
+            progress=progress,
+        )
+        summaries = {table.table.name: summary.summarise(table) for table in measured}
+        path = page.write(measured, summaries, out, ["kdsearch", *sys.argv[1:]])
+        progress.line(f"report: {path}, {path.with_suffix('.md')}")
+    if as_json:
+        print(page.as_json(summaries))
+    else:
+        _print_bars([bar for table in measured for bar in summary.bars(table, summaries[table.table.name])])
+
+
+def _print_bars(bars: list[Bar]) -> None:
+    for bar in bars:
+        print(f"{'met' if bar.met else 'NOT MET':<8} {bar.table}: {bar.what}: {bar.figure} (bar: {bar.bar})")
+
+
+@bench.command()
+def tabulate(
+    out: Annotated[Path, typer.Option(help="The table's file, NAME.json.gz.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].")
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Different configurations, drawn at random.")] = 450,
+    epochs: Annotated[int, typer.Option(min=1, help="Of every configuration.")] = 30,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread [default: one a core].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the configurations and their training.")] = 0,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or go [default: cache folder]."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train random configurations of a study to their end and keep every epoch's accuracy; goes on where it stopped."""
+    if not out.name.endswith(".json.gz"):
+        raise KdsearchError("--out must end with .json.gz", got=out, remedy="give NAME.json.gz")
+    from kdsearch.bench.tables import load
+    from kdsearch.bench.tabulate import tabulate as make
+    from kdsearch.console import ConsoleProgress
+
+    options: dict[str, Any] = {"dataset": dataset, "study": study, "data_dir": data_dir, "train_size": train_size}
+    with ConsoleProgress() as progress:
+        path = make(out, count=count, epochs=epochs, workers=workers or os.cpu_count() or 1, seed=seed,
+                    progress=progress, device=device, **options)  # fmt: skip
+    rows = len(load(str(path)).configs)
+    text = f"{path}: {rows} configurations, {epochs} epochs"
+    print(json.dumps({"table": str(path), "rows": rows}) if as_json else text)
+
+
+@bench.command()
+def decision(
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials in the history.")] = 1000,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Time one decision of ParetoPruner in a long study: CPU time besides the storage's own read."""
+    from kdsearch.bench.decision import decision as measure
+
+    found = measure(trials=trials, epochs=epochs)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"history   {trials} trials x {epochs} epochs; the storage's read alone {found['read_ms']:.3f} ms")
+    print(f"decision  median {found['median_ms']:.2f} ms, worst of {found['decisions']} {found['worst_ms']:.2f} ms")
+    print(f"first     {found['cold_ms']:.1f} ms: reads the whole history, once a process")
