@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -269,3 +270,9 @@ def test_optuna_reads_the_study(kdsearch: Run, tmp_path: Path) -> None:
     shown = subprocess.run([optuna, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
     numbers = {trial["number"] for trial in json.loads(shown.stdout)}
     assert numbers == {member["trial"] for member in result["front"]}
+
+
+def test_the_command_draws_as_many_candidates_as_the_library() -> None:
+    from kdsearch.search.proposals import CANDIDATES  # cli.py imports nothing that is heavy, so it repeats the number
+
+    assert inspect.signature(cli.optimize).parameters["candidates"].default == CANDIDATES

@@ -23,6 +23,7 @@ REFERENCE_TRIALS = 100
 UNPRUNED_TPE = Arm("tpe", SAMPLED, "none")
 RANDOM = ("none", "dominance", "moasha", "hub", "pruner", "proposals", "ours", "oracle")
 SHORT = ("none", "pruner", "ours")
+TPE = ("none", "ours")  # it draws slowly: the pruner alone is seen with random proposals
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 WORKERS = 4
 SLOW = ("random", "nsga2", "tpe", "gp")  # from quick to slow
@@ -31,7 +32,8 @@ SLOW = ("random", "nsga2", "tpe", "gp")  # from quick to slow
 def arms(*, full: bool) -> list[Arm]:
     """What is compared: random proposals and TPE; with `full`, NSGA-II and GP too, and four workers."""
     found = [Arm("random", ALL, method) for method in RANDOM]
-    found += [Arm(sampler, SAMPLED, method) for sampler in ("random", "tpe") for method in SHORT]
+    found += [Arm("random", SAMPLED, method) for method in SHORT]
+    found += [Arm("tpe", SAMPLED, method) for method in (SHORT if full else TPE)]
     if full:
         found += [Arm(sampler, SAMPLED, method) for sampler in ("nsga2", "gp") for method in ("none", "ours")]
         found += [Arm("random", ALL, method, WORKERS) for method in SHORT]

@@ -159,7 +159,7 @@ class ProposalSampler(BaseSampler):
         """Of a step of each candidate; (candidates,), all 1 where costs do not matter or are not known yet."""
         seen = []
         if self._cost is not None:
-            for trial in study.get_trials(deepcopy=False):
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
                 cost = self._cost(trial)
                 if cost is not None and cost > 0:
                     seen.append((trial.params, cost))

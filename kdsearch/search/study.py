@@ -45,8 +45,24 @@ PRUNERS: dict[str, Callable[[Plan], optuna.pruners.BasePruner]] = {
 }
 
 
-def make_sampler(name: str, workshop: Workshop, *, candidates: int, seed: int | None) -> BaseSampler:
-    """The sampler of that name; with candidates, around it the choice of the most promising of several."""
+def epoch_seconds(trial: FrozenTrial) -> float | None:
+    """Seconds of training an epoch of a trial took, or None where it has not ended."""
+    seconds, epochs = trial.user_attrs.get(Attr.TRAIN_SECONDS), epochs_run(trial)
+    return None if seconds is None or not epochs else seconds / epochs
+
+
+def make_sampler(
+    name: str, workshop: Workshop, *, candidates: int, seed: int | None, by_time: bool = False
+) -> BaseSampler:
+    """The sampler of that name; with candidates, around it the choice of the most promising of several.
+
+    Args:
+        name: key of `samplers.SAMPLERS`.
+        workshop: of the study.
+        candidates: drawn for a trial.
+        seed: of the study.
+        by_time: whether promise counts by the second of training, as it does where seconds are what is spent.
+    """
     inner = samplers.make(name, seed)
     if candidates == 1:
         return inner
@@ -56,6 +72,7 @@ def make_sampler(name: str, workshop: Workshop, *, candidates: int, seed: int | 
         partial(space.suggest, space=workshop.spec.space),
         LikelyRatio(workshop),
         steps=lambda config: int(config["epochs"]),
+        cost=epoch_seconds if by_time else None,
         candidates=candidates,
     )
 
@@ -277,7 +294,8 @@ def run_plan(
         if command is not None:
             study.set_user_attr(StudyAttr.COMMAND, command)
         workshop = Workshop(plan.spec, plan.split, known, plan.cost)
-        study.sampler = make_sampler(sampler, workshop, candidates=candidates, seed=seed)
+        by_time = budget.seconds is not None
+        study.sampler = make_sampler(sampler, workshop, candidates=candidates, seed=seed, by_time=by_time)
         objective = Objective(workshop, seed=seed, progress=progress, cut=budget.cut)
         run(study, objective, plan, budget=budget, progress=progress)
     return study

@@ -254,3 +254,18 @@ def test_proposals_reach_more_than_random_search_alone(inner):
     )
     assert np.mean(ours) > 1.02 * np.mean(alone)
     assert sum(one > other for one, other in zip(ours, alone, strict=True)) >= 6
+
+
+def widths(cost, seed):
+    sampler = proposing(seed=seed, cost=cost)
+    return [trial.params["width"] for trial in study_of(sampler, 25).trials[10:]]
+
+
+def test_where_costs_count_the_cheap_are_preferred():
+    plain = np.mean([widths(None, seed) for seed in range(4)])
+    by_cost = np.mean([widths(lambda trial: float(trial.params["width"]) ** 2, seed) for seed in range(4)])
+    assert by_cost < 0.7 * plain
+
+
+def test_a_cost_that_nobody_knows_changes_nothing():
+    assert widths(None, 0) == widths(lambda trial: None, 0)

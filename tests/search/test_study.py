@@ -425,3 +425,23 @@ def test_a_folder_gives_its_name_to_the_study():
     chosen = plans.read_spec("folder:/data/cats", None)
     assert chosen.data.name == "folder:/data/cats"
     assert chosen.student.family == "resnet"
+
+
+def test_an_epochs_seconds_are_those_of_training_alone(study_file, url):
+    study = optimize(study_file, url, 3)
+    for trial in study.trials:
+        seconds = search.epoch_seconds(trial)
+        assert seconds * search.epochs_run(trial) == pytest.approx(trial.user_attrs[Attr.TRAIN_SECONDS])
+    study.enqueue_trial({})
+    assert search.epoch_seconds(study.trials[-1]) is None
+
+
+def test_with_a_timeout_promise_counts_by_the_second(study_file, url, monkeypatch):
+    made = []
+    plain = search.make_sampler
+    monkeypatch.setattr(
+        search, "make_sampler", lambda *args, **options: made.append(options) or plain(*args, **options)
+    )
+    optimize(study_file, url, 2)
+    optimize(study_file, url, 3, timeout=60)
+    assert [options["by_time"] for options in made] == [False, True]
