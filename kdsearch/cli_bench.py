@@ -31,7 +31,9 @@ def search(
     budget: Annotated[
         int | None, typer.Option(min=1, help="Epochs of a replay [default: what unpruned TPE spends on 100 trials].")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="NSGA-II, GP and 4 asynchronous workers, too.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="TPE with pruning, NSGA-II, GP and 4 asynchronous workers, too: hours.")
+    ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes [default: one a core].")] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench-search.html and bench-search.md.")] = Path("reports"),
     as_json: Json = False,
