@@ -16,6 +16,7 @@ from kdsearch import pareto
 from kdsearch.records import Config
 from kdsearch.search.forecast import log_steps
 from kdsearch.search.history import Floats, History, Stack
+from kdsearch.search.samplers import WrappedSampler
 from kdsearch.search.scale import Scale, make_scale
 from kdsearch.search.surrogate import GaussianProcess
 
@@ -62,7 +63,7 @@ class Draft:
         return self._draw(name, CategoricalDistribution(choices))
 
 
-class ProposalSampler(BaseSampler):
+class ProposalSampler(WrappedSampler):
     """Draws several candidates from another sampler, and proposes the one with the highest expected gain.
 
     The gain is that of hypervolume (Emmerich, Giannakoglou, Naujoks, IEEE TEC 2006), with one objective known: a
@@ -95,7 +96,8 @@ class ProposalSampler(BaseSampler):
         candidates: int = CANDIDATES,
         share: float = SHARE,
     ) -> None:
-        self._inner, self._random = inner, random
+        super().__init__(inner)
+        self._random = random
         self._draw, self._known, self._steps, self._cost = draw, known, steps, cost
         self._own = max(1, round(share * candidates))
         self._others = candidates - self._own
@@ -106,7 +108,7 @@ class ProposalSampler(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Forgets the last trial's choice."""
         self._chosen = None
-        self._inner.before_trial(study, trial)
+        super().before_trial(study, trial)
         self._random.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -114,7 +116,7 @@ class ProposalSampler(BaseSampler):
         if FIXED not in trial.system_attrs:
             self._chosen = self._choose(study, trial)
         if self._chosen is None:
-            return self._inner.infer_relative_search_space(study, trial)
+            return super().infer_relative_search_space(study, trial)
         return self._chosen.distributions
 
     def sample_relative(
@@ -122,18 +124,8 @@ class ProposalSampler(BaseSampler):
     ) -> dict[str, Any]:
         """The chosen candidate."""
         if self._chosen is None:
-            return self._inner.sample_relative(study, trial, search_space)
+            return super().sample_relative(study, trial, search_space)
         return self._chosen.parameters
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """As the inner sampler does."""
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As the inner sampler does."""
-        self._inner.after_trial(study, trial, state, values)
 
     def _choose(self, study: Study, trial: FrozenTrial) -> Draft | None:
         if study is not self._study:

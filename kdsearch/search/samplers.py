@@ -29,28 +29,18 @@ def make(name: str, seed: int | None) -> BaseSampler:
         return SAMPLERS[name](None) if seed is None else SeededSampler(SAMPLERS[name], seed)
 
 
-class SeededSampler(BaseSampler):
-    """Draws each trial with a sampler of its own, seeded from (seed, trial number).
-
-    A sampler that is seeded once repeats its first draws whenever a study is resumed, and depends on how many trials
-    this very process has drawn before.
+class WrappedSampler(BaseSampler):
+    """Does what an inner sampler does; a base for those that change a part of it.
 
     Args:
-        factory: from a seed to a sampler whose state, if any, lies in the storage.
-        seed: of the study.
+        inner: the sampler that is asked.
     """
 
-    def __init__(self, factory: Callable[[int | None], BaseSampler], seed: int) -> None:
-        self._factory = factory
-        self._seed = seed
-        self._inner = factory(seed % 2**32)
+    def __init__(self, inner: BaseSampler) -> None:
+        self._inner = inner
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Seeds the draws of this trial."""
-        seed = runtime.derive_seed("sampler", self._seed, trial.number) % 2**32
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._inner = self._factory(seed)
+        """As the inner sampler does."""
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -72,3 +62,28 @@ class SeededSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """As the inner sampler does."""
         self._inner.after_trial(study, trial, state, values)
+
+
+class SeededSampler(WrappedSampler):
+    """Draws each trial with a sampler of its own, seeded from (seed, trial number).
+
+    A sampler that is seeded once repeats its first draws whenever a study is resumed, and depends on how many trials
+    this very process has drawn before.
+
+    Args:
+        factory: from a seed to a sampler whose state, if any, lies in the storage.
+        seed: of the study.
+    """
+
+    def __init__(self, factory: Callable[[int | None], BaseSampler], seed: int) -> None:
+        super().__init__(factory(seed % 2**32))
+        self._factory = factory
+        self._seed = seed
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Seeds the draws of this trial."""
+        seed = runtime.derive_seed("sampler", self._seed, trial.number) % 2**32
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._inner = self._factory(seed)
+        super().before_trial(study, trial)
