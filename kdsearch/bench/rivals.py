@@ -7,12 +7,13 @@ its best checkpoint up to there, for every rule alike. An instance serves one st
 from __future__ import annotations
 
 import bisect
+from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
 from optuna.pruners import BasePruner
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from kdsearch import pareto
 from kdsearch.bench.rows import Rows
@@ -80,7 +81,7 @@ class Curves:
         return bool(self.over[number])
 
 
-class CurveRule(BasePruner):
+class CurveRule(BasePruner, ABC):
     """What the rules share: each looks at all curves once a step, from step 1 on."""
 
     def __init__(self) -> None:
@@ -92,9 +93,9 @@ class CurveRule(BasePruner):
         step = int(self.curves.steps[trial.number])
         return step > 0 and self.hopeless(trial.number, step)
 
+    @abstractmethod
     def hopeless(self, number: int, step: int) -> bool:
         """Whether trial `number` is to end after `step`; `curves` is up to date."""
-        raise NotImplementedError
 
 
 class SameEpochDominance(CurveRule):
@@ -256,7 +257,7 @@ class HubJoint(CurveRule):
         return there, ranks
 
 
-class Oracle(CurveRule):
+class Oracle(BasePruner):
     """Knows each row's own future: a trial goes on only while a checkpoint still to come would grow the hypervolume.
 
     That of all checkpoints so far, the metric's own. So it prunes, before the first epoch too, or stops where the best
@@ -268,14 +269,14 @@ class Oracle(CurveRule):
     """
 
     def __init__(self, rows: Rows) -> None:
-        super().__init__()
+        self.curves = Curves()
         self._rows = rows
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial is hopeless."""
         return self.verdict(study, trial).action == "prune"
 
-    def verdict(self, study: Study, trial: FrozenTrial) -> Verdict:
+    def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
         """See the class."""
         self.curves.update(study)
         table, number = self._rows.table, trial.number
@@ -292,10 +293,6 @@ class Oracle(CurveRule):
         own = (float(self._last(np.array([number]))[0]), log_ratio)
         on_front = step > 0 and not any(pareto.dominates(point, own) for point in points)
         return STOP if on_front else PRUNE
-
-    def hopeless(self, number: int, step: int) -> bool:
-        """Not used: see `verdict`."""
-        raise NotImplementedError
 
     def _last(self, numbers: NDArray[np.int64]) -> Floats:
         return self.curves.best[numbers, self.curves.steps[numbers] - 1]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from optuna import Study, Trial
 from optuna.pruners import BasePruner
-from optuna.trial import FrozenTrial
+from optuna.trial import BaseTrial, FrozenTrial
 
 from kdsearch import pareto
 from kdsearch.records import Attr
@@ -91,11 +91,11 @@ def should_stop(trial: Trial) -> bool:
 
 def _verdict(trial: Trial) -> Verdict:
     study = trial.study
-    frozen = study.get_trials(deepcopy=False)[trial.number]
     verdict = getattr(study.pruner, "verdict", None)
     if verdict is None:
+        frozen = study.get_trials(deepcopy=False)[trial.number]
         return Verdict("prune") if study.pruner.prune(study, frozen) else GO
-    found: Verdict = verdict(study, frozen)
+    found: Verdict = verdict(study, trial)  # which reads the storage itself, where it has to
     return found
 
 
@@ -170,7 +170,7 @@ class ParetoPruner(BasePruner):
         """Whether the trial is hopeless: see the class."""
         return self.verdict(study, trial).action == "prune"
 
-    def verdict(self, study: Study, trial: FrozenTrial) -> Verdict:
+    def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
         """Whether the trial should go on, and why not."""
         curve = trial.user_attrs.get(Attr.CURVE, {})
         step = max(map(int, curve), default=-1)
