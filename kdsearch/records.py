@@ -98,7 +98,7 @@ class TeacherFacts:
         family: name in the registry of teachers.
         fingerprint: hash of data, recipe and seed (or of the weights that were given).
         accuracy: test accuracy, a fraction.
-        validation_accuracy: a fraction.
+        validation_accuracy: a fraction; None where it was trained on the whole training set.
         parameters, bytes: size of the network.
         seconds: wall-clock seconds of its training; 0 where weights were given.
     """
@@ -106,7 +106,7 @@ class TeacherFacts:
     family: str
     fingerprint: str
     accuracy: float
-    validation_accuracy: float
+    validation_accuracy: float | None
     parameters: int
     bytes: int
     seconds: float
@@ -114,9 +114,13 @@ class TeacherFacts:
 
 Config = dict[str, Any]
 """A configuration: architecture (`width`, `blocks`, `stride`) and distillation (`temperature`, `loss_weight`,
-`epochs`, `batch_size`). `temperature` is missing where the loss weight is 0: it would have no effect."""
+`epochs`, `batch_size`, and where the space has it `feature_weight`). `temperature` is missing where the loss weight is
+0: it would have no effect."""
 
-DISTILLATION = ("loss_weight", "temperature", "epochs", "batch_size")
+OPTIONAL = ("feature_weight",)
+"""Keys that a space may leave out: then they are 0."""
+
+DISTILLATION = ("loss_weight", "temperature", "epochs", "batch_size", *OPTIONAL)
 """The keys of a configuration that say how a student is taught; all others are its architecture."""
 
 

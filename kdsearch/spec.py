@@ -19,7 +19,7 @@ from kdsearch.dimensions import (
     nearest_below,
 )
 from kdsearch.errors import StudyFileError
-from kdsearch.records import Config
+from kdsearch.records import OPTIONAL, Config
 
 
 class Augment(Model):
@@ -35,6 +35,9 @@ class Recipe(Model):
     With `lr_batch`, `lr` is the rate for batches of that size: at another, sgd's is scaled with the size (Goyal et al.,
     arXiv 1706.02677) and adam's with its square root (Malladi et al., arXiv 2205.10287). Without that, a search over
     batch sizes is a search over rates.
+
+    `init` says where training starts: "torch", as the network's modules draw their weights, or "glorot": weights of
+    matrices and convolutions uniform as Glorot and Bengio (AISTATS 2010) have them, biases 0, as Keras does.
     """
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -43,6 +46,8 @@ class Recipe(Model):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8  # adam's; Keras has 1e-7
+    init: Literal["torch", "glorot"] = "torch"
     schedule: Literal["constant", "onecycle"] = "constant"
     augment: Augment = Augment()
 
@@ -130,9 +135,12 @@ class StudySpec(Model):
     @classmethod
     def _distillation_keys(cls, space: dict[str, Dimension]) -> dict[str, Dimension]:
         rules: dict[str, tuple[float, float]] = {
-            "loss_weight": (0, 1), "temperature": (1e-6, 1e6), "epochs": (1, 1e6), "batch_size": (1, 1e6)
+            "loss_weight": (0, 1), "temperature": (1e-6, 1e6), "epochs": (1, 1e6), "batch_size": (1, 1e6),
+            "feature_weight": (0, 1e6),
         }  # fmt: skip
         for key, (low, high) in rules.items():
+            if key not in space and key in OPTIONAL:
+                continue
             if key not in space:
                 raise ValueError(f"{key} is missing; give it a range, a list or one number")
             values = list(ends(space[key]))
@@ -144,6 +152,17 @@ class StudySpec(Model):
             if min(ends(space[key]), default=1) <= 0:
                 raise ValueError(f"{key} must be above 0 (got {space[key]}); raise it")
         return space
+
+    @model_validator(mode="before")
+    @classmethod
+    def _optional_in_anchors(cls, raw: Any) -> Any:
+        """An anchor that says nothing of an optional key has 0 there: the slides' rows know nothing of it."""
+        space, named = (raw.get(key) if isinstance(raw, dict) else None for key in ("space", "anchors"))
+        if not isinstance(space, dict) or not isinstance(named, dict):
+            return raw
+        usual = {key: 0.0 for key in OPTIONAL if key in space}
+        filled = {name: usual | anchor if isinstance(anchor, dict) else anchor for name, anchor in named.items()}
+        return raw | {"anchors": filled}
 
     @model_validator(mode="after")
     def _anchors_inside(self) -> Self:

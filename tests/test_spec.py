@@ -266,3 +266,25 @@ def test_values_that_no_training_can_use_are_refused(digits_text, old, new, key)
     assert old in digits_text
     with pytest.raises(StudyFileError, match=key):
         spec.parse(digits_text.replace(old, new, 1), source="x.toml")
+
+
+def with_features(text: str, dimension: str) -> str:
+    return text.replace("[space]\n", f"[space]\nfeature_weight = {dimension}\n")
+
+
+def test_anchors_have_no_feature_weight_where_the_space_has_one(digits_text):
+    found = spec.parse(with_features(digits_text, "{ low = 0.0, high = 4.0 }"), source="x")
+    assert {anchor.config["feature_weight"] for anchor in found.anchors.values()} == {0.0}
+    assert all("feature_weight" not in anchor.config for anchor in spec.parse(digits_text, source="x").anchors.values())
+
+
+@pytest.mark.parametrize(
+    ("dimension", "message"),
+    [
+        ("-1.0", "feature_weight must lie between 0 and 1e.06"),
+        ("{ low = 1.0, high = 4.0 }", r"anchors.m1.feature_weight lies outside the space \(got 0.0\)"),
+    ],
+)
+def test_a_feature_weight_that_cannot_be_is_refused(digits_text, dimension, message):
+    with pytest.raises(StudyFileError, match=message):
+        spec.parse(with_features(digits_text, dimension), source="x")

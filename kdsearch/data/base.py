@@ -91,8 +91,12 @@ class Split:
 
     def example(self, batch: int) -> Tensor:
         """A batch of validation images as a network's input, repeated where there are too few."""
-        indices = torch.arange(batch, device=self.validation.labels.device) % len(self.validation)
-        return self.prepare(self.validation.images[indices])
+        return self.prepare(repeated(self.validation.images, batch))
+
+
+def repeated(images: Tensor, count: int) -> Tensor:
+    """The first `count` images, from the beginning again where there are too few."""
+    return images[torch.arange(count, device=images.device) % len(images)]
 
 
 def _draw(labels: Tensor, count: int, seed: int, what: str) -> tuple[Tensor, Tensor]:
@@ -128,7 +132,29 @@ def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
         if spec.train_size < len(held):
             chosen, _ = _draw(labels[held], spec.train_size, spec.split_seed, "the validation set")
             held = held[chosen]
-    parts = [dataset.train.subset(rest), dataset.train.subset(held), dataset.test]
+    return _on_device(dataset, [dataset.train.subset(rest), dataset.train.subset(held), dataset.test], device)
+
+
+def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = None, seed: int = 0) -> Split:
+    """The data set with nothing held back: no validation images, and the whole training set or a draw of it.
+
+    Args:
+        dataset: as published.
+        device: where the images go.
+        train_size: at most so many training images, drawn by class; None: all.
+        seed: of the draw.
+
+    Raises:
+        DataError: the draw would lack a class.
+    """
+    train = dataset.train
+    if train_size is not None and train_size < len(train):
+        chosen, _ = _draw(train.labels, train_size, seed, "the training set")
+        train = train.subset(chosen)
+    return _on_device(dataset, [train, dataset.train.subset(torch.arange(0)), dataset.test], device)
+
+
+def _on_device(dataset: Dataset, parts: list[ImageSet], device: torch.device) -> Split:
     train, validation, test = (part.to(device) for part in parts)
     return Split(
         name=dataset.name,
@@ -148,6 +174,6 @@ def fingerprint(parts: list[ImageSet]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(repr(tuple(part.images.shape)).encode())
-        digest.update(part.images.contiguous().numpy().data)
-        digest.update(part.labels.contiguous().numpy().data)
+        digest.update(part.images.cpu().contiguous().numpy().data)
+        digest.update(part.labels.cpu().contiguous().numpy().data)
     return digest.hexdigest()

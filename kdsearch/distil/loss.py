@@ -1,4 +1,4 @@
-"""Losses of response-based distillation: pure functions of logits."""
+"""Losses of response- and feature-based distillation: pure functions of logits and embeddings."""
 
 from __future__ import annotations
 
@@ -44,6 +44,39 @@ def div_loss(logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor
     student = F.log_softmax(logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def soft_cross_entropy(
+    logits: Tensor, teacher_logits: Tensor, temperature: float, *, teacher_temperature: float | None = None
+) -> Tensor:
+    """Cross-entropy of softmax(student / T) against the teacher's softmax, mean over the batch: the deck's MNIST loss.
+
+    It has no factor T^2, so at one T its gradient is that of `div_loss` divided by T^2: the same under Adam, another
+    thing under SGD.
+
+    Args:
+        logits, teacher_logits: (batch, classes), student's and teacher's.
+        temperature: T > 0.
+        teacher_temperature: of the teacher's softmax; None: T.
+    """
+    target = F.softmax(teacher_logits / (teacher_temperature or temperature), dim=1)
+    return F.cross_entropy(logits / temperature, target)
+
+
+def nd_loss(embedding: Tensor, teacher_norms: Tensor, centres: Tensor) -> Tensor:
+    """1 - s.c / max(|s|, |t|), mean over the batch: the ND loss (Wang et al., arXiv 2305.17007).
+
+    It asks an embedding s to point at its class's centre c and to be at least as long as the teacher's embedding t of
+    the same image; it is 0 exactly then.
+
+    Args:
+        embedding: (batch, features), the student's before its classifier, mapped to the teacher's width.
+        teacher_norms: (batch,), |t| of each image.
+        centres: (batch, features), unit vectors: the direction of the teacher's mean embedding of the image's class.
+    """
+    along = (embedding * centres).sum(1)
+    longest = torch.maximum(torch.linalg.vector_norm(embedding, dim=1), teacher_norms)
+    return (1.0 - along / longest.clamp_min(torch.finfo(longest.dtype).tiny)).mean()
 
 
 def distillation_loss(

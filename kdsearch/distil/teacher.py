@@ -1,4 +1,4 @@
-"""The teacher: trained once, found again by its fingerprint, its logits over the training set asked once."""
+"""The teacher: trained once, found again by its fingerprint, its answers to the training set asked once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from kdsearch import files, networks, runtime
-from kdsearch.data import Split
-from kdsearch.distil import train
+from kdsearch.data import ImageSet, Split
+from kdsearch.distil import answers, train
+from kdsearch.distil.answers import Answers
 from kdsearch.distil.loss import cls_loss
 from kdsearch.errors import TeacherError, TrialError
-from kdsearch.measure import accuracy, logits
+from kdsearch.measure import accuracy
 from kdsearch.progress import Progress
 from kdsearch.records import TeacherFacts
 from kdsearch.spec import TeacherSpec
 
-LOGITS = "logits"
-NETWORK = "network."
 FACTS = "facts"
 
 
@@ -36,13 +35,24 @@ class Teacher:
 
     Attributes:
         network: in evaluation mode, on the split's device.
-        logits: (count, classes), float32, over the split's training images, in their order.
+        prepare: from images of bytes to its input.
         facts: what the report says of it.
     """
 
     network: nn.Module
-    logits: Tensor
+    prepare: answers.Prepare
     facts: TeacherFacts
+
+    def answers(self, data: ImageSet) -> Answers:
+        """Its answers to images, from the cache where it was asked before.
+
+        Args:
+            data: images, on its device, and their labels.
+
+        Raises:
+            KdsearchError: the cache cannot be written.
+        """
+        return answers.obtain(self.network, data, self.prepare, folder=_folder("answers"), name=self.facts.fingerprint)
 
 
 def fingerprint(spec: TeacherSpec, split: Split) -> str:
@@ -70,9 +80,13 @@ def _file_digest(path: Path) -> str:
         ) from None
 
 
+def _folder(name: str) -> Path:
+    return runtime.cache_folder() / name
+
+
 def cached_file(spec: TeacherSpec, split: Split) -> Path:
     """Where this teacher is kept, whether or not it is there yet."""
-    return runtime.cache_folder() / "teachers" / f"{spec.family}-{fingerprint(spec, split)}.safetensors"
+    return _folder("teachers") / f"{spec.family}-{fingerprint(spec, split)}.safetensors"
 
 
 def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None) -> Teacher:
@@ -103,6 +117,8 @@ def _untrained(spec: TeacherSpec, split: Split) -> nn.Module:
     device = split.train.labels.device
     with runtime.seeded(runtime.derive_seed("teacher", spec.seed), torch.device("cpu")):
         network = networks.build_teacher(spec.family, split.shape, len(split.classes))
+        if spec.recipe.init == "glorot":
+            networks.glorot_(network)
     return network.to(device)
 
 
@@ -119,13 +135,13 @@ def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
         family=spec.family,
         fingerprint=fingerprint(spec, split),
         accuracy=accuracy(network, split.test, split.prepare),
-        validation_accuracy=accuracy(network, split.validation, split.prepare),
+        validation_accuracy=accuracy(network, split.validation, split.prepare) if len(split.validation) else None,
         parameters=networks.parameters(network),
         bytes=networks.size_bytes(network),
         seconds=seconds,
     )
     progress.teacher_finished(facts.accuracy, seconds)
-    return Teacher(_frozen(network), logits(network, split.train.images, split.prepare), facts)
+    return Teacher(_frozen(network), split.prepare, facts)
 
 
 def _frozen(network: nn.Module) -> nn.Module:
@@ -137,7 +153,7 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
     lesson = train.Lesson(
         data=split.train,
         prepare=split.prepare,
-        loss=lambda output, labels, _: cls_loss(output / recipe.temperature, labels),
+        loss=lambda batch: cls_loss(batch.logits / recipe.temperature, batch.labels),
         teacher_logits=None,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
@@ -183,9 +199,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _save(teacher: Teacher, path: Path) -> None:
-    weights = {NETWORK + key: value for key, value in teacher.network.state_dict().items()}
     facts = json.dumps(dataclasses.asdict(teacher.facts))
-    files.save_tensors(path, weights | {LOGITS: teacher.logits}, {FACTS: facts})
+    files.save_tensors(path, teacher.network.state_dict(), {FACTS: facts})
 
 
 def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress) -> Teacher | None:
@@ -197,10 +212,9 @@ def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress)
         with safe_open(path, framework="pt", device=str(device)) as file:
             facts = TeacherFacts(**json.loads(file.metadata()[FACTS]))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no mapping
-        known = state.pop(LOGITS)
         network = _untrained(spec, split)
-        network.load_state_dict({key.removeprefix(NETWORK): value for key, value in state.items()})
+        network.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         progress.warning(f"the kept teacher is broken and is made again ({path}: {' '.join(str(error).split())[:120]})")
         return None
-    return Teacher(_frozen(network), known, facts)
+    return Teacher(_frozen(network), split.prepare, facts)

@@ -10,14 +10,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdsearch import runtime
+from kdsearch import networks, runtime
 from kdsearch.data import ImageSet, views
 from kdsearch.errors import TrialError
 from kdsearch.records import EpochRecord
 from kdsearch.spec import Augment, Recipe
 
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""From logits (batch, classes), labels (batch,) and teacher logits (batch, classes) or None to a scalar."""
+
+@dataclass(frozen=True)
+class Batch:
+    """What the loss of a batch may look at.
+
+    Attributes:
+        logits: (batch, classes), the student's.
+        labels: (batch,), int64.
+        teacher_logits: (batch, classes), or None where the lesson has none.
+        epoch: counted from 1.
+        embedding: (batch, features), the input of the student's classifier; None where the lesson has no teacher norms.
+        teacher_norms: (batch,), lengths of the teacher's embeddings, or None.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None
+    epoch: int
+    embedding: Tensor | None = None
+    teacher_norms: Tensor | None = None
+
+
+Loss = Callable[[Batch], Tensor]
+"""From a batch to a scalar."""
 
 ONE_CYCLE_START = 0.04  # share of the top rate at the first step
 ONE_CYCLE_WARM_UP = 0.2  # share of the steps until the top rate
@@ -32,6 +54,8 @@ class Lesson:
         prepare: from images of bytes to the network's input.
         loss: the loss of a batch.
         teacher_logits: (count, classes), in the order of `data`, or None.
+        teacher_norms: (count,), lengths of the teacher's embeddings, or None: then no loss sees an embedding.
+        companion: what is trained along with the network and thrown away after, such as a map between embeddings.
         epochs, batch_size: length and step of the training.
         seed: of the order of images and views, and of dropout.
         threads: CPU threads inside an operation; None: as many as torch takes.
@@ -45,6 +69,8 @@ class Lesson:
     epochs: int
     batch_size: int
     seed: int
+    teacher_norms: Tensor | None = None
+    companion: nn.Module | None = None
     threads: int | None = None
     on_step: Callable[[int], None] = lambda step: None
 
@@ -55,13 +81,16 @@ class Lesson:
         return max(1, whole + (rest > 1))
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe, batch_size: int) -> torch.optim.Optimizer:
+def make_optimizer(
+    network: nn.Module, recipe: Recipe, batch_size: int, companion: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """The recipe's optimiser for batches of a size, fused: one kernel for all parameters."""
     lr = recipe.rate_for(batch_size)
+    parameters = [*network.parameters(), *(companion.parameters() if companion is not None else ())]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), lr=lr, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.Adam(parameters, lr=lr, eps=recipe.epsilon, weight_decay=recipe.weight_decay, fused=True)
     return torch.optim.SGD(
-        network.parameters(),
+        parameters,
         lr=lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
@@ -93,6 +122,24 @@ def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor
     return order.to(device), drawn.to(device)
 
 
+def forward(network: nn.Module, images: Tensor, lesson: Lesson, chosen: Tensor, epoch: int) -> Batch:
+    """A forward pass, with all that the lesson's loss may look at.
+
+    Args:
+        network: in training mode.
+        images: (batch, channels, height, width), its input.
+        lesson: what it is taught with.
+        chosen: (batch,), int64: which images of the lesson's data these are.
+        epoch: counted from 1.
+    """
+    labels = lesson.data.labels[chosen]
+    targets = None if lesson.teacher_logits is None else lesson.teacher_logits[chosen]
+    if lesson.teacher_norms is None:
+        return Batch(network(images), labels, targets, epoch)
+    logits, embedding = networks.with_embedding(network, images)
+    return Batch(logits, labels, targets, epoch, embedding, lesson.teacher_norms[chosen])
+
+
 def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, lesson: Lesson, recipe: Recipe, epoch: int) -> float:
     """Trains one epoch; the mean loss of its batches, NaN where a weight is not finite."""
     order, drawn = _order(lesson, recipe.augment, epoch)
@@ -103,12 +150,11 @@ def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, lesson: Lesson,
         part = slice(step * lesson.batch_size, (step + 1) * lesson.batch_size)
         batch = order[part]
         images = views.make(lesson.data.images[batch], drawn[part], recipe.augment)
-        targets = None if lesson.teacher_logits is None else lesson.teacher_logits[batch]
         if recipe.schedule != "constant":
             share = schedule(recipe, (epoch - 1) * steps + step, lesson.epochs * steps)
             for group in optimizer.param_groups:
                 group["lr"] = share * recipe.rate_for(lesson.batch_size)
-        loss = lesson.loss(network(lesson.prepare(images)), lesson.data.labels[batch], targets)
+        loss = lesson.loss(forward(network, lesson.prepare(images), lesson, batch, epoch))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -134,7 +180,7 @@ def train(
     Raises:
         TrialError: the loss or the weights are not finite.
     """
-    optimizer = make_optimizer(network, recipe, lesson.batch_size)
+    optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
     device = lesson.data.labels.device
     for epoch in range(1, lesson.epochs + 1):
         start = time.perf_counter()

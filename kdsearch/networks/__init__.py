@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdsearch.errors import StudyFileError
-from kdsearch.records import DISTILLATION
+from kdsearch.records import DISTILLATION, OPTIONAL
 from kdsearch.spec import StudySpec
 
 Shape = tuple[int, int, int]
@@ -77,7 +77,7 @@ def check_families(spec: StudySpec) -> None:
     """
     _find("teachers", TEACHERS, spec.teacher.family)
     wanted = {*student_family(spec.student.family).dimensions, *DISTILLATION}
-    for key in sorted(set(spec.space) ^ wanted):
+    for key in sorted((set(spec.space) ^ wanted) - set(OPTIONAL)):
         rule = f"space.{key} is " + ("missing" if key in wanted else "no dimension of this student family")
         raise StudyFileError(
             rule,
@@ -95,3 +95,43 @@ def size_bytes(network: nn.Module) -> int:
     """Bytes of a network's parameters and buffers: what its file holds but for a header."""
     tensors = [*network.parameters(), *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def classifier(network: nn.Module) -> nn.Linear:
+    """The layer that makes the logits: the network's last `nn.Linear`, in the order of its modules.
+
+    Raises:
+        StudyFileError: it has none.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise StudyFileError(
+            "a network must end in an nn.Linear for its embeddings to be found",
+            got=type(network).__name__,
+            remedy="set feature_weight to 0, or end the network in one",
+        )
+    return layers[-1]
+
+
+def with_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, (batch, classes), and the embedding that they are made from: the classifier's input, (batch, features).
+
+    Raises:
+        StudyFileError: the network has no classifier.
+    """
+    seen: list[Tensor] = []
+    handle = classifier(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        logits = network(images)
+    finally:
+        handle.remove()
+    return logits, seen[-1]
+
+
+def glorot_(network: nn.Module) -> None:
+    """Draws weights as Keras does by default: Glorot's uniform ones (AISTATS 2010, equation 16), biases 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

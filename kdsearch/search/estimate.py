@@ -43,8 +43,8 @@ def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe:
     lesson = train.Lesson(
         data=part,
         prepare=plan.split.prepare,
-        loss=lambda logits, labels, targets: distillation_loss(
-            logits, labels, targets, loss_weight=0.5, temperature=4.0
+        loss=lambda batch: distillation_loss(
+            batch.logits, batch.labels, batch.teacher_logits, loss_weight=0.5, temperature=4.0
         ),
         teacher_logits=guess,
         epochs=1,

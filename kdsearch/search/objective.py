@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from kdsearch import networks, runtime
 from kdsearch.data import Split
-from kdsearch.distil import train
-from kdsearch.distil.loss import distillation_loss
+from kdsearch.distil import lesson
+from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.measure import COSTS, accuracy
 from kdsearch.progress import Progress
@@ -35,7 +36,7 @@ class Workshop:
     Attributes:
         spec: the study file.
         split: data on the device.
-        teacher: frozen, with its logits over the training images.
+        teacher: frozen.
         cost: key of `measure.COSTS`.
     """
 
@@ -49,39 +50,25 @@ class Workshop:
         """Where everything lies."""
         return self.split.train.labels.device
 
+    @cached_property
+    def answers(self) -> Answers:
+        """The teacher's answers to the training images."""
+        return self.teacher.answers(self.split.train)
+
     def build(self, config: Config, seed: int) -> nn.Module:
         """An untrained student; the same seed gives the same weights on every device."""
-        family = networks.student_family(self.spec.student.family)
-        with runtime.seeded(runtime.derive_seed("weights", seed), torch.device("cpu")):
-            student = family.build(architecture(config), self.split.shape, len(self.split.classes))
-        return student.to(self.device)
+        return lesson.build(self.spec.student, config, seed=seed, split=self.split)
 
     def teach(self, student: nn.Module, config: Config, seed: int) -> Iterator[EpochRecord]:
         """Trains a student as its configuration says, an epoch a step of the iterator."""
 
-        def loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-            return distillation_loss(
-                logits,
-                labels,
-                teacher_logits,
-                loss_weight=config["loss_weight"],
-                temperature=config.get("temperature"),
-            )
-
-        lesson = train.Lesson(
-            data=self.split.train,
-            prepare=self.split.prepare,
-            loss=loss,
-            teacher_logits=self.teacher.logits if config["loss_weight"] > 0 else None,
-            epochs=config["epochs"],
-            batch_size=config["batch_size"],
-            seed=seed,
-            threads=self.spec.student.threads,
-        )
-        return train.train(
+        return lesson.teach(
             student,
-            lesson,
-            self.spec.student.recipe,
+            config,
+            seed=seed,
+            split=self.split,
+            answers=self.answers if lesson.needs_teacher(config) else None,
+            student_spec=self.spec.student,
             validate=lambda network: accuracy(network, self.split.validation, self.split.prepare),
         )
 

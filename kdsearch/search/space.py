@@ -58,7 +58,7 @@ def suggest(trial: Suggester, space: dict[str, Dimension]) -> Config:
     """
     config = {name: _suggest(trial, name, space[name]) for name in architecture(space)}
     for name in DISTILLATION:
-        if name != "temperature" or config["loss_weight"] > 0:
+        if name in space and (name != "temperature" or config["loss_weight"] > 0):
             config[name] = _suggest(trial, name, space[name])
     return config
 

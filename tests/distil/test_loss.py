@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdsearch.distil.loss import cls_loss, distillation_loss, div_loss, weights
+from kdsearch.distil.loss import cls_loss, distillation_loss, div_loss, nd_loss, soft_cross_entropy, weights
 
 temperatures = st.floats(1.0, 20.0)
 seeds = st.integers(0, 2**32 - 1)
@@ -158,3 +158,62 @@ def test_a_weight_above_zero_needs_teacher_and_temperature():
     for given_teacher, temperature in ((None, 2.0), (teacher, None)):
         with pytest.raises(ValueError, match="needs teacher logits and a temperature"):
             distillation_loss(student, labels, given_teacher, loss_weight=0.5, temperature=temperature)
+
+
+@given(seeds, temperatures)
+def test_soft_cross_entropy_has_the_gradient_of_the_divergence_without_its_factor(seed, temperature):
+    student, teacher, _ = logits_of(seed)
+    student = student.clone().requires_grad_()
+    soft_cross_entropy(student, teacher, temperature).backward()
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad * temperature**2, gradient(student.detach(), teacher, temperature))
+
+
+@given(seeds, temperatures)
+def test_soft_cross_entropy_is_divergence_plus_the_teachers_entropy(seed, temperature):
+    student, teacher, _ = logits_of(seed)
+    soft = F.softmax(teacher / temperature, 1)
+    entropy = -(soft * soft.log()).sum(1).mean()
+    expected = div_loss(student, teacher, temperature) / temperature**2 + entropy
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, temperature), expected)
+
+
+def test_the_teacher_may_have_a_temperature_of_its_own():
+    student, teacher, _ = logits_of(3)
+    expected = -(F.softmax(teacher / 3.5, 1) * F.log_softmax(student / 10, 1)).sum(1).mean()
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, 10.0, teacher_temperature=3.5), expected)
+
+
+def embeddings_of(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    embedding, centres = (torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    norms = 3 * torch.rand(5, generator=generator, dtype=torch.float64)
+    return embedding, norms, F.normalize(centres, dim=1)
+
+
+@given(seeds)
+def test_the_feature_loss_is_that_of_a_plain_loop(seed):
+    embedding, norms, centres = embeddings_of(seed)
+    total = 0.0
+    for s, t, c in zip(embedding.tolist(), norms.tolist(), centres.tolist(), strict=True):
+        dot = sum(a * b for a, b in zip(s, c, strict=True))
+        total += 1 - dot / max(math.sqrt(sum(a * a for a in s)), t)
+    found = nd_loss(embedding, norms, centres).item()
+    assert found == pytest.approx(total / 5, rel=1e-9)
+    assert -1e-12 <= found <= 2 + 1e-12
+
+
+@given(seeds, st.floats(1.0, 5.0))
+def test_the_feature_loss_is_zero_for_long_embeddings_in_the_right_direction(seed, longer):
+    _, norms, centres = embeddings_of(seed)
+    assert nd_loss(centres * (norms * longer)[:, None], norms, centres).item() == pytest.approx(0, abs=1e-12)
+    assert nd_loss(centres * (norms * 0.5)[:, None], norms, centres).item() == pytest.approx(0.5)
+
+
+def test_the_feature_loss_of_nothing_is_finite():
+    zero = torch.zeros(2, 3, requires_grad=True)
+    loss_of_nothing = nd_loss(zero, torch.zeros(2), torch.eye(3)[:2])
+    loss_of_nothing.backward()
+    assert loss_of_nothing.item() == 1.0
+    assert zero.grad is not None
+    assert zero.grad.isfinite().all()

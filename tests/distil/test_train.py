@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdsearch import runtime
 from kdsearch.data import ImageSet
 from kdsearch.distil.loss import cls_loss
-from kdsearch.distil.train import Lesson, make_optimizer, schedule, train
+from kdsearch.distil.train import Batch, Lesson, make_optimizer, schedule, train
 from kdsearch.errors import TrialError
 from kdsearch.spec import Augment, Recipe
 
@@ -21,7 +21,7 @@ def prepare(images: Tensor) -> Tensor:
 
 def lesson(data: ImageSet, **changes) -> Lesson:
     usual = {
-        "data": data, "prepare": prepare, "loss": lambda output, labels, _: cls_loss(output, labels),
+        "data": data, "prepare": prepare, "loss": lambda batch: cls_loss(batch.logits, batch.labels),
         "teacher_logits": None, "epochs": 2, "batch_size": 16, "seed": 0,
     }  # fmt: skip
     return Lesson(**{**usual, **changes})
@@ -96,13 +96,16 @@ class Watcher:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.epochs: list[int] = []
 
-    def __call__(self, output: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-        assert targets is not None
-        shown = output.detach()[:, 0].round().int().tolist()
-        assert shown == labels.tolist() == targets[:, 0].tolist()  # image, label and teacher's row belong together
+    def __call__(self, batch: Batch) -> Tensor:
+        assert batch.teacher_logits is not None
+        shown = batch.logits.detach()[:, 0].round().int().tolist()
+        # image, label and teacher's row belong together
+        assert shown == batch.labels.tolist() == batch.teacher_logits[:, 0].tolist()
         self.batches.append(shown)
-        return output.sum()
+        self.epochs.append(batch.epoch)
+        return batch.logits.sum()
 
 
 def watched(count: int, batch_size: int, epochs: int = 2, **changes) -> list[list[int]]:
@@ -197,9 +200,9 @@ def test_the_schedule_sets_the_rate_of_each_step():
     weight = nn.Linear(1, 1, bias=False)
     places: list[float] = []
 
-    def slope(output: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    def slope(batch: Batch) -> Tensor:
         places.append(weight.weight.item())
-        return output.mean()
+        return batch.logits.mean()
 
     ones = ImageSet(torch.ones(8, 1, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
     what = lesson(ones, prepare=lambda images: images.float(), loss=slope, batch_size=2, epochs=3)
@@ -225,9 +228,9 @@ def test_the_optimizer_is_the_recipes():
 def test_a_training_has_its_own_number_of_threads_and_puts_the_others_back(noise):
     seen = []
 
-    def loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         seen.append(torch.get_num_threads())
-        return nn.functional.cross_entropy(logits, labels)
+        return nn.functional.cross_entropy(batch.logits, batch.labels)
 
     def validate(_: nn.Module) -> float:
         seen.append(torch.get_num_threads())
@@ -240,3 +243,33 @@ def test_a_training_has_its_own_number_of_threads_and_puts_the_others_back(noise
         seen.clear()
         list(train(network(), lesson(noise, loss=loss), Recipe(), validate=validate))
         assert set(seen) == {2}
+
+
+def test_the_loss_is_told_the_epoch(noise):
+    watcher = Watcher()
+    student = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    nn.init.ones_(student[1].weight)
+    what = lesson(
+        numbered(20), prepare=lambda images: images.float(), loss=watcher, epochs=3,
+        teacher_logits=torch.arange(20)[:, None].expand(20, 2),
+    )  # fmt: skip
+    list(train(student, what, Recipe(lr=1e-30), validate=lambda _: 0.5))
+    assert watcher.epochs == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_loss_of_embeddings_sees_the_classifiers_input_and_trains_its_companion(noise):
+    student, companion, seen = network(), nn.Linear(8, 3, bias=False), []
+    before = companion.weight.detach().clone()
+
+    def loss(batch: Batch) -> Tensor:
+        seen.append(batch)
+        assert batch.embedding is not None
+        return cls_loss(batch.logits, batch.labels) + companion(batch.embedding).square().mean()
+
+    norms = torch.arange(40.0)
+    what = lesson(noise, loss=loss, teacher_norms=norms, companion=companion, epochs=1)
+    list(train(student, what, Recipe(lr=1e-2), validate=lambda _: 0.5))
+    assert [tuple(batch.embedding.shape) for batch in seen] == [(16, 8), (16, 8), (8, 8)]
+    assert sorted(torch.cat([batch.teacher_norms for batch in seen]).tolist()) == norms.tolist()
+    assert not torch.equal(companion.weight, before)
+    assert not student[-1]._forward_pre_hooks

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from kdsearch import networks, spec
 from kdsearch.errors import StudyFileError
@@ -81,3 +82,18 @@ def test_a_family_that_nobody_knows_is_refused_before_any_work(digits: spec.Stud
 def test_a_family_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         networks.student_family("mlp").dimensions = ()
+
+
+def test_a_network_without_a_linear_layer_has_no_embedding():
+    with pytest.raises(StudyFileError, match=r"end in an nn.Linear .* \(got Flatten\); set feature_weight to 0"):
+        networks.classifier(nn.Flatten())
+
+
+@pytest.mark.parametrize("family", ["cnn", "resnet50"])
+def test_the_classifier_makes_the_logits_from_the_embedding(family):
+    network = networks.build_teacher(family, (3, 32, 32), 10).eval()
+    with torch.no_grad():
+        images = torch.rand(2, 3, 32, 32)
+        logits, embedding = networks.with_embedding(network, images)
+        torch.testing.assert_close(networks.classifier(network)(embedding), logits)
+        torch.testing.assert_close(network(images), logits)

@@ -119,13 +119,15 @@ def test_the_timing_that_was_written_first_stands(workshop: Workshop):
 
 def test_a_student_of_weight_zero_never_hears_of_the_teacher(workshop: Workshop):
     config = {key: value for key, value in CONFIG.items() if key != "temperature"} | {"loss_weight": 0.0}
-    deaf = Workshop(
-        workshop.spec, workshop.split,
-        type(workshop.teacher)(
-            workshop.teacher.network, torch.full_like(workshop.teacher.logits, float("nan")), workshop.teacher.facts
-        ),
-        "flops",
-    )  # fmt: skip
+
+    class Deaf(Workshop):
+        @property
+        def answers(self):
+            raise AssertionError("the teacher was asked")
+
+    deaf = Deaf(workshop.spec, workshop.split, workshop.teacher, "flops")
+    with pytest.raises(AssertionError, match="was asked"):
+        run(deaf, CONFIG)
     assert run(deaf, config).trials[0].values == run(workshop, config).trials[0].values
 
 

@@ -99,3 +99,14 @@ def test_every_anchor_comes_back_from_the_queue(name):
     study = spec.load(spec.shipped(name))
     for anchor in study.anchors.values():
         assert enqueued(anchor.config, study.space) == anchor.config
+
+
+def test_a_feature_weight_is_sampled_where_the_space_has_one(digits_text):
+    text = digits_text.replace("[space]\n", "[space]\nfeature_weight = { low = 0.0, high = 4.0 }\n")
+    space = spec.parse(text, source="x").space
+    trial = optuna.trial.FixedTrial(
+        {"width": 50, "loss_weight": 0.0, "feature_weight": 1.5, "epochs": 3, "batch_size": 32}
+    )
+    config = suggest(trial, space)
+    assert config == {"width": 50, "loss_weight": 0.0, "feature_weight": 1.5, "epochs": 3, "batch_size": 32}
+    assert trial_parameters(config, space) == config

@@ -1,0 +1,97 @@
+"""A teacher's answers to images: logits, lengths of its embeddings and their mean directions, asked once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdsearch import files, networks
+from kdsearch.data import ImageSet, fingerprint
+from kdsearch.measure.accuracy import BATCH
+
+Prepare = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a frozen teacher says of images.
+
+    Attributes:
+        logits: (count, classes), float32, in the images' order.
+        norms: (count,), float32: lengths of the embeddings, the inputs of its classifier. Empty if it has none.
+        centres: (classes, features), float32: unit vectors, the directions of the mean embedding of each class.
+    """
+
+    logits: Tensor
+    norms: Tensor
+    centres: Tensor
+
+
+def ask(network: nn.Module, data: ImageSet, prepare: Prepare) -> Answers:
+    """Asks a teacher, in evaluation mode.
+
+    Args:
+        network: on the images' device; left in evaluation mode.
+        data: images and the labels that the centres go by.
+        prepare: from images of bytes to the network's input.
+
+    Raises:
+        StudyFileError: the network has no classifier to take embeddings from.
+    """
+    network.eval()
+    parts: list[tuple[Tensor, Tensor]] = []
+    sums: Tensor | None = None
+    with torch.inference_mode():
+        for images, labels in zip(data.images.split(BATCH), data.labels.split(BATCH), strict=True):
+            logits, embedding = networks.with_embedding(network, prepare(images))
+            if sums is None:
+                sums = embedding.new_zeros(logits.shape[1], embedding.shape[1], dtype=torch.float64)
+            sums.index_add_(0, labels, embedding.double())
+            parts.append((logits, torch.linalg.vector_norm(embedding, dim=1)))
+    assert sums is not None, "there must be images"
+    # a mean's direction is its sum's; clones, for what inference mode made cannot be trained with
+    return Answers(
+        logits=torch.cat([logits for logits, _ in parts]).clone(),
+        norms=torch.cat([norms for _, norms in parts]).clone(),
+        centres=F.normalize(sums, dim=1).float().clone(),
+    )
+
+
+def obtain(network: nn.Module, data: ImageSet, prepare: Prepare, *, folder: Path, name: str) -> Answers:
+    """A teacher's answers: from the cache, else asked for and kept there.
+
+    Args:
+        network: the teacher, on the images' device.
+        data: images and labels.
+        prepare: from images of bytes to the network's input.
+        folder: of the cache.
+        name: of the teacher, its fingerprint; the file is named after it and the images.
+
+    Raises:
+        KdsearchError: the cache cannot be written.
+    """
+    path = folder / f"{name}-{fingerprint([data])}.answers.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        kept = _from_cache(path, data.labels.device)
+        if kept is not None and len(kept.logits) == len(data):
+            return kept
+        asked = ask(network, data, prepare)
+        files.save_tensors(path, vars(asked), {})
+        return asked
+
+
+def _from_cache(path: Path, device: torch.device) -> Answers | None:
+    """What the file holds; None where there is none or it is broken: then the teacher is asked again."""
+    try:
+        return Answers(**load_file(path, device=str(device))) if path.is_file() else None
+    except (OSError, SafetensorError, TypeError):
+        return None

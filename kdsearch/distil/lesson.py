@@ -1,0 +1,119 @@
+"""A student and its lesson from a configuration: the distilled loss, with features where they have a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch import networks, runtime
+from kdsearch.data import Split
+from kdsearch.distil import train
+from kdsearch.distil.answers import Answers
+from kdsearch.distil.loss import distillation_loss, nd_loss
+from kdsearch.distil.train import Batch, Lesson
+from kdsearch.records import Config, EpochRecord, architecture
+from kdsearch.spec import StudentSpec
+
+
+def build(spec: StudentSpec, config: Config, *, seed: int, split: Split) -> nn.Module:
+    """An untrained student on the split's device; the same seed gives the same weights on every device.
+
+    Args:
+        spec: `[student]` of a study.
+        config: of which the architecture counts.
+        seed: of the weights.
+        split: of which the images' shape and the classes count.
+
+    Raises:
+        StudyFileError: the family is unknown.
+    """
+    family = networks.student_family(spec.family)
+    with runtime.seeded(runtime.derive_seed("weights", seed), torch.device("cpu")):
+        student = family.build(architecture(config), split.shape, len(split.classes))
+        if spec.recipe.init == "glorot":
+            networks.glorot_(student)
+    return student.to(split.train.labels.device)
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether a configuration's loss looks at the teacher."""
+    return bool(config["loss_weight"] > 0 or config.get("feature_weight", 0) > 0)
+
+
+def feature_map(student: nn.Module, answers: Answers, *, seed: int) -> nn.Module:
+    """From the student's embeddings to the teacher's width: the identity, or a linear map that is thrown away after.
+
+    Args:
+        student: its classifier's input is the embedding.
+        answers: the teacher's.
+        seed: of the map's weights.
+    """
+    inputs, outputs = networks.classifier(student).in_features, answers.centres.shape[1]
+    if inputs == outputs:
+        return nn.Identity()
+    with runtime.seeded(runtime.derive_seed("map", seed), torch.device("cpu")):
+        mapping = nn.Linear(inputs, outputs, bias=False)
+    return mapping.to(answers.centres.device)
+
+
+def teach(
+    student: nn.Module,
+    config: Config,
+    *,
+    seed: int,
+    split: Split,
+    answers: Answers | None,
+    student_spec: StudentSpec,
+    validate: Callable[[nn.Module], float],
+) -> Iterator[EpochRecord]:
+    """Trains a student as its configuration says, an epoch a step of the iterator.
+
+    The loss is `distillation_loss`, and on top of it `feature_weight` times `nd_loss` where that weight is above 0.
+
+    Args:
+        student: of `build`; trained in place.
+        config: a whole configuration.
+        seed: of the training.
+        split: data on the device.
+        answers: the teacher's, to the split's training images; None is enough where `needs_teacher` says no.
+        student_spec: `[student]` of a study.
+        validate: accuracy of the network on the validation set, a fraction.
+
+    Raises:
+        TrialError: the loss or the weights are not finite.
+        StudyFileError: a feature weight above 0, and a network without a classifier.
+    """
+    weight = config.get("feature_weight", 0)
+    mapping = feature_map(student, answers, seed=seed) if weight > 0 and answers is not None else None
+
+    def loss(batch: Batch) -> Tensor:
+        total = distillation_loss(
+            batch.logits,
+            batch.labels,
+            batch.teacher_logits,
+            loss_weight=config["loss_weight"],
+            temperature=config.get("temperature"),
+        )
+        if mapping is None:
+            return total
+        assert answers is not None
+        assert batch.embedding is not None
+        assert batch.teacher_norms is not None
+        features = nd_loss(mapping(batch.embedding), batch.teacher_norms, answers.centres[batch.labels])
+        return total + float(weight) * features
+
+    lesson = Lesson(
+        data=split.train,
+        prepare=split.prepare,
+        loss=loss,
+        teacher_logits=answers.logits if answers is not None and config["loss_weight"] > 0 else None,
+        teacher_norms=answers.norms if mapping is not None and answers is not None else None,
+        companion=mapping,
+        epochs=config["epochs"],
+        batch_size=config["batch_size"],
+        seed=seed,
+        threads=student_spec.threads,
+    )
+    return train.train(student, lesson, student_spec.recipe, validate=validate)
