@@ -13,7 +13,8 @@ import typer
 
 from kdsearch import __version__
 from kdsearch.cli_bench import bench
-from kdsearch.cli_output import find_study, print_plan, print_trial, show_result, write_report
+from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
+from kdsearch.cli_slides import slides
 from kdsearch.errors import KdsearchError, RunError
 from kdsearch.storage import DEFAULT_STORAGE
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.command()(slides)
 
 Storage = Annotated[
     str,
@@ -140,7 +142,7 @@ def optimize(
     if dry_run:
         print_plan(estimate.estimate(planned, budget), as_json=as_json)
         return
-    command = _command(storage)
+    command = command_line(storage)
     with ConsoleProgress() as progress:
         try:
             optuna_study = search.run_plan(
@@ -161,13 +163,6 @@ def optimize(
             raise
         data, path = write_report(optuna_study, storage, report)
     show_result(data, path, as_json=as_json, progress=progress)
-
-
-def _command(storage: str) -> str:
-    """The command line as the report names it, a password in the storage's URL masked."""
-    from kdsearch.storage import masked
-
-    return shlex.join(["kdsearch", *(word.replace(storage, masked(storage)) for word in sys.argv[1:])])
 
 
 @app.command()

@@ -36,6 +36,7 @@ def search(
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes [default: one a core].")] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench-search.html and bench-search.md.")] = Path("reports"),
+    plotlyjs: Annotated[str, typer.Option(help="inline (one offline file) or cdn (a small one).")] = "inline",
     as_json: Json = False,
 ) -> None:
     """Replay searches on tables of learning curves: pruning rules and proposals at equal epochs."""
@@ -43,7 +44,9 @@ def search(
     from kdsearch.bench import search as replays
     from kdsearch.bench.tables import shipped
     from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting import library
 
+    way = library.checked(plotlyjs)  # before the replays, which take long
     with ConsoleProgress() as progress:
         measured = replays.measure(
             shipped() if tables is None else [name.strip() for name in tables.split(",")],
@@ -54,7 +57,7 @@ def search(
             progress=progress,
         )
         summaries = {table.table.name: summary.summarise(table) for table in measured}
-        path = page.write(measured, summaries, out, ["kdsearch", *sys.argv[1:]])
+        path = page.write(measured, summaries, out, ["kdsearch", *sys.argv[1:]], way)
         progress.line(f"report: {path}, {path.with_suffix('.md')}")
     if as_json:
         print(page.as_json(summaries))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,17 +39,24 @@ def _unpruned(plan: dict[str, Any]) -> str:
     return "without pruning " if plan["trials"] is not None else ""
 
 
+def command_line(storage: str) -> str:
+    """The command that runs, as a report names it, a password in the storage's URL masked."""
+    from kdsearch.storage import masked
+
+    return shlex.join(["kdsearch", *(word.replace(storage, masked(storage)) for word in sys.argv[1:])])
+
+
 def find_study(storage: str, name: str | None) -> Study:
-    """The study of that name, or the only one in the storage.
+    """The study of that name, or the only search in the storage: what the slides' rows left there does not count.
 
     Raises:
-        StorageError: there is no such study, or no name and not exactly one study.
+        StorageError: there is no such study, or no name and not exactly one search.
     """
     from kdsearch import storage as storages
     from kdsearch.errors import StorageError
 
     backend = storages.open_storage(storage)
-    known = storages.study_names(backend)
+    known = storages.study_names(backend, searches=name is None)
     if name is None and len(known) != 1:
         there = ", ".join(known) or "none yet"
         raise StorageError(

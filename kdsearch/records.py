@@ -32,6 +32,11 @@ class Attr:
     PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
+    # of the slides' trainings alone:
+    ROW = "row"  # of the deck: "m1", "c5"
+    READING = "reading"  # of what the deck leaves open: "stated", "published"
+    REPEAT = "repeat"  # counted from 0; it decides the seed
+    PAIRS = "pairs"  # seconds a batch: the teacher's, and the student's, timed in turn
 
 
 INTERRUPTED = "interrupted"
@@ -41,6 +46,7 @@ INTERRUPTED = "interrupted"
 class StudyAttr:
     """Names of the user attributes of a study."""
 
+    KIND = "kind"  # "slides" where it holds the slides' rows; searches have none
     DEFINITION = "definition"  # what must stay the same for trials to be comparable
     STUDY_FILE = "study_file"  # the study's specification as a dict
     TEACHER = "teacher"  # TeacherFacts as a dict

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from kdsearch.errors import StorageError
+from kdsearch.records import StudyAttr
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -59,9 +60,11 @@ def open_storage(url: str) -> BaseStorage:
         ) from None
 
 
-def study_names(storage: BaseStorage) -> list[str]:
-    """Names of all studies in a storage, sorted."""
-    return sorted(study.study_name for study in storage.get_all_studies())
+def study_names(storage: BaseStorage, *, searches: bool = False) -> list[str]:
+    """Names of all studies in a storage, sorted; with `searches`, without those that hold the slides' rows."""
+    return sorted(
+        study.study_name for study in storage.get_all_studies() if not (searches and StudyAttr.KIND in study.user_attrs)
+    )
 
 
 def load_study(storage: BaseStorage, name: str) -> Study:

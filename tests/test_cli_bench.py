@@ -79,6 +79,13 @@ def test_search_refuses_an_unknown_table(kdsearch):
     assert "a table must exist (got nothing)" in err
 
 
+def test_search_refuses_another_way_to_get_plotly_before_it_replays(kdsearch, tmp_path):
+    code, out, err = kdsearch("bench", "search", "--tables", "nothing", "--plotlyjs", "none")
+    assert (code, out) == (1, "")
+    assert err == "kdsearch: error: plotly.js must come inline or cdn (got none); choose one of the two\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_usage_errors_exit_with_2(kdsearch):
     assert kdsearch("bench", "search", "--seeds", "0")[0] == 2
     assert kdsearch("bench", "tabulate")[0] == 2
@@ -97,6 +104,7 @@ def test_search_prints_json_alone_and_writes_reports(kdsearch, small, tmp_path):
     assert "report: here/bench-search.html" in err
     for name in ("bench-search.html", "bench-search.md"):
         assert "--first-seed 5" in (tmp_path / "here" / name).read_text()
+    assert "https://cdn" not in (tmp_path / "here" / "bench-search.html").read_text()
 
 
 @pytest.mark.slow

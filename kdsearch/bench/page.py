@@ -1,30 +1,30 @@
-"""The bench's two reports: a page with figures and tables, and the same tables in Markdown."""
+"""The bench's report: figures and tables of replays, as a page and as Markdown."""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from markupsafe import Markup
 
 from kdsearch import runtime
 from kdsearch.bench.replay import SAMPLED, Arm
 from kdsearch.bench.search import Measured
 from kdsearch.bench.summary import METRICS, SHARES, Bar, band, bars, random_arm
-from kdsearch.files import write_whole
+from kdsearch.reporting import document
+from kdsearch.reporting.document import Document, Grid, Section
+from kdsearch.reporting.library import Library
+from kdsearch.reporting.style import LEGEND_ROW, layout
 
 NAME = "bench-search"
-# The arms of the figure: key, title, colour (near Okabe and Ito's), dash
+# The arms of the figure: key, title, colour (near Okabe and Ito's, seen on white and on dark), dash
 DRAWN = (
     (random_arm("none"), "no pruning", "#868c96", "solid"),
     (random_arm("dominance"), "same-epoch dominance", "#a8821a", "dot"),
@@ -33,11 +33,17 @@ DRAWN = (
     (random_arm("pruner"), "ParetoPruner", "#3a9ad0", "longdash"),
     (random_arm("ours"), "ParetoPruner and better proposals", "#1a7fc4", "solid"),
     (random_arm("oracle"), "hindsight oracle", "#d55e00", "dot"),
-    (Arm("tpe", SAMPLED, "none").key, "TPE, epochs sampled, no pruning", "#3b3f46", "longdashdot"),
+    (Arm("tpe", SAMPLED, "none").key, "TPE, epochs sampled, no pruning", "#c2577e", "longdashdot"),
 )
 BANDED = (random_arm("none"), random_arm("ours"))  # all eight bands would hide each other
 POINTS = 80
+HEIGHT = 400  # pixels of the figure, besides the legend's rows
+ENTRIES = 3  # of the legend in a row
 FLOOR = 0.8  # of the figure's axis: below it, all arms are alike
+CAPTION = (
+    "Median over seeds of the hypervolume of `study.best_trials`; bands: quartiles. Random proposals and all epochs "
+    "where the legend says nothing else."
+)
 METHODS = {
     "none": "no pruning: every trial runs to its end",
     "dominance": "prune when a trial at least as fast was better at the same epoch",
@@ -54,23 +60,6 @@ TUNED = (
 )
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table to print.
-
-    Attributes:
-        title: above it.
-        note: below the title.
-        header: of its columns.
-        rows: of text.
-    """
-
-    title: str
-    note: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def _spread(values: Sequence[float], form: str) -> str:
     middle, low, high = (format(value, form) for value in values)
     return f"{middle} [{low}, {high}]"
@@ -85,12 +74,13 @@ def _who(arm: dict[str, Any]) -> list[str]:
     return [arm["sampler"] + workers, arm["epochs"], arm["method"]]
 
 
-def _bars_grid(found: Sequence[Bar]) -> Grid:
+def _bars_section(found: Sequence[Bar]) -> Section:
     rows = [[bar.table, bar.what, bar.bar, bar.figure, "met" if bar.met else "not met"] for bar in found]
-    return Grid("Bars", "", ("table", "what", "bar", "figure", ""), rows)
+    header = ("table", "what", "bar", "figure", "")
+    return Section("Bars", grid=Grid(header, rows, marks={"met": "good", "not met": "bad"}))
 
 
-def _arms_grid(name: str, summary: dict[str, Any], metric: str) -> Grid:
+def _arms_section(name: str, summary: dict[str, Any], metric: str) -> Section:
     what = {
         METRICS[0]: "Hypervolume of `study.best_trials`: a trial counts when it is COMPLETE.",
         METRICS[1]: "Hypervolume of all checkpoints: each counts at once, those of pruned trials too.",
@@ -113,10 +103,11 @@ def _arms_grid(name: str, summary: dict[str, Any], metric: str) -> Grid:
         *(f"reach {s:.0%}" for s in SHARES),
     ]
     note = f"{what} Budget {summary['budget']} epochs; median [quartiles] over seeds."
-    return Grid(f"{name}: {metric.replace('_', ' ')}", note, [*header, "final share", "trials"], rows)
+    grid = Grid([*header, "final share", "trials"], rows)
+    return Section(f"{name}: {metric.replace('_', ' ')}", grid=grid, note=note)
 
 
-def _speedup_grid(name: str, summary: dict[str, Any]) -> Grid:
+def _speedup_section(name: str, summary: dict[str, Any]) -> Section:
     rows = [
         [*_who(arm), *(_interval(arm["speedup"][str(share)]) for share in SHARES)]
         for arm in summary["arms"].values()
@@ -126,29 +117,45 @@ def _speedup_grid(name: str, summary: dict[str, Any]) -> Grid:
         "Median epochs without pruning / median epochs with the method, of the same sampler and kind of epochs "
         "(95 % interval of a paired bootstrap over seeds)."
     )
-    return Grid(
-        f"{name}: times fewer epochs", note, ["sampler", "epochs", "method", *(f"{s:.0%}" for s in SHARES)], rows
-    )
+    grid = Grid(["sampler", "epochs", "method", *(f"{s:.0%}" for s in SHARES)], rows)
+    return Section(f"{name}: times fewer epochs", grid=grid, note=note)
 
 
-def _paired_grid(name: str, summary: dict[str, Any]) -> Grid:
+def _paired_section(name: str, summary: dict[str, Any]) -> Section:
     rows = [
         [rival, f"{t['wins']} / {t['ties']} / {t['losses']}", f"{t['difference']:+.4f}", f"{t['p']:.2g}"]
         for rival, t in summary["paired"].items()
     ]
     note = "Random proposals, all epochs; shares of the table's best, paired by seed; Wilcoxon's test, two-sided."
     header = ("ours against", "wins / ties / losses", "median difference", "p")
-    return Grid(f"{name}: final hypervolume at equal epochs", note, header, rows)
+    return Section(f"{name}: final hypervolume at equal epochs", grid=Grid(header, rows), note=note)
 
 
-def grids(measured: Sequence[Measured], summaries: dict[str, dict[str, Any]]) -> list[Grid]:
-    """All tables of the reports, the bars first."""
+def report(measured: Sequence[Measured], summaries: dict[str, dict[str, Any]], command: str) -> Document:
+    """The report: figures, bars, tables, and where they come from.
+
+    Args:
+        measured: replays by table.
+        summaries: of `summarise`, by the table's name.
+        command: that ran.
+    """
     judged = [bar for table in measured for bar in bars(table, summaries[table.table.name])]
-    found = [_bars_grid(judged)]
+    sections = [
+        Section(f"{table.table.name}: hypervolume against epochs", figure=figure(table), caption=CAPTION)
+        for table in measured
+    ]
+    sections.append(_bars_section(judged))
     for name, summary in summaries.items():
-        found += [_arms_grid(name, summary, METRICS[0]), _speedup_grid(name, summary), _paired_grid(name, summary)]
-    found += [_arms_grid(name, summary, METRICS[1]) for name, summary in summaries.items()]
-    return [*found, Grid("Methods", "", ("method", "what it does"), [[*item] for item in METHODS.items()])]
+        sections.append(_arms_section(name, summary, METRICS[0]))
+        sections += [_speedup_section(name, summary), _paired_section(name, summary)]
+    sections += [_arms_section(name, summary, METRICS[1]) for name, summary in summaries.items()]
+    sections.append(Section("Methods", grid=Grid(("method", "what it does"), [[*item] for item in METHODS.items()])))
+    return Document(
+        title="Bench of the search: replays on tables of real learning curves",
+        verdict=f"{sum(bar.met for bar in judged)} of {len(judged)} bars are met.",
+        facts=facts(measured, command),
+        sections=sections,
+    )
 
 
 def facts(measured: Sequence[Measured], command: str) -> list[str]:
@@ -191,48 +198,19 @@ def figure(measured: Measured) -> go.Figure:
             drawn.add_scatter(x=epochs + epochs[::-1], y=high + low[::-1], mode="none", fill="toself",
                               fillcolor=colour, opacity=0.15, hoverinfo="skip", showlegend=False)  # fmt: skip
         drawn.add_scatter(x=epochs, y=middle, name=title, mode="lines", line=line)
-    grid = {"gridcolor": "#e3e6ea", "zeroline": False}
-    drawn.update_layout(
-        template="none", height=460, hovermode="x unified", margin={"l": 64, "r": 16, "t": 16, "b": 56},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        xaxis=grid | {"title": {"text": f"epochs spent on {measured.table.name}"}},
-        yaxis=grid | {"title": {"text": "share of the best hypervolume"}, "range": [FLOOR, 1.005], "tickformat": ".0%"},
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
-    )  # fmt: skip
+    rows = math.ceil(sum(key in measured.arms for key, *_ in DRAWN) / ENTRIES)
+    x_axis = {"title": {"text": f"epochs spent on {measured.table.name}"}}
+    y_axis = {"title": {"text": "share of the best hypervolume"}, "range": [FLOOR, 1.005], "tickformat": ".0%"}
+    drawn.update_layout(layout(x_axis, y_axis, HEIGHT + LEGEND_ROW * rows, rows), hovermode="x unified")
     return drawn
 
 
-def markdown(measured: Sequence[Measured], summaries: dict[str, dict[str, Any]], command: str) -> str:
-    """The report in Markdown."""
-
-    def lines() -> Iterator[str]:
-        yield "# Bench of the search: replays on tables of real learning curves\n"
-        yield from (f"- {fact}" for fact in facts(measured, command))
-        for grid in grids(measured, summaries):
-            yield f"\n## {grid.title}\n"
-            if grid.note:
-                yield f"{grid.note}\n"
-            yield "| " + " | ".join(grid.header) + " |"
-            yield "|" + "---|" * len(grid.header)
-            yield from ("| " + " | ".join(row) + " |" for row in grid.rows)
-
-    return "\n".join(lines()) + "\n"
-
-
-def html(measured: Sequence[Measured], summaries: dict[str, dict[str, Any]], command: str) -> str:
-    """The report as one page; plotly.js comes from the network."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
-    drawn = [
-        (table.table.name, Markup(figure(table).to_html(full_html=False, include_plotlyjs="cdn" if first else False)))
-        for first, table in zip([True, *[False] * len(measured)], measured, strict=False)
-    ]
-    return template.render(facts=facts(measured, command), figures=drawn, grids=grids(measured, summaries))
-
-
 def write(
-    measured: Sequence[Measured], summaries: dict[str, dict[str, Any]], folder: Path, words: Sequence[str]
+    measured: Sequence[Measured],
+    summaries: dict[str, dict[str, Any]],
+    folder: Path,
+    words: Sequence[str],
+    plotlyjs: Library = "inline",
 ) -> Path:
     """Writes `bench-search.html` and `bench-search.md`, each whole or not at all.
 
@@ -241,6 +219,7 @@ def write(
         summaries: of `summarise`, by the table's name.
         folder: made where it is missing.
         words: the command that ran.
+        plotlyjs: see `reporting.document.html`.
 
     Returns:
         The page's path.
@@ -248,15 +227,7 @@ def write(
     Raises:
         KdsearchError: they cannot be written.
     """
-    command = shlex.join(words)
-    page = folder / f"{NAME}.html"
-    _write(page, html(measured, summaries, command))
-    _write(folder / f"{NAME}.md", markdown(measured, summaries, command))
-    return page
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
+    return document.write(report(measured, summaries, shlex.join(words)), folder, NAME, plotlyjs=plotlyjs)
 
 
 def as_json(summaries: dict[str, dict[str, Any]]) -> str:

@@ -12,40 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.records import Timing
+from kdsearch.stats import median_interval
 
 Call = Callable[[], object]
 
 MIN_PAIRS = 15
 MAX_PAIRS = 61
-MAX_SECONDS = 5.0  # of one measurement, once MIN_PAIRS are in
+MAX_SECONDS = 5.0  # of one measurement, once the least number of pairs is in
 TARGET_WIDTH = 0.04  # of the interval, relative to the median: narrow enough to stop
 SAMPLE_SECONDS = 0.004  # a sample repeats a call until it lasts at least this long: the clock is noisy below
 WARM_UP_CALLS = 2
-
-
-def median_interval(values: list[float]) -> tuple[float, float, float]:
-    """Median and its distribution-free interval of at least 95 % from order statistics.
-
-    The interval runs from the k-th smallest to the k-th largest value, k the largest with
-    2 P(Binomial(n, 1/2) < k) <= 0.05 (Conover, Practical Nonparametric Statistics, section 3.2). Below 6 values no
-    such k exists, and the range is returned.
-
-    Args:
-        values: at least one.
-
-    Returns:
-        median, low, high.
-    """
-    ordered = sorted(values)
-    n = len(ordered)
-    k, tail = 0, 0.0
-    while k < n // 2:
-        tail += math.comb(n, k) / 2**n
-        if 2 * tail > 0.05:
-            break
-        k += 1
-    k = max(k, 1)
-    return statistics.median(ordered), ordered[k - 1], ordered[n - k]
+SLOW_SECONDS = 0.5  # a call of that length is warm after one
 
 
 def _seconds(call: Call, repeats: int, device: torch.device) -> float:
@@ -65,14 +42,17 @@ def _seconds(call: Call, repeats: int, device: torch.device) -> float:
 
 
 def _repeats(call: Call, device: torch.device) -> int:
-    """How often to call in one sample."""
+    """How often to call in one sample; a call that is slow enough is not called again to see that."""
     for _ in range(WARM_UP_CALLS):
-        call()
+        if _seconds(call, 1, device) > SLOW_SECONDS:
+            return 1
     once = min(_seconds(call, 1, device) for _ in range(3))
     return max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-7)))
 
 
-def _pairs(teacher: Call, student: Call, device: torch.device) -> tuple[list[float], list[float]]:
+def _pairs(
+    teacher: Call, student: Call, device: torch.device, least: int = MIN_PAIRS
+) -> tuple[list[float], list[float]]:
     """Seconds of teacher and student, sampled in turn until the interval is narrow or time is up."""
     often = _repeats(teacher, device), _repeats(student, device)
     of_teacher: list[float] = []
@@ -81,7 +61,7 @@ def _pairs(teacher: Call, student: Call, device: torch.device) -> tuple[list[flo
     while len(of_teacher) < MAX_PAIRS:
         of_teacher.append(_seconds(teacher, often[0], device))
         of_student.append(_seconds(student, often[1], device))
-        if len(of_teacher) < MIN_PAIRS:
+        if len(of_teacher) < least:
             continue
         median, low, high = median_interval(_ratios(of_teacher, of_student))
         if high - low <= TARGET_WIDTH * median or time.perf_counter() - begin > MAX_SECONDS:
@@ -143,3 +123,29 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
         kind="latency",
         eager_ratio=statistics.median(_ratios(*eager)) if timed is not eager else None,
     )
+
+
+def eager_pairs(
+    teacher: nn.Module, student: nn.Module, batch: Tensor, *, to_host: bool, least: int = MIN_PAIRS
+) -> tuple[list[float], list[float]]:
+    """Seconds a batch of eager forward passes of teacher and student in turn: the slide deck's inference time.
+
+    Args:
+        teacher, student: on the batch's device; left in evaluation mode.
+        batch: (batch, channels, height, width), the networks' input.
+        to_host: whether bringing the predictions, (batch,), back to the host is part of it.
+        least: pairs; more are taken while the interval is wide and time is left. From 6 on the range of the ratios is
+            an interval of 95 % for their median.
+
+    Returns:
+        The teacher's seconds and the student's, pair by pair.
+    """
+    teacher.eval()
+    student.eval()
+
+    def call(network: nn.Module) -> Call:
+        return lambda: network(batch).argmax(1).cpu() if to_host else network(batch)
+
+    on_device = torch.cuda.device(batch.device) if batch.device.type == "cuda" else nullcontext()
+    with torch.inference_mode(), on_device:
+        return _pairs(call(teacher), call(student), batch.device, least)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
 import json
 import math
 import shlex
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import jinja2
 import optuna
 import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from kdsearch.errors import KdsearchError
 from kdsearch.files import write_whole
 from kdsearch.reporting import curves, figures, words
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration, records
 from kdsearch.reporting.effort import effort
+from kdsearch.reporting.library import Library, parts, templates
+from kdsearch.reporting.library import figure_json as _json  # noqa: F401 the tests' name for it
 from kdsearch.reporting.verdict import picks, verdict
-
-Library = Literal["inline", "cdn"]
 
 
 def write(data: StudyData, path: Path | str, *, plotlyjs: Library = "inline") -> Path:
@@ -79,29 +71,11 @@ def render(data: StudyData, *, plotlyjs: Library = "inline") -> str:
     Raises:
         KdsearchError: `plotlyjs` is neither.
     """
-    if plotlyjs not in get_args(Library):
-        raise KdsearchError("plotly.js must come inline or cdn", got=plotlyjs, remedy="choose one of the two")
-    script = _asset("page.js")
-    drawn = _figures(data)
-    library = get_plotlyjs() if any(drawn.values()) else ""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = templates()
     for name in ("percent", "points", "ratio", "count", "size", "seconds", "setting", "configuration"):
         environment.filters[name] = getattr(words, name)
     environment.tests["present"] = lambda value: not words.missing(value)
-    template = environment.from_string(_asset("template.html.j2"))
-    linked = bool(library) and plotlyjs == "cdn"
-    return template.render(
-        **_context(data),
-        figures={name: _json(figure) if figure else "" for name, figure in drawn.items()},
-        heights={name: figure.layout.height for name, figure in drawn.items() if figure},
-        css=Markup(_asset("page.css")),
-        script=Markup(script),
-        packed=_packed(library) if library and not linked else "",
-        cdn={"url": _cdn_url(), "integrity": f"sha256-{_digest(library)}"} if linked else None,
-        policy=_policy(script, library, linked),
-    )
+    return environment.get_template("template.html.j2").render(**_context(data), **parts(_figures(data), plotlyjs))
 
 
 def command(data: StudyData, trial: int) -> str:
@@ -109,10 +83,6 @@ def command(data: StudyData, trial: int) -> str:
     parts = ["kdsearch", "train", "--trial", str(trial), "--name", data.name, "--storage", data.storage]
     folder = data.environment.get("data_dir")
     return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
-
-
-def _asset(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _figures(data: StudyData) -> dict[str, go.Figure | None]:
@@ -174,32 +144,3 @@ def _provenance(data: StudyData) -> list[tuple[str, str]]:
         first, last = (f"{moment(finished):%Y-%m-%d %H:%M}" for moment in (min, max))
         said["trials ended"] = f"{first} to {last}"
     return [*((key, str(value)) for key, value in said.items() if value), *words.flat(data.environment)]
-
-
-def _json(figure: go.Figure) -> Markup:
-    """A figure's JSON for a script element: nothing in it can end that element or open a comment."""
-    text = figure.to_json()
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def _packed(library: str) -> str:
-    return base64.b64encode(gzip.compress(library.encode(), 9, mtime=0)).decode()
-
-
-def _cdn_url() -> str:
-    return f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _policy(script: str, library: str, linked: bool) -> str:
-    """A Content-Security-Policy that runs the page's own script and plotly.js, each by its hash, only."""
-    sources = [f"'sha256-{_digest(script)}'"]
-    if library:
-        sources.append(_cdn_url() if linked else f"'sha256-{_digest(library)}'")
-    # plotly.js sets styles, and saves a picture through data: and blob:
-    return f"default-src 'none'; script-src {' '.join(sources)}; style-src 'unsafe-inline'; img-src data: blob:"

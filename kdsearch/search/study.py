@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna import Study
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import runtime, storage
 from kdsearch.dimensions import Range
 from kdsearch.distil import teacher
-from kdsearch.errors import DefinitionError, KdsearchError, RunError
+from kdsearch.errors import KdsearchError, RunError
 from kdsearch.progress import Progress
-from kdsearch.records import METRICS, Attr, StudyAttr
+from kdsearch.records import Attr, StudyAttr
 from kdsearch.search import anchors, samplers, space
 from kdsearch.search.budget import Budget, epochs_run, is_finished
+from kdsearch.search.definition import open_study
 from kdsearch.search.likely import LikelyRatio
 from kdsearch.search.objective import Objective, Workshop
 from kdsearch.search.plan import Plan, check_choice, make_plan
@@ -30,7 +27,6 @@ from kdsearch.search.proposals import CANDIDATES, ProposalSampler
 from kdsearch.search.pruner import ParetoPruner
 
 MAX_FAILURES_IN_A_ROW = 5
-DIFFERENCES_SHOWN = 4
 
 
 def pareto(plan: Plan) -> ParetoPruner:
@@ -75,73 +71,6 @@ def make_sampler(
         cost=epoch_seconds if by_time else None,
         candidates=candidates,
     )
-
-
-def definition(plan: Plan) -> dict[str, Any]:
-    """All that must stay the same for two trials of a study to be comparable, as JSON.
-
-    Raises:
-        TeacherError: the teacher's weights cannot be read.
-    """
-    described = plan.spec.model_dump(mode="json", exclude={"anchors"})
-    described["data"] |= {"fingerprint": plan.split.fingerprint, "classes": list(plan.split.classes)}
-    described["teacher"] |= {"fingerprint": teacher.fingerprint(plan.spec.teacher, plan.split)}
-    described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
-    described["cost"] = plan.cost
-    if plan.cost != "flops":
-        described["device_model"] = runtime.device_model(plan.device)
-    plain: dict[str, Any] = json.loads(json.dumps(described))
-    return plain
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else key)
-    else:
-        yield path, value
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines `key: old -> new` for what differs between two definitions."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}" for key in keys]
-
-
-def open_study(plan: Plan, backend: BaseStorage) -> Study:
-    """Makes the plan's study, or finds it again.
-
-    Raises:
-        DefinitionError: a study of another definition has that name.
-        TeacherError: the teacher's weights cannot be read.
-    """
-    wanted = definition(plan)
-    if plan.name in storage.study_names(backend):
-        study = storage.load_study(backend, plan.name)
-        stored = study.user_attrs.get(StudyAttr.DEFINITION)
-        if stored is None:
-            raise DefinitionError(
-                "a study of this name must have been made by kdsearch",
-                got=plan.name,
-                remedy="choose another --name",
-            )
-        changed = differences(stored, wanted)
-        if changed:
-            more = f" and {len(changed) - DIFFERENCES_SHOWN} more" if len(changed) > DIFFERENCES_SHOWN else ""
-            raise DefinitionError(
-                f"a study's definition must stay the same ({'; '.join(changed[:DIFFERENCES_SHOWN])}{more})",
-                got=plan.name,
-                remedy="choose another --name for the new definition, or the old options",
-            )
-    else:
-        study = optuna.create_study(storage=backend, study_name=plan.name, directions=["maximize"] * len(METRICS))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(list(METRICS))
-        study.set_user_attr(StudyAttr.DEFINITION, wanted)
-    study.set_user_attr(StudyAttr.STUDY_FILE, plan.spec.model_dump(mode="json"))
-    return study
 
 
 def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progress: Progress) -> None:

@@ -137,17 +137,26 @@ def test_mnist_has_the_harder_bar(measured, table):
 
 def test_the_reports_show_bars_figure_and_facts(measured, tmp_path):
     found = {measured.table.name: summary.summarise(measured)}
-    path = page.write([measured], found, tmp_path / "new", ["kdsearch", "bench", "search", "--seeds", "4"])
+    words = ["kdsearch", "bench", "search", "--seeds", "4"]
+    path = page.write([measured], found, tmp_path / "new", words, plotlyjs="cdn")
     text, marked = path.read_text(), path.with_suffix(".md").read_text()
     assert path.name == "bench-search.html"
     assert len(text) < 300_000
     assert text.count("<script") >= 1
     assert "cdn" in text
+    assert "figure-1-data" in text
     for piece in (text, marked):
         assert "kdsearch bench search --seeds 4" in piece
         assert "split_seed 1" in piece
         assert "oracle" in piece
-    for bar in summary.bars(measured, found["made"]):
+    judged = summary.bars(measured, found["made"])
+    verdict = f"{sum(bar.met for bar in judged)} of 8 bars are met."
+    assert f'<p class="verdict">{verdict}</p>' in text
+    assert f"**{verdict}**" in marked
+    for word, mark in (("met", "good"), ("not met", "bad")):
+        count = sum(bar.met == (word == "met") for bar in judged)
+        assert text.count(f'<span class="mark {mark}">{word}</span>') == count
+    for bar in judged:
         assert f"| {bar.figure} | {'met' if bar.met else 'not met'} |" in marked
     tables_in_it = [block for block in marked.split("\n\n") if block.startswith("|")]
     assert len(tables_in_it) == 6
@@ -162,6 +171,24 @@ def test_the_figure_draws_the_medians(measured):
     ours = named["ParetoPruner and better proposals"]
     assert ours.x[-1] == measured.budget
     assert ours.y[-1] == pytest.approx(np.median(summary.finals(measured, "random/all/ours")), abs=1e-4)
+
+
+def test_a_figures_lines_stand_out_from_both_grounds():
+    for _, title, colour, _ in page.DRAWN:
+        for ground in ("#ffffff", "#14171b"):
+            assert contrast(colour, ground) >= 3, title
+
+
+def contrast(one, other):
+    """Of two colours, as WCAG counts it."""
+
+    def light(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted([light(one), light(other)])
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_one_table_twice_is_refused():

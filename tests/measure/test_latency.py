@@ -1,51 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 from torch import nn
 
 from kdsearch.measure import latency
-from kdsearch.measure.latency import median_interval
 from kdsearch.search.objective import Workshop
-
-
-def test_the_median_and_its_order_statistics():
-    # Conover's table for n = 15: the 4th smallest and the 4th largest value
-    assert median_interval([float(v) for v in range(15, 0, -1)]) == (8, 4, 12)
-
-
-@pytest.mark.parametrize("n", range(6, 80))
-def test_the_interval_is_the_narrowest_that_covers_95_percent(n):
-    _, low, high = median_interval([float(value) for value in range(1, n + 1)])
-    k = int(low)
-    assert high == n + 1 - k
-    # the median lies below the k-th smallest of n values if fewer than k fall below it
-    assert 1 - 2 * stats.binom.cdf(k - 1, n, 0.5) >= 0.95
-    assert 1 - 2 * stats.binom.cdf(k, n, 0.5) < 0.95
-
-
-def test_of_a_skewed_distribution_the_median_is_covered_as_often_as_promised():
-    draws = np.random.default_rng(0).lognormal(size=(2000, 15))
-    covered = [low <= 1.0 <= high for _, low, high in (median_interval(list(row)) for row in draws)]
-    assert np.mean(covered) >= 0.95
-
-
-@given(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_the_interval_holds_the_median_and_knows_no_order(values, random):
-    median, low, high = median_interval(values)
-    assert min(values) <= low <= median <= high <= max(values)
-    shuffled = values[:]
-    random.shuffle(shuffled)
-    assert median_interval(shuffled) == (median, low, high)
-
-
-def test_below_six_values_the_interval_is_the_range():
-    assert median_interval([3.0]) == (3, 3, 3)
-    assert median_interval([5.0, 1.0, 2.0, 4.0, 3.0]) == (3, 1, 5)
 
 
 def mlp(width: int) -> nn.Module:

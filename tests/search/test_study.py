@@ -21,6 +21,7 @@ from kdsearch.search import plan as plans
 from kdsearch.search import study as search
 from kdsearch.search.anchors import enqueue_missing
 from kdsearch.search.budget import Budget, epochs_spent, finished_count
+from kdsearch.search.definition import open_study
 from kdsearch.search.objective import Objective, Workshop
 from kdsearch.search.pruner import ParetoPruner, Verdict
 from kdsearch.storage import load_study, open_storage
@@ -120,7 +121,7 @@ def test_the_anchors_run_first_and_are_complete(study_file, url):
 def test_anchors_are_never_pruned_whatever_comes_before(study_file, url):
     # the anchors wait behind four trials; m1 with its batches of 32 is then dominated by a better one
     plan = plans.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
-    study = search.open_study(plan, open_storage(url))
+    study = open_study(plan, open_storage(url))
     for _ in range(4):
         study.enqueue_trial({"width": 50, "loss_weight": 0.0, "epochs": 2, "batch_size": 16})
     study = optimize(study_file, url, 6)
@@ -208,7 +209,7 @@ def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, 
         Workshop(spec.load(broken(study_file)).limited(max_epochs=2), plan.split, teacher, "flops"), seed=0,
         progress=Progress(),
     )  # fmt: skip
-    study = search.open_study(own, open_storage(url))
+    study = open_study(own, open_storage(url))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     with pytest.raises(RunError):
         search.run(study, bad, own, budget=Budget(trials=6), progress=Progress())
@@ -378,13 +379,6 @@ def test_any_optuna_reads_a_studys_database(study_file, tmp_path):
     study = optimize(study_file, url, 3)
     plain = optuna.load_study(study_name="digits", storage=url)
     assert [t.number for t in plain.best_trials] == [t.number for t in study.best_trials]
-
-
-def test_differences_name_the_key_and_both_values():
-    old = {"a": {"b": 1, "c": [1, 2]}, "d": 4, "gone": 0}
-    new = {"a": {"b": 2, "c": [1, 2]}, "d": 4, "new": {"e": 5}}
-    assert search.differences(old, new) == ["a.b: 1 -> 2", "gone: 0 -> nothing", "new.e: nothing -> 5"]
-    assert search.differences(old, old) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The deck's claims, put in a form that can be confirmed or refuted."""

@@ -1,0 +1,328 @@
+"""Lemmas 1 and 2 of the deck in exact arithmetic: small problems whose p* is known, all their samples enumerated.
+
+Both lemmas are from Menon, Rawat, Reddi, Kim, Kumar, "A statistical perspective on distillation", ICML 2021. With a
+sample S of N independent examples and a fixed f:
+
+- true risk R = E_x[p*(x)' l(f(x))]
+- empirical risk R^: the mean over S of l(y, f(x))
+- Bayes-distilled risk R^_*: the mean over S of p*(x)' l(f(x))
+- distilled risk R~: the mean over S of p_t(x)' l(f(x)), for a teacher p_t
+
+Every number is a `Fraction`, so that an equality is one. All risks are in the unit of the loss.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from math import prod
+
+Table = tuple[tuple[Fraction, ...], ...]
+Teachers = Sequence[tuple[Fraction, Table]]
+Sample = tuple[tuple[int, int], ...]
+Outcomes = Sequence[tuple[Fraction, Fraction]]
+
+
+def table(rows: Iterable[Iterable[Fraction | int | str]]) -> Table:
+    """(inputs, labels) of fractions, from numbers such as 2 or "1/3"."""
+    return tuple(tuple(Fraction(value) for value in row) for row in rows)
+
+
+def _check_chances(name: str, chances: Sequence[Fraction]) -> None:
+    if not all(isinstance(chance, Fraction) for chance in chances):
+        raise ValueError(f"{name} must be fractions (a float would make the lemmas' equalities approximate)")
+    if any(chance < 0 for chance in chances):
+        raise ValueError(f"{name} must not be negative (got {min(chances)})")
+    if sum(chances) != 1:
+        raise ValueError(f"{name} must sum to 1 (got {sum(chances)})")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A finite problem with known p*, and the losses of one fixed f.
+
+    Args:
+        inputs: (inputs,), q(x).
+        labels: (inputs, labels), p*(y|x).
+        losses: (inputs, labels), l(y, f(x)), in any unit.
+
+    Raises:
+        ValueError: the shapes disagree, a value is no fraction, or a distribution has a negative value or another sum
+            than 1.
+    """
+
+    inputs: tuple[Fraction, ...]
+    labels: Table
+    losses: Table
+
+    def __post_init__(self) -> None:
+        _check_chances("the inputs' probabilities", self.inputs)
+        self.check_table("p*", self.labels)
+        self._check_shape("the losses", self.losses)
+        if not all(isinstance(loss, Fraction) for row in self.losses for loss in row):
+            raise ValueError("the losses must be fractions (a float would make the lemmas' equalities approximate)")
+
+    def _check_shape(self, name: str, rows: Table) -> None:
+        wanted, got = (len(self.inputs), len(self.labels[0]) if self.labels else 0), [len(row) for row in rows]
+        if got != [wanted[1]] * wanted[0]:
+            raise ValueError(f"{name} must have {wanted[0]} rows of {wanted[1]} labels (got rows of {got})")
+
+    def check_table(self, name: str, rows: Table) -> None:
+        """Refuses a table that is not a distribution of the problem's labels at each of its inputs.
+
+        Raises:
+            ValueError: the shape, a value or a sum is wrong.
+        """
+        self._check_shape(name, rows)
+        for x, row in enumerate(rows):
+            _check_chances(f"{name} at input {x}", row)
+
+    def mean(self, values: Sequence[Fraction]) -> Fraction:
+        """E_x of (inputs,) values."""
+        return sum((q * value for q, value in zip(self.inputs, values, strict=True)), Fraction(0))
+
+    def variance(self, values: Sequence[Fraction]) -> Fraction:
+        """Var_x of (inputs,) values."""
+        return self.mean([value**2 for value in values]) - self.mean(values) ** 2
+
+    def soft_losses(self, labels: Table) -> list[Fraction]:
+        """(inputs,): p(x)' l(f(x)), the loss that a table of label distributions (inputs, labels) leads one to expect.
+
+        Raises:
+            ValueError: the table's shape is not the problem's.
+        """
+        return [_dot(p, loss) for p, loss in zip(labels, self.losses, strict=True)]
+
+
+def _dot(a: Sequence[Fraction], b: Sequence[Fraction]) -> Fraction:
+    return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
+
+
+def _distance(a: Sequence[Fraction], b: Sequence[Fraction]) -> Fraction:
+    return sum(((x - y) ** 2 for x, y in zip(a, b, strict=True)), Fraction(0))
+
+
+def _check_teachers(problem: Problem, teachers: Teachers) -> None:
+    _check_chances("the teachers' probabilities", [chance for chance, _ in teachers])
+    for _, labels in teachers:
+        problem.check_table("a teacher", labels)
+
+
+def true_risk(problem: Problem) -> Fraction:
+    """R = E_x[p*(x)' l(f(x))]."""
+    return problem.mean(problem.soft_losses(problem.labels))
+
+
+def samples(problem: Problem, size: int) -> Iterator[tuple[Fraction, Sample]]:
+    """Every sample of so many examples that can occur, as (probability, ((x, y), ...)), in order of drawing.
+
+    Raises:
+        ValueError: the size is less than 1.
+    """
+    if size < 1:
+        raise ValueError(f"a sample needs at least one example (got {size})")
+    chances = {
+        (x, y): q * p for x, q in enumerate(problem.inputs) for y, p in enumerate(problem.labels[x]) if q * p > 0
+    }
+    for sample in product(chances, repeat=size):
+        yield prod((chances[example] for example in sample), start=Fraction(1)), sample
+
+
+def empirical(problem: Problem, size: int) -> Outcomes:
+    """(probability, R^) of every sample."""
+    return [
+        (chance, sum((problem.losses[x][y] for x, y in sample), Fraction(0)) / size)
+        for chance, sample in samples(problem, size)
+    ]
+
+
+def distilled(problem: Problem, teachers: Teachers, size: int) -> Outcomes:
+    """(probability, R~) of every teacher and sample, drawn independently of one another.
+
+    Args:
+        problem: the problem.
+        teachers: (probability, (inputs, labels) table p_t) of each.
+        size: N.
+
+    Raises:
+        ValueError: the teachers' probabilities or a teacher's table are none.
+    """
+    _check_teachers(problem, teachers)
+    outcomes = []
+    for chance_teacher, labels in teachers:
+        soft = problem.soft_losses(labels)
+        for chance_sample, sample in samples(problem, size):
+            outcomes.append((chance_teacher * chance_sample, sum((soft[x] for x, _ in sample), Fraction(0)) / size))
+    return outcomes
+
+
+def bayes_distilled(problem: Problem, size: int) -> Outcomes:
+    """(probability, R^_*) of every sample: the one teacher is p* itself."""
+    return distilled(problem, [(Fraction(1), problem.labels)], size)
+
+
+def memorise(problem: Problem, sample: Sample) -> Table:
+    """The teacher fitted on a sample: its label frequencies at each input, and uniform where the input is not in it."""
+    labels = len(problem.labels[0])
+    rows = []
+    for at in range(len(problem.inputs)):
+        seen = [y for x, y in sample if x == at]
+        rows.append([Fraction(seen.count(y), len(seen)) if seen else Fraction(1, labels) for y in range(labels)])
+    return table(rows)
+
+
+def memorising_teachers(problem: Problem, size: int) -> Teachers:
+    """The distribution of the teacher that memorises a sample of that size."""
+    chances: defaultdict[Table, Fraction] = defaultdict(Fraction)
+    for chance, sample in samples(problem, size):
+        chances[memorise(problem, sample)] += chance
+    return [(chance, labels) for labels, chance in chances.items()]
+
+
+def fitted(problem: Problem, size: int) -> Outcomes:
+    """(probability, R~) of every sample whose own memorising teacher distils it: teacher and sample are dependent.
+
+    R~ is then R^ on every sample, since the teacher's frequencies at x add up the very losses that S has there.
+    """
+    outcomes = []
+    for chance, sample in samples(problem, size):
+        soft = problem.soft_losses(memorise(problem, sample))
+        outcomes.append((chance, sum((soft[x] for x, _ in sample), Fraction(0)) / size))
+    return outcomes
+
+
+def mean(outcomes: Outcomes) -> Fraction:
+    """Expectation of a risk."""
+    return sum((chance * risk for chance, risk in outcomes), Fraction(0))
+
+
+def squared_error(outcomes: Outcomes, centre: Fraction) -> Fraction:
+    """E[(risk - centre)^2]; about the true risk this is E[Delta^2]."""
+    return sum((chance * (risk - centre) ** 2 for chance, risk in outcomes), Fraction(0))
+
+
+def variance(outcomes: Outcomes) -> Fraction:
+    """Variance of a risk."""
+    return squared_error(outcomes, mean(outcomes))
+
+
+def predicted_gap(problem: Problem, size: int) -> Fraction:
+    """Var R^ - Var R^_* as Lemma 1 has it: E_x[Var_{y|x} l(y, f(x))] / N."""
+    second = [_dot(p, [loss**2 for loss in row]) for p, row in zip(problem.labels, problem.losses, strict=True)]
+    first = problem.soft_losses(problem.labels)
+    return problem.mean([a - b**2 for a, b in zip(second, first, strict=True)]) / size
+
+
+def is_label_irrelevant(problem: Problem) -> bool:
+    """Whether l(., f(x)) is constant on the support of p*(x) at every x that can occur: Lemma 1's case of equality."""
+    return all(
+        len({loss for p, loss in zip(labels, losses, strict=True) if p > 0}) == 1
+        for q, labels, losses in zip(problem.inputs, problem.labels, problem.losses, strict=True)
+        if q > 0
+    )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The right-hand side of Lemma 2, by its parts.
+
+    Args:
+        variance: E_T Var_x[p_t' l] / N.
+        bias: E_x |E_T p_t(x) - p*(x)|^2.
+        spread: E_x tr Cov_T p_t(x).
+        constant: c^2 = max over the x that can occur of |l(f(x))|_2^2.
+    """
+
+    variance: Fraction
+    bias: Fraction
+    spread: Fraction
+    constant: Fraction
+
+    @property
+    def total(self) -> Fraction:
+        """E_T Var_x[p_t' l] / N + c^2 (bias + spread)."""
+        return self.variance + self.constant * (self.bias + self.spread)
+
+
+def bound(problem: Problem, teachers: Teachers, size: int) -> Bound:
+    """What Lemma 2 bounds E[Delta^2] by, for teachers that are independent of S (`distilled` names the arguments).
+
+    Given a teacher, E[Delta^2] is Var_x[p_t' l] / N plus the square of E_x[(p_t - p*)' l], which by Jensen and
+    Cauchy-Schwarz is at most c^2 E_x|p_t - p*|^2; the expectation over teachers of that is bias plus spread.
+
+    Raises:
+        ValueError: the teachers' probabilities or a teacher's table are none.
+    """
+    _check_teachers(problem, teachers)
+    bias, spread = [], []
+    for x, truth in enumerate(problem.labels):
+        centre = [sum((chance * p[x][y] for chance, p in teachers), Fraction(0)) for y in range(len(truth))]
+        bias.append(_distance(centre, truth))
+        spread.append(sum((chance * _distance(p[x], centre) for chance, p in teachers), Fraction(0)))
+    return Bound(
+        variance=sum((c * problem.variance(problem.soft_losses(p)) for c, p in teachers), Fraction(0)) / size,
+        bias=problem.mean(bias),
+        spread=problem.mean(spread),
+        constant=max(_dot(row, row) for q, row in zip(problem.inputs, problem.losses, strict=True) if q > 0),
+    )
+
+
+def independent_variance(problem: Problem, teachers: Teachers, size: int) -> Fraction:
+    """Var R~ for teachers independent of S: E_T Var_x[p_t' l] / N + Var_T E_x[p_t' l] (law of total variance).
+
+    Raises:
+        ValueError: the teachers' probabilities or a teacher's table are none.
+    """
+    within = bound(problem, teachers, size).variance
+    means = [(chance, problem.mean(problem.soft_losses(labels))) for chance, labels in teachers]
+    return within + variance(means)
+
+
+def _random_chances(source: random.Random, count: int) -> list[Fraction]:
+    weights = [source.randint(0, 3) for _ in range(count)]
+    weights[source.randrange(count)] += 1  # so that not all are 0
+    return [Fraction(weight, sum(weights)) for weight in weights]
+
+
+def random_problem(source: random.Random) -> tuple[Problem, Teachers]:
+    """A problem of 1 to 3 inputs and 2 or 3 labels, with 1 to 3 teachers; probabilities of 0 and ties are frequent."""
+    inputs, labels = source.randint(1, 3), source.randint(2, 3)
+
+    def distributions() -> Table:
+        return table(_random_chances(source, labels) for _ in range(inputs))
+
+    losses = [[Fraction(source.randint(-3, 3), source.randint(1, 3)) for _ in range(labels)] for _ in range(inputs)]
+    problem = Problem(tuple(_random_chances(source, inputs)), distributions(), table(losses))
+    return problem, [(chance, distributions()) for chance in _random_chances(source, source.randint(1, 3))]
+
+
+def coins(inputs: int, losses: tuple[int, int]) -> Problem:
+    """Equally likely inputs, at each a fair coin for a label, and one and the same pair of losses.
+
+    For unequal losses and enough inputs, a sample of 1 and the teacher that memorises it exceed Lemma 2's bound: the
+    teacher is right (uniform) at every input but the one in S, where alone it is asked. For losses (0, 1), E[Delta^2]
+    is 1/4 whatever the number n of inputs, and the bound as if S were another sample is 3 / (4n) - 1 / (4n^2).
+    """
+    return Problem((Fraction(1, inputs),) * inputs, table([["1/2", "1/2"]] * inputs), table([losses] * inputs))
+
+
+BITS = Problem(  # log-loss in bits of f(x) = (1/2, 1/4, 1/4) and (1/4, 1/4, 1/2)
+    (Fraction(1, 3), Fraction(2, 3)),
+    table([["1/2", "1/4", "1/4"], [0, "1/3", "2/3"]]),
+    table([[1, 2, 2], [2, 2, 1]]),
+)
+TIED = Problem(  # p* leaves open which label it is, and f loses the same by each; the third input never occurs
+    (Fraction(1, 2), Fraction(1, 2), Fraction(0)),
+    table([["1/4", "3/4", 0], [0, 0, 1], ["1/3", "1/3", "1/3"]]),
+    table([[2, 2, 1], [1, 2, 3], [1, 2, 3]]),
+)
+BITS_TEACHERS: Teachers = (  # one too sure at the first input, one that knows nothing
+    (Fraction(2, 3), table([[1, 0, 0], [0, "1/3", "2/3"]])),
+    (Fraction(1, 3), table([["1/3", "1/3", "1/3"]] * 2)),
+)
+COINS_ZERO_ONE = coins(3, (0, 1))  # 0-1 loss of a classifier that always says the first label
+COINS_LOG_LOSS = coins(11, (1, 2))  # log-loss of f(x) = (0.618, 0.382), in units of the golden ratio's logarithm

@@ -1,0 +1,70 @@
+"""`kdsearch slides` and `kdsearch claims`: the deck's rows and claims, measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdsearch.cli_output import command_line
+from kdsearch.storage import DEFAULT_STORAGE
+
+Storage = Annotated[
+    str,
+    typer.Option(envvar="OPTUNA_STORAGE", help="An Optuna storage URL, or journal:PATH.", show_envvar=True),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or are downloaded to [default: cache folder]."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Out = Annotated[Path, typer.Option(help="Folder of the page, the Markdown and the JSON.")]
+PlotlyJs = Annotated[str, typer.Option(help="inline (one offline page) or cdn (a small one).")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+
+
+def slides(
+    dataset: Annotated[str, typer.Option(help="mnist or cifar10.")] = "mnist",
+    rows: Annotated[str | None, typer.Option(help="Rows with commas between, as m1,m7 [default: all].")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Seeds of each row.")] = 5,
+    reading: Annotated[
+        str, typer.Option(help="Of what the deck leaves open: stated (by the deck), published (by its code) or both.")
+    ] = "stated",
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    storage: Storage = DEFAULT_STORAGE,
+    name: Annotated[str | None, typer.Option(help="Of the study that keeps them [default: slides-DATASET].")] = None,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the CIFAR-10 students, in place of 64.")] = None,
+    out: Out = Path("reports"),
+    plotlyjs: PlotlyJs = "inline",
+    as_json: Json = False,
+) -> None:
+    """Run the slide deck's rows by its own recipes, and set published beside measured; goes on where it stopped."""
+    from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting.library import checked
+    from kdsearch.slides import page, run, summary
+    from kdsearch.slides.rows import choose
+
+    jobs = choose(dataset, rows, reading)
+    checked(plotlyjs)
+    options = run.Options(
+        dataset="cifar10" if dataset == "cifar10" else "mnist", jobs=jobs, repeats=repeats, url=storage,
+        name=name or f"slides-{dataset}", data_dir=data_dir, device=device, train_size=train_size,
+        max_epochs=max_epochs, width=width,
+    )  # fmt: skip
+    with ConsoleProgress() as progress:
+        try:
+            study = run.run(options, command=command_line(storage), progress=progress)
+        except KeyboardInterrupt:
+            progress.warning("interrupted: finished trainings are kept; the same command goes on")
+            raise
+        measured = summary.summarise(study, options)
+        found = summary.as_json(study, options, measured)
+        path = page.write(study, options, measured, out, plotlyjs=plotlyjs)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print(json.dumps(found) if as_json else page.text(measured), file=sys.stdout)

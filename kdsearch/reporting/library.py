@@ -1,0 +1,115 @@
+"""What every page with figures is made of: plotly.js in it or linked, a policy that runs nothing else, templates."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, Literal, cast, get_args
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
+
+from kdsearch.errors import KdsearchError
+
+Library = Literal["inline", "cdn"]
+HEIGHT = 450  # pixels: Plotly's own, for a figure that does not say
+
+
+def checked(plotlyjs: str) -> Library:
+    """The way to get plotly.js, told early that it is no way.
+
+    Args:
+        plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
+
+    Raises:
+        KdsearchError: it is neither.
+    """
+    if plotlyjs not in get_args(Library):
+        raise KdsearchError("plotly.js must come inline or cdn", got=plotlyjs, remedy="choose one of the two")
+    return cast(Library, plotlyjs)
+
+
+def templates() -> jinja2.Environment:
+    """Jinja for pages: everything escaped, nothing undefined, templates from this folder."""
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def parts(drawn: Mapping[str, go.Figure | None], plotlyjs: str) -> dict[str, Any]:
+    """What a template needs to hold figures: their data, style, scripts and policy.
+
+    Args:
+        drawn: figures by the name of their place; None: nothing there.
+        plotlyjs: see `checked`; a page without figures carries no plotly.js.
+
+    Returns:
+        `figures` (JSON, "" for None), `heights`, `css`, `script`, `packed`, `cdn` and `policy`.
+
+    Raises:
+        KdsearchError: `plotlyjs` is neither way.
+    """
+    way = checked(plotlyjs)
+    script = _asset("page.js")
+    library = get_plotlyjs() if any(drawn.values()) else ""
+    linked = bool(library) and way == "cdn"
+    return {
+        "figures": {name: figure_json(figure) if figure else "" for name, figure in drawn.items()},
+        "heights": {name: figure.layout.height or HEIGHT for name, figure in drawn.items() if figure},
+        "css": Markup(_asset("page.css")),
+        "script": Markup(script),
+        "packed": packed(library) if library and not linked else "",
+        "cdn": {"url": cdn_url(), "integrity": f"sha256-{digest(library)}"} if linked else None,
+        "policy": policy(script, library, linked),
+    }
+
+
+def figure_json(figure: go.Figure) -> Markup:
+    """A figure's JSON for a script element: nothing in it can end that element or open a comment."""
+    text = figure.to_json()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def packed(library: str) -> str:
+    """A script, compressed, as text that page.js unpacks."""
+    return base64.b64encode(gzip.compress(library.encode(), 9, mtime=0)).decode()
+
+
+def cdn_url() -> str:
+    """Where the plotly.js of this plotly lies."""
+    return f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
+
+
+def digest(text: str) -> str:
+    """SHA-256 as policies and `integrity` spell it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def policy(script: str, library: str, linked: bool) -> str:
+    """A Content-Security-Policy that runs the page's own script and plotly.js, each by its hash, only.
+
+    Args:
+        script: the page's own.
+        library: plotly.js; "": the page has none.
+        linked: it comes from its address, not from the page.
+    """
+    sources = [f"'sha256-{digest(script)}'"]
+    if library:
+        sources.append(cdn_url() if linked else f"'sha256-{digest(library)}'")
+    # plotly.js sets styles, and saves a picture through data: and blob:
+    return f"default-src 'none'; script-src {' '.join(sources)}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,99 @@
+"""What must stay the same for the trials of a study to be comparable, stored with it and checked when it goes on."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+from optuna import Study
+from optuna.storages import BaseStorage
+
+from kdsearch import runtime, storage
+from kdsearch.distil import teacher
+from kdsearch.errors import DefinitionError
+from kdsearch.records import METRICS, StudyAttr
+from kdsearch.search.plan import Plan
+
+DIFFERENCES_SHOWN = 4
+
+
+def definition(plan: Plan) -> dict[str, Any]:
+    """All that must stay the same for two trials of a search to be comparable, as JSON.
+
+    Raises:
+        TeacherError: the teacher's weights cannot be read.
+    """
+    described = plan.spec.model_dump(mode="json", exclude={"anchors"})
+    described["data"] |= {"fingerprint": plan.split.fingerprint, "classes": list(plan.split.classes)}
+    described["teacher"] |= {"fingerprint": teacher.fingerprint(plan.spec.teacher, plan.split)}
+    described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
+    described["cost"] = plan.cost
+    if plan.cost != "flops":
+        described["device_model"] = runtime.device_model(plan.device)
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `key: old -> new` for what differs between two definitions."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}" for key in keys]
+
+
+def open_defined(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Study:
+    """Makes a study of our two objectives with a definition, or finds it again.
+
+    Args:
+        backend: of the study.
+        name: of the study.
+        wanted: its definition, plain JSON.
+
+    Raises:
+        DefinitionError: a study of another definition has that name.
+    """
+    if name not in storage.study_names(backend):
+        study = optuna.create_study(storage=backend, study_name=name, directions=["maximize"] * len(METRICS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(METRICS))
+        study.set_user_attr(StudyAttr.DEFINITION, wanted)
+        return study
+    study = storage.load_study(backend, name)
+    stored = study.user_attrs.get(StudyAttr.DEFINITION)
+    if stored is None:
+        raise DefinitionError(
+            "a study of this name must have been made by kdsearch", got=name, remedy="choose another --name"
+        )
+    changed = differences(stored, wanted)
+    if changed:
+        more = f" and {len(changed) - DIFFERENCES_SHOWN} more" if len(changed) > DIFFERENCES_SHOWN else ""
+        raise DefinitionError(
+            f"a study's definition must stay the same ({'; '.join(changed[:DIFFERENCES_SHOWN])}{more})",
+            got=name,
+            remedy="choose another --name for the new definition, or the old options",
+        )
+    return study
+
+
+def open_study(plan: Plan, backend: BaseStorage) -> Study:
+    """Makes the plan's study, or finds it again.
+
+    Raises:
+        DefinitionError: a study of another definition has that name.
+        TeacherError: the teacher's weights cannot be read.
+    """
+    study = open_defined(backend, plan.name, definition(plan))
+    study.set_user_attr(StudyAttr.STUDY_FILE, plan.spec.model_dump(mode="json"))
+    return study

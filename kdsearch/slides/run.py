@@ -1,0 +1,265 @@
+"""Runs the deck's rows: each (row, reading, repeat) trained once, stored whole in an Optuna study of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from torch import nn
+
+from kdsearch import data, networks, runtime, spec, storage
+from kdsearch.data.base import repeated
+from kdsearch.distil import teacher as teachers
+from kdsearch.errors import KdsearchError, TrialError
+from kdsearch.measure import accuracy
+from kdsearch.measure.latency import eager_pairs
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.search.definition import open_defined
+from kdsearch.slides.recipes import DECKS, School, open_school, teacher_spec, teacher_split
+from kdsearch.slides.rows import READINGS, Dataset, Job, Settings, rows
+from kdsearch.stats import median_interval
+
+KIND = "slides"
+PAIRS = 7  # timed in each repeat of an architecture: a batch of the deck's can take seconds
+MAX_REPEATS = 1000
+PERCENT = 100.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and with how much less work.
+
+    Attributes:
+        dataset: of the rows.
+        jobs: rows in their readings.
+        repeats: seeds of each.
+        url: of the storage.
+        name: of the Optuna study.
+        data_dir: where data sets lie.
+        device: as of `optimize`.
+        train_size, max_epochs: less work, for a first look.
+        width: channels of the CIFAR-10 students' first stage; None: the deck's 64.
+    """
+
+    dataset: Dataset
+    jobs: Sequence[Job]
+    repeats: int
+    url: str
+    name: str
+    data_dir: str | None = None
+    device: str = "auto"
+    train_size: int | None = None
+    max_epochs: int | None = None
+    width: int | None = None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether less is run than the deck ran: then nothing can be compared with what it published."""
+        return (self.train_size, self.max_epochs, self.width) != (None, None, None)
+
+    def settings(self, job: Job) -> Settings:
+        """A row's training, with less work where that was asked for."""
+        found = job.settings
+        if self.max_epochs is not None:
+            found = dataclasses.replace(found, epochs=min(found.epochs, self.max_epochs))
+        if self.width is not None:
+            found = dataclasses.replace(found, architecture=found.architecture | {"width": self.width})
+        return found
+
+
+def check(options: Options) -> None:
+    """Refuses what cannot be run, before anything else is done.
+
+    Raises:
+        KdsearchError: a number is out of its range.
+    """
+    if not 1 <= options.repeats <= MAX_REPEATS:
+        raise KdsearchError(f"--repeats must lie between 1 and {MAX_REPEATS}", got=options.repeats, remedy="correct it")
+    if options.width is not None and (options.dataset != "cifar10" or options.width < 1):
+        raise KdsearchError(
+            "--width narrows the CIFAR-10 students and must be at least 1",
+            got=f"{options.width} on {options.dataset}",
+            remedy="leave it out",
+        )
+    for option, value in {"--train-size": options.train_size, "--max-epochs": options.max_epochs}.items():
+        if value is not None and value < 1:
+            raise KdsearchError(f"{option} must be at least 1", got=value, remedy="give a whole number above 0")
+
+
+def run(options: Options, *, command: str | None = None, progress: Progress | None = None) -> Study:
+    """Runs what the study does not hold yet.
+
+    Args:
+        options: what to run.
+        command: what to name in the report as the command that ran.
+        progress: told of what happens.
+
+    Returns:
+        The study: a COMPLETE trial a training, its values the test accuracy (a fraction) and the inference ratio.
+
+    Raises:
+        KdsearchError: bad options, data that are missing, a storage that cannot be reached, a study of another
+            definition, or a training that did not stay finite.
+    """
+    check(options)
+    progress = progress or Progress()
+    device = runtime.resolve_device(options.device)
+    backend = storage.open_storage(options.url)
+    whole = data.load(spec.DataSpec(name=options.dataset), runtime.data_folder(options.data_dir))
+    study = open_defined(backend, options.name, definition(options, whole, device))
+    study.set_user_attr(StudyAttr.KIND, KIND)
+    todo = missing(study, options)
+    if command is not None:
+        study.set_user_attr(StudyAttr.COMMAND, command)
+    if todo:
+        school = open_school(
+            options.dataset, whole, device, train_size=options.train_size, max_epochs=options.max_epochs,
+            progress=progress,
+        )  # fmt: skip
+        study.set_user_attr(StudyAttr.TEACHER, vars(school.teacher.facts))
+        study.set_user_attr(StudyAttr.ENVIRONMENT, runtime.environment(device))
+        _run_all(study, options, school, todo, progress)
+    return study
+
+
+def definition(options: Options, whole: data.Dataset, device: torch.device) -> dict[str, Any]:
+    """What must stay the same for two trainings of the rows to stand in one table, as JSON."""
+    deck = DECKS[options.dataset]
+    split = teacher_split(options.dataset, whole, device, train_size=options.train_size)
+    taught = teacher_spec(options.dataset, max_epochs=options.max_epochs)
+    described = {
+        "kind": KIND,
+        "dataset": options.dataset,
+        "data": {"fingerprint": split.fingerprint, "train_size": options.train_size},
+        "teacher": {"fingerprint": teachers.fingerprint(taught, split)},
+        "student": deck.student.model_dump(mode="json"),
+        "max_epochs": options.max_epochs,
+        "width": options.width,
+        "device_model": runtime.device_model(device),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def stored(study: Study) -> dict[tuple[str, str, int], FrozenTrial]:
+    """Finished trainings by row, reading and repeat; where two processes ran the same one, the first stands."""
+    found: dict[tuple[str, str, int], FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        attrs = trial.user_attrs
+        found.setdefault((attrs[Attr.ROW], attrs[Attr.READING], attrs[Attr.REPEAT]), trial)
+    return found
+
+
+def missing(study: Study, options: Options) -> list[tuple[Job, int]]:
+    """The trainings that the study does not hold yet, all rows of a repeat before the next one."""
+    there = stored(study)
+    return [
+        (job, repeat)
+        for repeat in range(options.repeats)
+        for job in options.jobs
+        if (job.row.name, job.reading, repeat) not in there
+    ]
+
+
+def _run_all(study: Study, options: Options, school: School, todo: list[tuple[Job, int]], progress: Progress) -> None:
+    total = len(options.jobs) * options.repeats
+    progress.study_started(total - len(todo), total)
+    for number, (job, repeat) in enumerate(todo, start=total - len(todo)):
+        settings = options.settings(job)
+        label = f"{job.row.name}, {job.reading}, repeat {repeat}"
+        progress.trial_started(number, label, {})
+        pairs = known_pairs(study, timing_key(settings, repeat)) or time(school, settings)
+        seed = runtime.derive_seed("slides", repeat)  # rows of a repeat share it: they are paired
+        student, losses, seconds = _train(school, settings, seed, number, progress)
+        shared = {Attr.ROW: job.row.name, Attr.READING: job.reading, Attr.REPEAT: repeat, Attr.SEED: seed}
+        trial = _trial(school, student, settings, pairs, shared | {Attr.LOSSES: losses, Attr.TRAIN_SECONDS: seconds})
+        study.add_trial(trial)
+        text = f"test accuracy {trial.values[0]:.2%}, ratio {trial.values[1]:.4g}, {seconds:.1f} s"
+        progress.trial_finished(number, "COMPLETE", text, counted=True)
+
+
+def timing_key(settings: Settings, repeat: int) -> str:
+    """What two trainings must share to share one timing: equal architectures in one repeat."""
+    return json.dumps([settings.architecture, repeat], sort_keys=True)
+
+
+def known_pairs(study: Study, key: str) -> tuple[list[float], list[float]] | None:
+    """The paired seconds that the first training with this key stored, or None."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        if trial.user_attrs[Attr.TIMING_KEY] == key:
+            teacher, student = trial.user_attrs[Attr.PAIRS]
+            return teacher, student
+    return None
+
+
+def time(school: School, settings: Settings) -> tuple[list[float], list[float]]:
+    """Seconds a batch of teacher and student in turn, as the deck timed them; one thread on a CPU."""
+    student = school.build(settings, seed=0)
+    test = school.split.test.images
+    batch = school.split.prepare(test if school.deck.batch is None else repeated(test, school.deck.batch))
+    with runtime.threads(1):
+        return eager_pairs(school.teacher.network, student, batch, to_host=school.deck.to_host, least=PAIRS)
+
+
+def _train(
+    school: School, settings: Settings, seed: int, number: int, progress: Progress
+) -> tuple[nn.Module, list[float], float]:
+    """A trained student, its mean loss of each epoch, and the seconds that the training took."""
+    student = school.build(settings, seed)
+    losses: list[float] = []
+    seconds = 0.0
+    try:
+        for record in school.teach(student, settings, seed):
+            losses.append(record.loss)
+            seconds += record.seconds
+            progress.trial_epoch(number, record, settings.epochs)
+    except TrialError as error:
+        raise KdsearchError(
+            f"the row's training must stay finite: {error}", remedy="run again: finished trainings are kept"
+        ) from None
+    return student, losses, seconds
+
+
+def _trial(
+    school: School,
+    student: nn.Module,
+    settings: Settings,
+    pairs: tuple[list[float], list[float]],
+    attrs: dict[str, Any],
+) -> FrozenTrial:
+    """A finished training as a trial."""
+    test = accuracy(student, school.split.test, school.split.prepare)
+    ratio = ratio_of(*pairs)
+    distributions: dict[str, BaseDistribution] = {
+        Attr.ROW: CategoricalDistribution(list(rows(school.dataset))),
+        Attr.READING: CategoricalDistribution(list(READINGS)),
+        Attr.REPEAT: IntDistribution(0, MAX_REPEATS - 1),
+    }
+    found = attrs | {
+        Attr.CONFIG: dataclasses.asdict(settings),
+        Attr.TEST_ACCURACY: test,
+        Attr.RATIO: ratio,
+        Attr.PAIRS: [list(seconds) for seconds in pairs],
+        Attr.TIMING_KEY: timing_key(settings, attrs[Attr.REPEAT]),
+        Attr.PARAMETERS: networks.parameters(student),
+        Attr.BYTES: networks.size_bytes(student),
+    }
+    return create_trial(
+        values=[test, ratio],
+        params={name: attrs[name] for name in distributions},
+        distributions=distributions,
+        user_attrs=found,
+    )
+
+
+def ratio_of(teacher_seconds: Sequence[float], student_seconds: Sequence[float]) -> float:
+    """The median of paired ratios."""
+    return median_interval([t / s for t, s in zip(teacher_seconds, student_seconds, strict=True)])[0]
