@@ -14,7 +14,7 @@ import typer
 from kdsearch import __version__
 from kdsearch.cli_bench import bench
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
-from kdsearch.cli_slides import slides
+from kdsearch.cli_slides import claims, slides
 from kdsearch.errors import KdsearchError, RunError
 from kdsearch.storage import DEFAULT_STORAGE
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 
 app.add_typer(bench, name="bench")
 app.command()(slides)
+app.command()(claims)
 
 Storage = Annotated[
     str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,4 +66,31 @@ def slides(
         found = summary.as_json(study, options, measured)
         path = page.write(study, options, measured, out, plotlyjs=plotlyjs)
         progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
-    print(json.dumps(found) if as_json else page.text(measured), file=sys.stdout)
+    print(json.dumps(found) if as_json else page.text(measured))
+
+
+def claims(
+    dataset: Annotated[str, typer.Option(help="digits (a minute or two) or mnist.")] = "digits",
+    seeds: Annotated[int, typer.Option(help="Paired trainings of each arm, at least 5.")] = 5,
+    only: Annotated[str | None, typer.Option(help="Claims with commas between, as 1,4 [default: all nine].")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    storage: Storage = DEFAULT_STORAGE,
+    out: Out = Path("reports"),
+    plotlyjs: PlotlyJs = "inline",
+    as_json: Json = False,
+) -> None:
+    """Try the slide deck's nine claims: an experiment, an effect with its interval and a verdict for each."""
+    from kdsearch.claims import lab, page, run
+    from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting.library import checked
+
+    numbers = run.choose(only)
+    checked(plotlyjs)
+    command = command_line(storage)
+    with ConsoleProgress() as progress:
+        place = lab.open_lab(dataset, seeds=seeds, data_dir=data_dir, device=device, progress=progress)
+        findings = run.run(place, numbers, cifar10_rows=run.slides_of_cifar10(storage))
+        path = page.write(place, findings, out, command=command, plotlyjs=plotlyjs)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print(json.dumps(page.result(place, findings, command)) if as_json else page.text(findings))

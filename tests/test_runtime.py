@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,25 @@ def test_folders_come_from_the_argument_then_the_environment(monkeypatch, tmp_pa
     monkeypatch.setenv("KDSEARCH_DATA_DIR", "~/sets")
     assert runtime.data_folder() == Path.home() / "sets"
     assert runtime.data_folder("here") == Path("here")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_by_the_process():
+    code = """
+import torch
+from pathlib import Path
+from kdsearch import runtime
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+def kept():
+    before = resident()
+    torch.ones(25_000_000)
+    return resident() - before
+first = kept()
+assert runtime.keep_freed_memory()
+print(first, kept())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    without, megabytes = map(float, done.stdout.split())
+    assert without < 50
+    assert megabytes > 90

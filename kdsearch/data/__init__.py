@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
 
-from kdsearch.data.base import Dataset, ImageSet, Split, fingerprint, split, whole
+from kdsearch.data.base import Dataset, ImageSet, Split, fingerprint, repeated, split, stratified, whole
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 
@@ -64,4 +64,17 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     return _loader(spec.name.partition(":")[0])(spec, folder)
 
 
-__all__ = ["Dataset", "ImageSet", "Loader", "Split", "check_name", "fingerprint", "load", "names", "split", "whole"]
+__all__ = [
+    "Dataset",
+    "ImageSet",
+    "Loader",
+    "Split",
+    "check_name",
+    "fingerprint",
+    "load",
+    "names",
+    "repeated",
+    "split",
+    "stratified",
+    "whole",
+]

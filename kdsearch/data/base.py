@@ -99,8 +99,18 @@ def repeated(images: Tensor, count: int) -> Tensor:
     return images[torch.arange(count, device=images.device) % len(images)]
 
 
-def _draw(labels: Tensor, count: int, seed: int, what: str) -> tuple[Tensor, Tensor]:
-    """Indices of a stratified draw of `count`, and of the rest, both ascending."""
+def stratified(labels: Tensor, count: int, seed: int, what: str) -> tuple[Tensor, Tensor]:
+    """Indices of a stratified draw of `count`, and of the rest, both ascending.
+
+    Args:
+        labels: (images,), int64, on the CPU.
+        count: at least one of every class, and at least one of every class left.
+        seed: of the draw.
+        what: to call the draw in an error.
+
+    Raises:
+        DataError: a part would lack a class.
+    """
     from sklearn.model_selection import train_test_split
 
     everything = torch.arange(len(labels)).numpy()
@@ -125,12 +135,12 @@ def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
         DataError: a part would lack a class.
     """
     labels = dataset.train.labels
-    held, rest = _draw(labels, round(len(labels) * spec.validation), spec.split_seed, "the validation set")
+    held, rest = stratified(labels, round(len(labels) * spec.validation), spec.split_seed, "the validation set")
     if spec.train_size is not None and spec.train_size < len(rest):
-        chosen, _ = _draw(labels[rest], spec.train_size, spec.split_seed, "the training set")
+        chosen, _ = stratified(labels[rest], spec.train_size, spec.split_seed, "the training set")
         rest = rest[chosen]
         if spec.train_size < len(held):
-            chosen, _ = _draw(labels[held], spec.train_size, spec.split_seed, "the validation set")
+            chosen, _ = stratified(labels[held], spec.train_size, spec.split_seed, "the validation set")
             held = held[chosen]
     return _on_device(dataset, [dataset.train.subset(rest), dataset.train.subset(held), dataset.test], device)
 
@@ -149,7 +159,7 @@ def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = No
     """
     train = dataset.train
     if train_size is not None and train_size < len(train):
-        chosen, _ = _draw(train.labels, train_size, seed, "the training set")
+        chosen, _ = stratified(train.labels, train_size, seed, "the training set")
         train = train.subset(chosen)
     return _on_device(dataset, [train, dataset.train.subset(torch.arange(0)), dataset.test], device)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from kdsearch import networks, runtime
-from kdsearch.data import Split
+from kdsearch.data import ImageSet, Split
 from kdsearch.distil import train
-from kdsearch.distil.answers import Answers
+from kdsearch.distil.answers import Answers, Prepare
 from kdsearch.distil.loss import distillation_loss, nd_loss
 from kdsearch.distil.train import Batch, Lesson
 from kdsearch.records import Config, EpochRecord, architecture
@@ -63,10 +64,11 @@ def teach(
     config: Config,
     *,
     seed: int,
-    split: Split,
+    data: ImageSet,
+    prepare: Prepare,
     answers: Answers | None,
     student_spec: StudentSpec,
-    validate: Callable[[nn.Module], float],
+    validate: Callable[[nn.Module], float] = lambda network: math.nan,
 ) -> Iterator[EpochRecord]:
     """Trains a student as its configuration says, an epoch a step of the iterator.
 
@@ -76,8 +78,9 @@ def teach(
         student: of `build`; trained in place.
         config: a whole configuration.
         seed: of the training.
-        split: data on the device.
-        answers: the teacher's, to the split's training images; None is enough where `needs_teacher` says no.
+        data: images and labels on the device.
+        prepare: from images of bytes to the network's input.
+        answers: the teacher's, to these images; None is enough where `needs_teacher` says no.
         student_spec: `[student]` of a study.
         validate: accuracy of the network on the validation set, a fraction.
 
@@ -105,8 +108,8 @@ def teach(
         return total + float(weight) * features
 
     lesson = Lesson(
-        data=split.train,
-        prepare=split.prepare,
+        data=data,
+        prepare=prepare,
         loss=loss,
         teacher_logits=answers.logits if answers is not None and config["loss_weight"] > 0 else None,
         teacher_norms=answers.norms if mapping is not None and answers is not None else None,

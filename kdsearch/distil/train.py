@@ -182,6 +182,8 @@ def train(
     """
     optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
     device = lesson.data.labels.device
+    if device.type == "cpu":
+        runtime.keep_freed_memory()
     for epoch in range(1, lesson.epochs + 1):
         start = time.perf_counter()
         network.train()

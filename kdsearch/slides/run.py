@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from torch import nn
 
 from kdsearch import data, networks, runtime, spec, storage
-from kdsearch.data.base import repeated
 from kdsearch.distil import teacher as teachers
 from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.measure import accuracy
@@ -204,7 +203,7 @@ def time(school: School, settings: Settings) -> tuple[list[float], list[float]]:
     """Seconds a batch of teacher and student in turn, as the deck timed them; one thread on a CPU."""
     student = school.build(settings, seed=0)
     test = school.split.test.images
-    batch = school.split.prepare(test if school.deck.batch is None else repeated(test, school.deck.batch))
+    batch = school.split.prepare(test if school.deck.batch is None else data.repeated(test, school.deck.batch))
     with runtime.threads(1):
         return eager_pairs(school.teacher.network, student, batch, to_host=school.deck.to_host, least=PAIRS)
 

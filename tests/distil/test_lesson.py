@@ -23,8 +23,8 @@ def taught(plan: Plan, known: Answers | None, seed: int = 0, **changes) -> tuple
     config = {**CONFIG, **changes}
     student = lesson.build(plan.spec.student, config, seed=seed, split=plan.split)
     records = lesson.teach(
-        student, config, seed=seed, split=plan.split, answers=known, student_spec=plan.spec.student,
-        validate=lambda _: 0.5,
+        student, config, seed=seed, data=plan.split.train, prepare=plan.split.prepare, answers=known,
+        student_spec=plan.spec.student,
     )  # fmt: skip
     return [record.loss for record in records], student.state_dict()
 
