@@ -46,7 +46,8 @@ def findings(study: Study | None) -> list[Finding]:
     """Claims 2 and 3 on CIFAR-10: not measured where fewer than five repeats of the four rows are there."""
     found = accuracies(study)
     if len(found.get("c5", [])) < SEEDS:
-        said = f"{len(found.get('c5', []))} repeats of rows c5, c7, c8 and c9 are in the storage; {SEEDS} are needed, on a GPU."
+        repeats = len(found.get("c5", []))
+        said = f"The storage holds {repeats} of the {SEEDS} repeats of rows c5, c7, c8 and c9 that a verdict needs."
         return [Finding(n, TEXTS[n], "cifar10", EXPERIMENTS[n], said=said, decided="not measured") for n in TEXTS]
     gain = effect("c5 - c7", found["c5"], found["c7"], margin=MARGIN)
     few = [a - b for a, b in zip(found["c8"], found["c9"], strict=True)]

@@ -39,8 +39,8 @@ def claim_1(lab: Lab) -> Finding:
         1,
         "Students are 10 to 100 times faster than the teacher, at little loss of accuracy.",
         lab.dataset,
-        f"A student of {WIDE} units (the deck's largest) taught by the teacher alone, against the teacher itself: at most "
-        f"{margin:g} points less accurate, and at least {FASTER:g} times as fast.",
+        f"A student of {WIDE} units (the deck's largest) taught by the teacher alone, against the teacher itself: at "
+        f"most {margin:g} points less accurate, and at least {FASTER:g} times as fast.",
         [effect("student - teacher", students, theirs, margin=-margin)],
         f"It is {timing.ratio:.1f} times as fast as the teacher (95 % interval {timing.low:.1f} to {timing.high:.1f}, "
         f"measured as searches measure it).",
@@ -99,7 +99,8 @@ def claim_4(lab: Lab) -> Finding:
         4,
         "A teacher can replace labels altogether.",
         lab.dataset,
-        f"The teacher's outputs alone (T = 3.5) against the labels alone, same student: at most {margin:g} points worse.",
+        "The teacher's outputs alone (T = 3.5) against the labels alone, same student: at most "
+        f"{margin:g} points worse.",
         [effect("teacher alone - labels alone", taught, labels, margin=-margin)],
         arms={"teacher alone": percent(taught), "labels alone": percent(labels)},
     )
@@ -115,8 +116,9 @@ def claim_7(lab: Lab) -> Finding:
         7,
         "The student's sample need not be the teacher's: cls_loss covers data that the teacher never saw.",
         lab.dataset,
-        "The teacher saw the first half of the training images. cls_loss + div_loss on the second half, against the same "
-        f"on the first half, and against cls_loss alone on the second half: at most {margin:g} points worse than each.",
+        "The teacher saw the first half of the training images. cls_loss + div_loss on the second half, against the "
+        "same on the first half, and against cls_loss alone on the second half: at most "
+        f"{margin:g} points worse than each.",
         [
             effect("other half - the teacher's half", other, same, margin=-margin),
             effect("other half, cls + div - other half, labels alone", other, labels, margin=-margin),
@@ -138,8 +140,8 @@ def claim_8(lab: Lab) -> Finding:
         8,
         "A student taught on random data gets garbage: div_loss then misleads it.",
         lab.dataset,
-        "The teacher's outputs alone, for as many noise images (uniform pixels), or grey patches of two photographs, as "
-        "there are training images; tested on the real test set. Garbage: noise teaches at most "
+        "The teacher's outputs alone, for as many noise images (uniform pixels), or grey patches of two photographs, "
+        "as there are training images; tested on the real test set. Garbage: noise teaches at most "
         f"{GARBAGE:g} points more than chance. Misled: more than {MISLED:g} points worse than labels alone.",
         [
             garbage,
@@ -164,8 +166,8 @@ def claim_9(lab: Lab) -> Finding:
         9,
         "A class never shown to the student is still learnt from the soft targets.",
         lab.dataset,
-        f"No image of class {name} in the transfer set: its recall on the test set, taught by the teacher alone (T = 3.5), "
-        f"against hard labels on the same images: more than {RECALL:g} points.",
+        f"No image of class {name} in the transfer set: its recall on the test set, taught by the teacher alone "
+        f"(T = 3.5), against hard labels on the same images: more than {RECALL:g} points.",
         [effect(f"recall of {name}: soft targets - hard labels", soft, hard, margin=RECALL)],
         arms={
             f"recall of {name}, soft targets": percent(soft), f"recall of {name}, hard labels": percent(hard),

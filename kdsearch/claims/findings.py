@@ -1,4 +1,4 @@
-"""What an experiment found: effects with their intervals over paired seeds, and verdicts by margins fixed beforehand."""
+"""What an experiment found: effects with intervals over paired seeds, and verdicts by margins fixed beforehand."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def open_lab(dataset: str, *, seeds: int, data_dir: str | None, device: str, pro
     if dataset not in SETTINGS:
         raise KdsearchError(
             "the claims are tried on digits or mnist", got=dataset,
-            remedy="choose one of the two; claims 2 and 3 also read `kdsearch slides --dataset cifar10` from the storage",
+            remedy="choose one of the two; claims 2 and 3 also read the rows of `kdsearch slides --dataset cifar10`",
         )  # fmt: skip
     if seeds < SEEDS:
         raise KdsearchError(f"a verdict needs at least {SEEDS} paired seeds", got=seeds, remedy="raise --seeds")

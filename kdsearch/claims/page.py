@@ -76,11 +76,11 @@ def counts(findings: Sequence[Finding]) -> str:
 
 def _how(lab: Lab) -> list[str]:
     return [
-        f"Every experiment has a control and a margin fixed beforehand, and {lab.seeds} seeds that are paired: with one "
-        "seed all arms start from the same weights and see their images in the same order. An effect is confirmed where "
-        "the whole 95 % interval (Student's t over seeds) lies above its margin, refuted where it lies below, else "
-        "undecided. One teacher teaches all seeds: its own luck is in every arm. No correction is made for trying "
-        "several claims."
+        f"Every experiment has a control and a margin fixed beforehand, and {lab.seeds} seeds that are paired: with "
+        "one seed all arms start from the same weights and draw the order of their images from the same generator. An "
+        "effect is confirmed where the whole 95 % interval (Student's t over seeds) lies above its margin, "
+        "refuted where it lies below, else undecided. One teacher teaches all seeds: its own luck is in every arm. No "
+        "correction is made for trying several claims."
     ]
 
 
@@ -196,8 +196,8 @@ def _facts(lab: Lab, command: str) -> list[str]:
         f"Made by `{command}` on {time.strftime('%Y-%m-%d', time.gmtime())}.",
         ", ".join(f"{key} {environment[key]}" for key in keys) + ".",
         f"Teacher: {facts.family}, fingerprint {facts.fingerprint}, test accuracy {100 * facts.accuracy:.2f} %.",
-        f"Students: one hidden layer, Adam, {lab.settings.epochs} epochs, batch {lab.settings.batch_size}; scored on the "
-        f"{len(lab.split.test):,} test images after the last epoch.",
+        f"Students: one hidden layer, Adam, {lab.settings.epochs} epochs, batch {lab.settings.batch_size}; scored on "
+        f"the {len(lab.split.test):,} test images after the last epoch.",
     ]
 
 

@@ -43,16 +43,19 @@ class Teacher:
     prepare: answers.Prepare
     facts: TeacherFacts
 
-    def answers(self, data: ImageSet) -> Answers:
+    def answers(self, data: ImageSet, *, network: nn.Module | None = None, kind: str = "") -> Answers:
         """Its answers to images, from the cache where it was asked before.
 
         Args:
             data: images, on its device, and their labels.
+            network: a changed form of it that is to answer; None: itself.
+            kind: what that form is called in the cache.
 
         Raises:
             KdsearchError: the cache cannot be written.
         """
-        return answers.obtain(self.network, data, self.prepare, folder=_folder("answers"), name=self.facts.fingerprint)
+        name = f"{self.facts.fingerprint}-{kind}" if kind else self.facts.fingerprint
+        return answers.obtain(network or self.network, data, self.prepare, folder=_folder("answers"), name=name)
 
 
 def fingerprint(spec: TeacherSpec, split: Split) -> str:

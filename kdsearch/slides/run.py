@@ -6,30 +6,26 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from torch import nn
 
-from kdsearch import data, networks, runtime, spec, storage
+from kdsearch import data, runtime, spec, storage
 from kdsearch.distil import teacher as teachers
-from kdsearch.errors import KdsearchError, TrialError
-from kdsearch.measure import accuracy
-from kdsearch.measure.latency import eager_pairs
+from kdsearch.errors import KdsearchError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.search.definition import open_defined
+from kdsearch.slides import quantised, training
 from kdsearch.slides.recipes import DECKS, School, open_school, teacher_spec, teacher_split
 from kdsearch.slides.rows import READINGS, Dataset, Job, Settings, rows
-from kdsearch.stats import median_interval
 
 KIND = "slides"
-PAIRS = 7  # timed in each repeat of an architecture: a batch of the deck's can take seconds
 MAX_REPEATS = 1000
-PERCENT = 100.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def check(options: Options) -> None:
     """Refuses what cannot be run, before anything else is done.
 
     Raises:
-        KdsearchError: a number is out of its range.
+        KdsearchError: a number is out of its range, or an int8 row lacks its packages.
     """
     if not 1 <= options.repeats <= MAX_REPEATS:
         raise KdsearchError(f"--repeats must lie between 1 and {MAX_REPEATS}", got=options.repeats, remedy="correct it")
@@ -88,6 +84,8 @@ def check(options: Options) -> None:
             got=f"{options.width} on {options.dataset}",
             remedy="leave it out",
         )
+    if any(job.settings.bits is not None for job in options.jobs):
+        quantised.require()
     for option, value in {"--train-size": options.train_size, "--max-epochs": options.max_epochs}.items():
         if value is not None and value < 1:
             raise KdsearchError(f"{option} must be at least 1", got=value, remedy="give a whole number above 0")
@@ -172,93 +170,47 @@ def _run_all(study: Study, options: Options, school: School, todo: list[tuple[Jo
     total = len(options.jobs) * options.repeats
     progress.study_started(total - len(todo), total)
     for number, (job, repeat) in enumerate(todo, start=total - len(todo)):
+        progress.trial_started(number, f"{job.row.name}, {job.reading}, repeat {repeat}", {})
         settings = options.settings(job)
-        label = f"{job.row.name}, {job.reading}, repeat {repeat}"
-        progress.trial_started(number, label, {})
-        pairs = known_pairs(study, timing_key(settings, repeat)) or time(school, settings)
         seed = runtime.derive_seed("slides", repeat)  # rows of a repeat share it: they are paired
-        student, losses, seconds = _train(school, settings, seed, number, progress)
+        on_epoch = partial(progress.trial_epoch, number, epochs=settings.epochs)
+        key = timing_key(settings, repeat)
+        if settings.bits is not None:
+            found = training.in_int8(school, settings, seed, on_epoch)
+        else:
+            pairs = known_pairs(study, key) or training.time(school, settings)
+            found = training.in_float(school, settings, seed, pairs, on_epoch)
         shared = {Attr.ROW: job.row.name, Attr.READING: job.reading, Attr.REPEAT: repeat, Attr.SEED: seed}
-        trial = _trial(school, student, settings, pairs, shared | {Attr.LOSSES: losses, Attr.TRAIN_SECONDS: seconds})
-        study.add_trial(trial)
-        text = f"test accuracy {trial.values[0]:.2%}, ratio {trial.values[1]:.4g}, {seconds:.1f} s"
-        progress.trial_finished(number, "COMPLETE", text, counted=True)
+        about = {Attr.CONFIG: dataclasses.asdict(settings), Attr.TIMING_KEY: key}
+        study.add_trial(_trial(school.dataset, shared | about | found))
+        text = f"test accuracy {found[Attr.TEST_ACCURACY]:.2%}, ratio {found[Attr.RATIO]:.4g}"
+        progress.trial_finished(number, "COMPLETE", f"{text}, {found[Attr.TRAIN_SECONDS]:.1f} s", counted=True)
 
 
 def timing_key(settings: Settings, repeat: int) -> str:
-    """What two trainings must share to share one timing: equal architectures in one repeat."""
-    return json.dumps([settings.architecture, repeat], sort_keys=True)
+    """What two trainings must share to share one timing: equal architectures, in one arithmetic, in one repeat."""
+    return json.dumps([settings.architecture, settings.bits, repeat], sort_keys=True)
 
 
-def known_pairs(study: Study, key: str) -> tuple[list[float], list[float]] | None:
+def known_pairs(study: Study, key: str) -> training.Pairs | None:
     """The paired seconds that the first training with this key stored, or None."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         if trial.user_attrs[Attr.TIMING_KEY] == key:
-            teacher, student = trial.user_attrs[Attr.PAIRS]
-            return teacher, student
+            pairs: training.Pairs = trial.user_attrs[Attr.PAIRS]
+            return pairs
     return None
 
 
-def time(school: School, settings: Settings) -> tuple[list[float], list[float]]:
-    """Seconds a batch of teacher and student in turn, as the deck timed them; one thread on a CPU."""
-    student = school.build(settings, seed=0)
-    test = school.split.test.images
-    batch = school.split.prepare(test if school.deck.batch is None else data.repeated(test, school.deck.batch))
-    with runtime.threads(1):
-        return eager_pairs(school.teacher.network, student, batch, to_host=school.deck.to_host, least=PAIRS)
-
-
-def _train(
-    school: School, settings: Settings, seed: int, number: int, progress: Progress
-) -> tuple[nn.Module, list[float], float]:
-    """A trained student, its mean loss of each epoch, and the seconds that the training took."""
-    student = school.build(settings, seed)
-    losses: list[float] = []
-    seconds = 0.0
-    try:
-        for record in school.teach(student, settings, seed):
-            losses.append(record.loss)
-            seconds += record.seconds
-            progress.trial_epoch(number, record, settings.epochs)
-    except TrialError as error:
-        raise KdsearchError(
-            f"the row's training must stay finite: {error}", remedy="run again: finished trainings are kept"
-        ) from None
-    return student, losses, seconds
-
-
-def _trial(
-    school: School,
-    student: nn.Module,
-    settings: Settings,
-    pairs: tuple[list[float], list[float]],
-    attrs: dict[str, Any],
-) -> FrozenTrial:
+def _trial(dataset: Dataset, attrs: dict[str, Any]) -> FrozenTrial:
     """A finished training as a trial."""
-    test = accuracy(student, school.split.test, school.split.prepare)
-    ratio = ratio_of(*pairs)
     distributions: dict[str, BaseDistribution] = {
-        Attr.ROW: CategoricalDistribution(list(rows(school.dataset))),
+        Attr.ROW: CategoricalDistribution(list(rows(dataset))),
         Attr.READING: CategoricalDistribution(list(READINGS)),
         Attr.REPEAT: IntDistribution(0, MAX_REPEATS - 1),
     }
-    found = attrs | {
-        Attr.CONFIG: dataclasses.asdict(settings),
-        Attr.TEST_ACCURACY: test,
-        Attr.RATIO: ratio,
-        Attr.PAIRS: [list(seconds) for seconds in pairs],
-        Attr.TIMING_KEY: timing_key(settings, attrs[Attr.REPEAT]),
-        Attr.PARAMETERS: networks.parameters(student),
-        Attr.BYTES: networks.size_bytes(student),
-    }
     return create_trial(
-        values=[test, ratio],
+        values=[attrs[Attr.TEST_ACCURACY], attrs[Attr.RATIO]],
         params={name: attrs[name] for name in distributions},
         distributions=distributions,
-        user_attrs=found,
+        user_attrs=attrs,
     )
-
-
-def ratio_of(teacher_seconds: Sequence[float], student_seconds: Sequence[float]) -> float:
-    """The median of paired ratios."""
-    return median_interval([t / s for t, s in zip(teacher_seconds, student_seconds, strict=True)])[0]

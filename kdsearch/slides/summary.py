@@ -14,10 +14,38 @@ from kdsearch.records import Attr, StudyAttr
 from kdsearch.slides.recipes import DECKS
 from kdsearch.slides.rows import PUBLISHED_TEACHER, Dataset, Job
 from kdsearch.slides.run import Options, stored
+from kdsearch.spec import Published
 from kdsearch.stats import Interval, difference_from_one_run, mean_interval, median_interval, proportion_interval
 
 REACH = 1.5  # points below the deck's accuracy at most: then a row counts as reproduced
 TEST_IMAGES = 10_000  # of both data sets
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What int8 did to a student.
+
+    Attributes:
+        gain: its time in float / in int8, both in ONNX Runtime: median, low, high.
+        trained_accuracy: mean accuracy of the fake-quantised network in training, percent.
+        float_ratio: the inference ratio of the same student in float, in ONNX Runtime: median.
+        float_bytes: of the file in float.
+        float_products: products that did not run in int8.
+    """
+
+    gain: tuple[float, float, float]
+    trained_accuracy: float
+    float_ratio: float
+    float_bytes: int
+    float_products: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether int8 is faster here than float."""
+        _, low, high = self.gain
+        if low > 1:
+            return "faster"
+        return "slower" if high < 1 else "even"
 
 
 @dataclass(frozen=True)
@@ -28,18 +56,20 @@ class Measured:
         job: the row in its reading.
         accuracies: test accuracy of each repeat, percent.
         accuracy: their mean, with the interval over seeds; of one repeat, that of the test images alone.
-        difference: measured minus published, points, with the interval that one published run leaves.
+        difference: measured minus published, points, with the interval that one published run leaves; None where
+            nothing was published.
         ratio: median, low, high of all paired ratios of the row's architecture.
         teacher_seconds, student_seconds: an image of inference, medians.
         seconds: of one training, median.
         parameters, bytes: of the student.
         scaled: whether less was run than the deck ran.
+        int8: of an int8 row, None of others.
     """
 
     job: Job
     accuracies: Sequence[float]
     accuracy: Interval
-    difference: Interval
+    difference: Interval | None
     ratio: tuple[float, float, float]
     teacher_seconds: float
     student_seconds: float
@@ -47,15 +77,26 @@ class Measured:
     parameters: int
     bytes: int
     scaled: bool
+    int8: Int8 | None = None
+
+    @property
+    def published(self) -> Published:
+        """What was published; only of a row that has it."""
+        assert self.job.row.published is not None
+        return self.job.row.published
 
     @property
     def verdict(self) -> str:
         """matches, higher or lower: whether the interval of the difference in accuracy holds 0.
 
-        Where less was run than the deck ran, the row is not measured.
+        Where less was run than the deck ran, the row is not measured. Of an int8 row, which has no published figure:
+        faster, slower or even, by the interval of the same student's time in float / in int8.
         """
         if self.scaled:
             return "not measured"
+        if self.difference is None:
+            assert self.int8 is not None
+            return self.int8.verdict
         if self.difference.low <= 0 <= self.difference.high:
             return "matches"
         return "higher" if self.difference.mean > 0 else "lower"
@@ -63,7 +104,7 @@ class Measured:
     @property
     def reproduced(self) -> bool:
         """Whether the mean accuracy is within 1.5 points of the published one, or better."""
-        return self.difference.mean >= -REACH
+        return self.difference is None or self.difference.mean >= -REACH
 
 
 def summarise(study: Study, options: Options) -> list[Measured]:
@@ -83,14 +124,15 @@ def _measured(job: Job, trials: list[FrozenTrial], options: Options) -> Measured
     accuracies = [found[Attr.TEST_ACCURACY] for found in attrs]
     several = len(accuracies) > 1
     accuracy = mean_interval(accuracies) if several else proportion_interval(accuracies[0], TEST_IMAGES)
-    difference = difference_from_one_run(accuracies, job.row.published.accuracy / 100, TEST_IMAGES)
+    published = job.row.published
+    difference = difference_from_one_run(accuracies, published.accuracy / 100, TEST_IMAGES) if published else None
     pairs = [pair for found in attrs for pair in zip(*found[Attr.PAIRS], strict=True)]
     images = images_a_batch(options.dataset)
     return Measured(
         job=job,
         accuracies=[100 * value for value in accuracies],
         accuracy=_percent(accuracy, len(accuracies)),
-        difference=_percent(difference, len(accuracies)),
+        difference=_percent(difference, len(accuracies)) if difference else None,
         ratio=median_interval([teacher / student for teacher, student in pairs]),
         teacher_seconds=statistics.median(teacher for teacher, _ in pairs) / images,
         student_seconds=statistics.median(student for _, student in pairs) / images,
@@ -98,6 +140,20 @@ def _measured(job: Job, trials: list[FrozenTrial], options: Options) -> Measured
         parameters=attrs[0][Attr.PARAMETERS],
         bytes=attrs[0][Attr.BYTES],
         scaled=options.scaled,
+        int8=_int8(attrs) if job.settings.bits is not None else None,
+    )
+
+
+def _int8(attrs: list[dict[str, Any]]) -> Int8:
+    found = [one[Attr.INT8] for one in attrs]
+    in_float = [seconds for one in found for seconds in one["float_seconds"]]
+    teacher, in_int8 = ([seconds for one in attrs for seconds in one[Attr.PAIRS][side]] for side in (0, 1))
+    return Int8(
+        gain=median_interval([a / b for a, b in zip(in_float, in_int8, strict=True)]),
+        trained_accuracy=100 * statistics.fmean(one["trained_accuracy"] for one in found),
+        float_ratio=statistics.median(a / b for a, b in zip(teacher, in_float, strict=True)),
+        float_bytes=found[0]["float_bytes"],
+        float_products=max(one["float_products"] for one in found),
     )
 
 
@@ -136,11 +192,13 @@ def as_json(study: Study, options: Options, measured: Sequence[Measured]) -> dic
 def _row_json(one: Measured) -> dict[str, Any]:
     median, low, high = one.ratio
     several = len(one.accuracies) > 1
+    published = one.job.row.published
+    said: dict[str, Any] = {"accuracy": None, "ratio": None, "seconds": None}
     return {
         "row": one.job.row.name,
         "reading": one.job.reading,
         "open": one.job.row.open,
-        "published": one.job.row.published.model_dump(),
+        "published": said if published is None else published.model_dump(),
         "measured": {
             "accuracy": asdict(one.accuracy) | {"interval": "seeds" if several else "test images"},
             "accuracies": list(one.accuracies),
@@ -150,10 +208,12 @@ def _row_json(one: Measured) -> dict[str, Any]:
             "parameters": one.parameters,
             "bytes": one.bytes,
         },
-        "difference": {
-            "accuracy": asdict(one.difference),
-            "ratio": median / one.job.row.published.ratio,
-            "seconds": one.seconds - one.job.row.published.seconds,
+        "difference": published
+        and {
+            "accuracy": one.difference and asdict(one.difference),
+            "ratio": median / published.ratio,
+            "seconds": one.seconds - published.seconds,
         },
+        "int8": one.int8 and asdict(one.int8),
         "verdict": one.verdict,
     }

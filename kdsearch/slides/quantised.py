@@ -1,0 +1,138 @@
+"""The deck's "quantized" algorithm as a row of its own: an int8 student of a teacher with quantised feature maps.
+
+The student is trained with quantisation in the loop, by the recipe of the row it is like, and deployed as an ONNX file
+that ONNX Runtime runs in int8; accuracy and ratio are those of that file. The teacher and the same student in float run
+in ONNX Runtime, too, so that the figures say what int8 gains on this machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch import networks
+from kdsearch.data import repeated
+from kdsearch.distil.answers import Answers
+from kdsearch.errors import KdsearchError
+
+if TYPE_CHECKING:
+    from kdsearch.distil.quantised import FakeQuantised
+    from kdsearch.slides.recipes import School
+    from kdsearch.slides.rows import Settings
+
+NEEDS = ("torchao", "onnx", "onnxruntime", "onnxscript")
+CALIBRATION = 500  # training images that the largest feature is taken from
+EXAMPLE = 2  # images: the least that an export with any batch takes
+
+
+def missing() -> list[str]:
+    """Packages that an int8 row needs and this machine lacks."""
+    return [name for name in NEEDS if find_spec(name) is None]
+
+
+def require() -> None:
+    """Refuses an int8 row where packages for it are missing.
+
+    Raises:
+        KdsearchError: they are.
+    """
+    lacking = missing()
+    if lacking:
+        raise KdsearchError(
+            "an int8 row needs torchao and ONNX Runtime", got=f"no {', '.join(lacking)}",
+            remedy="pip install 'kdsearch[int8]', or leave the row out of --rows",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An int8 student as it runs in ONNX Runtime.
+
+    Attributes:
+        accuracy: test accuracy of the file, a fraction.
+        trained_accuracy: that of the fake-quantised network in training, a fraction.
+        seconds: a batch of inference in turn: the teacher's, the float student's, the int8 student's, pair by pair.
+        bytes: of the file.
+        float_bytes: of the float student's file.
+        float_products: convolutions and matrix products that did not run in int8.
+    """
+
+    accuracy: float
+    trained_accuracy: float
+    seconds: Sequence[Sequence[float]]
+    bytes: int
+    float_bytes: int
+    float_products: int
+
+
+def answers(school: School, bits: int) -> Answers:
+    """The answers of the teacher with its last feature map quantised to so many bits, to the training images."""
+    from kdsearch.distil.quantised import QuantisedFeatures
+
+    train = school.split.train
+    with torch.inference_mode():
+        _, features = networks.with_embedding(school.teacher.network, school.split.prepare(train.images[:CALIBRATION]))
+    quantised = QuantisedFeatures(school.teacher.network, features.max().item(), bits).eval()
+    return school.teacher.answers(train, network=quantised, kind=f"features{bits}")
+
+
+def prepare(school: School, student: nn.Module) -> FakeQuantised:
+    """The student, to be trained as if it were int8; on the CPU, where int8 is to run."""
+    from kdsearch.distil.quantised import prepare
+
+    return prepare(student.cpu(), _images(school)[:EXAMPLE]).to(school.split.train.labels.device)
+
+
+def deploy(school: School, settings: Settings, trained: FakeQuantised, *, rounds: int) -> Deployed:
+    """Writes teacher, float student and int8 student as ONNX files, scores the last and times all three.
+
+    Args:
+        school: of the row.
+        settings: of the row: the float student is built anew, for time does not depend on weights.
+        trained: the fake-quantised student.
+        rounds: of timing.
+    """
+    from kdsearch.distil.quantised import convert
+    from kdsearch.measure import onnx
+
+    images = _images(school)
+    labels = school.split.test.labels.cpu()
+    example = images[:EXAMPLE]
+    trained = trained.cpu().eval()
+    with torch.inference_mode():
+        in_training = torch.cat([trained(part) for part in images.split(500)])
+    with tempfile.TemporaryDirectory() as folder:
+        files = [
+            onnx.write(network, example, Path(folder) / f"{name}.onnx")
+            for name, network in {
+                "teacher": school.teacher.network,
+                "float": school.build(settings, seed=0),
+                "int8": convert(trained, example),
+            }.items()
+        ]
+        sessions = [onnx.session(file) for file in files]
+        batch = images if school.deck.batch is None else repeated(images, school.deck.batch)
+        return Deployed(
+            accuracy=_accuracy(onnx.logits(sessions[2], images), labels),
+            trained_accuracy=_accuracy(in_training, labels),
+            seconds=onnx.timed(sessions, batch, rounds=rounds),
+            bytes=files[2].stat().st_size,
+            float_bytes=files[1].stat().st_size,
+            float_products=sum(onnx.float_products(files[2], images[:8]).values()),
+        )
+
+
+def _images(school: School) -> Tensor:
+    """The test images as a network's input, on the CPU."""
+    return school.split.prepare(school.split.test.images.cpu())
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).double().mean().item()
