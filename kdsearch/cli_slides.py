@@ -57,6 +57,8 @@ def slides(
         max_epochs=max_epochs, width=width,
     )  # fmt: skip
     with ConsoleProgress() as progress:
+        if rows is None:
+            options = run.without_missing(options, progress)
         try:
             study = run.run(options, command=command_line(storage), progress=progress)
         except KeyboardInterrupt:

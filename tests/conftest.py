@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from commands import Result, Run
 
-from kdsearch import spec
+from kdsearch import cli, spec
 from kdsearch.data import ImageSet
 from kdsearch.distil.teacher import Teacher, obtain
 from kdsearch.measure import latency
@@ -114,3 +116,19 @@ def noise() -> ImageSet:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (40, 1, 4, 4), generator=generator, dtype=torch.uint8)
     return ImageSet(images, torch.arange(40) % 2)
+
+
+@pytest.fixture
+def kdsearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["kdsearch", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run

@@ -6,53 +6,17 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import optuna
 import pytest
+from commands import Run, refused
 from PIL import Image
 
 from kdsearch import cli
 from kdsearch.storage import open_storage
 
 DIGITS = ("optimize", "--cost", "flops", "--seed", "1", "--train-size", "200", "--max-epochs", "2", "--device", "cpu")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def kdsearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["kdsearch", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
-
-
-def refused(result: Result, *words: str) -> None:
-    """One line on stderr with these words, nothing on stdout, exit code 1."""
-    assert result.code == 1
-    assert result.out == ""
-    assert result.err.startswith("kdsearch: error: ")
-    assert result.err.count("\n") == 1
-    for word in words:
-        assert word in result.err
 
 
 def test_version_and_help_name_every_command(kdsearch: Run) -> None:

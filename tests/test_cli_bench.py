@@ -1,30 +1,13 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from kdsearch import cli
 from kdsearch.bench import tables
 
 SPACE = {"width": [8, 32, 128], "loss_weight": 0.0, "temperature": 1.0, "batch_size": [16, 64],
          "epochs": {"low": 1, "high": 4, "log": False, "step": None}}  # fmt: skip
-
-
-@pytest.fixture
-def kdsearch(tmp_path, monkeypatch, capsys):
-    """Runs the command in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["kdsearch", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -14,7 +14,12 @@ OTHER_DATA = ("--dataset mnist", "--dataset cifar10", "folder:PATH")
 SHORTER = {
     "kdsearch bench search": "--tables digits --seeds 1 --budget 60",
     "kdsearch bench tabulate": "--count 2 --epochs 1",
+    "kdsearch claims": "--only 5,9",
+    "kdsearch claims --dataset mnist": "--only 5",
+    "kdsearch slides --dataset mnist": "--rows m1 --repeats 1 --train-size 300 --max-epochs 1",
+    "kdsearch slides --dataset cifar10": "--rows c4 --repeats 1 --train-size 100 --max-epochs 1 --width 8",
 }  # what takes minutes is run with less of it
+SLIDES = ("kdsearch slides", "kdsearch claims")
 
 
 def blocks(language: str) -> list[str]:
@@ -24,6 +29,18 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     return [line for line in lines if line.startswith("kdsearch")]
+
+
+def shorter(command: str) -> str:
+    """The command with less work, where it has much."""
+    starts = [start for start in SHORTER if command.startswith(start)]
+    return f"{command} {SHORTER[max(starts, key=len)]}" if starts else command
+
+
+def on_other_data(*, slides: bool) -> list[str]:
+    """The commands on MNIST and CIFAR-10: of the slides, or those that can be planned."""
+    found = [line for line in commands() if any(data in line for data in OTHER_DATA[:2])]
+    return [line for line in found if line.startswith(SLIDES) == slides]
 
 
 def shell(command: str, folder: Path) -> str:
@@ -47,8 +64,7 @@ def test_the_tour_on_digits_runs(tmp_path: Path) -> None:
     tour = [line for line in commands() if not any(data in line for data in (*OTHER_DATA, "dashboard"))]
     assert len(tour) >= 9
     for command in tour:
-        less = next((options for start, options in SHORTER.items() if command.startswith(start)), "")
-        shell(f"{command} {less}", tmp_path)
+        shell(shorter(command), tmp_path)
     assert (tmp_path / "reports" / "digits.html").is_file()
     assert (tmp_path / "front.html").is_file()
     assert (tmp_path / "digits-trial-9.safetensors").is_file()
@@ -56,7 +72,16 @@ def test_the_tour_on_digits_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.real_data
-@pytest.mark.parametrize("command", [line for line in commands() if any(data in line for data in OTHER_DATA[:2])])
+@pytest.mark.parametrize("command", on_other_data(slides=True))
+def test_the_slides_run_on_other_data(command: str, tmp_path: Path) -> None:
+    assert command in SHORTER
+    assert shell(shorter(command), tmp_path)
+    assert list((tmp_path / "reports").glob("*.html"))
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("command", on_other_data(slides=False))
 def test_the_tour_on_other_data_can_be_planned(command: str, tmp_path: Path) -> None:
     assert "estimate" in shell(command if "--dry-run" in command else f"{command} --dry-run", tmp_path)
 

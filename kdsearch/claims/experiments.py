@@ -6,6 +6,7 @@ Every margin stands in `lab.SETTINGS` or here, fixed before anything ran.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from kdsearch.claims.findings import Effect, Finding, Verdict, effect
 from kdsearch.claims.lab import LEFT_OUT, WIDE, Arm, Lab
@@ -15,13 +16,19 @@ GARBAGE = 20.0  # points above chance, at most: then a student counts as having 
 MISLED = 10.0  # points below labels alone, at least: then a transfer set counts as misleading
 RECALL = 10.0  # points of recall, at least: then a class counts as learnt without its images
 LABELS = Arm(loss_weight=0.0)
-BOTH = Arm(loss_weight=0.5, temperature=4.0)  # cls + div, as the deck's CIFAR-10 loss
+BOTH = Arm(loss_weight=0.5, temperature=4.0, ordinary=True)  # cls + div, as the deck's CIFAR-10 loss
 TEACHER = Arm(loss_weight=1.0)  # as the deck's MNIST loss
+SOFT = 14.0  # four times the temperature of the teacher's own softmax, as on CIFAR-10
 
 
 def percent(values: Sequence[float]) -> list[float]:
     """Fractions as percent."""
     return [100 * value for value in values]
+
+
+def points(number: float) -> str:
+    """A margin in words."""
+    return f"{number:g} point{'' if number == 1 else 's'}"
 
 
 def claim_1(lab: Lab) -> Finding:
@@ -40,7 +47,7 @@ def claim_1(lab: Lab) -> Finding:
         "Students are 10 to 100 times faster than the teacher, at little loss of accuracy.",
         lab.dataset,
         f"A student of {WIDE} units (the deck's largest) taught by the teacher alone, against the teacher itself: at "
-        f"most {margin:g} points less accurate, and at least {FASTER:g} times as fast.",
+        f"most {points(margin)} less accurate, and at least {FASTER:g} times as fast.",
         [effect("student - teacher", students, theirs, margin=-margin)],
         f"It is {timing.ratio:.1f} times as fast as the teacher (95 % interval {timing.low:.1f} to {timing.high:.1f}, "
         f"measured as searches measure it).",
@@ -58,7 +65,8 @@ def claim_2(lab: Lab) -> Finding:
         2,
         "With the KD loss a student gains on the full training set (on CIFAR-10: 77.6 against 75.8).",
         lab.dataset,
-        f"cls_loss + div_loss (T = 4) against cls_loss alone, all else equal: more than {margin:g} points better.",
+        "cls_loss + div_loss (T = 4 times the teacher's own, as on CIFAR-10) against cls_loss alone, all else equal: "
+        f"more than {points(margin)} better.",
         [effect("cls + div - labels alone", both, labels, margin=margin)],
         arms={"cls + div": percent(both), "labels alone": percent(labels)},
     )
@@ -66,10 +74,7 @@ def claim_2(lab: Lab) -> Finding:
 
 def claim_3(lab: Lab) -> Finding:
     """The KD loss gains more on a reduced training set."""
-    few_both, few_labels = (
-        lab.accuracies(Arm(images="tenth", loss_weight=0.5, temperature=4.0)),
-        lab.accuracies(Arm(images="tenth", loss_weight=0.0)),
-    )
+    few_both, few_labels = (lab.accuracies(replace(arm, images="tenth")) for arm in (BOTH, LABELS))
     both, labels = lab.accuracies(BOTH), lab.accuracies(LABELS)
     margin = lab.settings.margins["gain"]
     few_gain = [a - b for a, b in zip(few_both, few_labels, strict=True)]
@@ -79,7 +84,7 @@ def claim_3(lab: Lab) -> Finding:
         "The KD loss gains more on a reduced training set: a teacher makes up for missing data (61.2 against 56.0).",
         lab.dataset,
         "The gain of cls_loss + div_loss over cls_loss alone with a tenth of the training images, minus the same gain "
-        f"with all of them; the teacher saw all: more than {margin:g} points.",
+        f"with all of them; the teacher saw all: more than {points(margin)}.",
         [
             effect("gain with a tenth - gain with all", few_gain, gain, margin=margin),
             effect("gain with a tenth", few_both, few_labels, margin=margin, decides=False),
@@ -100,7 +105,7 @@ def claim_4(lab: Lab) -> Finding:
         "A teacher can replace labels altogether.",
         lab.dataset,
         "The teacher's outputs alone (T = 3.5) against the labels alone, same student: at most "
-        f"{margin:g} points worse.",
+        f"{points(margin)} worse.",
         [effect("teacher alone - labels alone", taught, labels, margin=-margin)],
         arms={"teacher alone": percent(taught), "labels alone": percent(labels)},
     )
@@ -108,9 +113,9 @@ def claim_4(lab: Lab) -> Finding:
 
 def claim_7(lab: Lab) -> Finding:
     """The student's sample need not be the teacher's."""
-    other = lab.accuracies(Arm(images="second half", loss_weight=0.5, temperature=4.0, teacher="half"))
-    same = lab.accuracies(Arm(images="first half", loss_weight=0.5, temperature=4.0, teacher="half"))
-    labels = lab.accuracies(Arm(images="second half", loss_weight=0.0))
+    other = lab.accuracies(replace(BOTH, images="second half", teacher="half"))
+    same = lab.accuracies(replace(BOTH, images="first half", teacher="half"))
+    labels = lab.accuracies(replace(LABELS, images="second half"))
     margin = lab.settings.margins["loss"]
     return Finding(
         7,
@@ -118,7 +123,7 @@ def claim_7(lab: Lab) -> Finding:
         lab.dataset,
         "The teacher saw the first half of the training images. cls_loss + div_loss on the second half, against the "
         "same on the first half, and against cls_loss alone on the second half: at most "
-        f"{margin:g} points worse than each.",
+        f"{points(margin)} worse than each.",
         [
             effect("other half - the teacher's half", other, same, margin=-margin),
             effect("other half, cls + div - other half, labels alone", other, labels, margin=-margin),
@@ -142,7 +147,7 @@ def claim_8(lab: Lab) -> Finding:
         lab.dataset,
         "The teacher's outputs alone, for as many noise images (uniform pixels), or grey patches of two photographs, "
         "as there are training images; tested on the real test set. Garbage: noise teaches at most "
-        f"{GARBAGE:g} points more than chance. Misled: more than {MISLED:g} points worse than labels alone.",
+        f"{points(GARBAGE)} more than chance. Misled: more than {points(MISLED)} worse than labels alone.",
         [
             garbage,
             effect("labels alone - noise", labels, noise, margin=MISLED),
@@ -158,20 +163,25 @@ def claim_8(lab: Lab) -> Finding:
 
 def claim_9(lab: Lab) -> Finding:
     """A class never shown is still learnt."""
-    soft_arm, hard_arm = Arm(images="without a class"), Arm(images="without a class", loss_weight=0.0)
-    soft, hard = (lab.accuracies(arm, label=LEFT_OUT) for arm in (soft_arm, hard_arm))
+    arms = (replace(TEACHER, temperature=SOFT), TEACHER, LABELS)
+    soft, own, hard = (lab.accuracies(replace(arm, images="without a class"), label=LEFT_OUT) for arm in arms)
     everything = lab.accuracies(TEACHER, label=LEFT_OUT)
     name = lab.split.classes[LEFT_OUT]
     return Finding(
         9,
         "A class never shown to the student is still learnt from the soft targets.",
         lab.dataset,
-        f"No image of class {name} in the transfer set: its recall on the test set, taught by the teacher alone "
-        f"(T = 3.5), against hard labels on the same images: more than {RECALL:g} points.",
-        [effect(f"recall of {name}: soft targets - hard labels", soft, hard, margin=RECALL)],
+        f"No image of class {name} in the transfer set: its recall on the test set, taught by the teacher alone, "
+        f"against hard labels on the same images: more than {points(RECALL)}. T = {SOFT:g}, four times that of the "
+        "teacher's own softmax, decides; at the deck's 3.5, which is the teacher's own, the targets are as hard as its "
+        "training made them.",
+        [
+            effect(f"recall of {name}: T = {SOFT:g} - hard labels", soft, hard, margin=RECALL),
+            effect(f"recall of {name}: T = 3.5 - hard labels", own, hard, margin=RECALL, decides=False),
+        ],
         arms={
-            f"recall of {name}, soft targets": percent(soft), f"recall of {name}, hard labels": percent(hard),
-            f"recall of {name}, shown all": percent(everything),
+            f"recall of {name}, T = {SOFT:g}": percent(soft), f"recall of {name}, hard labels": percent(hard),
+            f"recall of {name}, T = 3.5": percent(own), f"recall of {name}, shown all": percent(everything),
         },
     )  # fmt: skip
 

@@ -60,6 +60,8 @@ class Arm:
         temperature: of the distillation.
         width: hidden units.
         teacher: "whole" has seen all training images (on MNIST 80 %, as the deck's), "half" the first half of them.
+        ordinary: whether the teacher's logits are divided by the temperature of the softmax that it was trained through
+            (3.5), as if that had been an ordinary softmax: only then does a temperature of 4 soften them.
     """
 
     images: Images = "all"
@@ -67,6 +69,7 @@ class Arm:
     temperature: float = 3.5
     width: int = WIDTH
     teacher: Literal["whole", "half"] = "whole"
+    ordinary: bool = False
 
 
 @dataclass
@@ -122,6 +125,11 @@ class Lab:
         return teacher.obtain(recipe, part, progress=self.progress)
 
     @property
+    def taught(self) -> bool:
+        """Whether any student was."""
+        return bool(self._scores)
+
+    @property
     def chance(self) -> float:
         """Accuracy of guessing."""
         return 1 / len(self.split.classes)
@@ -158,7 +166,7 @@ class Lab:
             student = self._taught(arm, seed)
             right = logits(student, self.split.test.images, self.split.prepare).argmax(1) == self.split.test.labels
             self._scores[arm, seed] = right
-            text = f"{describe(arm)}: test accuracy {right.double().mean().item():.2%}"
+            text = f"test accuracy {right.double().mean().item():.2%}"
             self.progress.trial_finished(len(self._scores), "COMPLETE", text, counted=True)
         return self._scores[arm, seed]
 
@@ -170,14 +178,16 @@ class Lab:
         if key not in self._known:
             network = (self.half if arm.teacher == "half" else self.whole).network
             self._known[key] = answers.ask(network, self.images(arm.images), self.split.prepare)
-        return self._known[key]
+        known = self._known[key]
+        own = self.file.teacher.recipe.temperature if arm.ordinary else 1.0
+        return dataclasses.replace(known, logits=known.logits / own)
 
     def _taught(self, arm: Arm, seed: int) -> nn.Module:
         config = {
             "width": arm.width, "loss_weight": arm.loss_weight, "temperature": arm.temperature,
             "epochs": self.settings.epochs, "batch_size": self.settings.batch_size,
         }  # fmt: skip
-        derived = runtime.derive_seed("claims", seed)  # equal for all arms: they are paired
+        derived = runtime.derive_seed("claims", self.dataset, seed)  # equal for all arms: they are paired
         self.progress.trial_started(len(self._scores), f"{describe(arm)}, seed {seed}", config)
         student = self._build(arm.width, derived)
         records = lesson.teach(
@@ -195,7 +205,8 @@ def describe(arm: Arm) -> str:
     taught = (
         f" by the teacher of the {'first half' if arm.teacher == 'half' else 'whole set'}" if arm.loss_weight else ""
     )
-    return f"{how}{taught}, {arm.images} images, width {arm.width}"
+    soft = f", T {arm.temperature:g}" if arm.loss_weight else ""
+    return f"{how}{taught}{soft}, images: {arm.images}, width {arm.width}"
 
 
 def open_lab(dataset: str, *, seeds: int, data_dir: str | None, device: str, progress: Progress | None = None) -> Lab:

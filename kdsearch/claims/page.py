@@ -103,7 +103,11 @@ def _verdicts(findings: Sequence[Finding]) -> Grid:
 def _section(one: Finding) -> Section:
     text = [one.claim, one.experiment, *([one.said] if one.said else [])]
     figure = _curves(one) if one.number in SHOWN else _dots(one)
-    caption = "Each point a seed; the line joins the means." if figure is not None and one.number not in SHOWN else ""
+    caption = (
+        "Each point a seed; a line joins the arms of one seed."
+        if figure is not None and one.number not in SHOWN
+        else ""
+    )
     if one.number in SHOWN:
         caption = (
             "Points: simulated, with 95 % intervals; lines: the formula (for a teacher fitted on S, as if it were not)."
@@ -139,25 +143,26 @@ def _effects(one: Finding) -> Grid | None:
 
 
 def _dots(one: Finding) -> go.Figure | None:
-    """Each arm's accuracies, a point a seed."""
+    """Each arm's accuracies, a point a seed; a thin line joins what is paired."""
     if not one.arms:
         return None
     figure = go.Figure()
+    names = list(one.arms)
+    for paired in zip(*one.arms.values(), strict=True):
+        figure.add_scatter(
+            x=names, y=style.rounded(paired), mode="lines", line={"color": style.GREY, "width": 1}, opacity=0.5,
+            showlegend=False, hoverinfo="skip",
+        )  # fmt: skip
     for index, (name, values) in enumerate(one.arms.items()):
         figure.add_scatter(
             x=[name] * len(values), y=style.rounded(values), mode="markers", name=name, showlegend=False,
-            marker={"size": 9, "opacity": 0.75, "color": style.CYCLE[index % len(style.CYCLE)],
+            marker={"size": 10, "opacity": 0.8, "color": style.CYCLE[index % len(style.CYCLE)],
                     "symbol": style.SYMBOLS[index % len(style.SYMBOLS)]},
         )  # fmt: skip
-    names = list(one.arms)
-    means = style.rounded(sum(values) / len(values) for values in one.arms.values())
-    figure.add_scatter(
-        x=names, y=means, mode="lines", line={"color": style.GREY, "width": 1, "dash": "dot"}, name="mean",
-        showlegend=False,
-    )  # fmt: skip
     every = [value for values in one.arms.values() for value in values]
+    x_axis = {"title": {"text": ""}, "type": "category", "range": [-0.6, len(names) - 0.4]}
     y_axis = {"title": {"text": "test accuracy, %"}, "range": style.padded(min(every), max(every))}
-    figure.update_layout(style.layout({"title": {"text": ""}, "type": "category"}, y_axis, 320))
+    figure.update_layout(style.layout(x_axis, y_axis, 300))
     return figure
 
 
@@ -191,14 +196,17 @@ def _curves(one: Finding) -> go.Figure:
 def _facts(lab: Lab, command: str) -> list[str]:
     environment = runtime.environment(lab.device)
     keys = ("kdsearch", "torch", "torchvision", "optuna", "python", "platform", "device_model", "cores")
-    facts = lab.whole.facts
-    return [
+    facts = [
         f"Made by `{command}` on {time.strftime('%Y-%m-%d', time.gmtime())}.",
         ", ".join(f"{key} {environment[key]}" for key in keys) + ".",
-        f"Teacher: {facts.family}, fingerprint {facts.fingerprint}, test accuracy {100 * facts.accuracy:.2f} %.",
         f"Students: one hidden layer, Adam, {lab.settings.epochs} epochs, batch {lab.settings.batch_size}; scored on "
         f"the {len(lab.split.test):,} test images after the last epoch.",
     ]
+    if lab.taught:
+        teacher = lab.whole.facts
+        told = f"Teacher: {teacher.family}, fingerprint {teacher.fingerprint}"
+        facts.append(f"{told}, test accuracy {100 * teacher.accuracy:.2f} %.")
+    return facts
 
 
 def text(findings: Sequence[Finding]) -> str:

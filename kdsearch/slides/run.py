@@ -70,6 +70,15 @@ class Options:
         return found
 
 
+def without_missing(options: Options, progress: Progress) -> Options:
+    """The same options without int8 rows where packages for them are missing, and a warning that says so."""
+    lacking = quantised.missing()
+    if not lacking:
+        return options
+    progress.warning(f"the int8 row is left out: no {', '.join(lacking)}; pip install 'kdsearch[int8]' brings them")
+    return dataclasses.replace(options, jobs=[job for job in options.jobs if job.settings.bits is None])
+
+
 def check(options: Options) -> None:
     """Refuses what cannot be run, before anything else is done.
 
@@ -123,7 +132,7 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
         )  # fmt: skip
         study.set_user_attr(StudyAttr.TEACHER, vars(school.teacher.facts))
         study.set_user_attr(StudyAttr.ENVIRONMENT, runtime.environment(device))
-        _run_all(study, options, school, todo, progress)
+        run_all(study, options, school, todo, progress)
     return study
 
 
@@ -166,7 +175,19 @@ def missing(study: Study, options: Options) -> list[tuple[Job, int]]:
     ]
 
 
-def _run_all(study: Study, options: Options, school: School, todo: list[tuple[Job, int]], progress: Progress) -> None:
+def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job, int]], progress: Progress) -> None:
+    """Runs trainings and adds each to the study as soon as it is whole.
+
+    Args:
+        study: of these options.
+        options: what to run.
+        school: data, teacher and recipe.
+        todo: of `missing`.
+        progress: told of each.
+
+    Raises:
+        KdsearchError: a training did not stay finite.
+    """
     total = len(options.jobs) * options.repeats
     progress.study_started(total - len(todo), total)
     for number, (job, repeat) in enumerate(todo, start=total - len(todo)):
