@@ -10,9 +10,18 @@ import torch
 from kdsearch import data, runtime
 
 PACKAGES = (
-    "kdsearch", "torch", "torchvision", "optuna", "optuna-dashboard", "pandas", "plotly", "typer", "scikit-learn",
+    "kdsearch",
+    "torch",
+    "torchvision",
+    "optuna",
+    "optuna-dashboard",
+    "pandas",
+    "plotly",
+    "typer",
+    "scikit-learn",
     "safetensors",
-)  # fmt: skip
+)
+EXTRAS = {"int8": ("onnxruntime", "torchao")}  # fmt: skip
 FILES = {"mnist": ("MNIST/raw/train-images-idx3-ubyte",), "cifar10": ("cifar-10-batches-py", "cifar10/train")}
 
 
@@ -37,7 +46,8 @@ def examine(data_dir: str | None = None) -> list[Finding]:
     Args:
         data_dir: where data sets lie; see `runtime.data_folder`.
     """
-    findings = [_package(name) for name in PACKAGES]
+    findings = [_package(name, name) for name in PACKAGES]
+    findings += [_package(name, f"'kdsearch[{extra}]'") for extra, names in EXTRAS.items() for name in names]
     findings.append(_device())
     folder = runtime.data_folder(data_dir)
     findings += [_dataset(name, folder) for name in data.names() if name != "folder"]
@@ -47,9 +57,9 @@ def examine(data_dir: str | None = None) -> list[Finding]:
     return findings
 
 
-def _package(name: str) -> Finding:
+def _package(name: str, wanted: str) -> Finding:
     version = runtime.package_version(name)
-    return Finding(name, version, f"pip install {name}" if version == "not installed" else "")
+    return Finding(name, version, f"pip install {wanted}" if version == "not installed" else "")
 
 
 def _device() -> Finding:

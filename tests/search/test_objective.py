@@ -8,10 +8,12 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import networks
+from kdsearch.dimensions import Range
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, EpochRecord
 from kdsearch.search import objective
 from kdsearch.search.objective import Best, Objective, Workshop, known_timing
+from kdsearch.search.plan import Plan
 from kdsearch.search.pruner import ParetoPruner, Verdict
 from kdsearch.search.space import trial_parameters
 
@@ -195,3 +197,15 @@ def test_a_trial_that_reached_its_last_epoch_is_complete(workshop: Workshop):
     study = run(workshop, CONFIG, {**CONFIG, "epochs": 1}, pruner=last)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert Attr.STOPPED_AT not in study.trials[1].user_attrs
+
+
+def test_a_trial_may_learn_features(plan: Plan, workshop: Workshop):
+    space = workshop.spec.space | {"feature_weight": Range(low=0.0, high=4.0)}
+    featured = Workshop(workshop.spec.model_copy(update={"space": space}), plan.split, workshop.teacher, "flops")
+    without, with_features = (
+        run(featured, {**CONFIG, "feature_weight": weight}).trials[0].user_attrs for weight in (0.0, 2.0)
+    )
+    assert with_features[Attr.CONFIG]["feature_weight"] == 2.0
+    assert without[Attr.LOSSES] == run(workshop, CONFIG).trials[0].user_attrs[Attr.LOSSES]
+    assert with_features[Attr.LOSSES] != without[Attr.LOSSES]
+    assert with_features[Attr.PARAMETERS] == without[Attr.PARAMETERS]

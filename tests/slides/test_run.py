@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import optuna
@@ -11,6 +12,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr
 from kdsearch.slides import quantised, run, training
+from kdsearch.slides.recipes import School
 from kdsearch.slides.rows import choose
 
 
@@ -159,3 +161,22 @@ def test_timing_uses_one_thread_and_puts_the_others_back(school, monkeypatch):
         training.time(school, choose("mnist", "m1", "stated")[0].settings)
         assert torch.get_num_threads() == 2
     assert seen == [1]
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+def test_rows_run_on_cuda(school, options, monkeypatch):
+    cuda = torch.device("cuda")
+    split = school.split
+    moved = dataclasses.replace(
+        split, train=split.train.to(cuda), validation=split.validation.to(cuda), test=split.test.to(cuda)
+    )
+    teacher = dataclasses.replace(school.teacher, network=copy.deepcopy(school.teacher.network).to(cuda))
+    there = School("mnist", moved, teacher, teacher.answers(moved.train))
+    study = optuna.create_study(directions=["maximize"] * 2)
+    few = dataclasses.replace(options, jobs=choose("mnist", "m7,mq", "stated"), repeats=1)
+    run.run_all(study, few, there, run.missing(study, few), Progress())
+    here = training.in_float(school, few.jobs[0].settings, runtime.derive_seed("slides", 0), [[1.0], [1.0]], print)
+    found = run.stored(study)
+    assert abs(found["m7", "stated", 0].values[0] - here[Attr.TEST_ACCURACY]) < 0.02
+    assert found["mq", "stated", 0].user_attrs[Attr.INT8]["float_products"] == 0
