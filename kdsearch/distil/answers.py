@@ -34,6 +34,12 @@ class Answers:
     norms: Tensor
     centres: Tensor
 
+    def fill(self, order: Tensor, drawn: Tensor) -> None:
+        """Nothing to do: an image has one view, and all were asked."""
+
+    def keep(self, *, now: bool = False) -> None:
+        """Nothing to do: what was asked is kept already."""
+
 
 def ask(network: nn.Module, data: ImageSet, prepare: Prepare) -> Answers:
     """Asks a teacher, in evaluation mode.

@@ -14,6 +14,7 @@ from kdsearch.distil import train
 from kdsearch.distil.answers import Answers, Prepare
 from kdsearch.distil.loss import distillation_loss, nd_loss
 from kdsearch.distil.train import Batch, Lesson
+from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.records import Config, EpochRecord, architecture
 from kdsearch.spec import StudentSpec
 
@@ -43,7 +44,7 @@ def needs_teacher(config: Config) -> bool:
     return bool(config["loss_weight"] > 0 or config.get("feature_weight", 0) > 0)
 
 
-def feature_map(student: nn.Module, answers: Answers, *, seed: int) -> nn.Module:
+def feature_map(student: nn.Module, answers: Answers | ViewAnswers, *, seed: int) -> nn.Module:
     """From the student's embeddings to the teacher's width: the identity, or a linear map that is thrown away after.
 
     Args:
@@ -66,7 +67,7 @@ def teach(
     seed: int,
     data: ImageSet,
     prepare: Prepare,
-    answers: Answers | None,
+    answers: Answers | ViewAnswers | None,
     student_spec: StudentSpec,
     validate: Callable[[nn.Module], float] = lambda network: math.nan,
 ) -> Iterator[EpochRecord]:
@@ -80,7 +81,8 @@ def teach(
         seed: of the training.
         data: images and labels on the device.
         prepare: from images of bytes to the network's input.
-        answers: the teacher's, to these images; None is enough where `needs_teacher` says no.
+        answers: the teacher's, to these images or, where the recipe augments, to their views; None is enough where
+            `needs_teacher` says no.
         student_spec: `[student]` of a study.
         validate: accuracy of the network on the validation set, a fraction.
 
@@ -113,6 +115,7 @@ def teach(
         loss=loss,
         teacher_logits=answers.logits if answers is not None and config["loss_weight"] > 0 else None,
         teacher_norms=answers.norms if mapping is not None and answers is not None else None,
+        before_epoch=answers.fill if answers is not None and needs_teacher(config) else None,
         companion=mapping,
         epochs=config["epochs"],
         batch_size=config["batch_size"],

@@ -17,14 +17,15 @@ from torch import nn
 
 from kdsearch import files, networks, runtime
 from kdsearch.data import ImageSet, Split
-from kdsearch.distil import answers, train
+from kdsearch.distil import answers, train, view_answers
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.loss import cls_loss
+from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.measure import accuracy
 from kdsearch.progress import Progress
 from kdsearch.records import TeacherFacts
-from kdsearch.spec import TeacherSpec
+from kdsearch.spec import Augment, TeacherSpec
 
 FACTS = "facts"
 
@@ -42,6 +43,12 @@ class Teacher:
     network: nn.Module
     prepare: answers.Prepare
     facts: TeacherFacts
+
+    def view_answers(self, data: ImageSet, augment: Augment) -> ViewAnswers:
+        """Its answers to the augmented views of images, to be filled as views are drawn."""
+        return view_answers.obtain(
+            self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint
+        )
 
     def answers(self, data: ImageSet, *, network: nn.Module | None = None, kind: str = "") -> Answers:
         """Its answers to images, from the cache where it was asked before.

@@ -53,8 +53,11 @@ class Lesson:
         data: images and labels on their device.
         prepare: from images of bytes to the network's input.
         loss: the loss of a batch.
-        teacher_logits: (count, classes), in the order of `data`, or None.
-        teacher_norms: (count,), lengths of the teacher's embeddings, or None: then no loss sees an embedding.
+        teacher_logits: (count, classes) in the order of `data`, where the recipe augments (count, views, classes), or
+            None.
+        teacher_norms: (count,) or (count, views), lengths of the teacher's embeddings, or None: then no loss sees an
+            embedding.
+        before_epoch: told the order of the images, (count,), and the view of each, before they are used; or None.
         companion: what is trained along with the network and thrown away after, such as a map between embeddings.
         epochs, batch_size: length and step of the training.
         seed: of the order of images and views, and of dropout.
@@ -70,6 +73,7 @@ class Lesson:
     batch_size: int
     seed: int
     teacher_norms: Tensor | None = None
+    before_epoch: Callable[[Tensor, Tensor], None] | None = None
     companion: nn.Module | None = None
     threads: int | None = None
     on_step: Callable[[int], None] = lambda step: None
@@ -122,7 +126,16 @@ def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor
     return order.to(device), drawn.to(device)
 
 
-def forward(network: nn.Module, images: Tensor, lesson: Lesson, chosen: Tensor, epoch: int) -> Batch:
+def _of(table: Tensor | None, chosen: Tensor, drawn: Tensor | None) -> Tensor | None:
+    """The teacher's rows of images or, where they were drawn, of their views, float32."""
+    if table is None:
+        return None
+    return table[chosen] if drawn is None else table[chosen, drawn].float()
+
+
+def forward(
+    network: nn.Module, images: Tensor, lesson: Lesson, chosen: Tensor, drawn: Tensor | None, epoch: int
+) -> Batch:
     """A forward pass, with all that the lesson's loss may look at.
 
     Args:
@@ -130,19 +143,28 @@ def forward(network: nn.Module, images: Tensor, lesson: Lesson, chosen: Tensor, 
         images: (batch, channels, height, width), its input.
         lesson: what it is taught with.
         chosen: (batch,), int64: which images of the lesson's data these are.
+        drawn: (batch,), int64: which view of each, None where the recipe does not augment.
         epoch: counted from 1.
     """
     labels = lesson.data.labels[chosen]
-    targets = None if lesson.teacher_logits is None else lesson.teacher_logits[chosen]
-    if lesson.teacher_norms is None:
+    targets, norms = (_of(table, chosen, drawn) for table in (lesson.teacher_logits, lesson.teacher_norms))
+    if norms is None:
         return Batch(network(images), labels, targets, epoch)
     logits, embedding = networks.with_embedding(network, images)
-    return Batch(logits, labels, targets, epoch, embedding, lesson.teacher_norms[chosen])
+    return Batch(logits, labels, targets, epoch, embedding, norms)
 
 
-def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, lesson: Lesson, recipe: Recipe, epoch: int) -> float:
+def _epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lesson: Lesson,
+    recipe: Recipe,
+    epoch: int,
+    order: Tensor,
+    drawn: Tensor,
+) -> float:
     """Trains one epoch; the mean loss of its batches, NaN where a weight is not finite."""
-    order, drawn = _order(lesson, recipe.augment, epoch)
+    augmented = views.count(recipe.augment) > 1
     total = torch.zeros((), device=order.device)
     steps = lesson.steps
     for step in range(steps):
@@ -154,13 +176,26 @@ def _epoch(network: nn.Module, optimizer: torch.optim.Optimizer, lesson: Lesson,
             share = schedule(recipe, (epoch - 1) * steps + step, lesson.epochs * steps)
             for group in optimizer.param_groups:
                 group["lr"] = share * recipe.rate_for(lesson.batch_size)
-        loss = lesson.loss(forward(network, lesson.prepare(images), lesson, batch, epoch))
+        which = drawn[part] if augmented else None
+        loss = lesson.loss(forward(network, lesson.prepare(images), lesson, batch, which, epoch))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         total += loss.detach()
     finite = torch.stack([parameter.isfinite().all() for parameter in network.parameters()]).all()
     return torch.where(finite, total / steps, torch.nan).item()  # the epoch's only wait for the device
+
+
+def _check_views(lesson: Lesson, recipe: Recipe) -> None:
+    """Refuses logits of images as they are for a recipe that shows other views: they would be stale."""
+    many = views.count(recipe.augment)
+    expected = (len(lesson.data), many) if many > 1 else (len(lesson.data),)
+    for table, rank in ((lesson.teacher_logits, len(expected) + 1), (lesson.teacher_norms, len(expected))):
+        if table is not None and (table.ndim != rank or tuple(table.shape[: len(expected)]) != expected):
+            raise ValueError(
+                f"the teacher's answers must be of each of {many} views of {len(lesson.data)} images "
+                f"(got shape {tuple(table.shape)})"
+            )
 
 
 def train(
@@ -179,18 +214,23 @@ def train(
 
     Raises:
         TrialError: the loss or the weights are not finite.
+        ValueError: the lesson's teacher's logits or norms are not of every view that the recipe shows.
     """
+    _check_views(lesson, recipe)
     optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
     device = lesson.data.labels.device
     if device.type == "cpu":
         runtime.keep_freed_memory()
     for epoch in range(1, lesson.epochs + 1):
+        order, drawn = _order(lesson, recipe.augment, epoch)
+        if lesson.before_epoch is not None:
+            lesson.before_epoch(order, drawn)
         start = time.perf_counter()
         network.train()
         seed = runtime.derive_seed("epoch", lesson.seed, epoch)
         with runtime.threads(lesson.threads), runtime.seeded(seed, device):
-            loss = _epoch(network, optimizer, lesson, recipe, epoch)
-        seconds = time.perf_counter() - start
+            loss = _epoch(network, optimizer, lesson, recipe, epoch, order, drawn)
+        seconds = time.perf_counter() - start  # _epoch has waited for the device
         if not math.isfinite(loss):
             raise TrialError(
                 f"the weights and the training loss must be finite: epoch {epoch}",

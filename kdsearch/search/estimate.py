@@ -14,6 +14,7 @@ import optuna
 import torch
 
 from kdsearch import networks, runtime
+from kdsearch.data import views
 from kdsearch.distil import teacher, train
 from kdsearch.distil.loss import distillation_loss
 from kdsearch.measure import latency
@@ -38,7 +39,9 @@ def seconds_per_image(network: torch.nn.Module, plan: Plan, batch_size: int, rec
 
 def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
     part = plan.split.train.subset(torch.arange(batch * (STEPS + 1), device=plan.device) % len(plan.split.train))
-    guess = torch.zeros(len(part), len(plan.split.classes), device=plan.device)
+    shown = views.count(recipe.augment)
+    seen = (len(part), shown) if shown > 1 else (len(part),)
+    guess = torch.zeros(*seen, len(plan.split.classes), device=plan.device)
     ends: list[float] = []
     lesson = train.Lesson(
         data=part,
@@ -120,6 +123,17 @@ def timing_seconds(plan: Plan, configs: list[Config]) -> float:
     return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
 
 
+def views_seconds(plan: Plan, epochs: int) -> float:
+    """Seconds of asking the teacher for the views that so many epochs draw, each once.
+
+    Of V views an image, E draws show V (1 - (1 - 1/V)^E) different ones on average.
+    """
+    count = views.count(plan.spec.student.recipe.augment)
+    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
+    different = count * (1 - (1 - 1 / count) ** epochs)
+    return forward_seconds(network.to(plan.device), plan) * len(plan.split.train) * different
+
+
 def draw(plan: Plan) -> Iterator[Config]:
     """Configurations drawn at random from the space, always the same ones."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -154,7 +168,10 @@ def _seconds(plan: Plan, budget: Budget) -> dict[str, float]:
     anchors, drawn = within(budget, [anchor.config for anchor in plan.spec.anchors.values()], draw(plan))
     seconds["timing"] = timing_seconds(plan, anchors + drawn)
     seconds["training"] = sum(_mean_seconds(plan, configs) * len(configs) for configs in (anchors, drawn))
-    trials = min(seconds["timing"] + seconds["training"], math.inf if budget.seconds is None else budget.seconds)
+    if views.count(plan.spec.student.recipe.augment) > 1:
+        seconds["views"] = views_seconds(plan, sum(config["epochs"] for config in anchors + drawn))
+    spent = sum(seconds.values()) - seconds["teacher"]
+    trials = min(spent, math.inf if budget.seconds is None else budget.seconds)
     return seconds | {"all": seconds["teacher"] + trials}
 
 
@@ -167,8 +184,9 @@ def estimate(plan: Plan, budget: Budget) -> dict[str, Any]:
 
     Returns:
         `study`, `dataset`, `images`, `device`, `trials`, `epochs_budget` and `timeout` (None where there is no limit),
-        `anchors`, `space` and `seconds`: of the teacher, timing, training (if no trial were pruned) and in all, which
-        the timeout limits; where nothing else does, `trials` stands for timing and training.
+        `anchors`, `space` and `seconds`: of the teacher, timing, training (if no trial were pruned), the teacher's
+        answers to augmented views (where there are any) and in all, which the timeout limits; where nothing else does,
+        `trials` stands for the last three.
     """
     seconds = _seconds(plan, budget)
     split = plan.split

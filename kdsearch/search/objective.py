@@ -16,10 +16,11 @@ from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from kdsearch import networks, runtime
-from kdsearch.data import Split
+from kdsearch.data import Split, views
 from kdsearch.distil import lesson
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
+from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.measure import COSTS, accuracy
 from kdsearch.progress import Progress
 from kdsearch.records import INTERRUPTED, Attr, Config, EpochRecord, Timing, architecture
@@ -51,9 +52,17 @@ class Workshop:
         return self.split.train.labels.device
 
     @cached_property
-    def answers(self) -> Answers:
-        """The teacher's answers to the training images."""
-        return self.teacher.answers(self.split.train)
+    def answers(self) -> Answers | ViewAnswers:
+        """The teacher's answers to the training images, or to their views where the students' recipe augments."""
+        augment = self.spec.student.recipe.augment
+        if views.count(augment) == 1:
+            return self.teacher.answers(self.split.train)
+        return self.teacher.view_answers(self.split.train, augment)
+
+    def keep(self, *, now: bool = False) -> None:
+        """Keeps what the teacher was asked, if it was asked anything new."""
+        if "answers" in vars(self):
+            self.answers.keep(now=now)
 
     def build(self, config: Config, seed: int) -> nn.Module:
         """An untrained student; the same seed gives the same weights on every device."""
@@ -173,6 +182,7 @@ class Objective:
         hopeless = self._train(trial, student, config, seed, timing.ratio, best)
         student.load_state_dict(best.weights)
         trial.set_user_attr(Attr.TEST_ACCURACY, workshop.test(student))
+        workshop.keep()
         if hopeless:
             raise TrialPruned
         return best.accuracy, timing.ratio

@@ -226,5 +226,8 @@ def run_plan(
         by_time = budget.seconds is not None
         study.sampler = make_sampler(sampler, workshop, candidates=candidates, seed=seed, by_time=by_time)
         objective = Objective(workshop, seed=seed, progress=progress, cut=budget.cut)
-        run(study, objective, plan, budget=budget, progress=progress)
+        try:
+            run(study, objective, plan, budget=budget, progress=progress)
+        finally:
+            workshop.keep(now=True)
     return study

@@ -273,3 +273,29 @@ def test_a_loss_of_embeddings_sees_the_classifiers_input_and_trains_its_companio
     assert sorted(torch.cat([batch.teacher_norms for batch in seen]).tolist()) == norms.tolist()
     assert not torch.equal(companion.weight, before)
     assert not student[-1]._forward_pre_hooks
+
+
+def test_logits_of_images_as_they_are_are_refused_where_other_views_are_shown(noise):
+    """Stale logits of another view are a known trap (haitongli/knowledge-distillation-pytorch#23)."""
+    plain = lesson(noise, teacher_logits=torch.zeros(40, 2))
+    with pytest.raises(ValueError, match=r"each of 2 views of 40 images \(got shape \(40, 2\)\)"):
+        next(train(network(), plain, Recipe(augment=Augment(flip=True)), validate=lambda _: 0.5))
+    of_views = lesson(noise, teacher_logits=torch.zeros(40, 2, 2))
+    next(train(network(), of_views, Recipe(augment=Augment(flip=True)), validate=lambda _: 0.5))
+    with pytest.raises(ValueError, match="each of 1 views"):
+        next(train(network(), of_views, Recipe(), validate=lambda _: 0.5))
+
+
+def test_the_views_of_an_epoch_are_told_before_they_are_shown(noise):
+    told, shown = [], []
+
+    def loss(batch: Batch) -> Tensor:
+        shown.append(batch.teacher_logits[:, 0].clone())
+        return cls_loss(batch.logits, batch.labels)
+
+    known = torch.arange(40 * 2.0).view(40, 2, 1).expand(40, 2, 2)
+    what = lesson(noise, loss=loss, teacher_logits=known, before_epoch=lambda *each: told.append(each), epochs=2)
+    list(train(network(), what, Recipe(augment=Augment(flip=True)), validate=lambda _: 0.5))
+    expected = [known[order, drawn][:, 0] for order, drawn in told]
+    assert len(told) == 2
+    assert torch.equal(torch.cat(shown), torch.cat(expected))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 
 from kdsearch.search import estimate
 from kdsearch.search.budget import Budget
+from kdsearch.search.plan import Plan
+from kdsearch.spec import Augment
 
 ANCHORS = [{"epochs": 10}, {"epochs": 3}]
 
@@ -65,3 +68,24 @@ def test_an_epochs_budget_costs_its_epochs(plan):
     found = estimate.estimate(plan, Budget(epochs=100))["seconds"]["training"]
     assert found == pytest.approx(200, rel=0.35)  # the mean of a few configurations stands for all
     assert found > anchors
+
+
+def augmented(plan: Plan, augment: Augment) -> Plan:
+    recipe = plan.spec.student.recipe.model_copy(update={"augment": augment})
+    student = plan.spec.student.model_copy(update={"recipe": recipe})
+    return dataclasses.replace(plan, spec=plan.spec.model_copy(update={"student": student}))
+
+
+def test_a_recipe_that_augments_pays_for_the_teachers_views(plan: Plan, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimate, "forward_seconds", lambda network, plan: 0.01)
+    wide = augmented(plan, Augment(flip=True, shift=4))  # 162 views
+    # 10 epochs draw nearly 10 different views of each of 200 images, 10,000 epochs draw all
+    assert estimate.views_seconds(wide, 10) == pytest.approx(0.01 * 200 * 9.73, rel=0.01)
+    assert estimate.views_seconds(wide, 10_000) == pytest.approx(0.01 * 200 * 162)
+
+
+def test_an_estimate_of_augmented_students_is_made(plan: Plan):
+    found = estimate.estimate(augmented(plan, Augment(flip=True, shift=1)), Budget(trials=2))["seconds"]
+    assert found["views"] > 0
+    assert found["all"] == pytest.approx(sum(found.values()) - found["all"], abs=0.5)
+    assert "views" not in estimate.estimate(plan, Budget(trials=2))["seconds"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -439,3 +440,15 @@ def test_with_a_timeout_promise_counts_by_the_second(study_file, url, monkeypatc
     optimize(study_file, url, 2)
     optimize(study_file, url, 3, timeout=60)
     assert [options["by_time"] for options in made] == [False, True]
+
+
+def test_augmented_students_are_taught_the_views_that_they_see(study_file, url, tmp_path):
+    text = study_file.read_text(encoding="utf-8")
+    study_file.write_text(text.replace("lr_batch = 32", "augment = { flip = true, shift = 1 }"), encoding="utf-8")
+    study = optimize(study_file, url, 2)
+    assert [t.state for t in study.trials] == [COMPLETE] * 2
+    kept = list((Path(os.environ["KDSEARCH_CACHE_DIR"]) / "answers").glob("*flip1-shift1.views.safetensors"))
+    assert len(kept) == 1
+    again = optimize(study_file, f"journal:{tmp_path / 'again.log'}", 2)
+    losses = [[t.user_attrs[Attr.LOSSES] for t in each.trials] for each in (study, again)]
+    assert losses[0] == losses[1]  # from a full table as from an empty one

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kdsearch.data import ImageSet, views
+from kdsearch.distil import lesson, view_answers
+from kdsearch.distil.teacher import Teacher
+from kdsearch.distil.view_answers import ViewAnswers
+from kdsearch.search.plan import Plan
+from kdsearch.spec import Augment
+
+AUGMENT = Augment(flip=True, shift=1)  # 18 views
+
+
+class Asked(nn.Module):
+    """A teacher that counts the images it was asked of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 2))
+        self.images = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.images += len(images)
+        return self.layers(images)
+
+
+def prepare(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 255
+
+
+@pytest.fixture
+def teacher_net() -> Asked:
+    return Asked().eval()
+
+
+def table(network: nn.Module, data: ImageSet, folder: Path, augment: Augment = AUGMENT) -> ViewAnswers:
+    return view_answers.obtain(network, data, prepare, augment, folder=folder, name="t")
+
+
+def draw(data: ImageSet, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(len(data), generator=generator), torch.randint(18, (len(data),), generator=generator)
+
+
+def test_each_answer_is_the_teachers_to_exactly_that_view(noise, teacher_net, tmp_path):
+    found = table(teacher_net, noise, tmp_path)
+    order, drawn = draw(noise, 0)
+    found.fill(order, drawn)
+    shown = views.make(noise.images[order], drawn, AUGMENT)
+    with torch.no_grad():
+        expected = teacher_net(prepare(shown))
+        features = teacher_net.layers[:3](prepare(shown))
+    torch.testing.assert_close(found.logits[order, drawn].float(), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.norms[order, drawn], features.norm(dim=1))
+    assert int(found.known.sum()) == len(noise)
+    assert not found.logits.is_inference()
+
+
+def test_a_view_is_asked_once(noise, teacher_net, tmp_path):
+    found = table(teacher_net, noise, tmp_path)
+    before = teacher_net.images
+    found.fill(*draw(noise, 0))
+    found.fill(*draw(noise, 0))
+    assert teacher_net.images - before == len(noise)
+    order, drawn = draw(noise, 1)
+    new = int((~found.known[order, drawn]).sum())
+    found.fill(order, drawn)
+    assert teacher_net.images - before == len(noise) + new
+
+
+def test_what_is_kept_is_found_again_and_two_processes_add_up(noise, teacher_net, tmp_path):
+    first, second = table(teacher_net, noise, tmp_path), table(teacher_net, noise, tmp_path)
+    first.fill(*draw(noise, 0))
+    second.fill(*draw(noise, 1))
+    first.keep(now=True)
+    second.keep(now=True)
+    again = table(teacher_net, noise, tmp_path)
+    assert torch.equal(again.known, first.known | second.known)
+    assert torch.equal(again.logits[first.known], first.logits[first.known])
+    asked = teacher_net.images
+    again.fill(*draw(noise, 0))
+    again.fill(*draw(noise, 1))
+    assert teacher_net.images == asked
+
+
+def test_nothing_new_is_not_written_and_not_too_often(noise, teacher_net, tmp_path):
+    found = table(teacher_net, noise, tmp_path)
+    found.keep(now=True)
+    found.fill(*draw(noise, 0))
+    found.keep()
+    assert not list(tmp_path.glob("*.safetensors"))
+    found.keep(now=True)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty"])
+def test_a_broken_table_is_filled_anew(noise, teacher_net, tmp_path, damage):
+    found = table(teacher_net, noise, tmp_path)
+    found.fill(*draw(noise, 0))
+    found.keep(now=True)
+    (path,) = tmp_path.glob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
+    again = table(teacher_net, noise, tmp_path)
+    assert not again.known.any()
+    again.fill(*draw(noise, 0))
+    again.keep(now=True)
+    assert path.read_bytes() == whole
+
+
+def test_other_views_have_a_table_of_their_own(noise, teacher_net, tmp_path):
+    for augment in (AUGMENT, Augment(flip=False, shift=1), Augment(flip=True, shift=0)):
+        found = table(teacher_net, noise, tmp_path, augment)
+        found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64))
+        found.keep(now=True)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
+def test_a_training_from_the_table_is_one_with_the_teacher_in_the_loop(plan: Plan, teacher: Teacher, tmp_path):
+    """The student of a lesson with the table against a plain loop that asks the teacher for each batch."""
+    recipe = plan.spec.student.recipe.model_copy(update={"augment": AUGMENT, "lr_batch": None})
+    spec = plan.spec.student.model_copy(update={"recipe": recipe})
+    config = {"width": 24, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
+    found = view_answers.obtain(
+        teacher.network, plan.split.train, plan.split.prepare, AUGMENT, folder=tmp_path, name="t"
+    )
+    student = lesson.build(spec, config, seed=0, split=plan.split)
+    shown: list[torch.Tensor] = []
+    hook = student.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].clone()))
+    losses = [
+        record.loss
+        for record in lesson.teach(
+            student, config, seed=0, data=plan.split.train, prepare=plan.split.prepare, answers=found, student_spec=spec
+        )
+    ]
+    hook.remove()
+    plain = lesson.build(spec, config, seed=0, split=plan.split)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=recipe.lr)
+    by_view = {row.numpy().tobytes(): label for row, label in all_views(plan.split)}
+    expected: list[float] = []
+    for images in shown:
+        labels = torch.tensor([by_view[image.numpy().tobytes()] for image in images])
+        with torch.no_grad():
+            targets = teacher.network(images)
+        loss = lesson.distillation_loss(plain(images), labels, targets, loss_weight=0.5, temperature=4.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    half = len(expected) // 2
+    assert losses == pytest.approx([sum(expected[:half]) / half, sum(expected[half:]) / half], rel=2e-3)
+
+
+def all_views(split) -> list[tuple[torch.Tensor, int]]:
+    pairs = []
+    for view in range(views.count(AUGMENT)):
+        made = views.make(split.train.images, torch.full((len(split.train),), view), AUGMENT)
+        pairs += list(zip(split.prepare(made), split.train.labels.tolist(), strict=True))
+    return pairs
