@@ -84,6 +84,11 @@ class ConsoleProgress(progress.Progress):
         self._unit = unit
         self._study = self._bars.add_task(unit, total=total, completed=done, now="")
 
+    def study_finished(self, spent: str) -> None:
+        """A line that says where the time went."""
+        if spent:
+            self.line(f"time: {spent}")
+
     def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
         """Names the running trial beside the bar."""
         self._label = f"trial {number}" + (f" ({anchor})" if anchor else "")

@@ -53,6 +53,7 @@ class StudyAttr:
     TEACHER = "teacher"  # TeacherFacts as a dict
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the command line that ran last
+    SPENT = "spent"  # wall-clock seconds of all runs by kind of work (see search.clock)
 
 
 @dataclass(frozen=True)

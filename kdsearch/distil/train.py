@@ -222,10 +222,10 @@ def train(
     if device.type == "cpu":
         runtime.keep_freed_memory()
     for epoch in range(1, lesson.epochs + 1):
+        start = time.perf_counter()
         order, drawn = _order(lesson, recipe.augment, epoch)
         if lesson.before_epoch is not None:
             lesson.before_epoch(order, drawn)
-        start = time.perf_counter()
         network.train()
         seed = runtime.derive_seed("epoch", lesson.seed, epoch)
         with runtime.threads(lesson.threads), runtime.seeded(seed, device):

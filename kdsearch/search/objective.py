@@ -25,6 +25,7 @@ from kdsearch.measure import COSTS, accuracy
 from kdsearch.progress import Progress
 from kdsearch.records import INTERRUPTED, Attr, Config, EpochRecord, Timing, architecture
 from kdsearch.search import pruner, space
+from kdsearch.search.clock import Clock
 from kdsearch.spec import StudySpec
 
 MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next one is trained: a study comes to its end
@@ -129,6 +130,7 @@ class Objective:
         seed: of the study; each trial trains with a seed from (seed, trial number). None: a fresh one each.
         progress: told of epochs.
         cut: asked after each epoch why the trial has to end now, for a budget is spent; None: it may go on.
+        clock: counts where the time goes; None: one of its own.
     """
 
     def __init__(
@@ -138,11 +140,13 @@ class Objective:
         seed: int | None,
         progress: Progress,
         cut: Callable[[Trial], str | None] = lambda trial: None,
+        clock: Clock | None = None,
     ) -> None:
         self._workshop = workshop
         self._seed = seed
         self._progress = progress
         self._cut = cut
+        self._clock = clock or Clock()
         self.number = -1  # of the trial that ran last
 
     def __call__(self, trial: Trial) -> tuple[float, float]:
@@ -176,12 +180,14 @@ class Objective:
         trial.set_user_attr(Attr.BYTES, networks.size_bytes(student))
         timing = self._time(trial, student, config)
         pruner.report(trial, (None, timing.ratio), 0)
-        if refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and pruner.should_prune(trial):
+        if refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and self._hopeless(trial):
             raise TrialPruned  # before its first epoch
         best = Best()
         hopeless = self._train(trial, student, config, seed, timing.ratio, best)
         student.load_state_dict(best.weights)
-        trial.set_user_attr(Attr.TEST_ACCURACY, workshop.test(student))
+        with self._clock.spent_on("scoring"):
+            test = workshop.test(student)
+        trial.set_user_attr(Attr.TEST_ACCURACY, test)
         workshop.keep()
         if hopeless:
             raise TrialPruned
@@ -190,7 +196,10 @@ class Objective:
     def _time(self, trial: Trial, student: nn.Module, config: Config) -> Timing:
         """The ratio: that of the first trial of this architecture, else measured now."""
         key = self._workshop.timing_key(config)
-        timing = known_timing(trial.study, key) or self._workshop.measure(student)
+        timing = known_timing(trial.study, key)
+        if timing is None:
+            with self._clock.spent_on("timing"):
+                timing = self._workshop.measure(student)
         trial.set_user_attr(Attr.TIMING, dataclasses.asdict(timing))
         trial.set_user_attr(Attr.TIMING_KEY, key)
         for name, value in {
@@ -206,13 +215,13 @@ class Objective:
         losses: list[float] = []
         seconds = 0.0
         hopeless = False
-        for record in self._workshop.teach(student, config, seed):
+        for record in self._epochs(student, config, seed):
             losses.append(record.loss)
             seconds += record.seconds
             best.see(record, student)
             pruner.report(trial, (record.accuracy, ratio), record.epoch)
             self._progress.trial_epoch(trial.number, record, config["epochs"])
-            hopeless = record.epoch < config["epochs"] and pruner.should_prune(trial)
+            hopeless = record.epoch < config["epochs"] and self._hopeless(trial)
             if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
                 break
         trial.set_user_attr(Attr.LOSSES, losses)
@@ -221,9 +230,27 @@ class Objective:
         trial.set_user_attr(Attr.BEST_EPOCH, best.epoch)
         return hopeless
 
+    def _epochs(self, student: nn.Module, config: Config, seed: int) -> Iterator[EpochRecord]:
+        """The epochs of a training, their time counted: what is not training is scoring the validation set."""
+        records = self._workshop.teach(student, config, seed)
+        while True:
+            before = self._clock.seconds["training"]
+            with self._clock.spent_on("training"):
+                record = next(records, None)
+            if record is None:
+                return
+            self._clock.move(self._clock.seconds["training"] - before - record.seconds, "training", "scoring")
+            yield record
+
+    def _hopeless(self, trial: Trial) -> bool:
+        with self._clock.spent_on("search"):
+            return pruner.should_prune(trial)
+
     def _ends(self, trial: Trial, epoch: int) -> bool:
         """Whether the trial, which is not hopeless, ends here with its best checkpoint; it then holds why."""
-        if pruner.should_stop(trial):
+        with self._clock.spent_on("search"):
+            stop = pruner.should_stop(trial)
+        if stop:
             return True
         reason = self._cut(trial)
         if reason is not None:

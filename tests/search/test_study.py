@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -8,6 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 import kdsearch
@@ -452,3 +454,37 @@ def test_augmented_students_are_taught_the_views_that_they_see(study_file, url, 
     again = optimize(study_file, f"journal:{tmp_path / 'again.log'}", 2)
     losses = [[t.user_attrs[Attr.LOSSES] for t in each.trials] for each in (study, again)]
     assert losses[0] == losses[1]  # from a full table as from an empty one
+
+
+def test_where_the_time_went_is_told_and_adds_up_over_runs(study_file, url):
+    class Told(Heard):
+        spent: str = ""
+
+        def study_finished(self, spent: str) -> None:
+            self.spent = spent
+
+    told = Told()
+    study = optimize(study_file, url, 3, progress=told)
+    assert "training" in told.spent
+    assert "storage and the rest" in told.spent
+    first = study.user_attrs[StudyAttr.SPENT]
+    second = optimize(study_file, url, 5).user_attrs[StudyAttr.SPENT]
+    assert all(second[work] >= first[work] for work in first)
+    assert second["training"] > first["training"] > 0
+
+
+def test_a_study_that_wants_a_gpu_says_how_long_it_takes_on_a_cpu(plan, monkeypatch):
+    asked = []
+    monkeypatch.setattr(search, "estimate", lambda *each: asked.append(each) or {"seconds": {"all": 9000.0}})
+    heard = Heard()
+    search.warn_of_slowness(plan, Budget(trials=3), heard)
+    assert asked == heard.lines == []  # digits take minutes
+    student = plan.spec.student.model_copy(update={"family": "resnet"})
+    wide = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"student": student}))
+    search.warn_of_slowness(wide, Budget(trials=3), heard)
+    assert heard.lines == [
+        "digits wants a GPU: here, on a CPU, this takes about 2.5 h without pruning; --train-size and --max-epochs "
+        "make a first look shorter"
+    ]
+    search.warn_of_slowness(dataclasses.replace(wide, device=torch.device("cuda")), Budget(trials=3), heard)
+    assert len(heard.lines) == 1

@@ -1,0 +1,104 @@
+"""Where a run's time goes: training, scoring, timing, the search itself, and the rest, which is mostly storage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from kdsearch.search.samplers import WrappedSampler
+
+Work = Literal["training", "scoring", "timing", "search", "storage and the rest"]
+WORK: tuple[Work, ...] = get_args(Work)
+REST: Work = "storage and the rest"
+
+
+class Clock:
+    """Counts wall-clock seconds by what they were spent on: each second once, on the innermost kind of work.
+
+    Attributes:
+        seconds: spent on each kind of work so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[Work, float] = dict.fromkeys(WORK, 0.0)
+        self._now: Work | None = None
+        self._since = 0.0
+
+    @contextmanager
+    def spent_on(self, work: Work) -> Iterator[None]:
+        """Counts its body's seconds as this kind of work, but for what is counted inside as another."""
+        outer = self._switch(work)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def _switch(self, work: Work | None) -> Work | None:
+        now, before = time.perf_counter(), self._now
+        if before is not None:
+            self.seconds[before] += now - self._since
+        self._now, self._since = work, now
+        return before
+
+    def move(self, seconds: float, source: Work, target: Work) -> None:
+        """Counts seconds as another kind of work than they were spent as."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
+
+
+def shares(seconds: Mapping[Any, float]) -> str:
+    """Shares of the time in words, the largest first: "training 94 %, timing 3 %"; empty where no time was spent."""
+    total = sum(seconds.values())
+    if total <= 0:
+        return ""
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{work} {100 * spent / total:.0f} %" for work, spent in ordered if spent > 0)
+
+
+class TimedSampler(WrappedSampler):
+    """Counts an inner sampler's seconds as search.
+
+    Args:
+        inner: the sampler that is asked.
+        clock: that counts.
+    """
+
+    def __init__(self, inner: BaseSampler, clock: Clock) -> None:
+        super().__init__(inner)
+        self._clock = clock
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """As the inner sampler does."""
+        with self._clock.spent_on("search"):
+            super().before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As the inner sampler does."""
+        with self._clock.spent_on("search"):
+            return super().infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the inner sampler does."""
+        with self._clock.spent_on("search"):
+            return super().sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As the inner sampler does."""
+        with self._clock.spent_on("search"):
+            return super().sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """As the inner sampler does."""
+        with self._clock.spent_on("search"):
+            super().after_trial(study, trial, state, values)
