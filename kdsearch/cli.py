@@ -13,6 +13,7 @@ import typer
 
 from kdsearch import __version__
 from kdsearch.cli_bench import bench
+from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.cli_slides import claims, slides
 from kdsearch.errors import KdsearchError, RunError
@@ -33,17 +34,6 @@ app.add_typer(bench, name="bench")
 app.command()(slides)
 app.command()(claims)
 
-Storage = Annotated[
-    str,
-    typer.Option(envvar="OPTUNA_STORAGE", help="An Optuna storage URL, or journal:PATH.", show_envvar=True),
-]
-Name = Annotated[str | None, typer.Option(help="Name of the study [default: the only one in the storage].")]
-DataDir = Annotated[
-    str | None,
-    typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or are downloaded to [default: cache folder]."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
 
 
@@ -171,7 +161,7 @@ def report(
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
     report: ReportPath = None,
-    plotlyjs: Annotated[str, typer.Option(help="inline (one offline file) or cdn (a small one).")] = "inline",
+    plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
 ) -> None:
     """Write the HTML report of a study, from its storage alone."""

@@ -8,21 +8,11 @@ from typing import Annotated
 
 import typer
 
+from kdsearch.cli_options import DataDir, Device, Json, PlotlyJs, Storage
 from kdsearch.cli_output import command_line
 from kdsearch.storage import DEFAULT_STORAGE
 
-Storage = Annotated[
-    str,
-    typer.Option(envvar="OPTUNA_STORAGE", help="An Optuna storage URL, or journal:PATH.", show_envvar=True),
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or are downloaded to [default: cache folder]."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Out = Annotated[Path, typer.Option(help="Folder of the page, the Markdown and the JSON.")]
-PlotlyJs = Annotated[str, typer.Option(help="inline (one offline page) or cdn (a small one).")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 
 
 def slides(

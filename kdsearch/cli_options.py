@@ -1,0 +1,20 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Storage = Annotated[
+    str,
+    typer.Option(envvar="OPTUNA_STORAGE", help="An Optuna storage URL, or journal:PATH.", show_envvar=True),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the study [default: the only one in the storage].")]
+DataDir = Annotated[
+    str | None,
+    typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or are downloaded to [default: cache folder]."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+PlotlyJs = Annotated[str, typer.Option(help="inline (one offline page) or cdn (a small one).")]
