@@ -23,6 +23,7 @@ MARKS: dict[str, Mark] = {
     "matches": "good", "higher": "good", "lower": "bad", "not measured": "unsure",
     "faster": "good", "even": "unsure", "slower": "bad",
 }  # fmt: skip
+TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]  # of the ratio's axis
 
 
 def write(
@@ -145,9 +146,10 @@ def _accuracy_text(options: Options, measured: Sequence[Measured]) -> list[str]:
     if options.scaled:
         text.append("The words are not given: less was trained than the deck trained.")
     text += [
-        f"{label(one)} falls short by {-one.difference.mean:.2f} points. {_why(one)}"
+        f"{label(one)} comes out {-one.difference.mean:.2f} points lower"
+        f"{'' if one.reproduced else f', more than {REACH} points'}. {_why(one)}"
         for one in measured
-        if one.difference is not None and not one.reproduced and not options.scaled
+        if one.difference is not None and one.verdict == "lower"
     ]
     return text
 
@@ -159,7 +161,7 @@ def _why(one: Measured) -> str:
 
 
 def _accuracy_grid(measured: Sequence[Measured]) -> Grid:
-    header = ("row", "published, %", "measured, %", "95 % interval", "trainings", "difference", "95 % interval ", "")
+    header = ("row", "published, %", "measured, %", "95 % interval", "trainings", "difference", "its interval", "")
     rows = [
         [
             label(one),
@@ -256,7 +258,8 @@ def _ratio_figure(measured: Sequence[Measured]) -> go.Figure | None:
         x=names, y=[one.published.ratio for one in measured], name="published, another machine", mode="markers",
         marker={"color": style.ORANGE, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
     )  # fmt: skip
-    axes = {"title": {"text": "row"}, "type": "category"}, {"title": {"text": "inference ratio"}, "rangemode": "tozero"}
+    y_axis = {"title": {"text": "inference ratio"}, "type": "log", "tickvals": TICKS}
+    axes = {"title": {"text": "row"}, "type": "category"}, y_axis
     figure.update_layout(style.layout(*axes, 380, rows=1))
     return figure
 
