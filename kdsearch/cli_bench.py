@@ -1,9 +1,10 @@
-"""The commands under `kdsearch bench`: replays of searches, tables of learning curves, the cost of a decision."""
+"""The commands under `kdsearch bench`: replays of searches, tables of curves, a decision's cost, the training loop."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from kdsearch.errors import KdsearchError
 if TYPE_CHECKING:
     from kdsearch.bench.summary import Bar
 
-bench = typer.Typer(help="Measure the search: replays on real learning curves, and what they are made of.",
+bench = typer.Typer(help="Measure the search on real learning curves, what these are made of, and the training loop.",
                     no_args_is_help=True)  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
@@ -121,3 +122,46 @@ def decision(
     print(f"history   {trials} trials x {epochs} epochs; the storage's read alone {found['read_ms']:.3f} ms")
     print(f"decision  median {found['median_ms']:.2f} ms, worst of {found['decisions']} {found['worst_ms']:.2f} ms")
     print(f"first     {found['cold_ms']:.1f} ms: reads the whole history, once a process")
+
+
+@bench.command()
+def train(
+    rows: Annotated[str, typer.Option(help="Of the slides, with commas between.")] = "c1,c5,m7",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data_dir: Annotated[
+        str | None,
+        typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or go [default: cache folder]."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Images a step [default: the row's].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of a sample [default: a few seconds' worth by device and data set].")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Rounds, of each loop in turn; 6 give an interval of 95 %.")] = 7,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Of the plain loop's DataLoader [default: one for two cores].")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of bench-train.html, .md and .json.")] = Path("reports"),
+    plotlyjs: Annotated[str, typer.Option(help="inline (one offline file) or cdn (a small one).")] = "inline",
+    as_json: Json = False,
+) -> None:
+    """Time our epoch loop and a plain PyTorch loop in turn on the slides' rows, once both are seen to do the same."""
+    from kdsearch import runtime
+    from kdsearch.bench import train as training
+    from kdsearch.bench import train_page
+    from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting import library
+
+    way = library.checked(plotlyjs)
+    names = list(dict.fromkeys(name.strip() for name in rows.split(",") if name.strip()))
+    options = training.Options(
+        names=names, device=device, data_dir=data_dir, steps=steps, samples=samples, batch=batch, workers=workers
+    )
+    command = shlex.join(["kdsearch", *sys.argv[1:]])
+    with ConsoleProgress() as progress:
+        load = training.load()
+        measured = training.measure(options, progress)
+        there = runtime.resolve_device(device)
+        found = train_page.result(measured, there, command=command, load=load)
+        path = train_page.write(found, measured, out, plotlyjs=way)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print(json.dumps(found, allow_nan=False) if as_json else train_page.text(measured, there))

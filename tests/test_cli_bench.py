@@ -31,7 +31,7 @@ def small(tmp_path):
 def test_help_names_the_commands(kdsearch):
     code, out, _ = kdsearch("bench", "--help")
     assert code == 0
-    for command in ("search", "tabulate", "decision"):
+    for command in ("search", "tabulate", "decision", "train"):
         assert command in out
 
 
@@ -97,3 +97,30 @@ def test_tabulate_makes_a_table_that_search_can_read(kdsearch):
     assert code == 0, err
     assert json.loads(out) == {"table": "t.json.gz", "rows": 2}
     assert tables.load("t.json.gz").epochs == 2
+
+
+def test_train_refuses_what_it_cannot_measure_before_it_reads_data(kdsearch, tmp_path):
+    code, out, err = kdsearch("bench", "train", "--rows", "c1,x9")
+    assert (code, out) == (1, "")
+    assert "--rows must name rows of the slides that train in float (got x9)" in err
+    code, out, err = kdsearch("bench", "train", "--plotlyjs", "none")
+    assert (code, out) == (1, "")
+    assert "plotly.js must come inline or cdn" in err
+    assert kdsearch("bench", "train", "--samples", "0")[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_train_prints_json_alone_and_writes_reports(kdsearch, tmp_path):
+    words = ("--rows", "m7", "--device", "cpu", "--steps", "3", "--samples", "2", "--workers", "1")
+    code, out, err = kdsearch("bench", "train", *words, "--plotlyjs", "cdn", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    row = found["rows"]["m7"]
+    assert (row["batch"], row["steps"], row["workers"]) == (32, 3, 1)
+    assert row["losses_agree_to"] < 1e-5
+    assert row["ours"] > 0
+    assert json.loads((tmp_path / "reports" / "bench-train.json").read_text()) == found
+    assert "report: reports/bench-train.html" in err
+    assert "--steps 3" in (tmp_path / "reports" / "bench-train.md").read_text()

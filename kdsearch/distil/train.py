@@ -130,7 +130,7 @@ def _of(table: Tensor | None, chosen: Tensor, drawn: Tensor | None) -> Tensor | 
     """The teacher's rows of images or, where they were drawn, of their views, float32."""
     if table is None:
         return None
-    return table[chosen] if drawn is None else table[chosen, drawn].float()
+    return table.index_select(0, chosen) if drawn is None else table[chosen, drawn].float()
 
 
 def forward(
@@ -146,7 +146,7 @@ def forward(
         drawn: (batch,), int64: which view of each, None where the recipe does not augment.
         epoch: counted from 1.
     """
-    labels = lesson.data.labels[chosen]
+    labels = lesson.data.labels.index_select(0, chosen)
     targets, norms = (_of(table, chosen, drawn) for table in (lesson.teacher_logits, lesson.teacher_norms))
     if norms is None:
         return Batch(network(images), labels, targets, epoch)
@@ -171,7 +171,8 @@ def _epoch(
         lesson.on_step((epoch - 1) * steps + step)
         part = slice(step * lesson.batch_size, (step + 1) * lesson.batch_size)
         batch = order[part]
-        images = views.make(lesson.data.images[batch], drawn[part], recipe.augment)
+        # index_select: several times as fast as images[batch] on a CPU
+        images = views.make(lesson.data.images.index_select(0, batch), drawn[part], recipe.augment)
         if recipe.schedule != "constant":
             share = schedule(recipe, (epoch - 1) * steps + step, lesson.epochs * steps)
             for group in optimizer.param_groups:
