@@ -132,7 +132,7 @@ def _verdict(options: Options, measured: Sequence[Measured]) -> str:
     near = sum(one.reproduced for one in measured)
     return (
         f"{near} of {len(measured)} rows reach the deck's accuracy within {REACH} points or beat it: "
-        f"{counts['matches']} match within noise, {counts['higher']} come out higher and {counts['lower']} lower."
+        f"{counts['matches']} match within noise; higher: {counts['higher']}, lower: {counts['lower']}."
     )
 
 
