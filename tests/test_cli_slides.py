@@ -44,7 +44,7 @@ def test_claims_prints_json_alone_and_writes_its_pages(kdsearch: Run, tmp_path):
 def test_slides_on_mnist_go_on_and_leave_the_search_alone(kdsearch: Run, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "PAIRS", 1)
     monkeypatch.setattr("kdsearch.measure.latency.MAX_SECONDS", 0.0)
-    words = ("slides", "--rows", "m1", "--train-size", "300", "--max-epochs", "1", "--json")
+    words = ("slides", "--rows", "m1", "--train-size", "2000", "--max-epochs", "1", "--json")
     first = json.loads(kdsearch(*words, "--repeats", "1").out)
     assert [(row["row"], row["verdict"]) for row in first["rows"]] == [("m1", "not measured")]
     assert 20 < first["rows"][0]["measured"]["accuracy"]["mean"] < 90
@@ -53,6 +53,6 @@ def test_slides_on_mnist_go_on_and_leave_the_search_alone(kdsearch: Run, tmp_pat
     assert "the study holds 1 finished trials; going on to 2" in again.err
     second = json.loads(again.out)
     assert second["rows"][0]["measured"]["accuracies"][0] == first["rows"][0]["measured"]["accuracies"][0]
-    refused(kdsearch(*words[:-3], "2"), "max_epochs: 1 -> 2", "--name")
+    refused(kdsearch(*words[:-2], "2"), "max_epochs: 1 -> 2", "--name")
     # the rows' study does not stand in the way of the only search
     refused(kdsearch("report"), "--name must say which study (studies there: none yet)")
