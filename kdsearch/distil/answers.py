@@ -26,8 +26,9 @@ class Answers:
 
     Attributes:
         logits: (count, classes), float32, in the images' order.
-        norms: (count,), float32: lengths of the embeddings, the inputs of its classifier. Empty if it has none.
-        centres: (classes, features), float32: unit vectors, the directions of the mean embedding of each class.
+        norms: (count,), float32: lengths of the embeddings, the inputs of its classifier; 0 if it has none.
+        centres: (classes, features), float32: unit vectors, the directions of the mean embedding of each class. No
+            features if it has no classifier.
     """
 
     logits: Tensor
@@ -41,6 +42,14 @@ class Answers:
         """Nothing to do: what was asked is kept already."""
 
 
+def logits_and_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """A teacher's logits, (batch, classes), and its embeddings, (batch, features): of no features if it has none."""
+    if networks.has_classifier(network):
+        return networks.with_embedding(network, images)
+    logits = network(images)
+    return logits, logits.new_zeros(len(logits), 0)
+
+
 def ask(network: nn.Module, data: ImageSet, prepare: Prepare) -> Answers:
     """Asks a teacher, in evaluation mode.
 
@@ -48,16 +57,13 @@ def ask(network: nn.Module, data: ImageSet, prepare: Prepare) -> Answers:
         network: on the images' device; left in evaluation mode.
         data: images and the labels that the centres go by.
         prepare: from images of bytes to the network's input.
-
-    Raises:
-        StudyFileError: the network has no classifier to take embeddings from.
     """
     network.eval()
     parts: list[tuple[Tensor, Tensor]] = []
     sums: Tensor | None = None
     with torch.inference_mode():
         for images, labels in zip(data.images.split(BATCH), data.labels.split(BATCH), strict=True):
-            logits, embedding = networks.with_embedding(network, prepare(images))
+            logits, embedding = logits_and_embedding(network, prepare(images))
             if sums is None:
                 sums = embedding.new_zeros(logits.shape[1], embedding.shape[1], dtype=torch.float64)
             sums.index_add_(0, labels, embedding.double())

@@ -15,6 +15,7 @@ from kdsearch.distil.answers import Answers, Prepare
 from kdsearch.distil.loss import distillation_loss, nd_loss
 from kdsearch.distil.train import Batch, Lesson
 from kdsearch.distil.view_answers import ViewAnswers
+from kdsearch.errors import StudyFileError
 from kdsearch.records import Config, EpochRecord, architecture
 from kdsearch.spec import StudentSpec
 
@@ -51,8 +52,16 @@ def feature_map(student: nn.Module, answers: Answers | ViewAnswers, *, seed: int
         student: its classifier's input is the embedding.
         answers: the teacher's.
         seed: of the map's weights.
+
+    Raises:
+        StudyFileError: the student or the teacher has no classifier to take embeddings from.
     """
     inputs, outputs = networks.classifier(student).in_features, answers.centres.shape[1]
+    if outputs == 0:
+        raise StudyFileError(
+            "a teacher must end in an nn.Linear for its features to be learnt",
+            remedy="set feature_weight to 0, or choose another teacher",
+        )
     if inputs == outputs:
         return nn.Identity()
     with runtime.seeded(runtime.derive_seed("map", seed), torch.device("cpu")):
@@ -91,6 +100,8 @@ def teach(
         StudyFileError: a feature weight above 0, and a network without a classifier.
     """
     weight = config.get("feature_weight", 0)
+    if not needs_teacher(config):
+        answers = None
     mapping = feature_map(student, answers, seed=seed) if weight > 0 and answers is not None else None
 
     def loss(batch: Batch) -> Tensor:
@@ -115,7 +126,7 @@ def teach(
         loss=loss,
         teacher_logits=answers.logits if answers is not None and config["loss_weight"] > 0 else None,
         teacher_norms=answers.norms if mapping is not None and answers is not None else None,
-        before_epoch=answers.fill if answers is not None and needs_teacher(config) else None,
+        before_epoch=answers.fill if answers is not None else None,
         companion=mapping,
         epochs=config["epochs"],
         batch_size=config["batch_size"],

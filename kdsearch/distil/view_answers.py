@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -11,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdsearch import files, networks
+from kdsearch import files
 from kdsearch.data import ImageSet, fingerprint, views
 from kdsearch.distil import answers
-from kdsearch.distil.answers import Prepare
+from kdsearch.distil.answers import Answers, Prepare
 from kdsearch.measure.accuracy import BATCH
 from kdsearch.spec import Augment
 
@@ -32,22 +34,32 @@ class ViewAnswers:
         logits: (count, views, classes), float16: 162 MB for CIFAR-10 with flips and shifts of 4 pixels.
         norms: (count, views), float32, lengths of the embeddings.
         known: (count, views), bool: which views were asked.
-        centres: (classes, features), float32: as of `Answers`, of the images as they are.
 
     Args:
         network: the teacher, on the images' device.
         data: images and labels.
         prepare: from images of bytes to the network's input.
         augment: whose views there are.
+        classes: how many logits there are.
         path: where the table is kept.
+        plain: gives the teacher's answers to the images as they are; asked for the centres alone.
     """
 
-    def __init__(self, network: nn.Module, data: ImageSet, prepare: Prepare, augment: Augment, path: Path) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        data: ImageSet,
+        prepare: Prepare,
+        augment: Augment,
+        *,
+        classes: int,
+        path: Path,
+        plain: Callable[[], Answers],
+    ) -> None:
         self._network, self._data, self._prepare, self._augment, self._path = network, data, prepare, augment, path
-        plain = answers.ask(network, data, prepare)
+        self._plain = plain
         count, device = views.count(augment), data.labels.device
-        self.centres = plain.centres
-        self.logits = torch.zeros(len(data), count, plain.logits.shape[1], dtype=torch.float16, device=device)
+        self.logits = torch.zeros(len(data), count, classes, dtype=torch.float16, device=device)
         self.norms = torch.zeros(len(data), count, device=device)
         self.known = torch.zeros(len(data), count, dtype=torch.bool, device=device)
         self._asked = False
@@ -55,6 +67,11 @@ class ViewAnswers:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             self._merge()
+
+    @cached_property
+    def centres(self) -> Tensor:
+        """(classes, features), float32: as of `Answers`, of the images as they are."""
+        return self._plain().centres
 
     def fill(self, order: Tensor, drawn: Tensor) -> None:
         """Asks the teacher for those of these views that it was not asked before.
@@ -69,7 +86,7 @@ class ViewAnswers:
         with torch.no_grad():
             for indices, wanted in zip(chosen.split(BATCH), which.split(BATCH), strict=True):
                 images = views.make(self._data.images[indices], wanted, self._augment)
-                logits, embedding = networks.with_embedding(self._network, self._prepare(images))
+                logits, embedding = answers.logits_and_embedding(self._network, self._prepare(images))
                 self.logits[indices, wanted] = logits.half()
                 self.norms[indices, wanted] = torch.linalg.vector_norm(embedding.float(), dim=1)
         self.known[chosen, which] = True
@@ -119,4 +136,7 @@ def obtain(
     """
     kind = f"flip{int(augment.flip)}-shift{augment.shift}"
     path = folder / f"{name}-{fingerprint([data])}-{kind}.views.safetensors"
-    return ViewAnswers(network, data, prepare, augment, path)
+    with torch.no_grad():
+        classes = network.eval()(prepare(data.images[:1])).shape[1]
+    plain = partial(answers.obtain, network, data, prepare, folder=folder, name=name)
+    return ViewAnswers(network, data, prepare, augment, classes=classes, path=path, plain=plain)

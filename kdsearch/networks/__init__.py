@@ -97,6 +97,11 @@ def size_bytes(network: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def has_classifier(network: nn.Module) -> bool:
+    """Whether the network has a layer that `classifier` finds."""
+    return any(isinstance(module, nn.Linear) for module in network.modules())
+
+
 def classifier(network: nn.Module) -> nn.Linear:
     """The layer that makes the logits: the network's last `nn.Linear`, in the order of its modules.
 

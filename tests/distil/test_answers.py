@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdsearch.data import ImageSet
-from kdsearch.distil import answers
+from kdsearch.distil import answers, lesson
 from kdsearch.distil.teacher import Teacher
+from kdsearch.errors import StudyFileError
 from kdsearch.measure import accuracy
 from kdsearch.search.plan import Plan
 
@@ -82,3 +83,15 @@ def test_the_teachers_embedding_makes_its_logits(plan: Plan, teacher: Teacher):
     hook.remove()
     nearest = (F.normalize(torch.cat(seen), dim=1) @ found.centres.T).argmax(1) == plan.split.test.labels
     assert nearest.float().mean().item() > known - 0.1
+
+
+def test_a_teacher_without_a_classifier_teaches_its_logits(noise: ImageSet, tmp_path: Path):
+    network = nn.Sequential(nn.Conv2d(1, 2, 4), nn.Flatten())
+    for _ in range(2):  # asked, then from the cache
+        found = answers.obtain(network, noise, prepare, folder=tmp_path, name="t")
+        with torch.no_grad():
+            torch.testing.assert_close(found.logits, network(prepare(noise.images)))
+        assert (found.norms.tolist(), found.centres.shape) == ([0.0] * 40, (2, 0))
+    student = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(StudyFileError, match=r"teacher must end in an nn.Linear .*; set feature_weight to 0"):
+        lesson.feature_map(student, found, seed=0)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdsearch.data import ImageSet, views
-from kdsearch.distil import lesson, view_answers
+from kdsearch.distil import answers, lesson, view_answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.search.plan import Plan
@@ -164,3 +164,14 @@ def all_views(split) -> list[tuple[torch.Tensor, int]]:
         made = views.make(split.train.images, torch.full((len(split.train),), view), AUGMENT)
         pairs += list(zip(split.prepare(made), split.train.labels.tolist(), strict=True))
     return pairs
+
+
+def test_the_images_as_they_are_are_asked_for_the_centres_alone(noise, teacher_net, tmp_path):
+    found = table(teacher_net, noise, tmp_path)
+    assert teacher_net.images == 1  # which says how many classes there are
+    expected = answers.ask(teacher_net, noise, prepare).centres
+    asked = teacher_net.images
+    torch.testing.assert_close(found.centres, expected)
+    assert teacher_net.images == asked + len(noise)
+    torch.testing.assert_close(table(teacher_net, noise, tmp_path).centres, expected)
+    assert teacher_net.images == asked + len(noise) + 1  # they are kept
