@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdsearch.cli_options import DataDir, Device, Json, PlotlyJs
+from kdsearch.cli_output import command_line
 from kdsearch.errors import KdsearchError
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(help="Measure the search on real learning curves, what these are made of, and the training loop.",
                     no_args_is_help=True)  # fmt: skip
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 
 
 @bench.command()
@@ -37,7 +36,7 @@ def search(
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes [default: one a core].")] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench-search.html and bench-search.md.")] = Path("reports"),
-    plotlyjs: Annotated[str, typer.Option(help="inline (one offline file) or cdn (a small one).")] = "inline",
+    plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
 ) -> None:
     """Replay searches on tables of learning curves: pruning rules and proposals at equal epochs."""
@@ -83,11 +82,8 @@ def tabulate(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread [default: one a core].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the configurations and their training.")] = 0,
     train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
-    data_dir: Annotated[
-        str | None,
-        typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or go [default: cache folder]."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data_dir: DataDir = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Train random configurations of a study to their end and keep every epoch's accuracy; goes on where it stopped."""
@@ -127,11 +123,8 @@ def decision(
 @bench.command()
 def train(
     rows: Annotated[str, typer.Option(help="Of the slides, with commas between.")] = "c1,c5,m7",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    data_dir: Annotated[
-        str | None,
-        typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or go [default: cache folder]."),
-    ] = None,
+    device: Device = "auto",
+    data_dir: DataDir = None,
     batch: Annotated[int | None, typer.Option(min=2, help="Images a step [default: the row's].")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of a sample [default: a few seconds' worth by device and data set].")
@@ -141,7 +134,7 @@ def train(
         int | None, typer.Option(min=0, help="Of the plain loop's DataLoader [default: one for two cores].")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench-train.html, .md and .json.")] = Path("reports"),
-    plotlyjs: Annotated[str, typer.Option(help="inline (one offline file) or cdn (a small one).")] = "inline",
+    plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
 ) -> None:
     """Time our epoch loop and a plain PyTorch loop in turn on the slides' rows, once both are seen to do the same."""
@@ -156,12 +149,11 @@ def train(
     options = training.Options(
         names=names, device=device, data_dir=data_dir, steps=steps, samples=samples, batch=batch, workers=workers
     )
-    command = shlex.join(["kdsearch", *sys.argv[1:]])
     with ConsoleProgress() as progress:
         load = training.load()
         measured = training.measure(options, progress)
         there = runtime.resolve_device(device)
-        found = train_page.result(measured, there, command=command, load=load)
+        found = train_page.result(measured, there, command=command_line(), load=load)
         path = train_page.write(found, measured, out, plotlyjs=way)
         progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
     print(json.dumps(found, allow_nan=False) if as_json else train_page.text(measured, there))

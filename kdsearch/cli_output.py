@@ -39,11 +39,14 @@ def _unpruned(plan: dict[str, Any]) -> str:
     return "without pruning " if plan["trials"] is not None else ""
 
 
-def command_line(storage: str) -> str:
+def command_line(storage: str | None = None) -> str:
     """The command that runs, as a report names it, a password in the storage's URL masked."""
+    words = ["kdsearch", *sys.argv[1:]]
+    if storage is None:
+        return shlex.join(words)
     from kdsearch.storage import masked
 
-    return shlex.join(["kdsearch", *(word.replace(storage, masked(storage)) for word in sys.argv[1:])])
+    return shlex.join(word.replace(storage, masked(storage)) for word in words)
 
 
 def find_study(storage: str, name: str | None) -> Study:

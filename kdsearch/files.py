@@ -46,6 +46,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text whole or not at all, its line ends as they are.
+
+    Raises:
+        KdsearchError: it cannot be written; the old file stays.
+    """
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes tensors as safetensors, whole or not at all.
 

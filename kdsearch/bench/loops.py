@@ -144,16 +144,11 @@ def lesson(
         before_epoch: as of `Lesson`.
     """
     loss = school.deck.loss(settings)
-    return Lesson(
-        data=school.split.train,
-        prepare=school.split.prepare,
+    return replace(
+        school.lesson(replace(settings, per_class=None), SEED),  # a sample is all that the school has
         loss=loss if first == 1 else lambda batch: loss(replace(batch, epoch=batch.epoch + first - 1)),
-        teacher_logits=None if settings.temperature is None else school.answers.logits,
         epochs=epochs,
-        batch_size=settings.batch_size,
-        seed=SEED,
         before_epoch=before_epoch,
-        threads=school.deck.student.threads,
     )
 
 

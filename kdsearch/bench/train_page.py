@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,12 +16,12 @@ from kdsearch import runtime
 from kdsearch.bench.floor import COUNTED
 from kdsearch.bench.loops import TOLERANCES
 from kdsearch.bench.train import Measured
-from kdsearch.files import write_whole
 from kdsearch.reporting import document, style, words
 from kdsearch.reporting.document import Document, Grid, Mark, Section
 from kdsearch.reporting.library import Library
 
 NAME = "bench-train"
+KEYS = ("kdsearch", "torch", "torchvision", "numpy", "python", "platform", "device_model", "cores")
 HEIGHT = 340  # pixels of the figure
 MARKS: dict[str, Mark] = {"met": "good", "not met": "bad"}
 SHARE_BAR = 0.95  # of the ceiling, on a CPU with CIFAR-10, where the plain loop asks the teacher
@@ -150,9 +149,7 @@ def write(found: dict[str, Any], measured: Sequence[Measured], folder: Path, *, 
     Raises:
         KdsearchError: they cannot be written.
     """
-    text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-    write_whole(folder / f"{NAME}.json", lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
-    return document.write(report(found, measured), folder, NAME, plotlyjs=plotlyjs)
+    return document.write(report(found, measured), folder, NAME, plotlyjs=plotlyjs, result=found)
 
 
 def report(found: dict[str, Any], measured: Sequence[Measured]) -> Document:
@@ -237,10 +234,9 @@ def _facts(found: dict[str, Any], measured: Sequence[Measured]) -> list[str]:
         count = len(row.seconds["ours"])
         return "1 round" if count == 1 else f"{count} rounds"
 
-    keys = ("kdsearch", "torch", "torchvision", "numpy", "python", "platform", "device_model", "cores")
     return [
         f"Made by `{found['command']}` on {found['made']}.",
-        ", ".join(f"{key} {here[key]}" for key in keys) + ".",
+        document.versions(here, KEYS),
         *([] if load is None else [f"Load average of the machine before the start: {load:.2f}."]),
         *(
             f"{row.name}: {row.steps} steps a sample, {rounds(row)} after one that warms up; "

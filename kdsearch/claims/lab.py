@@ -111,18 +111,21 @@ class Lab:
     @cached_property
     def whole(self) -> teacher.Teacher:
         """The teacher: on MNIST the slides' own, on digits the shipped study's with nothing held back."""
+        part = self.split
         if self.dataset == "mnist":
             part = teacher_split("mnist", self.published, self.device, train_size=None)
-            return teacher.obtain(teacher_spec("mnist", max_epochs=None), part, progress=self.progress)
-        return teacher.obtain(self.file.teacher, self.split, progress=self.progress)
+        return teacher.obtain(self._recipe, part, progress=self.progress)
 
     @cached_property
     def half(self) -> teacher.Teacher:
         """A teacher of the same recipe that has seen the first half of the training images alone."""
-        recipe = teacher_spec("mnist", max_epochs=None) if self.dataset == "mnist" else self.file.teacher
         seen = self.images("first half")
         part = dataclasses.replace(self.split, train=seen, fingerprint=data.fingerprint([seen, self.split.test]))
-        return teacher.obtain(recipe, part, progress=self.progress)
+        return teacher.obtain(self._recipe, part, progress=self.progress)
+
+    @property
+    def _recipe(self) -> spec.TeacherSpec:
+        return teacher_spec("mnist", max_epochs=None) if self.dataset == "mnist" else self.file.teacher
 
     @property
     def taught(self) -> bool:
@@ -202,11 +205,10 @@ class Lab:
 def describe(arm: Arm) -> str:
     """An arm in a few words."""
     how = {0.0: "labels alone", 0.5: "cls + div", 1.0: "the teacher alone"}[arm.loss_weight]
-    taught = (
-        f" by the teacher of the {'first half' if arm.teacher == 'half' else 'whole set'}" if arm.loss_weight else ""
-    )
-    soft = f", T {arm.temperature:g}" if arm.loss_weight else ""
-    return f"{how}{taught}{soft}, images: {arm.images}, width {arm.width}"
+    if arm.loss_weight:
+        seen = "first half" if arm.teacher == "half" else "whole set"
+        how += f" by the teacher of the {seen}, T {arm.temperature:g}"
+    return f"{how}, images: {arm.images}, width {arm.width}"
 
 
 def open_lab(dataset: str, *, seeds: int, data_dir: str | None, device: str, progress: Progress | None = None) -> Lab:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from kdsearch import runtime
 from kdsearch.claims.findings import Finding, as_json
 from kdsearch.claims.lab import Lab
 from kdsearch.claims.theory import SHOWN
-from kdsearch.files import write_whole
 from kdsearch.reporting import document, library, style
 from kdsearch.reporting.document import Document, Grid, Mark, Section
 
@@ -53,9 +51,8 @@ def write(lab: Lab, findings: Sequence[Finding], folder: Path, *, command: str, 
     """
     way = library.checked(plotlyjs)
     name = "claims" if lab.dataset == "digits" else f"claims-{lab.dataset}"
-    text = json.dumps(result(lab, findings, command), indent=1) + "\n"
-    write_whole(folder / f"{name}.json", lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
-    return document.write(report(lab, findings, command), folder, name, plotlyjs=way)
+    found = result(lab, findings, command)
+    return document.write(report(lab, findings, command), folder, name, plotlyjs=way, result=found)
 
 
 def report(lab: Lab, findings: Sequence[Finding], command: str) -> Document:
@@ -102,13 +99,9 @@ def _verdicts(findings: Sequence[Finding]) -> Grid:
 
 def _section(one: Finding) -> Section:
     text = [one.claim, one.experiment, *([one.said] if one.said else [])]
-    figure = _curves(one) if one.number in SHOWN else _dots(one)
-    caption = (
-        "Each point a seed; a line joins the arms of one seed."
-        if figure is not None and one.number not in SHOWN
-        else ""
-    )
+    figure, caption = _dots(one), "Each point a seed; a line joins the arms of one seed." if one.arms else ""
     if one.number in SHOWN:
+        figure = _curves(one)
         caption = (
             "Points: simulated, with 95 % intervals; lines: the formula (for a teacher fitted on S, as if it were not)."
         )
@@ -194,11 +187,9 @@ def _curves(one: Finding) -> go.Figure:
 
 
 def _facts(lab: Lab, command: str) -> list[str]:
-    environment = runtime.environment(lab.device)
-    keys = ("kdsearch", "torch", "torchvision", "optuna", "python", "platform", "device_model", "cores")
     facts = [
         f"Made by `{command}` on {time.strftime('%Y-%m-%d', time.gmtime())}.",
-        ", ".join(f"{key} {environment[key]}" for key in keys) + ".",
+        document.versions(runtime.environment(lab.device)),
         f"Students: one hidden layer, Adam, {lab.settings.epochs} epochs, batch {lab.settings.batch_size}; scored on "
         f"the {len(lab.split.test):,} test images after the last epoch.",
     ]

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from kdsearch.claims import lemmas
 from kdsearch.claims.lemmas import Problem, Teachers
+from kdsearch.stats import NORMAL
 
 SIZES = (10, 30, 100, 300)
 DRAWS = 4000  # of 1000 the intervals are at times too short: squares are skewed
 LARGE_SAMPLE = 1000  # examples that the better of the independent teachers is fitted on
 SMOOTHING = 0.1  # of each label: with ten labels an input has one example too many
-NORMAL_95 = 1.959964
 AGREES = 4.0  # standard errors: at 95 % one row in twenty would disagree with a formula that is right
 
 EMPIRICAL = "variance of the empirical risk"
@@ -79,7 +79,7 @@ class Row:
     @property
     def agrees(self) -> bool:
         """Whether the formula's value lies within 4 standard errors of the estimate."""
-        return abs(self.estimate - self.expected) <= AGREES * (self.high - self.low) / (2 * NORMAL_95)
+        return abs(self.estimate - self.expected) <= AGREES * (self.high - self.low) / (2 * NORMAL)
 
 
 def _softmax(logits: Floats) -> Floats:
@@ -121,7 +121,7 @@ def distilled_risks(world: World, counts: Floats, teachers: Floats) -> Floats:
 
 def _row(quantity: str, size: int, values: Floats, expected: float, bound: float | None = None) -> Row:
     estimate, error = float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
-    return Row(quantity, size, estimate, estimate - NORMAL_95 * error, estimate + NORMAL_95 * error, expected, bound)
+    return Row(quantity, size, estimate, estimate - NORMAL * error, estimate + NORMAL * error, expected, bound)
 
 
 def _deviations(risks: Floats) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -63,13 +63,14 @@ def _pairs(
         of_student.append(_seconds(student, often[1], device))
         if len(of_teacher) < least:
             continue
-        median, low, high = median_interval(_ratios(of_teacher, of_student))
+        median, low, high = median_interval(ratios(of_teacher, of_student))
         if high - low <= TARGET_WIDTH * median or time.perf_counter() - begin > MAX_SECONDS:
             break
     return of_teacher, of_student
 
 
-def _ratios(of_teacher: list[float], of_student: list[float]) -> list[float]:
+def ratios(of_teacher: Sequence[float], of_student: Sequence[float]) -> list[float]:
+    """Teacher's seconds / student's, pair by pair."""
     return [t / s for t, s in zip(of_teacher, of_student, strict=True)]
 
 
@@ -111,7 +112,7 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
         timed = eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
         if device.type == "cuda":
             timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
-    ratio, low, high = median_interval(_ratios(*timed))
+    ratio, low, high = median_interval(ratios(*timed))
     return Timing(
         ratio=ratio,
         low=low,
@@ -121,7 +122,7 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
         batch=len(batch),
         pairs=len(timed[0]),
         kind="latency",
-        eager_ratio=statistics.median(_ratios(*eager)) if timed is not eager else None,
+        eager_ratio=statistics.median(ratios(*eager)) if timed is not eager else None,
     )
 
 

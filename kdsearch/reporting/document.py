@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,11 +12,12 @@ from typing import Literal, get_args
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 
-from kdsearch.files import write_whole
+from kdsearch.files import write_text
 from kdsearch.reporting.library import Library, parts, templates
 
 Mark = Literal["good", "bad", "unsure"]
 FACTS = "Where this comes from"
+VERSIONS = ("kdsearch", "torch", "torchvision", "optuna", "python", "platform", "device_model", "cores")
 LONG = 40  # characters: a column with a longer cell may break its lines
 MANY = 8  # columns: a table with more is set smaller
 # starts with a number and holds no word longer than a unit ("1 min 36 s", "1.86x (1.26 to 2.27)", "15 / 1 / 14")
@@ -129,14 +131,22 @@ def markdown(document: Document, page: str = "") -> str:
     return "\n\n".join(blocks()) + "\n"
 
 
-def write(document: Document, folder: Path, name: str, *, plotlyjs: Library = "inline") -> Path:
-    """Writes NAME.html and NAME.md, each whole or not at all.
+def versions(environment: Mapping[str, object], keys: Sequence[str] = VERSIONS) -> str:
+    """One line of `runtime.environment`: what machine and versions a figure came from; ? for what it lacks."""
+    return ", ".join(f"{key} {environment.get(key, '?')}" for key in keys) + "."
+
+
+def write(
+    document: Document, folder: Path, name: str, *, plotlyjs: Library = "inline", result: object | None = None
+) -> Path:
+    """Writes NAME.html and NAME.md, with a result NAME.json too, each whole or not at all.
 
     Args:
         document: what to show.
         folder: made where it is missing.
-        name: of both files, without an ending.
+        name: of the files, without an ending.
         plotlyjs: see `html`.
+        result: plain data for the JSON; None: there is none.
 
     Returns:
         The page's path, NAME.html.
@@ -145,8 +155,11 @@ def write(document: Document, folder: Path, name: str, *, plotlyjs: Library = "i
         KdsearchError: they cannot be written, or `plotlyjs` is neither.
     """
     page = folder / f"{name}.html"
-    for path, text in {page: html(document, plotlyjs), folder / f"{name}.md": markdown(document, page.name)}.items():
-        write_whole(path, _writer(text))
+    texts = {page: html(document, plotlyjs), folder / f"{name}.md": markdown(document, page.name)}
+    if result is not None:
+        texts[folder / f"{name}.json"] = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    for path, text in texts.items():
+        write_text(path, text)
     return page
 
 
@@ -192,7 +205,3 @@ def _line(text: str) -> str:
     return "".join(
         f"`{piece}`" if i % 2 else re.sub(r"<(?=[A-Za-z/!?])", "&lt;", piece) for i, piece in enumerate(pieces)
     )
-
-
-def _writer(text: str) -> Callable[[Path], object]:
-    return lambda beside: beside.write_text(text, encoding="utf-8", newline="\n")

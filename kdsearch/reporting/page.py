@@ -12,12 +12,11 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
-from kdsearch.files import write_whole
+from kdsearch.files import write_text
 from kdsearch.reporting import curves, figures, words
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration, records
 from kdsearch.reporting.effort import effort
 from kdsearch.reporting.library import Library, parts, templates
-from kdsearch.reporting.library import figure_json as _json  # noqa: F401 the tests' name for it
 from kdsearch.reporting.verdict import picks, verdict
 
 
@@ -39,7 +38,7 @@ def write(data: StudyData, path: Path | str, *, plotlyjs: Library = "inline") ->
     """
     path = Path(path)
     text = render(data, plotlyjs=plotlyjs)
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
+    write_text(path, text)
     return path
 
 

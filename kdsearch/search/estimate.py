@@ -65,12 +65,16 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def _untrained_teacher(plan: Plan) -> torch.nn.Module:
+    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
+    return network.to(plan.device)
+
+
 def teacher_seconds(plan: Plan) -> float:
     """Seconds until the teacher stands: 0 if it is kept from an earlier study."""
     if teacher.cached_file(plan.spec.teacher, plan.split).is_file():
         return 0.0
-    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
-    network = network.to(plan.device)
+    network = _untrained_teacher(plan)
     recipe = plan.spec.teacher.recipe
     step = seconds_per_image(network, plan, recipe.batch_size, recipe) if plan.spec.teacher.weights is None else 0.0
     once = forward_seconds(network, plan)
@@ -116,9 +120,8 @@ def timing_seconds(plan: Plan, configs: list[Config]) -> float:
     """Seconds of timing teacher and student, once for each architecture among the configurations."""
     if plan.cost == "flops":
         return 0.0
-    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
     with runtime.threads(plan.spec.latency.threads):
-        once = forward_seconds(network.to(plan.device), plan) * plan.spec.latency.batch
+        once = forward_seconds(_untrained_teacher(plan), plan) * plan.spec.latency.batch
     different = {json.dumps(architecture(config)) for config in configs}
     return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
 
@@ -129,9 +132,8 @@ def views_seconds(plan: Plan, epochs: int) -> float:
     Of V views an image, E draws show V (1 - (1 - 1/V)^E) different ones on average.
     """
     count = views.count(plan.spec.student.recipe.augment)
-    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
     different = count * (1 - (1 - 1 / count) ** epochs)
-    return forward_seconds(network.to(plan.device), plan) * len(plan.split.train) * different
+    return forward_seconds(_untrained_teacher(plan), plan) * len(plan.split.train) * different
 
 
 def draw(plan: Plan) -> Iterator[Config]:

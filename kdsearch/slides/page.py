@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna import Study
 
-from kdsearch.files import write_whole
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import document, library, style, words
 from kdsearch.reporting.document import Document, Grid, Mark, Section
@@ -46,9 +44,8 @@ def write(
     """
     way = library.checked(plotlyjs)
     name = f"slides-{options.dataset}"
-    text = json.dumps(as_json(study, options, measured), indent=1) + "\n"
-    write_whole(folder / f"{name}.json", lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
-    return document.write(report(study, options, measured), folder, name, plotlyjs=way)
+    result = as_json(study, options, measured)
+    return document.write(report(study, options, measured), folder, name, plotlyjs=way, result=result)
 
 
 def label(one: Measured) -> str:
@@ -294,10 +291,9 @@ def _facts(study: Study, options: Options) -> list[str]:
     """What has to stand beside the figures: command, machine, versions, seeds, dates."""
     environment = study.user_attrs.get(StudyAttr.ENVIRONMENT, {})
     ends = [trial.datetime_complete for trial in stored(study).values() if trial.datetime_complete is not None]
-    keys = ("kdsearch", "torch", "torchvision", "optuna", "python", "platform", "device_model", "cores")
     facts = [
         f"Made by `{study.user_attrs.get(StudyAttr.COMMAND, 'a script')}`.",
-        ", ".join(f"{key} {environment.get(key, '?')}" for key in keys) + ".",
+        document.versions(environment),
         f"Seeds: repeat r is seeded from (slides, r), r = 0 to {options.repeats - 1}; rows of a repeat are paired.",
     ]
     if ends:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdsearch import networks
 from kdsearch.data import repeated
 from kdsearch.distil.answers import Answers
 from kdsearch.errors import KdsearchError
+from kdsearch.measure import accuracy
 
 if TYPE_CHECKING:
     from kdsearch.distil.quantised import FakeQuantised
@@ -87,7 +88,8 @@ def prepare(school: School, student: nn.Module) -> FakeQuantised:
     """The student, to be trained as if it were int8; on the CPU, where int8 is to run."""
     from kdsearch.distil.quantised import prepare
 
-    return prepare(student.cpu(), _images(school)[:EXAMPLE]).to(school.split.train.labels.device)
+    split = school.split
+    return prepare(student.cpu(), split.prepare(split.test.images[:EXAMPLE].cpu())).to(split.train.labels.device)
 
 
 def deploy(school: School, settings: Settings, trained: FakeQuantised, *, rounds: int) -> Deployed:
@@ -102,12 +104,10 @@ def deploy(school: School, settings: Settings, trained: FakeQuantised, *, rounds
     from kdsearch.distil.quantised import convert
     from kdsearch.measure import onnx
 
-    images = _images(school)
-    labels = school.split.test.labels.cpu()
+    test = school.split.test.to(torch.device("cpu"))
+    images = school.split.prepare(test.images)
     example = images[:EXAMPLE]
-    trained = trained.cpu().eval()
-    with torch.inference_mode():
-        in_training = torch.cat([trained(part) for part in images.split(500)])
+    trained = trained.cpu()
     with tempfile.TemporaryDirectory() as folder:
         files = [
             onnx.write(network, example, Path(folder) / f"{name}.onnx")
@@ -119,20 +119,12 @@ def deploy(school: School, settings: Settings, trained: FakeQuantised, *, rounds
         ]
         sessions = [onnx.session(file) for file in files]
         batch = images if school.deck.batch is None else repeated(images, school.deck.batch)
+        hits = onnx.logits(sessions[2], images).argmax(1) == test.labels
         return Deployed(
-            accuracy=_accuracy(onnx.logits(sessions[2], images), labels),
-            trained_accuracy=_accuracy(in_training, labels),
+            accuracy=hits.double().mean().item(),
+            trained_accuracy=accuracy(trained, test, school.split.prepare),
             seconds=onnx.timed(sessions, batch, rounds=rounds),
             bytes=files[2].stat().st_size,
             float_bytes=files[1].stat().st_size,
             float_products=sum(onnx.float_products(files[2], images[:8]).values()),
         )
-
-
-def _images(school: School) -> Tensor:
-    """The test images as a network's input, on the CPU."""
-    return school.split.prepare(school.split.test.images.cpu())
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).double().mean().item()

@@ -153,8 +153,13 @@ class School:
         Raises:
             TrialError: the loss or the weights are not finite.
         """
+        recipe = self.deck.student.recipe
+        return train.train(student, self.lesson(settings, seed), recipe, validate=lambda _: float("nan"))
+
+    def lesson(self, settings: Settings, seed: int) -> train.Lesson:
+        """What a student of a row is taught with."""
         chosen = first_of_each_class(self.split.train.labels, settings.per_class)
-        taught = train.Lesson(
+        return train.Lesson(
             data=self.split.train.subset(chosen),
             prepare=self.split.prepare,
             loss=self.deck.loss(settings),
@@ -164,7 +169,6 @@ class School:
             seed=seed,
             threads=self.deck.student.threads,
         )
-        return train.train(student, taught, self.deck.student.recipe, validate=lambda _: float("nan"))
 
 
 def first_of_each_class(labels: Tensor, count: int | None) -> Tensor:
@@ -182,29 +186,23 @@ def first_of_each_class(labels: Tensor, count: int | None) -> Tensor:
 
 def open_school(
     dataset: Dataset,
-    whole: data.Dataset,
-    device: torch.device,
+    split: Split,
+    seen: Split,
     *,
-    train_size: int | None = None,
     max_epochs: int | None = None,
     progress: Progress | None = None,
 ) -> School:
-    """The students' data and the deck's teacher, trained or found.
+    """The deck's teacher, trained or found, and its answers to the students' images.
 
     Args:
         dataset: of the rows.
-        whole: its data.
-        device: to train on.
-        train_size, max_epochs: less work, for a first look.
+        split: the students' data.
+        seen: what the teacher is trained on, of `teacher_split`.
+        max_epochs: no training of a teacher is longer than this.
         progress: told of the teacher's training.
 
     Raises:
-        KdsearchError: the draw would lack a class, or the teacher's training did not stay finite.
+        KdsearchError: the teacher's training did not stay finite.
     """
-    split = data.whole(whole, device, train_size=train_size)
-    known = teacher.obtain(
-        teacher_spec(dataset, max_epochs=max_epochs),
-        teacher_split(dataset, whole, device, train_size=train_size),
-        progress=progress,
-    )
+    known = teacher.obtain(teacher_spec(dataset, max_epochs=max_epochs), seen, progress=progress)
     return School(dataset, split, known, known.answers(split.train))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -120,15 +119,16 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
     device = runtime.resolve_device(options.device)
     backend = storage.open_storage(options.url)
     whole = data.load(spec.DataSpec(name=options.dataset), runtime.data_folder(options.data_dir))
-    study = open_defined(backend, options.name, definition(options, whole, device))
+    seen = teacher_split(options.dataset, whole, device, train_size=options.train_size)
+    study = open_defined(backend, options.name, definition(options, seen))
     study.set_user_attr(StudyAttr.KIND, KIND)
     todo = missing(study, options)
     if command is not None:
         study.set_user_attr(StudyAttr.COMMAND, command)
     if todo:
         school = open_school(
-            options.dataset, whole, device, train_size=options.train_size, max_epochs=options.max_epochs,
-            progress=progress,
+            options.dataset, data.whole(whole, device, train_size=options.train_size), seen,
+            max_epochs=options.max_epochs, progress=progress,
         )  # fmt: skip
         study.set_user_attr(StudyAttr.TEACHER, vars(school.teacher.facts))
         study.set_user_attr(StudyAttr.ENVIRONMENT, runtime.environment(device))
@@ -136,10 +136,14 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
     return study
 
 
-def definition(options: Options, whole: data.Dataset, device: torch.device) -> dict[str, Any]:
-    """What must stay the same for two trainings of the rows to stand in one table, as JSON."""
+def definition(options: Options, split: data.Split) -> dict[str, Any]:
+    """What must stay the same for two trainings of the rows to stand in one table, as JSON.
+
+    Args:
+        options: what to run.
+        split: what the teacher is trained on.
+    """
     deck = DECKS[options.dataset]
-    split = teacher_split(options.dataset, whole, device, train_size=options.train_size)
     taught = teacher_spec(options.dataset, max_epochs=options.max_epochs)
     described = {
         "kind": KIND,
@@ -149,7 +153,7 @@ def definition(options: Options, whole: data.Dataset, device: torch.device) -> d
         "student": deck.student.model_dump(mode="json"),
         "max_epochs": options.max_epochs,
         "width": options.width,
-        "device_model": runtime.device_model(device),
+        "device_model": runtime.device_model(split.train.labels.device),
     }
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain

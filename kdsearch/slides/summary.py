@@ -10,6 +10,7 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
+from kdsearch.measure.latency import ratios
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.slides.recipes import DECKS
 from kdsearch.slides.rows import PUBLISHED_TEACHER, Dataset, Job
@@ -126,16 +127,16 @@ def _measured(job: Job, trials: list[FrozenTrial], options: Options) -> Measured
     accuracy = mean_interval(accuracies) if several else proportion_interval(accuracies[0], TEST_IMAGES)
     published = job.row.published
     difference = difference_from_one_run(accuracies, published.accuracy / 100, TEST_IMAGES) if published else None
-    pairs = [pair for found in attrs for pair in zip(*found[Attr.PAIRS], strict=True)]
+    by_teacher, by_student = _seconds(attrs)
     images = images_a_batch(options.dataset)
     return Measured(
         job=job,
         accuracies=[100 * value for value in accuracies],
         accuracy=_percent(accuracy, len(accuracies)),
         difference=_percent(difference, len(accuracies)) if difference else None,
-        ratio=median_interval([teacher / student for teacher, student in pairs]),
-        teacher_seconds=statistics.median(teacher for teacher, _ in pairs) / images,
-        student_seconds=statistics.median(student for _, student in pairs) / images,
+        ratio=median_interval(ratios(by_teacher, by_student)),
+        teacher_seconds=statistics.median(by_teacher) / images,
+        student_seconds=statistics.median(by_student) / images,
         seconds=statistics.median(found[Attr.TRAIN_SECONDS] for found in attrs),
         parameters=attrs[0][Attr.PARAMETERS],
         bytes=attrs[0][Attr.BYTES],
@@ -144,14 +145,20 @@ def _measured(job: Job, trials: list[FrozenTrial], options: Options) -> Measured
     )
 
 
+def _seconds(attrs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """The teacher's and the student's paired seconds of all repeats."""
+    teacher, student = ([seconds for one in attrs for seconds in one[Attr.PAIRS][side]] for side in (0, 1))
+    return teacher, student
+
+
 def _int8(attrs: list[dict[str, Any]]) -> Int8:
     found = [one[Attr.INT8] for one in attrs]
     in_float = [seconds for one in found for seconds in one["float_seconds"]]
-    teacher, in_int8 = ([seconds for one in attrs for seconds in one[Attr.PAIRS][side]] for side in (0, 1))
+    teacher, in_int8 = _seconds(attrs)
     return Int8(
-        gain=median_interval([a / b for a, b in zip(in_float, in_int8, strict=True)]),
+        gain=median_interval(ratios(in_float, in_int8)),
         trained_accuracy=100 * statistics.fmean(one["trained_accuracy"] for one in found),
-        float_ratio=statistics.median(a / b for a, b in zip(teacher, in_float, strict=True)),
+        float_ratio=statistics.median(ratios(teacher, in_float)),
         float_bytes=found[0]["float_bytes"],
         float_products=max(one["float_products"] for one in found),
     )

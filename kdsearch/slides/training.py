@@ -12,7 +12,7 @@ from kdsearch import networks, runtime
 from kdsearch.data import repeated
 from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.measure import accuracy
-from kdsearch.measure.latency import eager_pairs
+from kdsearch.measure.latency import eager_pairs, ratios
 from kdsearch.records import Attr, EpochRecord
 from kdsearch.slides import quantised
 from kdsearch.slides.recipes import School
@@ -97,14 +97,8 @@ def _taught(school: School, student: nn.Module, settings: Settings, seed: int, o
 def _scored(test: float, pairs: Pairs, parameters: int, size: int) -> dict[str, Any]:
     return {
         Attr.TEST_ACCURACY: test,
-        Attr.RATIO: median_interval(ratios(pairs))[0],
+        Attr.RATIO: median_interval(ratios(*pairs))[0],
         Attr.PAIRS: [list(seconds) for seconds in pairs],
         Attr.PARAMETERS: parameters,
         Attr.BYTES: size,
     }
-
-
-def ratios(pairs: Pairs) -> list[float]:
-    """Teacher's seconds / student's, pair by pair."""
-    teacher, student = pairs
-    return [t / s for t, s in zip(teacher, student, strict=True)]

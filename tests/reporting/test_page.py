@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from plotly.offline import get_plotlyjs
 
 from kdsearch.errors import KdsearchError
-from kdsearch.reporting import page
+from kdsearch.reporting import library, page
 from kdsearch.reporting.collect import StudyData, collect
 
 URL = "sqlite:///x.db"
@@ -130,7 +130,7 @@ def test_a_figures_json_cannot_end_its_element():
         def to_json(self) -> str:  # Plotly's own writer escapes too: here it does not
             return '{"a": "</script><!-- & \u2028"}'
 
-    text = page._json(Raw())  # type: ignore[arg-type]
+    text = library.figure_json(Raw())  # type: ignore[arg-type]
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!-- & \u2028"}
 
