@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -11,6 +12,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from kdsearch import spec
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting.collect import StudyData, collect
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 URL = "postgresql://ann:secret@db/kd"
 BEGIN = datetime.datetime(2026, 11, 22, 10)
@@ -116,3 +120,14 @@ def typical(make_trial: MakeTrial, make_study: MakeStudy) -> optuna.Study:
 @pytest.fixture
 def data(typical: optuna.Study) -> StudyData:
     return collect(typical, storage_url=URL)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright  # only tests in a browser need it
+
+    with sync_playwright() as driver:
+        path = os.environ.get("KDSEARCH_CHROMIUM", "/usr/bin/chromium")
+        chromium = driver.chromium.launch(executable_path=path, headless=True, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browsing import HOSTILE, opened
+from playwright.sync_api import Browser, Page
 from plotly.subplots import make_subplots
 
 from kdsearch.reporting import document
@@ -14,19 +13,8 @@ from kdsearch.reporting.document import Document, Grid, Section
 from kdsearch.reporting.style import layout
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-READY = "document.querySelectorAll('.plot[data-ready]').length === document.querySelectorAll('.plot').length"
-HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 GRID = {"light": "rgb(230, 233, 237)", "dark": "rgb(43, 48, 56)"}  # page.css: --grid
 AXES = {"title": {"text": "epoch"}}, {"title": {"text": "accuracy, %"}}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        path = os.environ.get("KDSEARCH_CHROMIUM", "/usr/bin/chromium")
-        chromium = driver.chromium.launch(executable_path=path, headless=True, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -50,18 +38,6 @@ def path(tmp_path: Path) -> Path:
     ]
     made = Document(HOSTILE, f"It holds: {HOSTILE}.", ["Made by `kdsearch`."], sections)
     return document.write(made, tmp_path, "page")
-
-
-def opened(browser: Browser, path: Path, *, width: int, scheme: str) -> tuple[Page, list[str]]:
-    """The page, drawn, without a network; and what went wrong or was asked for besides the file."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    shown, trouble = context.new_page(), []
-    shown.on("console", lambda message: trouble.append(f"console: {message.text}"))
-    shown.on("pageerror", lambda error: trouble.append(f"error: {error}"))
-    shown.on("request", lambda request: None if request.url == path.as_uri() else trouble.append(request.url))
-    shown.goto(path.as_uri())
-    shown.wait_for_function(READY)
-    return shown, trouble
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,40 +1,15 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browsing import HOSTILE, opened
+from playwright.sync_api import Browser
 
 from kdsearch.reporting import page
 from kdsearch.reporting.collect import StudyData, collect
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-READY = "document.querySelectorAll('.plot[data-ready]').length === document.querySelectorAll('.plot').length"
-HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        path = os.environ.get("KDSEARCH_CHROMIUM", "/usr/bin/chromium")
-        chromium = driver.chromium.launch(executable_path=path, headless=True, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def opened(browser: Browser, path: Path, *, width: int = 1280, scheme: str = "light") -> tuple[Page, list[str]]:
-    """The page, drawn, without a network; and what went wrong or was asked for besides the file."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    shown, trouble = context.new_page(), []
-    shown.on("console", lambda message: trouble.append(f"console: {message.text}"))
-    shown.on("pageerror", lambda error: trouble.append(f"error: {error}"))
-    asked = lambda request: trouble.append(f"request: {request.url}")  # noqa: E731
-    shown.on("request", lambda request: None if request.url == path.as_uri() else asked(request))
-    shown.goto(path.as_uri())
-    shown.wait_for_function(READY)
-    return shown, trouble
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
