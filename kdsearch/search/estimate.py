@@ -39,7 +39,8 @@ def seconds_per_image(network: torch.nn.Module, plan: Plan, batch_size: int, rec
 
 
 def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
-    part = plan.split.train.subset(torch.arange(batch * (STEPS[plan.device.type] + 1), device=plan.device) % len(plan.split.train))
+    images = batch * (STEPS[plan.device.type] + 1)
+    part = plan.split.train.subset(torch.arange(images, device=plan.device) % len(plan.split.train))
     shown = views.count(recipe.augment)
     seen = (len(part), shown) if shown > 1 else (len(part),)
     guess = torch.zeros(*seen, len(plan.split.classes), device=plan.device)
