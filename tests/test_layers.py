@@ -12,7 +12,7 @@ import kdsearch
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
     {"records", "errors", "files", "progress"},
-    {"dimensions", "pareto", "stats", "storage", "runtime"},
+    {"dimensions", "journal", "pareto", "stats", "storage", "runtime"},
     {"spec"},
     {"data", "networks"},
     {"measure"},

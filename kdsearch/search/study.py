@@ -256,4 +256,5 @@ def run_plan(
             workshop.keep(now=True)
             add_spent(study, clock.seconds)
             progress.study_finished(shares(clock.seconds))
+            storage.fold(study._storage)
     return study
