@@ -29,6 +29,7 @@ class Attr:
     TRAIN_SECONDS = "train_seconds"
     LOSSES = "losses"  # mean training loss of each epoch
     FAIL_REASON = "fail_reason"
+    FAILED_BY = "failed_by"  # "memory" or "loss" where its own configuration made it fail (see search.failures)
     PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
@@ -40,8 +41,10 @@ class Attr:
     INT8 = "int8"  # of an int8 row: accuracy in training, seconds and bytes of the same student in float
 
 
-INTERRUPTED = "interrupted"
-"""The reason of a trial that failed because its run was interrupted, through no fault of its own."""
+HANDED_BACK = "handed back: "
+"""Begins the reason of a trial that failed through no fault of its own: its parameters are run again."""
+
+INTERRUPTED = f"{HANDED_BACK}interrupted"
 
 
 class StudyAttr:

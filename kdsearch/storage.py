@@ -78,11 +78,13 @@ def trouble(error: BaseException, url: str | None = None) -> str | None:
     from sqlalchemy.exc import SQLAlchemyError
 
     inner = error
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        inner = error.__cause__  # what it says itself is the same whatever happened
+    while isinstance(inner, AssertionError | UnboundLocalError) and inner.__context__ is not None:
+        inner = inner.__context__  # Optuna trips over itself where it cannot store that a trial failed
+    if isinstance(inner, StorageInternalError) and inner.__cause__ is not None:
+        inner = inner.__cause__  # what it says itself is the same whatever happened
     details = getattr(inner, "details", None)  # grpc.RpcError: the package is not imported to ask
     if callable(details) and callable(getattr(inner, "code", None)):
-        return hidden(_line(str(details() or type(error).__name__)), url)
+        return hidden(_line(str(details() or type(inner).__name__)), url)
     if not isinstance(inner, SQLAlchemyError | StorageInternalError | sqlite3.Error):
         return None
     return hidden(_line(str(getattr(inner, "orig", None) or inner)), url)

@@ -24,7 +24,7 @@ from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.measure import COSTS, accuracy
 from kdsearch.progress import Progress
 from kdsearch.records import INTERRUPTED, Attr, Config, EpochRecord, Timing, architecture
-from kdsearch.search import pruner, space
+from kdsearch.search import failures, pruner, space
 from kdsearch.search.clock import Clock
 from kdsearch.spec import StudySpec
 
@@ -164,8 +164,7 @@ class Objective:
             trial.set_user_attr(Attr.FAIL_REASON, INTERRUPTED)
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}" if not hasattr(error, "rule") else str(error)
-            trial.set_user_attr(Attr.FAIL_REASON, reason)
+            failures.note(trial, error)
             raise
 
     def _run(self, trial: Trial) -> tuple[float, float]:
@@ -173,9 +172,10 @@ class Objective:
         config = space.suggest(trial, workshop.spec.space)
         seed = runtime.fresh_seed() if self._seed is None else runtime.derive_seed("trial", self._seed, trial.number)
         self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
-        student = workshop.build(config, seed)
         trial.set_user_attr(Attr.CONFIG, config)
         trial.set_user_attr(Attr.SEED, seed)
+        failures.refuse(trial, config)
+        student = workshop.build(config, seed)
         trial.set_user_attr(Attr.PARAMETERS, networks.parameters(student))
         trial.set_user_attr(Attr.BYTES, networks.size_bytes(student))
         timing = self._time(trial, student, config)

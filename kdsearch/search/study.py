@@ -22,13 +22,13 @@ from kdsearch.search.budget import Budget, epochs_run, is_finished
 from kdsearch.search.clock import REST, Clock, TimedSampler, Work, shares
 from kdsearch.search.definition import open_study
 from kdsearch.search.estimate import estimate
+from kdsearch.search.failures import Streak
 from kdsearch.search.likely import LikelyRatio
 from kdsearch.search.objective import Objective, Workshop
 from kdsearch.search.plan import Plan, check_choice, make_plan
 from kdsearch.search.proposals import CANDIDATES, ProposalSampler
 from kdsearch.search.pruner import ParetoPruner
 
-MAX_FAILURES_IN_A_ROW = 5
 SLOW_ON_A_CPU = ("resnet",)  # families of students
 
 
@@ -80,9 +80,9 @@ def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progr
     """Runs trials until the budget lets no new one start.
 
     Raises:
-        RunError: five trials in a row failed.
+        RunError: too many trials in a row failed (see `failures.Streak`).
     """
-    failures = 0
+    streak = Streak()
     budget.start()
     progress.study_started(*budget.progress(study))
     while not budget.over(study):
@@ -90,10 +90,9 @@ def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progr
         study.optimize(objective, n_trials=1, catch=(Exception,))
         trial = study.get_trials(deepcopy=False)[objective.number]
         progress.trial_finished(trial.number, trial.state.name, describe(trial), counted=is_finished(trial))
-        failures = failures + 1 if trial.state == TrialState.FAIL else 0
-        if failures == MAX_FAILURES_IN_A_ROW:
+        if streak.ends(study, trial):
             raise RunError(
-                f"{failures} trials in a row failed, the last one with: {trial.user_attrs.get(Attr.FAIL_REASON)}",
+                f"{streak.count} trials in a row failed, the last one with: {trial.user_attrs.get(Attr.FAIL_REASON)}",
                 remedy="mend the cause and run the same command again: finished trials are kept",
             )
 

@@ -20,6 +20,7 @@ from kdsearch.records import Attr, EpochRecord, StudyAttr
 from kdsearch.reporting import page
 from kdsearch.reporting.collect import collect
 from kdsearch.search import budget as budgets
+from kdsearch.search import failures
 from kdsearch.search import plan as plans
 from kdsearch.search import study as search
 from kdsearch.search.anchors import enqueue_missing
@@ -205,7 +206,8 @@ def test_a_loss_that_is_not_finite_fails_trials_and_five_in_a_row_end_the_run(st
     assert Counter(t.user_attrs.get(Attr.ANCHOR) for t in study.trials[:5]) == {"m1": 3, "m2": 2}
 
 
-def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, url, plan, teacher):
+def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, url, plan, teacher, monkeypatch):
+    monkeypatch.setattr(failures, "OWN_IN_A_ROW", failures.IN_A_ROW)
     done = outcome(optimize(study_file, url, 3))
     own = plans.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
     bad = Objective(
