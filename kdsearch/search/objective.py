@@ -21,6 +21,7 @@ from kdsearch.distil import lesson
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.view_answers import ViewAnswers
+from kdsearch.errors import KdsearchError
 from kdsearch.measure import COSTS, accuracy
 from kdsearch.progress import Progress
 from kdsearch.records import INTERRUPTED, Attr, Config, EpochRecord, Timing, architecture
@@ -60,10 +61,16 @@ class Workshop:
             return self.teacher.answers(self.split.train)
         return self.teacher.view_answers(self.split.train, augment)
 
-    def keep(self, *, now: bool = False) -> None:
-        """Keeps what the teacher was asked, if it was asked anything new."""
+    def keep(self, *, now: bool = False, told: Callable[[str], None] = lambda text: None) -> None:
+        """Keeps what the teacher was asked, if it was asked anything new; where it cannot, `told` is told, once a time.
+
+        What a student reached is worth more than answers that can be asked for again.
+        """
         if "answers" in vars(self):
-            self.answers.keep(now=now)
+            try:
+                self.answers.keep(now=now)
+            except KdsearchError as error:
+                told(f"the teacher's answers were not kept: {error}")
 
     def build(self, config: Config, seed: int) -> nn.Module:
         """An untrained student; the same seed gives the same weights on every device."""
@@ -188,7 +195,7 @@ class Objective:
         with self._clock.spent_on("scoring"):
             test = workshop.test(student)
         trial.set_user_attr(Attr.TEST_ACCURACY, test)
-        workshop.keep()
+        workshop.keep(told=self._progress.warning)
         if hopeless:
             raise TrialPruned
         return best.accuracy, timing.ratio

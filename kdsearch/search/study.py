@@ -252,7 +252,7 @@ def run_plan(
             with clock.spent_on(REST):
                 run(study, objective, plan, budget=budget, progress=progress)
         finally:
-            workshop.keep(now=True)
+            workshop.keep(now=True, told=progress.warning)
             add_spent(study, clock.seconds)
             progress.study_finished(shares(clock.seconds))
             storage.fold(study._storage)
