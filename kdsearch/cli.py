@@ -16,7 +16,7 @@ from kdsearch.cli_bench import bench
 from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.cli_slides import claims, slides
-from kdsearch.errors import KdsearchError, RunError
+from kdsearch.errors import KdsearchError, RunError, shown
 from kdsearch.storage import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main() -> None:
 
 def fail(line: str) -> None:
     """Prints an error's line on stderr and exits with code 1."""
-    print(f"kdsearch: error: {line}", file=sys.stderr)
+    print(f"kdsearch: error: {shown(line)}", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -281,5 +281,5 @@ def _findings_table(findings: list[Any]) -> Table:
 
     table = Table("what", "found", "to do", box=box.SIMPLE)
     for finding in findings:
-        table.add_row(finding.what, escape(finding.found), escape(finding.remedy))
+        table.add_row(finding.what, escape(shown(finding.found)), escape(shown(finding.remedy)))
     return table

@@ -89,12 +89,12 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text whole or not at all, its line ends as they are.
+    """Writes UTF-8 text whole or not at all, its line ends as they are; half a character is written out as `\\ud800`.
 
     Raises:
         KdsearchError: it cannot be written; the old file stays.
     """
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", newline="\n"))
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n"))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
