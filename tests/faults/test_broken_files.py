@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdsearch import data
 from kdsearch.distil.teacher import load_weights
-from kdsearch.errors import TeacherError
+from kdsearch.errors import DataError, TeacherError
 from kdsearch.files import STALE_SECONDS, load_tensors, save_tensors, write_text
 from kdsearch.networks import student_family
+from kdsearch.spec import DataSpec
 
 HALF = """
 import sys
@@ -92,3 +94,13 @@ def test_weights_that_would_run_code_are_refused_and_do_not_run_it(tmp_path: Pat
     assert not victim.exists()
     pickle.loads(pickle.dumps(Writes(victim))).close()  # loaded without care it would have
     assert victim.exists()
+
+
+def test_downloaded_files_with_a_wrong_checksum_are_named_and_never_unpickled(tmp_path: Path):
+    folder, victim = tmp_path / "cifar-10-batches-py", tmp_path / "victim"
+    folder.mkdir()
+    for name in (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / name).write_bytes(pickle.dumps({"data": Writes(victim)}))
+    with pytest.raises(DataError, match=r"files must be whole: .*cifar-10-batches-py\); delete that folder and run"):
+        data.load(DataSpec(name="cifar10"), tmp_path)
+    assert not victim.exists()
