@@ -157,3 +157,58 @@ def train(
         path = train_page.write(found, measured, out, plotlyjs=way)
         progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
     print(json.dumps(found, allow_nan=False) if as_json else train_page.text(measured, there))
+
+
+@bench.command()
+def recipes(
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].")
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="An anchor, or a JSON object that changes the first one [default: the first].")
+    ] = None,
+    epochs: Annotated[str, typer.Option(help="Lengths of training, with commas between.")] = "1,2,4,8,15",
+    rates: Annotated[str, typer.Option(help="Multiples of the study file's learning rate.")] = "0.3,1",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 2,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of bench-recipes.html, .md and .json.")] = Path("reports"),
+    plotlyjs: PlotlyJs = "inline",
+    as_json: Json = False,
+) -> None:
+    """Compare recipes that are worth something at every epoch with a one-cycle rate planned for each length."""
+    from kdsearch.bench import recipes as compared
+    from kdsearch.bench import recipes_page
+    from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting import library
+    from kdsearch.search.plan import make_plan
+
+    way = library.checked(plotlyjs)
+    lengths = [int(number) for number in _numbers("--epochs", epochs)]
+    plan = make_plan(dataset=dataset, study=study, data_dir=data_dir, device=device, train_size=train_size)
+    options = compared.Options(
+        config=compared.student_config(plan.spec, student),
+        lengths=sorted(set(lengths)),
+        rates=_numbers("--rates", rates),
+        seeds=list(range(seeds)),
+    )
+    with ConsoleProgress() as progress:
+        found = compared.measure(plan, options, progress)
+        made = recipes_page.result(found, options, plan, command=command_line())
+        path = recipes_page.write(found, options, made, out, plotlyjs=way)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print(json.dumps(made, allow_nan=False) if as_json else recipes_page.text(found, options, made))
+
+
+def _numbers(option: str, given: str) -> list[float]:
+    """Numbers with commas between.
+
+    Raises:
+        KdsearchError: one of them is none.
+    """
+    try:
+        return [float(number) for number in given.split(",") if number.strip()]
+    except ValueError:
+        raise KdsearchError(f"{option} must be numbers with commas between", got=given) from None

@@ -33,9 +33,17 @@ def dominates(a: Point, b: Point) -> bool:
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """Indices, ascending, of the points that no other dominates; equal points are all kept, NaN never."""
+    """Indices, ascending, of the points that no other dominates; equal points are all kept, NaN never.
+
+    In descending lexicographic order whoever dominates a point comes before it, so the front so far is all that a point
+    is compared with.
+    """
     valid = [i for i, p in enumerate(points) if not any(map(math.isnan, p))]
-    return [i for i in valid if not any(dominates(points[j], points[i]) for j in valid)]
+    found: list[int] = []
+    for i in sorted(valid, key=lambda i: tuple(points[i]), reverse=True):
+        if not any(dominates(points[j], points[i]) for j in reversed(found)):
+            found.append(i)
+    return sorted(found)
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:

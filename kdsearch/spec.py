@@ -36,11 +36,15 @@ class Recipe(Model):
     arXiv 1706.02677) and adam's with its square root (Malladi et al., arXiv 2205.10287). Without that, a search over
     batch sizes is a search over rates.
 
+    A number for `averaging` takes a running average of the weights for the training's outcome (`optimizer.Averaged`
+    has the formula): 0 is their mean, 8 about that of the last ninth of the steps so far, whatever their number. The
+    optimiser "schedulefree" is SGD that averages by itself (Defazio et al., arXiv 2405.15682).
+
     `init` says where training starts: "torch", as the network's modules draw their weights, or "glorot": weights of
     matrices and convolutions uniform as Glorot and Bengio (AISTATS 2010) have them, biases 0, as Keras does.
     """
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "sgd", "schedulefree"] = "adam"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     lr_batch: Annotated[int, Field(ge=1)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -49,6 +53,7 @@ class Recipe(Model):
     epsilon: Annotated[float, Field(gt=0)] = 1e-8  # adam's; Keras has 1e-7
     init: Literal["torch", "glorot"] = "torch"
     schedule: Literal["constant", "onecycle"] = "constant"
+    averaging: Annotated[float, Field(ge=0)] | None = None
     augment: Augment = Augment()
 
     def rate_for(self, batch_size: int) -> float:
@@ -56,7 +61,17 @@ class Recipe(Model):
         if self.lr_batch is None:
             return self.lr
         scale = batch_size / self.lr_batch
-        return self.lr * (scale if self.optimizer == "sgd" else scale**0.5)
+        return self.lr * (scale**0.5 if self.optimizer == "adam" else scale)
+
+    @model_validator(mode="after")
+    def _schedule_free(self) -> Self:
+        if self.optimizer != "schedulefree":
+            return self
+        if self.schedule != "constant" or self.averaging is not None:
+            raise ValueError("schedulefree takes a constant schedule and no averaging; drop them")
+        if not self.momentum or self.nesterov:
+            raise ValueError(f"schedulefree needs a momentum and no nesterov (got {self.momentum:g}); 0.9 is usual")
+        return self
 
 
 class TeacherRecipe(Recipe):

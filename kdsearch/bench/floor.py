@@ -19,6 +19,7 @@ MIN_CALLS = 3
 MIN_SECONDS = 0.4  # of calls, of which the quickest counts
 SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices that are multiplied
 IMAGES = {"cpu": 16, "cuda": 1024}  # of 28x28 and 256 channels that are convolved
+FLOAT, HALF = 4, 2  # bytes
 COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes
 COUNTED = (
     "Operations are those of matrix products and convolutions, forward and backward, a multiply-add as 2. Bytes: "
@@ -37,11 +38,13 @@ class Work:
         operations: of matrix products and convolutions.
         octets: bytes that must move.
         held: bytes of parameters, gradients and optimiser states.
+        bf16: whether the operations are on bfloat16.
     """
 
     operations: int
     octets: int
     held: int
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class Floor:
         return "operations" if self.work.operations / self.rate >= self.work.octets / self.bandwidth else "bytes"
 
 
-def count(student: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], recipe: Recipe) -> Work:
+def count(
+    student: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], recipe: Recipe, *, bf16: bool = False
+) -> Work:
     """Counts a step's work.
 
     Args:
@@ -77,6 +82,7 @@ def count(student: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], 
         images: (batch, channels, height, width), its input.
         loss: from its logits, (batch, classes), to a scalar.
         recipe: whose optimiser holds 2 states a parameter (adam), 1 (sgd with momentum) or none.
+        bf16: whether images and outputs move in two bytes; what belongs to the parameters moves in four.
     """
     trained = copy.deepcopy(student).train()
     made: list[int] = []
@@ -87,13 +93,12 @@ def count(student: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], 
         loss(trained(images)).backward()
     states = 2 if recipe.optimizer == "adam" else int(recipe.momentum > 0)
     held = networks.parameters(trained)
-    moved = held * (6 + 2 * states) + 2 * images.numel() + 4 * sum(made)
-    size = images.element_size()
-    return Work(int(counter.get_total_flops()), moved * size, held * (2 + states) * size)
+    moved = held * (6 + 2 * states) * FLOAT + (2 * images.numel() + 4 * sum(made)) * (HALF if bf16 else FLOAT)
+    return Work(int(counter.get_total_flops()), moved, held * (2 + states) * FLOAT, bf16)
 
 
 def measure(work: Work, device: torch.device, *, threads: int | None) -> Floor:
-    """The floor of a step: the best of large products and a large convolution in float32, and of copies.
+    """The floor of a step: the best of large products and a large convolution in its type, and of copies.
 
     A copy of the size of what the step holds is tried, too: small networks live in the processor's cache, which is
     quicker than its memory.
@@ -104,7 +109,8 @@ def measure(work: Work, device: torch.device, *, threads: int | None) -> Floor:
         threads: on a CPU; None: as many as torch takes.
     """
     with runtime.threads(threads), torch.inference_mode():
-        rate = max(_product(device), _convolution(device))
+        dtype = torch.bfloat16 if work.bf16 else torch.float32
+        rate = max(_product(device, dtype), _convolution(device, dtype))
         bandwidth = max(_copy(device, COPIED[device.type]), _copy(device, max(work.held // 2, 2**20)))
     return Floor(work, rate, bandwidth)
 
@@ -122,16 +128,17 @@ def _best(call: Callable[[], object], device: torch.device) -> float:
     return min(spent)
 
 
-def _product(device: torch.device) -> float:
+def _product(device: torch.device, dtype: torch.dtype) -> float:
     side = SIDES[device.type]
-    left, right = (torch.randn(side, side, device=device) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / _best(lambda: left @ right, device)
 
 
-def _convolution(device: torch.device) -> float:
-    """A ResNet's main part, in whatever arithmetic torch takes for float32 there (on CUDA, TF32)."""
-    images = torch.randn(IMAGES[device.type], 256, 28, 28, device=device)
-    weights = torch.randn(256, 256, 3, 3, device=device)
+def _convolution(device: torch.device, dtype: torch.dtype) -> float:
+    """A ResNet's main part, channels last; for float32 in whatever arithmetic torch takes (on CUDA, TF32)."""
+    images = torch.randn(IMAGES[device.type], 256, 28, 28, device=device, dtype=dtype)
+    weights = torch.randn(256, 256, 3, 3, device=device, dtype=dtype)
+    images, weights = (each.contiguous(memory_format=torch.channels_last) for each in (images, weights))
     operations = 2 * images.numel() * 256 * 9
     return operations / _best(lambda: F.conv2d(images, weights, padding=1), device)
 

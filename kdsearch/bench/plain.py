@@ -71,7 +71,7 @@ def optimizer_for(network: nn.Module, recipe: Recipe, batch_size: int) -> torch.
 
 
 class PlainLoop:
-    """Trains a student as a row says, a plain epoch at a time, in float32.
+    """Trains a student as a row says, a plain epoch at a time.
 
     On CIFAR-10 the teacher runs in the loop, in evaluation mode and without gradients; on MNIST its outputs were
     computed beforehand and come with the images. Nothing of `kdsearch.distil` is used, the losses least of all.
@@ -84,6 +84,7 @@ class PlainLoop:
         seed: of the order of the images.
         order: of the images in every epoch; None: shuffled.
         epoch: the first one's number, from 1: the weight of the CIFAR-10 rows' teacher grows with it.
+        bf16: whether forward passes run under autocast to bfloat16, as ours do on CUDA; else float32.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class PlainLoop:
         seed: int = 0,
         order: Sequence[int] | None = None,
         epoch: int = 1,
+        bf16: bool = False,
     ) -> None:
-        self._student, self._settings, self._next = student, settings, epoch
+        self._student, self._settings, self._next, self._bf16 = student, settings, epoch, bf16
         self._teacher = school.teacher.network.eval() if asks_teacher(school, settings) else None
         self._soft_only = school.dataset == "mnist"
         data = school.split.train
@@ -130,9 +132,14 @@ class PlainLoop:
         self._next += 1
         return (total / len(self._loader)).item()
 
+    def _forward(self, network: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            logits: Tensor = network(images)
+        return logits.float()
+
     def _loss(self, images: Tensor, target: Tensor) -> Tensor:
         """The deck's loss; `target` holds the teacher's outputs on MNIST, (batch, classes), else labels, (batch,)."""
-        logits = self._student(images)
+        logits = self._forward(self._student, images)
         temperature = self._settings.temperature
         if self._soft_only:
             assert temperature is not None
@@ -143,7 +150,7 @@ class PlainLoop:
             return loss
         assert temperature is not None
         with torch.no_grad():
-            outputs = self._teacher(images)
+            outputs = self._forward(self._teacher, images)
         student, teacher = F.log_softmax(logits / temperature, dim=1), F.softmax(outputs / temperature, dim=1)
         distance = F.kl_div(student, teacher, reduction="batchmean") * temperature**2
         return loss + min(1.0, (self._next - 1) / RAMP_EPOCHS) * distance

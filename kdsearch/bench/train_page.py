@@ -33,8 +33,9 @@ HOW = (
     "asked before, a fused optimiser. The plain loop has a data set that gives one image at a time through Pillow, "
     "torchvision's ToTensor and Normalize, a shuffling DataLoader with workers that stay, and torch's optimiser as it "
     "comes. On CIFAR-10 it asks the teacher in each step without gradients; on MNIST the teacher's outputs were "
-    "computed beforehand and come with the images, as the deck has it. Both: float32, same batch, same student, same "
-    "start; no loss is read before the epoch's end.",
+    "computed beforehand and come with the images, as the deck has it. Both: same batch, same student, same start, "
+    "same precision (float32; on CUDA convolutions under autocast to bfloat16); no loss is read before the epoch's "
+    "end. Ours keeps convolutions channels last, and on CUDA replays its step as a graph.",
     "A round times both and their parts in turn, a sample each; the speed-up is the median of the ratios of a round. "
     "Ceiling: (teacher + student) / student where the plain loop asks the teacher, else plain / student; student is a "
     "step of our optimiser on batches that are ready on the device, teacher a forward pass for inference. Reading "

@@ -25,7 +25,7 @@ def make(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
         views: (batch,), int64, each in [0, count(augment)).
 
     Returns:
-        Views of the images, of the same shape and type.
+        Views of the images, of the same shape and type; channels come last in memory.
     """
     side = 2 * augment.shift + 1
     if count(augment) == 1:
@@ -42,4 +42,4 @@ def make(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
     columns = torch.where(flips[:, None] > 0, width - 1 - columns, columns) + (2 * augment.shift - right)[:, None]
     padded = F.pad(images, [augment.shift] * 4)
     batch = torch.arange(len(images), device=device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

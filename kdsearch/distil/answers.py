@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from kdsearch import files, networks
 from kdsearch.data import ImageSet, fingerprint
+from kdsearch.distil.step import format_for
 from kdsearch.measure.accuracy import BATCH
 
 Prepare = Callable[[Tensor], Tensor]
@@ -43,10 +44,16 @@ class Answers:
 
 
 def logits_and_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """A teacher's logits, (batch, classes), and its embeddings, (batch, features): of no features if it has none."""
-    if networks.has_classifier(network):
-        return networks.with_embedding(network, images)
-    logits = network(images)
+    """A teacher's logits, (batch, classes), and its embeddings, (batch, features): of no features if it has none.
+
+    Both are float32; on CUDA a convolutional teacher computes them in bfloat16, as students are trained.
+    """
+    form = format_for(network, images.device)
+    with form.autocast(images.device):
+        if networks.has_classifier(network):
+            logits, embedding = networks.with_embedding(network, form.lay_out(images))
+            return logits.float(), embedding.float()
+        logits = network(form.lay_out(images)).float()
     return logits, logits.new_zeros(len(logits), 0)
 
 

@@ -134,6 +134,8 @@ class FakeQuantised(nn.Module):
     `train()` and `eval()` work as in any module, and nothing is observed in evaluation mode.
     """
 
+    capturable = False  # its observers ask the device whether they are on
+
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
         self.graph = graph

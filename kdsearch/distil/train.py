@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from kdsearch import networks, runtime
 from kdsearch.data import ImageSet, views
+from kdsearch.distil.optimizer import make_optimizer, schedule, set_rate, shown_weights
+from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.errors import TrialError
 from kdsearch.records import EpochRecord
 from kdsearch.spec import Augment, Recipe
@@ -25,7 +27,7 @@ class Batch:
         logits: (batch, classes), the student's.
         labels: (batch,), int64.
         teacher_logits: (batch, classes), or None where the lesson has none.
-        epoch: counted from 1.
+        epoch: (), counted from 1: a tensor, so that a captured step sees it change.
         embedding: (batch, features), the input of the student's classifier; None where the lesson has no teacher norms.
         teacher_norms: (batch,), lengths of the teacher's embeddings, or None.
     """
@@ -33,16 +35,13 @@ class Batch:
     logits: Tensor
     labels: Tensor
     teacher_logits: Tensor | None
-    epoch: int
+    epoch: Tensor
     embedding: Tensor | None = None
     teacher_norms: Tensor | None = None
 
 
 Loss = Callable[[Batch], Tensor]
 """From a batch to a scalar."""
-
-ONE_CYCLE_START = 0.04  # share of the top rate at the first step
-ONE_CYCLE_WARM_UP = 0.2  # share of the steps until the top rate
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Lesson:
         epochs, batch_size: length and step of the training.
         seed: of the order of images and views, and of dropout.
         threads: CPU threads inside an operation; None: as many as torch takes.
+        capture: whether a step may be captured in a CUDA graph: it may where the network never waits for the device.
         on_step: told, before each step, how many steps are done.
     """
 
@@ -76,6 +76,7 @@ class Lesson:
     before_epoch: Callable[[Tensor, Tensor], None] | None = None
     companion: nn.Module | None = None
     threads: int | None = None
+    capture: bool = True
     on_step: Callable[[int], None] = lambda step: None
 
     @property
@@ -83,38 +84,6 @@ class Lesson:
         """Optimiser steps an epoch; a last batch of one image is left out, for batch norm cannot take it."""
         whole, rest = divmod(len(self.data), self.batch_size)
         return max(1, whole + (rest > 1))
-
-
-def make_optimizer(
-    network: nn.Module, recipe: Recipe, batch_size: int, companion: nn.Module | None = None
-) -> torch.optim.Optimizer:
-    """The recipe's optimiser for batches of a size, fused: one kernel for all parameters."""
-    lr = recipe.rate_for(batch_size)
-    parameters = [*network.parameters(), *(companion.parameters() if companion is not None else ())]
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, eps=recipe.epsilon, weight_decay=recipe.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters,
-        lr=lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-
-
-def schedule(recipe: Recipe, step: int, total: int) -> float:
-    """The share of the learning rate that a step uses, counted from 0.
-
-    One-cycle: linear from 4 % of the top rate to it over the first fifth, then linear to 0 (Smith and Topin, arXiv
-    1708.07120, with straight lines).
-    """
-    if recipe.schedule == "constant":
-        return 1.0
-    top = ONE_CYCLE_WARM_UP * total
-    if step < top:
-        return ONE_CYCLE_START + (1.0 - ONE_CYCLE_START) * step / top
-    return (total - step) / (total - top)
 
 
 def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor]:
@@ -134,9 +103,15 @@ def _of(table: Tensor | None, chosen: Tensor, drawn: Tensor | None) -> Tensor | 
 
 
 def forward(
-    network: nn.Module, images: Tensor, lesson: Lesson, chosen: Tensor, drawn: Tensor | None, epoch: int
+    network: nn.Module,
+    images: Tensor,
+    lesson: Lesson,
+    chosen: Tensor,
+    drawn: Tensor | None,
+    epoch: Tensor,
+    form: Format,
 ) -> Batch:
-    """A forward pass, with all that the lesson's loss may look at.
+    """A forward pass, with all that the lesson's loss may look at, float32.
 
     Args:
         network: in training mode.
@@ -144,47 +119,91 @@ def forward(
         lesson: what it is taught with.
         chosen: (batch,), int64: which images of the lesson's data these are.
         drawn: (batch,), int64: which view of each, None where the recipe does not augment.
-        epoch: counted from 1.
+        epoch: (), counted from 1.
+        form: how the network computes.
     """
     labels = lesson.data.labels.index_select(0, chosen)
     targets, norms = (_of(table, chosen, drawn) for table in (lesson.teacher_logits, lesson.teacher_norms))
-    if norms is None:
-        return Batch(network(images), labels, targets, epoch)
-    logits, embedding = networks.with_embedding(network, images)
-    return Batch(logits, labels, targets, epoch, embedding, norms)
+    with form.autocast(images.device):
+        if norms is None:
+            return Batch(network(form.lay_out(images)).float(), labels, targets, epoch)
+        logits, embedding = networks.with_embedding(network, form.lay_out(images))
+    return Batch(logits.float(), labels, targets, epoch, embedding.float(), norms)
 
 
-def _epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    lesson: Lesson,
-    recipe: Recipe,
-    epoch: int,
-    order: Tensor,
-    drawn: Tensor,
-) -> float:
-    """Trains one epoch; the mean loss of its batches, NaN where a weight is not finite."""
-    augmented = views.count(recipe.augment) > 1
-    total = torch.zeros((), device=order.device)
-    steps = lesson.steps
-    for step in range(steps):
-        lesson.on_step((epoch - 1) * steps + step)
-        part = slice(step * lesson.batch_size, (step + 1) * lesson.batch_size)
-        batch = order[part]
-        # index_select: several times as fast as images[batch] on a CPU
-        images = views.make(lesson.data.images.index_select(0, batch), drawn[part], recipe.augment)
-        if recipe.schedule != "constant":
-            share = schedule(recipe, (epoch - 1) * steps + step, lesson.epochs * steps)
-            for group in optimizer.param_groups:
-                group["lr"] = share * recipe.rate_for(lesson.batch_size)
-        which = drawn[part] if augmented else None
-        loss = lesson.loss(forward(network, lesson.prepare(images), lesson, batch, which, epoch))
-        optimizer.zero_grad(set_to_none=True)
+class Training:
+    """A training under way: network, optimiser, and what a step writes for the host to read at an epoch's end.
+
+    Args:
+        network: on the lesson's device; its weights are laid out anew.
+        lesson: data, loss and length.
+        recipe: optimiser, rate and augmentation.
+    """
+
+    def __init__(self, network: nn.Module, lesson: Lesson, recipe: Recipe) -> None:
+        self._lesson, self._recipe = lesson, recipe
+        self._device = lesson.data.labels.device
+        self._augmented = views.count(recipe.augment) > 1
+        self._form = format_for(network, self._device)
+        self._network = network.to(memory_format=self._form.memory)  # type: ignore[call-overload]
+        self._optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
+        self._epoch = torch.zeros((), device=self._device)
+        self._total = torch.zeros((), device=self._device)
+        # schedule-free SGD counts its steps on the host; a network may say that it waits for the device itself
+        capture = lesson.capture and recipe.optimizer != "schedulefree" and getattr(network, "capturable", True)
+        self._steps = Steps(self._step, batch_size=lesson.batch_size, device=self._device, capture=capture)
+        self._shown = shown_weights(self._optimizer, network, recipe, lesson.steps, self._inputs)
+
+    def epoch(self, epoch: int) -> float:
+        """Trains an epoch, counted from 1; the mean loss of its batches, NaN where a weight is not finite.
+
+        The network then holds the weights that stand for the training so far; no host waits for the device before.
+        """
+        lesson, recipe = self._lesson, self._recipe
+        order, drawn = _order(lesson, recipe.augment, epoch)
+        if lesson.before_epoch is not None:
+            lesson.before_epoch(order, drawn)
+        self._shown.hide()
+        self._network.train()
+        self._epoch.fill_(epoch)
+        self._total.zero_()
+        steps = lesson.steps
+        for step in range(steps):
+            done = (epoch - 1) * steps + step
+            lesson.on_step(done)
+            if recipe.schedule != "constant":
+                share = schedule(recipe, done, lesson.epochs * steps)
+                set_rate(self._optimizer, share * recipe.rate_for(lesson.batch_size))
+            part = slice(step * lesson.batch_size, (step + 1) * lesson.batch_size)
+            self._steps(order[part], drawn[part])
+            self._shown.step()
+        self._shown.show()
+        finite = torch.stack([parameter.isfinite().all() for parameter in self._network.parameters()]).all()
+        return torch.where(finite, self._total / steps, torch.nan).item()  # the epoch's only wait for the device
+
+    def _images(self, chosen: Tensor, drawn: Tensor) -> Tensor:
+        """The network's input for views of images."""
+        # index_select: several times as fast as images[chosen] on a CPU
+        shown = self._lesson.data.images.index_select(0, chosen)
+        return self._lesson.prepare(views.make(shown, drawn, self._recipe.augment))
+
+    def _step(self, chosen: Tensor, drawn: Tensor) -> None:
+        """Views, forward, loss, backward, optimiser; nothing here waits for the device."""
+        which = drawn if self._augmented else None
+        images = self._images(chosen, drawn)
+        batch = forward(self._network, images, self._lesson, chosen, which, self._epoch, self._form)
+        loss = self._lesson.loss(batch)
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        total += loss.detach()
-    finite = torch.stack([parameter.isfinite().all() for parameter in network.parameters()]).all()
-    return torch.where(finite, total / steps, torch.nan).item()  # the epoch's only wait for the device
+        self._optimizer.step()
+        self._total += loss.detach()
+
+    def _inputs(self, count: int) -> list[Tensor]:
+        """At most so many batches of inputs, the same ones each time."""
+        order, drawn = _order(self._lesson, self._recipe.augment, 0)
+        taken = min(count, self._lesson.steps) * self._lesson.batch_size
+        parts = (each[:taken].split(self._lesson.batch_size) for each in (order, drawn))
+        return [self._form.lay_out(self._images(*part)) for part in zip(*parts, strict=True)]
 
 
 def _check_views(lesson: Lesson, recipe: Recipe) -> None:
@@ -218,20 +237,16 @@ def train(
         ValueError: the lesson's teacher's logits or norms are not of every view that the recipe shows.
     """
     _check_views(lesson, recipe)
-    optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
     device = lesson.data.labels.device
     if device.type == "cpu":
         runtime.keep_freed_memory()
+    training = Training(network, lesson, recipe)
     for epoch in range(1, lesson.epochs + 1):
         start = time.perf_counter()
-        order, drawn = _order(lesson, recipe.augment, epoch)
-        if lesson.before_epoch is not None:
-            lesson.before_epoch(order, drawn)
-        network.train()
         seed = runtime.derive_seed("epoch", lesson.seed, epoch)
         with runtime.threads(lesson.threads), runtime.seeded(seed, device):
-            loss = _epoch(network, optimizer, lesson, recipe, epoch, order, drawn)
-        seconds = time.perf_counter() - start  # _epoch has waited for the device
+            loss = training.epoch(epoch)
+        seconds = time.perf_counter() - start  # the epoch has waited for the device
         if not math.isfinite(loss):
             raise TrialError(
                 f"the weights and the training loss must be finite: epoch {epoch}",

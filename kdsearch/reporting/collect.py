@@ -299,8 +299,9 @@ def _history(trials: pd.DataFrame, classes: int | None) -> pd.DataFrame | None:
     finished = trials[(trials["state"] == "COMPLETE") | (trials["state"] == "PRUNED") & (trials["epochs_run"] > 0)]
     for row in records(finished.sort_values(["finished", "number"])):
         if row["state"] == "COMPLETE":  # what is dominated adds no area, so the front so far is enough
-            best.append((row["accuracy"], row["ratio"]))
-            best = [best[i] for i in pareto.front(best)]
+            point = (row["accuracy"], row["ratio"])
+            if not any(pareto.dominates(known, point) for known in best):
+                best = [known for known in best if not pareto.dominates(point, known)] + [point]
         rows.append((len(rows) + 1, row["number"], pareto.study_hypervolume(best, classes)))
     return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
 

@@ -17,6 +17,7 @@ from kdsearch import networks, runtime
 from kdsearch.data import views
 from kdsearch.distil import teacher, train
 from kdsearch.distil.loss import distillation_loss
+from kdsearch.distil.step import EAGER_STEPS
 from kdsearch.measure import latency
 from kdsearch.records import Config, architecture
 from kdsearch.search import space
@@ -25,7 +26,7 @@ from kdsearch.search.plan import Plan
 from kdsearch.spec import Recipe
 
 SECONDS = 8.0  # spent on seeing what a trial costs, of anchors and of configurations drawn from the space alike
-STEPS = 2  # optimiser steps timed of each configuration
+STEPS = {"cpu": 2, "cuda": 4 * EAGER_STEPS}  # optimiser steps timed of each configuration; most of a graph's replays
 MIN_BATCH, MAX_BATCH = 16, 128  # a larger batch costs about as much an image
 SLOW_IMAGE = 0.005  # seconds of training: then a small batch says as much as a larger one, sooner
 
@@ -38,7 +39,8 @@ def seconds_per_image(network: torch.nn.Module, plan: Plan, batch_size: int, rec
 
 
 def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
-    part = plan.split.train.subset(torch.arange(batch * (STEPS + 1), device=plan.device) % len(plan.split.train))
+    images = batch * (STEPS[plan.device.type] + 1)
+    part = plan.split.train.subset(torch.arange(images, device=plan.device) % len(plan.split.train))
     shown = views.count(recipe.augment)
     seen = (len(part), shown) if shown > 1 else (len(part),)
     guess = torch.zeros(*seen, len(plan.split.classes), device=plan.device)

@@ -50,7 +50,7 @@ def cifar10_loss(settings: Settings) -> Callable[[Batch], Tensor]:
         if settings.temperature is None:
             return labelled
         assert batch.teacher_logits is not None
-        ramp = min(1.0, (batch.epoch - 1) / RAMP_EPOCHS)
+        ramp = ((batch.epoch - 1) / RAMP_EPOCHS).clamp(max=1.0)
         return labelled + ramp * div_loss(batch.logits, batch.teacher_logits, settings.temperature)
 
     return loss

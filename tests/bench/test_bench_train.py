@@ -9,6 +9,7 @@ import torch
 from kdsearch import data, spec
 from kdsearch.bench import floor, loops, plain, train, train_page
 from kdsearch.data import ImageSet
+from kdsearch.distil.optimizer import make_optimizer
 from kdsearch.distil.teacher import Teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.networks import parameters
@@ -114,7 +115,7 @@ def test_the_optimisers_are_those_of_the_recipe(mnist: School, cifar10: School) 
         network = school.build(settings(row), 0)
         recipe = school.deck.student.recipe
         theirs = plain.optimizer_for(network, recipe, BATCH)
-        ours = loops.train.make_optimizer(network, recipe, BATCH)
+        ours = make_optimizer(network, recipe, BATCH)
         assert type(theirs) is type(ours)
         assert theirs.defaults | {"fused": True} == ours.defaults
 

@@ -18,7 +18,7 @@ from kdsearch.slides.rows import Dataset, choose, rows
 def batch(epoch: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (3 * torch.randn(6, 10, generator=generator, dtype=torch.float64) for _ in range(2))
-    return Batch(student, torch.randint(10, (6,), generator=generator), teacher, epoch)
+    return Batch(student, torch.randint(10, (6,), generator=generator), teacher, torch.tensor(epoch))
 
 
 def loss(dataset: Dataset, name: str, what: Batch, reading: str = "stated") -> Tensor:
@@ -30,7 +30,7 @@ def test_mnist_students_learn_from_the_teachers_softmax_alone():
     what = batch()
     expected = -(F.softmax(what.teacher_logits / 3.5, 1) * F.log_softmax(what.logits / 3.5, 1)).sum(1).mean()
     torch.testing.assert_close(loss("mnist", "m7", what), expected)
-    other = Batch(what.logits, (what.labels + 1) % 10, what.teacher_logits, 1)
+    other = Batch(what.logits, (what.labels + 1) % 10, what.teacher_logits, what.epoch)
     assert torch.equal(loss("mnist", "m7", what), loss("mnist", "m7", other))
 
 
@@ -52,7 +52,7 @@ def test_the_cifar10_loss_ramps_the_teachers_weight(epoch, weight):
 
 def test_without_the_kd_loss_the_teacher_is_not_looked_at():
     what = batch(9)
-    nothing = Batch(what.logits, what.labels, None, 9)
+    nothing = Batch(what.logits, what.labels, None, torch.tensor(9))
     assert torch.equal(loss("cifar10", "c7", nothing), F.cross_entropy(what.logits, what.labels))
 
 

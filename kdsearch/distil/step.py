@@ -1,0 +1,114 @@
+"""One training step over images by index: the same on every device, and on CUDA captured in a graph and replayed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+EAGER_STEPS = 3  # before the capture: kernels are chosen, and the optimiser makes its states
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a network computes where speed counts: in training, and when a teacher is asked.
+
+    Attributes:
+        bf16: whether forward passes run under autocast to bfloat16; weights and losses stay float32.
+        memory: of images and of weights.
+    """
+
+    bf16: bool
+    memory: torch.memory_format
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of a forward pass on a device."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+
+    def lay_out(self, images: Tensor) -> Tensor:
+        """A network's input, (batch, channels, height, width), as it is read fastest."""
+        return images.contiguous(memory_format=self.memory) if images.ndim == 4 else images
+
+
+def format_for(network: nn.Module, device: torch.device) -> Format:
+    """The format that is fastest: convolutions want channels last, and on CUDA bfloat16; a dense network neither.
+
+    A CPU without bfloat16 instructions would be ten times slower with it, and small dense layers on CUDA are bound by
+    launches, of which casts are more.
+    """
+    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    bf16 = convolves and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return Format(bf16, torch.channels_last if convolves else torch.contiguous_format)
+
+
+class Steps:
+    """Takes steps: `take` as it is, or on CUDA as a graph of all its kernels, captured once and replayed.
+
+    The first steps of a training are taken as they are, which warms up what a capture needs warm; a last batch of
+    another size is, too. So no step is taken twice and none is lost: a captured training is the plain one, but for
+    rounding where kernels are chosen anew. What changes from step to step lies in tensors: indices, rate and epoch.
+
+    Args:
+        take: a step from indices, (batch,) int64, and views, (batch,) int64; it must not wait for the device.
+        batch_size: of the batches that are captured.
+        device: where the indices are.
+        capture: whether a graph is wanted on CUDA.
+    """
+
+    def __init__(
+        self, take: Callable[[Tensor, Tensor], None], *, batch_size: int, device: torch.device, capture: bool
+    ) -> None:
+        self._take, self._device = take, device
+        self._wanted = capture and device.type == "cuda"
+        self._eager = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._chosen, self._drawn = (torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in range(2))
+
+    def __call__(self, chosen: Tensor, drawn: Tensor) -> None:
+        """Takes a step.
+
+        Args:
+            chosen: (batch,), int64: which images.
+            drawn: (batch,), int64: which view of each.
+        """
+        if not self._wanted or len(chosen) != len(self._chosen):
+            self._take(chosen, drawn)
+            return
+        if self._graph is None and self._eager < EAGER_STEPS:
+            self._eager += 1
+            self._aside(lambda: self._take(chosen, drawn))
+            return
+        if self._graph is None and not self._capture():
+            self._take(chosen, drawn)
+            return
+        assert self._graph is not None
+        self._chosen.copy_(chosen)
+        self._drawn.copy_(drawn)
+        self._graph.replay()
+
+    def _aside(self, call: Callable[[], None]) -> None:
+        """Runs a call on a stream of its own, as a capture will."""
+        side = torch.cuda.Stream(device=self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+
+    def _capture(self) -> bool:
+        """Captures a step without taking it; whether it could be captured."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._take(self._chosen, self._drawn)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a network from elsewhere may wait for the device within its forward pass
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"a step that cannot be captured in a CUDA graph runs as it is: {reason}", stacklevel=2)
+            self._wanted = False
+            return False
+        self._graph = graph
+        return True

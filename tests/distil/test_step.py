@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from kdsearch import networks, runtime
+from kdsearch.data import ImageSet, views
+from kdsearch.distil import step
+from kdsearch.distil.loss import cls_loss, distillation_loss, nd_loss
+from kdsearch.distil.step import EAGER_STEPS, Steps, format_for
+from kdsearch.distil.train import Batch, Lesson, Training, train
+from kdsearch.spec import Augment, Recipe
+
+RECIPES = {
+    "deck": Recipe(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "views": Recipe(optimizer="sgd", lr=0.1, momentum=0.9, augment=Augment(flip=True, shift=1), schedule="onecycle"),
+    "adam": Recipe(lr=1e-3, schedule="onecycle"),
+    "averaged": Recipe(optimizer="sgd", lr=0.05, momentum=0.9, averaging=8.0),
+}
+
+
+def prepare(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def student(device: str = "cpu") -> nn.Module:
+    architecture = {"width": 8, "blocks": [1, 1, 0, 0], "stride": 2}
+    with torch.device(device):
+        return networks.student_family("resnet").build(architecture, (3, 8, 8), 4)
+
+
+def loss(batch: Batch) -> Tensor:
+    """Looks at all that a batch has; the teacher's share grows with the epoch, as in the deck's CIFAR-10 recipe."""
+    assert batch.teacher_logits is not None
+    assert batch.embedding is not None
+    assert batch.teacher_norms is not None
+    ramp = (batch.epoch / 10).clamp(max=1.0)
+    taught = distillation_loss(batch.logits, batch.labels, batch.teacher_logits, loss_weight=0.5, temperature=4.0)
+    features = nd_loss(batch.embedding, batch.teacher_norms, torch.ones_like(batch.embedding))
+    return cls_loss(batch.logits, batch.labels) + ramp * (taught + features)
+
+
+def lesson(recipe: Recipe, device: str, *, make=torch.rand, **changes) -> Lesson:
+    shown = views.count(recipe.augment)
+    seen = (70, shown) if shown > 1 else (70,)
+    # an empty tensor's values are never looked at where tensors are fake
+    pixels = torch.empty if make is torch.empty else lambda *size, **kind: torch.randint(0, 256, size, **kind)
+    usual = {
+        "data": ImageSet(pixels(70, 3, 8, 8, dtype=torch.uint8, device=device),
+                         torch.zeros(70, dtype=torch.int64, device=device)),
+        "prepare": prepare, "loss": loss, "teacher_logits": make(*seen, 4, device=device),
+        "teacher_norms": make(*seen, device=device), "epochs": 3, "batch_size": 16, "seed": 0,
+    }  # fmt: skip
+    return Lesson(**{**usual, **changes})
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_step_waits_for_its_device(device, recipe, monkeypatch):
+    """With tensors that hold no values, whatever would read one fails: so no step can bring one to the host.
+
+    Needs no GPU: fake tensors say of CUDA what its kernels would return. Autograd's engine and fused optimisers alone
+    want a real one, and are left out there.
+    """
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # swaps storages, which fake ones cannot
+    if device == "cuda":
+        monkeypatch.setattr(Tensor, "backward", lambda self: None)
+        for optimizer in (torch.optim.SGD, torch.optim.Adam):
+            monkeypatch.setattr(optimizer, "step", lambda self: None)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        training = Training(student(device), lesson(recipe, device, make=torch.empty), recipe)
+        batch = torch.empty(16, dtype=torch.int64, device=device)
+        for _ in range(3):
+            training._step(batch, batch)
+        assert training._total.device.type == device
+        assert all(group["lr"].device.type == device for group in training._optimizer.param_groups)
+        with pytest.raises(DataDependentOutputException):  # so that this test can fail
+            training._total.item()
+
+
+class Replayed(Steps):
+    """On a CPU, all that the host does around a graph; what replays is the step, from the graph's own tensors."""
+
+    captured = 0
+
+    def __init__(self, take, **kind) -> None:
+        super().__init__(take, **kind)
+        self._wanted = True
+        self.replays = 0
+
+    def _aside(self, call) -> None:
+        call()
+
+    def _capture(self) -> bool:
+        type(self).captured += 1
+        self._graph = self
+        return True
+
+    def replay(self) -> None:
+        self.replays += 1
+        self._take(self._chosen, self._drawn)
+
+
+def outcome(recipe: Recipe, device: str, **changes) -> tuple[list[float], dict[str, Tensor]]:
+    torch.manual_seed(0)
+    taught, what = student().to(device), lesson(recipe, device, **changes)
+    records = list(train(taught, what, recipe, validate=lambda _: 0.5))
+    return [record.loss for record in records], taught.state_dict()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_host_around_a_graph_takes_every_step_once(recipe, monkeypatch):
+    plain = outcome(recipe, "cpu")
+    monkeypatch.setattr("kdsearch.distil.train.Steps", Replayed)
+    monkeypatch.setattr(Replayed, "captured", 0)
+    losses, weights = outcome(recipe, "cpu")
+    assert losses == plain[0]
+    assert all(torch.equal(weights[key], value) for key, value in plain[1].items())
+    assert Replayed.captured == 1
+
+
+def test_a_batch_of_another_size_is_taken_as_it_is():
+    taken: list[list[int]] = []
+    steps = Replayed(lambda chosen, _: taken.append(chosen.tolist()), batch_size=2, device=torch.device("cpu"),
+                     capture=True)  # fmt: skip
+    batches = [[number, number + 1] for number in range(EAGER_STEPS + 2)] + [[9], [7, 8]]
+    for batch in batches:
+        steps(torch.tensor(batch), torch.zeros(len(batch), dtype=torch.int64))
+    assert taken == batches
+    assert steps.replays == 3
+
+
+def test_formats():
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    cpu = torch.device("cpu")
+    assert format_for(dense, cpu) == step.Format(False, torch.contiguous_format)
+    assert format_for(student(), cpu) == step.Format(False, torch.channels_last)
+
+
+def test_on_cuda_convolutions_compute_in_bfloat16_and_dense_networks_do_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    cuda = torch.device("cuda")
+    assert format_for(student(), cuda).bf16
+    assert not format_for(nn.Linear(4, 2), cuda).bf16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert not format_for(student(), cuda).bf16
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_captured_training_is_the_plain_one(recipe, monkeypatch):
+    """In float32: the kernels are the same, but atomics may add in another order."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    torch.cuda.reset_peak_memory_stats()
+    graphed, plain = outcome(recipe, "cuda"), outcome(recipe, "cuda", capture=False)
+    assert graphed[0] == pytest.approx(plain[0], rel=1e-3)
+    for key, value in plain[1].items():
+        torch.testing.assert_close(graphed[1][key], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.cuda
+def test_a_captured_training_in_bfloat16_is_near_the_plain_one():
+    graphed, plain = (outcome(RECIPES["deck"], "cuda", capture=capture) for capture in (True, False))
+    assert graphed[0] == pytest.approx(plain[0], rel=2e-2)
+
+
+@pytest.mark.cuda
+def test_dropout_draws_anew_in_every_replay():
+    drawn: list[Tensor] = []
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4)).cuda()
+    kept = torch.zeros((), device="cuda")
+
+    def seen(batch: Batch) -> Tensor:
+        kept.copy_(batch.logits.detach().sum())
+        return cls_loss(batch.logits, batch.labels)
+
+    what = lesson(Recipe(lr=1e-30), "cuda", loss=seen, teacher_norms=None, batch_size=70, epochs=EAGER_STEPS + 4)
+    for _ in train(network, what, Recipe(lr=1e-30), validate=lambda _: 0.5):
+        drawn.append(kept.clone())
+    assert len({float(each) for each in drawn}) == len(drawn)
+
+
+@pytest.mark.cuda
+def test_a_network_that_waits_for_the_device_runs_as_it_is():
+    class Waits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = student()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.inner(images) * float(images.sum().isfinite())
+
+    torch.manual_seed(0)
+    network = Waits().cuda()
+    what = lesson(RECIPES["deck"], "cuda", loss=lambda batch: cls_loss(batch.logits, batch.labels), teacher_norms=None)
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        records = list(train(network, what, RECIPES["deck"], validate=lambda _: 0.5))
+    assert len(records) == 3
+
+
+@pytest.mark.cuda
+def test_an_epoch_waits_for_the_device_only_at_its_end():
+    recipe = RECIPES["views"]
+    training = Training(student().cuda(), lesson(recipe, "cuda"), recipe)
+    with warnings.catch_warnings(), runtime.seeded(0, torch.device("cuda")):
+        warnings.simplefilter("ignore")
+        training.epoch(1)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with pytest.raises(RuntimeError, match="synchroniz"):
+                torch.zeros(1, device="cuda").item()
+            batch = torch.zeros(16, dtype=torch.int64, device="cuda")
+            training._steps(batch, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
