@@ -6,11 +6,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-LIMIT = 9.0  # seconds after a signal, when a process ends however far its tidying is: SLURM kills after 30, others after 10
+LIMIT = 9.0  # seconds after a signal, when a process ends however far it is: launchers kill after 10 or more
 NAP = 0.1  # seconds between two looks for a signal
 
 
@@ -25,6 +25,7 @@ class _Signals:
         self.received: int | None = None
         self.shields = 0
         self.pending = False
+        self.at_once: Callable[[], object] = lambda: None
 
 
 _state = _Signals()
@@ -34,6 +35,7 @@ def _handle(number: int, _: FrameType | None) -> None:
     first = _state.received is None
     if not first:
         if number == signal.SIGINT:
+            _state.at_once()
             os._exit(128 + number)
         return  # a launcher signals the whole job, and the supervisor its workers: a second SIGTERM is no news
     _state.received = number
@@ -68,7 +70,18 @@ def _end_late(over: threading.Event, limit: float) -> None:
         if over.wait(NAP):
             return
     if not over.wait(limit):
+        _state.at_once()
         os._exit(128 + _state.received)
+
+
+@contextmanager
+def at_once(action: Callable[[], object]) -> Iterator[None]:
+    """Runs its body; `action` is called before a second Ctrl-C, or tidying that takes too long, ends the process."""
+    before, _state.at_once = _state.at_once, action
+    try:
+        yield
+    finally:
+        _state.at_once = before
 
 
 def received() -> int | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -46,15 +46,20 @@ class Gate:
         self.paused = 0.0
         self._device = device
         self._next = 0.0
-        self._files: dict[str, IO[bytes]] = {}
-        if fcntl is not None:
-            owner = getattr(os, "getuid", lambda: 0)()
-            folder = folder or Path(tempfile.gettempdir()) / f"kdsearch-{owner}"
+        self._files: dict[str, int] = {}
+        if fcntl is None:
+            return
+        owner = getattr(os, "getuid", lambda: 0)()
+        folder = folder or Path(tempfile.gettempdir()) / f"kdsearch-{owner}"
+        with suppress(OSError):  # no such folder can be had: then workers are not kept apart
             folder.mkdir(mode=0o700, exist_ok=True)
-            self._files = {kind: (folder / f"{_name(device)}.{kind}").open("wb") for kind in ("turn", "busy")}
+            for kind in ("turn", "busy"):
+                file = os.open(folder / f"{_name(device)}.{kind}", os.O_RDWR | os.O_CREAT, 0o600)
+                weakref.finalize(self, os.close, file)
+                self._files[kind] = file
 
     def _lock(self, kind: str, how: str) -> None:
-        if self._files:
+        if kind in self._files:
             fcntl.flock(self._files[kind], getattr(fcntl, f"LOCK_{how}"))
 
     @contextmanager
@@ -76,7 +81,7 @@ class Gate:
     def step(self) -> None:
         """Lets others time, if they want to; between two batches."""
         now = time.monotonic()
-        if now < self._next or not self._files:
+        if now < self._next or "busy" not in self._files:
             return
         self._next = now + EVERY
         try:

@@ -64,7 +64,7 @@ def shares(seconds: Mapping[Any, float]) -> str:
 
 
 def keep(study: Study, run: str, seconds: Mapping[Any, float]) -> None:
-    """Keeps a run's seconds by kind of work with its study, each run under a name of its own: several may run at once."""
+    """Keeps a run's seconds by kind of work with its study, under a name of its own: several may run at once."""
     study.set_user_attr(f"{StudyAttr.SPENT} {run}", dict(seconds))
 
 

@@ -58,7 +58,7 @@ def is_gone(worker: dict[str, Any] | None) -> bool:
     """Whether a trial's worker ran on this machine and is dead; of other machines this cannot be told."""
     if not worker or worker.get("machine") != machine():
         return False
-    return _started(worker["pid"]) != worker["started"]
+    return bool(_started(worker["pid"]) != worker["started"])
 
 
 def name(worker: dict[str, Any] | None) -> str:
@@ -83,7 +83,7 @@ def beating(study: Study, trial_id: int, every: float = BEAT) -> Iterator[None]:
                 study._storage.set_trial_user_attr(trial_id, Attr.BEAT, count)
             except UpdateFinishedTrialError:
                 break
-            except Exception:  # noqa: S112 -- the trial itself meets what is wrong with the storage, and says so
+            except Exception:
                 continue
         study._storage.remove_session()
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -67,6 +68,10 @@ class Workshop:
     def gate(self) -> Gate:
         """Keeps the timings of this machine's workers from their trainings."""
         return Gate(self.device)
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Runs its body, a measurement, while nobody else of us trains or times; counting operations needs no quiet."""
+        return nullcontext() if self.cost == "flops" else self.gate.alone()
 
     def keep(self, *, now: bool = False) -> None:
         """Keeps what the teacher was asked, if it was asked anything new."""
@@ -218,7 +223,7 @@ class Objective:
         key = workshop.timing_key(config)
         timing = known_timing(trial.study, key)
         if timing is None:
-            with self._clock.spent_on("timing"), workshop.gate.alone():
+            with self._clock.spent_on("timing"), workshop.quiet():
                 # others wait meanwhile, and one of them may have timed this architecture while we did
                 timing = known_timing(trial.study, key) or workshop.measure(student)
                 self._keep(trial, key, timing)

@@ -104,9 +104,7 @@ def rejoin(study: Study, *, url: str, data_dir: str | None = None, device: str =
     chosen = runtime.resolve_device(device)
     split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
     cost = study.user_attrs[StudyAttr.DEFINITION]["cost"]
-    return Plan(
-        spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir
-    )
+    return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir)
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
