@@ -46,12 +46,11 @@ def main() -> None:
     except KdsearchError as error:
         fail(str(error))
     except Exception as error:
-        from optuna.exceptions import StorageInternalError  # imported by now, if it is one of these
-        from sqlalchemy.exc import SQLAlchemyError
+        from kdsearch.storage import trouble
 
-        if not isinstance(error, SQLAlchemyError | StorageInternalError):
+        reason = trouble(error)
+        if reason is None:
             raise
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         fail(f"the storage must stay reachable: {reason}; run the same command again: finished trials are kept")
 
 

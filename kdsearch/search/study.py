@@ -197,10 +197,13 @@ def run_plan(plan: Plan, options: Options, *, workers: int = 1, command: str | N
         warn_of_slowness(plan, budget, progress)
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
         describe_run(study, plan, known, options, workers=workers, command=command)
-        if workers > 1:
-            supervise(study, plan, options, workers=workers, progress=progress)
-        else:
-            work(study, plan, known, options, budget=budget, progress=progress)
+        try:
+            if workers > 1:
+                supervise(study, plan, options, workers=workers, progress=progress)
+            else:
+                work(study, plan, known, options, budget=budget, progress=progress)
+        finally:
+            storage.fold(study._storage)
     return study
 
 

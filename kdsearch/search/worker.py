@@ -49,5 +49,8 @@ def join(
         study.pruner = PRUNERS[found.pruner](plan)
         warn_of_slowness(plan, budget, progress)
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
-        work(study, plan, known, found, budget=budget, progress=progress)
+        try:
+            work(study, plan, known, found, budget=budget, progress=progress)
+        finally:
+            storage.fold(study._storage)
     return study
