@@ -42,7 +42,7 @@ class ConsoleProgress(progress.Progress):
         self._teacher: TaskID | None = None
         self._study: TaskID | None = None
         self._unit = "trials"
-        self._label = ""
+        self._labels: dict[int, str] = {}  # of the trials that run
 
     def __enter__(self) -> ConsoleProgress:
         self._bars.start()
@@ -92,19 +92,20 @@ class ConsoleProgress(progress.Progress):
             self.line(f"time: {spent}")
 
     def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
-        """Names the running trial beside the bar."""
-        self._label = f"trial {number}" + (f" ({anchor})" if anchor else "")
-        self._now(f"{self._label}: timing")
+        """Names a running trial beside the bar."""
+        self._labels[number] = f"trial {number}" + (f" ({anchor})" if anchor else "")
+        self._now(f"{self._labels[number]}: timing")
 
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
-        """Shows the running trial's last epoch."""
-        self._now(f"{self._label}: epoch {record.epoch}/{epochs}, accuracy {record.accuracy:.2%}")
+        """Shows a running trial's last epoch."""
+        others = f" ({len(self._labels)} run)" if len(self._labels) > 1 else ""
+        self._now(f"{self._labels[number]}: epoch {record.epoch}/{epochs}, accuracy {record.accuracy:.2%}{others}")
         if self._unit == "epochs":
             self._advance()
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
         """A line for the trial, and a step of a bar of trials if it counts."""
-        label = self._label or f"trial {number}"
+        label = self._labels.pop(number, f"trial {number}")
         self.line(f"{label:<14} {state.lower():<9} {text}", STYLES.get(state, ""))
         self._now("")
         if counted and self._unit == "trials":

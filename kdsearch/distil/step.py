@@ -63,6 +63,7 @@ class Steps:
     ) -> None:
         self._take, self._device = take, device
         self._wanted = capture and device.type == "cuda"
+        self._stream: torch.cuda.Stream | None = None  # of the first steps and of the capture
         self._eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._chosen, self._drawn = (torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in range(2))
@@ -90,18 +91,19 @@ class Steps:
         self._graph.replay()
 
     def _aside(self, call: Callable[[], None]) -> None:
-        """Runs a call on a stream of its own, as a capture will."""
-        side = torch.cuda.Stream(device=self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        """Runs a call on the stream that the capture will be made on."""
+        self._stream = self._stream or torch.cuda.Stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             call()
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        current.wait_stream(self._stream)
 
     def _capture(self) -> bool:
         """Captures a step without taking it; whether it could be captured."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._take(self._chosen, self._drawn)
         except torch.OutOfMemoryError:
             raise

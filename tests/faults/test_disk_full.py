@@ -121,9 +121,6 @@ def test_a_cache_for_which_there_is_no_room_is_one_line(disk: Path, tmp_path: Pa
     assert FULL in line
     assert "teachers" in line
     assert [path for path in disk.rglob("*") if path.is_file() and path.suffix != ".lock"] == [ballast]
-    ballast.unlink()
-    again = ended(command(*words, KDSEARCH_CACHE_DIR=str(disk / "cache")))
-    assert (again.code, errors(again)) == (0, [])
 
 
 def test_a_cache_that_may_only_be_read_is_one_line(kdsearch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

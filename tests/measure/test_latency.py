@@ -63,3 +63,13 @@ def test_on_cuda_the_ratio_is_of_graphs_with_the_eager_one_beside_it():
     assert timing.low <= timing.ratio <= timing.high
     assert timing.eager_ratio is not None
     assert timing.eager_ratio > 0
+
+
+def test_slow_networks_are_timed_less_often_but_enough_for_an_interval(monkeypatch):
+    monkeypatch.setattr(latency, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "TARGET_WIDTH", 0.0)
+    timing = latency.measure(mlp(8), mlp(8), torch.zeros(1, 64))
+    assert timing.pairs == latency.SLOW_PAIRS
+    values = list(range(latency.SLOW_PAIRS))
+    assert latency.median_interval(values) == (4, 1, 7)  # narrower than the range
+    assert len(latency.eager_pairs(mlp(8), mlp(8), torch.zeros(1, 64), to_host=False, least=6)[0]) == 6
