@@ -16,7 +16,8 @@ from kdsearch.cli_bench import bench
 from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.cli_slides import claims, slides
-from kdsearch.errors import KdsearchError, RunError
+from kdsearch.cli_worker import ending, worker
+from kdsearch.errors import KdsearchError, RunError, shown
 from kdsearch.storage import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command()(slides)
 app.command()(claims)
+app.command()(worker)
 
 ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
 
@@ -44,18 +46,17 @@ def main() -> None:
     except KdsearchError as error:
         fail(str(error))
     except Exception as error:
-        from optuna.exceptions import StorageInternalError  # imported by now, if it is one of these
-        from sqlalchemy.exc import SQLAlchemyError
+        from kdsearch.storage import trouble
 
-        if not isinstance(error, SQLAlchemyError | StorageInternalError):
+        reason = trouble(error)
+        if reason is None:
             raise
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         fail(f"the storage must stay reachable: {reason}; run the same command again: finished trials are kept")
 
 
 def fail(line: str) -> None:
     """Prints an error's line on stderr and exits with code 1."""
-    print(f"kdsearch: error: {line}", file=sys.stderr)
+    print(f"kdsearch: error: {shown(line)}", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -105,20 +106,25 @@ def optimize(
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which no trial starts and the running one is cut.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that run trials: one a GPU where there are several, else they share.")
+    ] = 1,
     report: ReportPath = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate of the time; train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search for students worth deploying; run it again and it goes on where it stopped."""
     from kdsearch.console import ConsoleProgress
-    from kdsearch.search import estimate, samplers
+    from kdsearch.search import estimate
     from kdsearch.search import plan as plans
     from kdsearch.search import study as search
-    from kdsearch.search.budget import Budget
+    from kdsearch.search.options import Options
 
-    plans.check_choice("--sampler", sampler, samplers.SAMPLERS)
-    plans.check_choice("--pruner", pruner, search.PRUNERS)
-    budget = Budget(trials=trials, epochs=epochs_budget, seconds=timeout)
+    options = Options(
+        trials=trials, epochs_budget=epochs_budget, timeout=timeout, sampler=sampler, candidates=candidates,
+        pruner=pruner, seed=seed,
+    )  # fmt: skip
+    search.check_options(options)
     planned = plans.make_plan(
         dataset=dataset,
         study=study,
@@ -131,24 +137,12 @@ def optimize(
         max_epochs=max_epochs,
     )
     if dry_run:
-        print_plan(estimate.estimate(planned, budget), as_json=as_json)
+        print_plan(estimate.estimate(planned, options.budget()), as_json=as_json)
         return
     command = command_line(storage)
-    with ConsoleProgress() as progress:
+    with ConsoleProgress() as progress, ending(progress):
         try:
-            optuna_study = search.run_plan(
-                planned,
-                budget=budget,
-                sampler=sampler,
-                candidates=candidates,
-                pruner=pruner,
-                seed=seed,
-                command=command,
-                progress=progress,
-            )
-        except KeyboardInterrupt:
-            progress.warning("interrupted: finished trials are kept; the same command goes on")
-            raise
+            optuna_study = search.run_plan(planned, options, workers=workers, command=command, progress=progress)
         except RunError:
             write_report(find_study(storage, planned.name), storage, report)
             raise
@@ -282,5 +276,5 @@ def _findings_table(findings: list[Any]) -> Table:
 
     table = Table("what", "found", "to do", box=box.SIMPLE)
     for finding in findings:
-        table.add_row(finding.what, escape(finding.found), escape(finding.remedy))
+        table.add_row(finding.what, escape(shown(finding.found)), escape(shown(finding.remedy)))
     return table

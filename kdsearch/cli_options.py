@@ -8,7 +8,9 @@ import typer
 
 Storage = Annotated[
     str,
-    typer.Option(envvar="OPTUNA_STORAGE", help="An Optuna storage URL, or journal:PATH.", show_envvar=True),
+    typer.Option(
+        envvar="OPTUNA_STORAGE", help="An Optuna storage URL, journal:PATH or grpc://HOST:PORT.", show_envvar=True
+    ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the study [default: the only one in the storage].")]
 DataDir = Annotated[

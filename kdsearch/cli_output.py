@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdsearch.errors import shown
+
 if TYPE_CHECKING:
     from optuna import Study
 
@@ -24,12 +26,12 @@ def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     images, seconds = plan["images"], plan["seconds"]
     limits = {"finished trials": plan["trials"], "epochs": plan["epochs_budget"], "s": plan["timeout"]}
     ends = " or ".join(f"{value:,.10g} {unit}" for unit, value in limits.items() if value is not None)
-    print(f"study     {plan['study']}: {ends} of {plan['dataset']}, cost {plan['cost']}")
+    print(f"study     {shown(plan['study'])}: {ends} of {shown(plan['dataset'])}, cost {plan['cost']}")
     print(f"images    {images['train']} train, {images['validation']} validation, {images['test']} test")
     print(f"device    {plan['device']}")
-    print(f"anchors   {', '.join(plan['anchors']) or 'none'}")
+    print(f"anchors   {shown(', '.join(plan['anchors'])) or 'none'}")
     for key, values in plan["space"].items():
-        print(f"space     {key}: {values}")
+        print(f"space     {shown(f'{key}: {values}')}")
     parts = ", ".join(f"{key} {value / 60:.1f} min" for key, value in seconds.items() if key != "all")
     print(f"estimate  {seconds['all'] / 60:.1f} min {_unpruned(plan)}({parts})")
 
@@ -41,12 +43,9 @@ def _unpruned(plan: dict[str, Any]) -> str:
 
 def command_line(storage: str | None = None) -> str:
     """The command that runs, as a report names it, a password in the storage's URL masked."""
-    words = ["kdsearch", *sys.argv[1:]]
-    if storage is None:
-        return shlex.join(words)
-    from kdsearch.storage import masked
+    from kdsearch.storage import hidden
 
-    return shlex.join(word.replace(storage, masked(storage)) for word in words)
+    return shlex.join(hidden(word, storage) for word in ["kdsearch", *sys.argv[1:]])
 
 
 def find_study(storage: str, name: str | None) -> Study:
@@ -119,4 +118,4 @@ def print_trial(study: Study, number: int, storage: str, *, as_json: bool) -> No
         print(json.dumps(found, allow_nan=False))
         return
     for title, text in trial.lines(found):
-        print(f"{title:<12}{text}")
+        print(f"{title:<12}{shown(text)}")

@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from kdsearch import progress
+from kdsearch.errors import shown
 from kdsearch.records import Config, EpochRecord
 
 LOG_WIDTH = 160  # of tables where no terminal says its own
@@ -40,7 +42,7 @@ class ConsoleProgress(progress.Progress):
         self._teacher: TaskID | None = None
         self._study: TaskID | None = None
         self._unit = "trials"
-        self._label = ""
+        self._labels: dict[int, str] = {}  # of the trials that run
 
     def __enter__(self) -> ConsoleProgress:
         self._bars.start()
@@ -51,7 +53,7 @@ class ConsoleProgress(progress.Progress):
 
     def line(self, text: str, style: str = "") -> None:
         """A line above the bars; nothing in it is taken for markup."""
-        self.console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+        self.console.print(Text(shown(text)), style=style, soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """A line that must not be missed."""
@@ -90,19 +92,20 @@ class ConsoleProgress(progress.Progress):
             self.line(f"time: {spent}")
 
     def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
-        """Names the running trial beside the bar."""
-        self._label = f"trial {number}" + (f" ({anchor})" if anchor else "")
-        self._now(f"{self._label}: timing")
+        """Names a running trial beside the bar."""
+        self._labels[number] = f"trial {number}" + (f" ({anchor})" if anchor else "")
+        self._now(f"{self._labels[number]}: timing")
 
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
-        """Shows the running trial's last epoch."""
-        self._now(f"{self._label}: epoch {record.epoch}/{epochs}, accuracy {record.accuracy:.2%}")
+        """Shows a running trial's last epoch."""
+        others = f" ({len(self._labels)} run)" if len(self._labels) > 1 else ""
+        self._now(f"{self._labels[number]}: epoch {record.epoch}/{epochs}, accuracy {record.accuracy:.2%}{others}")
         if self._unit == "epochs":
             self._advance()
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
         """A line for the trial, and a step of a bar of trials if it counts."""
-        label = self._label or f"trial {number}"
+        label = self._labels.pop(number, f"trial {number}")
         self.line(f"{label:<14} {state.lower():<9} {text}", STYLES.get(state, ""))
         self._now("")
         if counted and self._unit == "trials":
@@ -114,27 +117,32 @@ class ConsoleProgress(progress.Progress):
 
     def _now(self, text: str) -> None:
         if self._study is not None:
-            self._bars.update(self._study, now=escape(text))
+            self._bars.update(self._study, now=escape(shown(text)))
 
 
 def front_table(result: dict[str, Any]) -> Table:
     """The front of a `--json` result as a table."""
-    table = Table(title=f"front of {escape(result['study'])} (hypervolume {result['hypervolume'] or 0:.4f})")
+    table = Table(title=f"front of {_cell(result['study'])} (hypervolume {result['hypervolume'] or 0:.4f})")
     for column in ("trial", "anchor", "ratio", "95 % interval", "validation", "test", "epoch", "parameters"):
         table.add_column(column, justify="left" if column in ("anchor", "parameters") else "right")
     for member in result["front"]:
         low, high, test = member["ratio_low"], member["ratio_high"], member["test_accuracy"]
         table.add_row(
             str(member["trial"]),
-            escape(member["anchor"] or ""),
+            _cell(member["anchor"] or ""),
             f"{member['ratio']:.4g}",
             f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "",
             f"{member['accuracy']:.2%}",
             "" if test is None else f"{test:.2%}",
             "" if member["best_epoch"] is None else str(member["best_epoch"]),
-            escape(", ".join(f"{key} {_short(value)}" for key, value in member["params"].items())),
+            _cell(", ".join(f"{key} {_short(value)}" for key, value in member["params"].items())),
         )
     return table
+
+
+def _cell(value: object) -> str:
+    """A cell in which nothing is taken for markup."""
+    return escape(shown(str(value)))
 
 
 def _short(value: Any) -> str:

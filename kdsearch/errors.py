@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+# what a terminal obeys instead of showing it, what turns text around in it, and what no file can hold
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """Text for a terminal, in one line: control characters are written out, for a name in a storage may hold any."""
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
 
 class KdsearchError(Exception):
     """Base of all errors a user can cause; the command line prints it and exits with code 1.
@@ -17,7 +27,7 @@ class KdsearchError(Exception):
         line = rule if got is None else f"{rule} (got {got})"
         if remedy:
             line = f"{line}; {remedy}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(shown(" ".join(line.split())))
 
 
 class StudyFileError(KdsearchError):

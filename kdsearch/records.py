@@ -29,6 +29,10 @@ class Attr:
     TRAIN_SECONDS = "train_seconds"
     LOSSES = "losses"  # mean training loss of each epoch
     FAIL_REASON = "fail_reason"
+    FAILED_BY = "failed_by"  # "memory" or "loss" where its own configuration made it fail (see search.failures)
+    WORKER = "worker"  # who runs it (see search.liveness)
+    BEAT = "beat"  # counted up while it runs
+    RETRY_OF = "retry_of"  # the number of the handed-back trial whose parameters it runs again
     PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
@@ -40,8 +44,10 @@ class Attr:
     INT8 = "int8"  # of an int8 row: accuracy in training, seconds and bytes of the same student in float
 
 
-INTERRUPTED = "interrupted"
-"""The reason of a trial that failed because its run was interrupted, through no fault of its own."""
+HANDED_BACK = "handed back: "
+"""Begins the reason of a trial that failed through no fault of its own: its parameters are run again."""
+
+INTERRUPTED = f"{HANDED_BACK}interrupted"
 
 
 class StudyAttr:
@@ -51,9 +57,10 @@ class StudyAttr:
     DEFINITION = "definition"  # what must stay the same for trials to be comparable
     STUDY_FILE = "study_file"  # the study's specification as a dict
     TEACHER = "teacher"  # TeacherFacts as a dict
+    OPTIONS = "options"  # how the search is run (see search.options), for the workers that join it
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the command line that ran last
-    SPENT = "spent"  # wall-clock seconds of all runs by kind of work (see search.clock)
+    SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,11 @@ class TeacherFacts:
     parameters: int
     bytes: int
     seconds: float
+
+
+def was_handed_back(user_attrs: dict[str, Any]) -> bool:
+    """Whether a trial that failed did so because its worker was killed or interrupted."""
+    return str(user_attrs.get(Attr.FAIL_REASON)).startswith(HANDED_BACK)
 
 
 Config = dict[str, Any]

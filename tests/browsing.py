@@ -7,7 +7,10 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page
 
 READY = "document.querySelectorAll('.plot[data-ready]').length === document.querySelectorAll('.plot').length"
-HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+HOSTILE = (
+    "</script><script>document.title='owned'</script>\"><svg onload=alert(1)>'"
+    "<img src=x onerror=\"document.title='owned'\">"
+)
 
 
 def opened(browser: Browser, path: Path, *, width: int = 1280, scheme: str = "light") -> tuple[Page, list[str]]:

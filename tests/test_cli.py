@@ -22,7 +22,7 @@ DIGITS = ("optimize", "--cost", "flops", "--seed", "1", "--train-size", "200", "
 def test_version_and_help_name_every_command(kdsearch: Run) -> None:
     assert kdsearch("--version").out == f"kdsearch {cli.__version__}\n"
     text = kdsearch("--help").out
-    for command in ("optimize", "report", "status", "dashboard", "train", "init", "doctor"):
+    for command in ("optimize", "report", "status", "dashboard", "train", "worker", "init", "doctor"):
         assert command in text
 
 

@@ -11,8 +11,8 @@ import kdsearch
 
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
-    {"records", "errors", "files", "progress"},
-    {"dimensions", "pareto", "stats", "storage", "runtime"},
+    {"records", "errors", "files", "progress", "signals"},
+    {"dimensions", "journal", "pareto", "patience", "stats", "storage", "runtime"},
     {"spec"},
     {"data", "networks"},
     {"measure"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"reporting"},  # pages of figures: for those above, and itself in need of little (REPORTING_NEEDS)
     {"bench", "slides"},
     {"claims"},
-    {"cli", "cli_bench", "cli_options", "cli_output", "cli_slides", "console", "doctor", "__main__"},
+    {"cli", "cli_bench", "cli_options", "cli_output", "cli_slides", "cli_worker", "console", "doctor", "__main__"},
 ]
 REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "storage"}
 LINES = 350

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,8 +95,7 @@ def obtain(network: nn.Module, data: ImageSet, prepare: Prepare, *, folder: Path
         KdsearchError: the cache cannot be written.
     """
     path = folder / f"{name}-{fingerprint([data])}.answers.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with files.locked(path):
         kept = _from_cache(path, data.labels.device)
         if kept is not None and len(kept.logits) == len(data):
             return kept
@@ -111,6 +107,6 @@ def obtain(network: nn.Module, data: ImageSet, prepare: Prepare, *, folder: Path
 def _from_cache(path: Path, device: torch.device) -> Answers | None:
     """What the file holds; None where there is none or it is broken: then the teacher is asked again."""
     try:
-        return Answers(**load_file(path, device=str(device))) if path.is_file() else None
-    except (OSError, SafetensorError, TypeError):
+        return Answers(**files.load_tensors(path, device)[0]) if path.is_file() else None
+    except (OSError, ValueError, TypeError):
         return None

@@ -79,6 +79,7 @@ def teach(
     answers: Answers | ViewAnswers | None,
     student_spec: StudentSpec,
     validate: Callable[[nn.Module], float] = lambda network: math.nan,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Iterator[EpochRecord]:
     """Trains a student as its configuration says, an epoch a step of the iterator.
 
@@ -94,6 +95,7 @@ def teach(
             `needs_teacher` says no.
         student_spec: `[student]` of a study.
         validate: accuracy of the network on the validation set, a fraction.
+        on_step: told, before each step, how many are done.
 
     Raises:
         TrialError: the loss or the weights are not finite.
@@ -132,5 +134,6 @@ def teach(
         batch_size=config["batch_size"],
         seed=seed,
         threads=student_spec.threads,
+        on_step=on_step,
     )
     return train.train(student, lesson, student_spec.recipe, validate=validate)

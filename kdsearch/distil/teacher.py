@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -114,8 +113,7 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
     """
     progress = progress or Progress()
     path = cached_file(spec, split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with files.locked(path):
         teacher = _from_cache(spec, split, path, progress)
         if teacher is None:
             teacher = _make(spec, split, progress)
@@ -219,12 +217,11 @@ def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress)
         return None
     device = split.train.labels.device
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            facts = TeacherFacts(**json.loads(file.metadata()[FACTS]))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no mapping
+        state, metadata = files.load_tensors(path, device)
+        facts = TeacherFacts(**json.loads(metadata[FACTS]))
         network = _untrained(spec, split)
         network.load_state_dict(state)
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         progress.warning(f"the kept teacher is broken and is made again ({path}: {' '.join(str(error).split())[:120]})")
         return None
     return Teacher(_frozen(network), split.prepare, facts)

@@ -8,9 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdsearch import files
@@ -64,8 +61,7 @@ class ViewAnswers:
         self.known = torch.zeros(len(data), count, dtype=torch.bool, device=device)
         self._asked = False
         self._kept_at = time.monotonic()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with files.locked(path):
             self._merge()
 
     @cached_property
@@ -103,7 +99,7 @@ class ViewAnswers:
         """
         if not self._asked or not (now or time.monotonic() - self._kept_at > KEEP_SECONDS):
             return
-        with FileLock(self._path.with_suffix(".lock")):
+        with files.locked(self._path):
             self._merge()
             tensors = {"logits": self.logits, "norms": self.norms, "known": self.known}
             files.save_tensors(self._path, tensors, {})
@@ -114,13 +110,13 @@ class ViewAnswers:
         if not self._path.is_file():
             return
         try:
-            kept = load_file(self._path, device=str(self.known.device))
+            kept, _ = files.load_tensors(self._path, self.known.device)
             theirs = kept["known"] & ~self.known
             if kept["logits"].shape != self.logits.shape:
                 return
             self.logits[theirs], self.norms[theirs] = kept["logits"][theirs], kept["norms"][theirs]
             self.known |= theirs
-        except (OSError, SafetensorError, KeyError, RuntimeError):
+        except (OSError, ValueError, KeyError, RuntimeError):
             return
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from optuna import Study
 from optuna.trial import TrialState
 
-from kdsearch.records import INTERRUPTED, Attr
+from kdsearch.records import Attr, was_handed_back
 from kdsearch.search.space import trial_parameters
 from kdsearch.spec import StudySpec
 
@@ -15,17 +15,18 @@ MAX_FAILURES = 3  # of one anchor; then it is not tried again
 
 
 def enqueue_missing(study: Study, spec: StudySpec, *, at_most: int | None) -> None:
-    """Enqueues the first `at_most` anchors (None: all) as far as they are neither waiting nor complete.
+    """Enqueues the first `at_most` anchors (None: all) as far as they are neither waiting, running nor complete.
 
-    One whose run was killed is enqueued again; one that failed three times is not.
+    One that failed three times is not enqueued again; that its worker was killed is no failure of its own.
     """
     states: dict[str, Counter[TrialState]] = {}
     for trial in study.get_trials(deepcopy=False):
         name = trial.user_attrs.get(Attr.ANCHOR)
-        if name is not None and trial.user_attrs.get(Attr.FAIL_REASON) != INTERRUPTED:
+        if name is not None and not was_handed_back(trial.user_attrs):
             states.setdefault(name, Counter())[trial.state] += 1
     for name, anchor in list(spec.anchors.items())[:at_most]:
         seen = states.get(name, Counter())
-        if seen[TrialState.COMPLETE] or seen[TrialState.WAITING] or seen[TrialState.FAIL] >= MAX_FAILURES:
+        there = (TrialState.COMPLETE, TrialState.WAITING, TrialState.RUNNING)
+        if any(seen[state] for state in there) or seen[TrialState.FAIL] >= MAX_FAILURES:
             continue
         study.enqueue_trial(trial_parameters(anchor.config, spec.space), user_attrs={Attr.ANCHOR: name})

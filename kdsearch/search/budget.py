@@ -78,7 +78,7 @@ class Budget:
 
     def cut(self, trial: Trial) -> str | None:
         """Why a running trial has to end after this epoch, or None; an anchor is measured to its end."""
-        return None if Attr.ANCHOR in trial.user_attrs else self.spent(trial.study)
+        return None if trial.user_attrs.get(Attr.ANCHOR) else self.spent(trial.study)
 
     def progress(self, study: Study) -> tuple[int, int | None, str]:
         """How far a study is, of how much, in "trials" or "epochs"; None where only time ends it."""

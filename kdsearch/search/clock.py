@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from kdsearch.records import StudyAttr
 from kdsearch.search.samplers import WrappedSampler
 
 Work = Literal["training", "scoring", "timing", "search", "storage and the rest"]
@@ -60,6 +61,17 @@ def shares(seconds: Mapping[Any, float]) -> str:
         return ""
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
     return ", ".join(f"{work} {100 * spent / total:.0f} %" for work, spent in ordered if spent > 0)
+
+
+def keep(study: Study, run: str, seconds: Mapping[Any, float]) -> None:
+    """Keeps a run's seconds by kind of work with its study, under a name of its own: several may run at once."""
+    study.set_user_attr(f"{StudyAttr.SPENT} {run}", dict(seconds))
+
+
+def spent(study: Study) -> dict[str, float]:
+    """A study's seconds by kind of work, over all runs and workers that came to their end."""
+    kept = [value for name, value in study.user_attrs.items() if name.split(" ")[0] == StudyAttr.SPENT]
+    return {work: sum(each.get(work, 0.0) for each in kept) for work in WORK}
 
 
 class TimedSampler(WrappedSampler):

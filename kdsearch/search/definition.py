@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -18,6 +20,7 @@ from kdsearch.records import METRICS, StudyAttr
 from kdsearch.search.plan import Plan
 
 DIFFERENCES_SHOWN = 4
+BEING_MADE = 0.5  # seconds at most from a study's creation to its definition
 
 
 def definition(plan: Plan) -> dict[str, Any]:
@@ -64,27 +67,66 @@ def open_defined(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Stu
         DefinitionError: a study of another definition has that name.
     """
     if name not in storage.study_names(backend):
-        study = optuna.create_study(storage=backend, study_name=name, directions=["maximize"] * len(METRICS))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(list(METRICS))
-        study.set_user_attr(StudyAttr.DEFINITION, wanted)
-        return study
+        with suppress(optuna.exceptions.DuplicatedStudyError):  # another process was quicker
+            return _make(backend, name, wanted)
     study = storage.load_study(backend, name)
-    stored = study.user_attrs.get(StudyAttr.DEFINITION)
+    check(study, wanted)
+    return study
+
+
+def _make(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Study:
+    study = optuna.create_study(storage=backend, study_name=name, directions=["maximize"] * len(METRICS))
+    study.set_user_attr(StudyAttr.DEFINITION, wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(METRICS))
+    return study
+
+
+def _stored(study: Study) -> dict[str, Any] | None:
+    """A study's definition; one made just now by another process gets a while to be given it."""
+    end = time.monotonic() + BEING_MADE
+    while (found := study.user_attrs.get(StudyAttr.DEFINITION)) is None and time.monotonic() < end:
+        time.sleep(BEING_MADE / 10)
+    return found
+
+
+def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
+    """Refuses a study whose definition is another one.
+
+    Args:
+        study: found in a storage.
+        wanted: the definition it should have, plain JSON.
+        remedy: what to do where it differs.
+
+    Raises:
+        DefinitionError: it differs, or the study is not of kdsearch.
+    """
+    stored = _stored(study)
     if stored is None:
         raise DefinitionError(
-            "a study of this name must have been made by kdsearch", got=name, remedy="choose another --name"
+            "a study of this name must have been made by kdsearch",
+            got=study.study_name,
+            remedy="choose another --name",
         )
     changed = differences(stored, wanted)
     if changed:
         more = f" and {len(changed) - DIFFERENCES_SHOWN} more" if len(changed) > DIFFERENCES_SHOWN else ""
         raise DefinitionError(
             f"a study's definition must stay the same ({'; '.join(changed[:DIFFERENCES_SHOWN])}{more})",
-            got=name,
-            remedy="choose another --name for the new definition, or the old options",
+            got=study.study_name,
+            remedy=remedy or "choose another --name for the new definition, or the old options",
         )
-    return study
+
+
+def check_definition(study: Study, plan: Plan) -> None:
+    """Refuses to join a study with a plan of this machine that is not the study's own.
+
+    Raises:
+        DefinitionError: data, teacher or, where time is measured, the model of the device differ.
+    """
+    remedy = "join from a machine with the study's data and device (studies of --cost flops take any device)"
+    check(study, definition(plan), remedy=remedy)
 
 
 def open_study(plan: Plan, backend: BaseStorage) -> Study:

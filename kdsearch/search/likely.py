@@ -12,6 +12,7 @@ from optuna import Study
 from kdsearch import networks
 from kdsearch.measure import flops
 from kdsearch.records import Attr, Config, architecture
+from kdsearch.search.failures import is_exhausted
 from kdsearch.search.objective import Workshop
 
 
@@ -31,7 +32,9 @@ class LikelyRatio:
         self._counted: dict[str, float] = {}
 
     def __call__(self, study: Study, config: Config) -> tuple[float] | None:
-        """The likely ratio of a configuration, or None while nothing was timed."""
+        """The likely ratio of a configuration; None while nothing was timed, and of one that is not to be proposed."""
+        if is_exhausted(study, config):
+            return None
         known: dict[float, float] = {}
         for trial in study.get_trials(deepcopy=False):
             ratio, other = trial.user_attrs.get(Attr.RATIO), trial.user_attrs.get(Attr.CONFIG)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,14 +22,18 @@ from kdsearch.distil import lesson
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.view_answers import ViewAnswers
+from kdsearch.errors import KdsearchError
 from kdsearch.measure import COSTS, accuracy
+from kdsearch.measure.quiet import Gate
 from kdsearch.progress import Progress
-from kdsearch.records import INTERRUPTED, Attr, Config, EpochRecord, Timing, architecture
-from kdsearch.search import pruner, space
-from kdsearch.search.clock import Clock
+from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
+from kdsearch.search import failures, pruner, space
+from kdsearch.search.clock import REST, Clock
 from kdsearch.spec import StudySpec
 
 MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next one is trained: a study comes to its end
+TOO_WIDE = 0.1  # of a timing's interval, relative to the ratio
+MAX_TIMINGS = 3  # of one student
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,25 @@ class Workshop:
             return self.teacher.answers(self.split.train)
         return self.teacher.view_answers(self.split.train, augment)
 
-    def keep(self, *, now: bool = False) -> None:
-        """Keeps what the teacher was asked, if it was asked anything new."""
+    @cached_property
+    def gate(self) -> Gate:
+        """Keeps the timings of this machine's workers from their trainings."""
+        return Gate(self.device)
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Runs its body, a measurement, while nobody else of us trains or times; counting operations needs no quiet."""
+        return nullcontext() if self.cost == "flops" else self.gate.alone()
+
+    def keep(self, *, now: bool = False, told: Callable[[str], None] = lambda text: None) -> None:
+        """Keeps what the teacher was asked, if it was asked anything new; where it cannot, `told` is told, once a time.
+
+        What a student reached is worth more than answers that can be asked for again.
+        """
         if "answers" in vars(self):
-            self.answers.keep(now=now)
+            try:
+                self.answers.keep(now=now)
+            except KdsearchError as error:
+                told(f"the teacher's answers were not kept: {error}")
 
     def build(self, config: Config, seed: int) -> nn.Module:
         """An untrained student; the same seed gives the same weights on every device."""
@@ -81,6 +101,7 @@ class Workshop:
             answers=self.answers if lesson.needs_teacher(config) else None,
             student_spec=self.spec.student,
             validate=lambda network: accuracy(network, self.split.validation, self.split.prepare),
+            on_step=lambda step: self.gate.step(),
         )
 
     def test(self, student: nn.Module) -> float:
@@ -101,10 +122,22 @@ class Workshop:
         return json.dumps(key, sort_keys=True)
 
     def measure(self, student: nn.Module) -> Timing:
-        """The student's inference ratio, on a batch and with the threads that the study says."""
+        """The student's inference ratio, on a batch and with the threads that the study says.
+
+        One whose interval is wide is taken again, a few times, and the narrowest is kept: before it is stored, whatever
+        the ratio. A timing that is stored stands.
+        """
         batch = self.split.example(self.spec.latency.batch)
+        taken: list[Timing] = []
         with runtime.threads(self.spec.latency.threads):
-            return COSTS[self.cost](self.teacher.network, student, batch)
+            while not taken or (_width(taken[-1]) > TOO_WIDE and len(taken) < MAX_TIMINGS):
+                taken.append(COSTS[self.cost](self.teacher.network, student, batch))
+        return min(taken, key=_width)
+
+
+def _width(timing: Timing) -> float:
+    """Of a timing's interval, relative to the ratio."""
+    return (timing.high - timing.low) / timing.ratio
 
 
 @dataclass
@@ -160,12 +193,8 @@ class Objective:
             return self._run(trial)
         except TrialPruned:
             raise
-        except KeyboardInterrupt:
-            trial.set_user_attr(Attr.FAIL_REASON, INTERRUPTED)
-            raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}" if not hasattr(error, "rule") else str(error)
-            trial.set_user_attr(Attr.FAIL_REASON, reason)
+            failures.note(trial, error)
             raise
 
     def _run(self, trial: Trial) -> tuple[float, float]:
@@ -173,9 +202,10 @@ class Objective:
         config = space.suggest(trial, workshop.spec.space)
         seed = runtime.fresh_seed() if self._seed is None else runtime.derive_seed("trial", self._seed, trial.number)
         self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
-        student = workshop.build(config, seed)
         trial.set_user_attr(Attr.CONFIG, config)
         trial.set_user_attr(Attr.SEED, seed)
+        failures.refuse(trial, config)
+        student = workshop.build(config, seed)
         trial.set_user_attr(Attr.PARAMETERS, networks.parameters(student))
         trial.set_user_attr(Attr.BYTES, networks.size_bytes(student))
         timing = self._time(trial, student, config)
@@ -183,23 +213,32 @@ class Objective:
         if refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and self._hopeless(trial):
             raise TrialPruned  # before its first epoch
         best = Best()
-        hopeless = self._train(trial, student, config, seed, timing.ratio, best)
-        student.load_state_dict(best.weights)
-        with self._clock.spent_on("scoring"):
-            test = workshop.test(student)
+        with workshop.gate.working():
+            hopeless = self._train(trial, student, config, seed, timing.ratio, best)
+            student.load_state_dict(best.weights)
+            with self._clock.spent_on("scoring"):
+                test = workshop.test(student)
         trial.set_user_attr(Attr.TEST_ACCURACY, test)
-        workshop.keep()
+        workshop.keep(told=self._progress.warning)
         if hopeless:
             raise TrialPruned
         return best.accuracy, timing.ratio
 
     def _time(self, trial: Trial, student: nn.Module, config: Config) -> Timing:
         """The ratio: that of the first trial of this architecture, else measured now."""
-        key = self._workshop.timing_key(config)
+        workshop = self._workshop
+        key = workshop.timing_key(config)
         timing = known_timing(trial.study, key)
         if timing is None:
-            with self._clock.spent_on("timing"):
-                timing = self._workshop.measure(student)
+            with self._clock.spent_on("timing"), workshop.quiet():
+                # others wait meanwhile, and one of them may have timed this architecture while we did
+                timing = known_timing(trial.study, key) or workshop.measure(student)
+                self._keep(trial, key, timing)
+        else:
+            self._keep(trial, key, timing)
+        return timing
+
+    def _keep(self, trial: Trial, key: str, timing: Timing) -> None:
         trial.set_user_attr(Attr.TIMING, dataclasses.asdict(timing))
         trial.set_user_attr(Attr.TIMING_KEY, key)
         for name, value in {
@@ -208,7 +247,6 @@ class Objective:
             Attr.RATIO_HIGH: timing.high,
         }.items():
             trial.set_user_attr(name, value)
-        return timing
 
     def _train(self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, best: Best) -> bool:
         """Trains to the end, until the trial is hopeless, which it returns, or until more epochs are not wanted."""
@@ -233,12 +271,16 @@ class Objective:
     def _epochs(self, student: nn.Module, config: Config, seed: int) -> Iterator[EpochRecord]:
         """The epochs of a training, their time counted: what is not training is scoring the validation set."""
         records = self._workshop.teach(student, config, seed)
+        gate = self._workshop.gate
         while True:
-            before = self._clock.seconds["training"]
+            before, paused = self._clock.seconds["training"], gate.paused
             with self._clock.spent_on("training"):
                 record = next(records, None)
             if record is None:
                 return
+            waited = gate.paused - paused
+            self._clock.move(waited, "training", REST)
+            record = dataclasses.replace(record, seconds=record.seconds - waited)
             self._clock.move(self._clock.seconds["training"] - before - record.seconds, "training", "scoring")
             yield record
 
@@ -263,6 +305,8 @@ def refused_in_a_row(trial: Trial) -> int:
     """How many trials just before this one were pruned before their first epoch."""
     count = 0
     for other in reversed(trial.study.get_trials(deepcopy=False)[: trial.number]):
+        if other.state in (TrialState.RUNNING, TrialState.WAITING):
+            continue  # another worker's
         if other.state != TrialState.PRUNED or set(other.user_attrs.get(Attr.CURVE, {})) - {"0"}:
             break
         count += 1

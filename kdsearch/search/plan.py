@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from optuna import Study
 
 from kdsearch import data, networks, runtime, spec
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.measure import COSTS
+from kdsearch.records import StudyAttr
 from kdsearch.storage import DEFAULT_STORAGE
 
 DEFAULT_DATASET = "digits"
@@ -86,6 +88,23 @@ def make_plan(
     title = name or Path(loaded.data.name.replace(":", "/")).name
     url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
     return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir)
+
+
+def rejoin(study: Study, *, url: str, data_dir: str | None = None, device: str = "auto") -> Plan:
+    """The plan of a study that is there, with the data as this machine has them.
+
+    Raises:
+        KdsearchError: the study is not of kdsearch, or its data or the device are missing here.
+    """
+    stored = study.user_attrs.get(StudyAttr.STUDY_FILE)
+    if stored is None:
+        raise DefinitionError("the study must have been made by kdsearch", got=study.study_name)
+    loaded = spec.from_dict(stored)
+    networks.check_families(loaded)
+    chosen = runtime.resolve_device(device)
+    split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
+    cost = study.user_attrs[StudyAttr.DEFINITION]["cost"]
+    return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir)
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:

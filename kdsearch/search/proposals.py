@@ -113,7 +113,7 @@ class ProposalSampler(WrappedSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All of the chosen candidate; what the inner sampler says where nothing is chosen."""
-        if FIXED not in trial.system_attrs:
+        if not trial.system_attrs.get(FIXED):
             self._chosen = self._choose(study, trial)
         if self._chosen is None:
             return super().infer_relative_search_space(study, trial)

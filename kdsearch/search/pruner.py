@@ -174,7 +174,7 @@ class ParetoPruner(BasePruner):
         """Whether the trial should go on, and why not."""
         curve = trial.user_attrs.get(Attr.CURVE, {})
         step = max(map(int, curve), default=-1)
-        if self._exempt in trial.user_attrs or step < 0:
+        if trial.user_attrs.get(self._exempt) is not None or step < 0:
             return GO
         with self._lock:
             if study is not self._study:

@@ -11,12 +11,13 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 from torch import nn
 
-from kdsearch import data, files, runtime, spec
+from kdsearch import files
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, StorageError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.search.objective import Best, Workshop
+from kdsearch.search.plan import rejoin
 from kdsearch.storage import load_trial
 
 
@@ -67,11 +68,8 @@ def retrain(
     """
     progress = progress or Progress()
     trial = find_trial(study, number)
-    stored = study.user_attrs.get(StudyAttr.STUDY_FILE)
-    if stored is None:
-        raise DefinitionError("the study must have been made by kdsearch", got=study.study_name)
-    file = spec.from_dict(stored)
-    split = data.split(data.load(file.data, runtime.data_folder(data_dir)), file.data, runtime.resolve_device(device))
+    plan = rejoin(study, url="", data_dir=data_dir, device=device)
+    file, split = plan.spec, plan.split
     expected = study.user_attrs[StudyAttr.DEFINITION]["data"]["fingerprint"]
     if split.fingerprint != expected:
         raise DefinitionError(

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import optuna
 from optuna import Study
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from kdsearch import runtime, storage
+from kdsearch import patience, runtime, storage
 from kdsearch.dimensions import Range
 from kdsearch.distil import teacher
-from kdsearch.errors import KdsearchError, RunError
+from kdsearch.errors import KdsearchError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, StudyAttr
-from kdsearch.search import anchors, samplers, space
-from kdsearch.search.budget import Budget, epochs_run, is_finished
-from kdsearch.search.clock import REST, Clock, TimedSampler, Work, shares
+from kdsearch.search import clock, liveness, samplers, space
+from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import open_study
 from kdsearch.search.estimate import estimate
 from kdsearch.search.likely import LikelyRatio
+from kdsearch.search.loop import run
 from kdsearch.search.objective import Objective, Workshop
+from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan, check_choice, make_plan
 from kdsearch.search.proposals import CANDIDATES, ProposalSampler
 from kdsearch.search.pruner import ParetoPruner
+from kdsearch.search.supervisor import supervise
 
-MAX_FAILURES_IN_A_ROW = 5
 SLOW_ON_A_CPU = ("resnet",)  # families of students
 
 
@@ -76,28 +78,6 @@ def make_sampler(
     )
 
 
-def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progress: Progress) -> None:
-    """Runs trials until the budget lets no new one start.
-
-    Raises:
-        RunError: five trials in a row failed.
-    """
-    failures = 0
-    budget.start()
-    progress.study_started(*budget.progress(study))
-    while not budget.over(study):
-        anchors.enqueue_missing(study, plan.spec, at_most=budget.trials)
-        study.optimize(objective, n_trials=1, catch=(Exception,))
-        trial = study.get_trials(deepcopy=False)[objective.number]
-        progress.trial_finished(trial.number, trial.state.name, describe(trial), counted=is_finished(trial))
-        failures = failures + 1 if trial.state == TrialState.FAIL else 0
-        if failures == MAX_FAILURES_IN_A_ROW:
-            raise RunError(
-                f"{failures} trials in a row failed, the last one with: {trial.user_attrs.get(Attr.FAIL_REASON)}",
-                remedy="mend the cause and run the same command again: finished trials are kept",
-            )
-
-
 def warn_of_slowness(plan: Plan, budget: Budget, progress: Progress) -> None:
     """Says beforehand how long a study of convolutional students takes on a CPU, and what makes it shorter."""
     if plan.device.type != "cpu" or plan.spec.student.family not in SLOW_ON_A_CPU:
@@ -106,26 +86,6 @@ def warn_of_slowness(plan: Plan, budget: Budget, progress: Progress) -> None:
     progress.warning(
         f"{plan.spec.data.name} wants a GPU: here, on a CPU, this takes about {hours:.1f} h without pruning; "
         "--train-size and --max-epochs make a first look shorter"
-    )
-
-
-def add_spent(study: Study, seconds: Mapping[Work, float]) -> None:
-    """Adds a run's seconds by kind of work to those of earlier runs."""
-    before = study.user_attrs.get(StudyAttr.SPENT, {})
-    study.set_user_attr(StudyAttr.SPENT, {work: before.get(work, 0.0) + spent for work, spent in seconds.items()})
-
-
-def describe(trial: FrozenTrial) -> str:
-    """A trial's outcome in a few words."""
-    found = trial.user_attrs
-    if trial.state == TrialState.FAIL:
-        return str(found.get(Attr.FAIL_REASON, "no reason stored"))
-    ran = epochs_run(trial)
-    if ran == 0:
-        return f"not trained: {found.get(Attr.PRUNED_BY, {}).get('reason', 'refused by the pruner')}"
-    return (
-        f"accuracy {found[Attr.ACCURACY]:.2%} (test {found[Attr.TEST_ACCURACY]:.2%}) at epoch {found[Attr.BEST_EPOCH]}"
-        f" of {ran}/{found[Attr.CONFIG]['epochs']}, ratio {found[Attr.RATIO]:.4g}"
     )
 
 
@@ -147,6 +107,7 @@ def optimize(
     train_size: int | None = None,
     max_epochs: int | None = None,
     timeout: float | None = None,
+    workers: int = 1,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Study:
@@ -173,6 +134,7 @@ def optimize(
         train_size, max_epochs: less work, for a first look.
         timeout: seconds after which no new trial starts, and the running one ends with its epoch (an anchor is
             trained to its end). The teacher's training does not count.
+        workers: processes on this machine that run trials; 1: this one does.
         command: what to name in the report as the command that ran.
         progress: told of what happens; None: nobody is.
 
@@ -182,11 +144,16 @@ def optimize(
     Raises:
         KdsearchError: what the user can mend, in one line.
     """
-    check_choice("--sampler", sampler, samplers.SAMPLERS)
-    check_choice("--pruner", pruner, PRUNERS)
-    if candidates < 1:
-        raise KdsearchError("--candidates must be at least 1", got=candidates, remedy="give a whole number above 0")
-    budget = Budget(trials=trials, epochs=epochs_budget, seconds=timeout)
+    options = Options(
+        trials=trials,
+        epochs_budget=epochs_budget,
+        timeout=timeout,
+        sampler=sampler,
+        candidates=candidates,
+        pruner=pruner,
+        seed=seed,
+    )
+    check_options(options)
     plan = make_plan(
         dataset=dataset,
         study=study,
@@ -198,62 +165,86 @@ def optimize(
         train_size=train_size,
         max_epochs=max_epochs,
     )
-    return run_plan(
-        plan,
-        budget=budget,
-        sampler=sampler,
-        candidates=candidates,
-        pruner=pruner,
-        seed=seed,
-        command=command,
-        progress=progress or Progress(),
-    )
+    return run_plan(plan, options, workers=workers, command=command, progress=progress or Progress())
 
 
-def run_plan(
-    plan: Plan,
-    *,
-    budget: Budget,
-    sampler: str,
-    candidates: int,
-    pruner: str,
-    seed: int | None,
-    command: str | None,
-    progress: Progress,
-) -> Study:
-    """Runs a plan: the study opened, the teacher obtained, trials run; see `optimize`."""
+def check_options(options: Options) -> None:
+    """Refuses options that no study can be run with.
+
+    Raises:
+        KdsearchError: a name is unknown or a number too low.
+    """
+    check_choice("--sampler", options.sampler, samplers.SAMPLERS)
+    check_choice("--pruner", options.pruner, PRUNERS)
+    if options.candidates < 1:
+        raise KdsearchError(
+            "--candidates must be at least 1", got=options.candidates, remedy="give a whole number above 0"
+        )
+    options.budget()
+
+
+def run_plan(plan: Plan, options: Options, *, workers: int = 1, command: str | None, progress: Progress) -> Study:
+    """Runs a plan: the study opened, the teacher obtained, trials run here or by workers; see `optimize`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
-    study = open_study(plan, storage.open_storage(plan.url))
-    study.pruner = PRUNERS[pruner](plan)
+    budget = options.budget()
+    study = open_study(plan, patience.patient(storage.open_storage(plan.url), progress.warning))
+    options.store(study)
+    study.pruner = PRUNERS[options.pruner](plan)
     skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]
     if skipped:
         progress.warning(f"--trials {budget.trials} is fewer than the anchors: {', '.join(skipped)} will not run")
     if not budget.over(study):
         warn_of_slowness(plan, budget, progress)
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
-        study.set_user_attr(StudyAttr.TEACHER, vars(known.facts))
-        facts = runtime.environment(plan.device) | {
-            "classes": len(plan.split.classes),
-            "seed": str(seed),
-            "sampler": sampler,
-            "candidates": candidates,
-            "pruner": pruner,
-            "data_dir": plan.data_dir or "",
-        }
-        study.set_user_attr(StudyAttr.ENVIRONMENT, facts)
-        if command is not None:
-            study.set_user_attr(StudyAttr.COMMAND, command)
-        workshop = Workshop(plan.spec, plan.split, known, plan.cost)
-        by_time = budget.seconds is not None
-        clock = Clock()
-        inner = make_sampler(sampler, workshop, candidates=candidates, seed=seed, by_time=by_time)
-        study.sampler = TimedSampler(inner, clock)
-        objective = Objective(workshop, seed=seed, progress=progress, cut=budget.cut, clock=clock)
+        describe_run(study, plan, known, options, workers=workers, command=command)
         try:
-            with clock.spent_on(REST):
-                run(study, objective, plan, budget=budget, progress=progress)
+            if workers > 1:
+                supervise(study, plan, options, workers=workers, progress=progress)
+            else:
+                work(study, plan, known, options, budget=budget, progress=progress)
         finally:
-            workshop.keep(now=True)
-            add_spent(study, clock.seconds)
-            progress.study_finished(shares(clock.seconds))
+            storage.fold(study._storage)
     return study
+
+
+def describe_run(
+    study: Study, plan: Plan, known: teacher.Teacher, options: Options, *, workers: int, command: str | None
+) -> None:
+    """Keeps with a study what its report says of the run."""
+    study.set_user_attr(StudyAttr.TEACHER, vars(known.facts))
+    facts = runtime.environment(plan.device) | {
+        "classes": len(plan.split.classes),
+        "seed": str(options.seed),
+        "sampler": options.sampler,
+        "candidates": options.candidates,
+        "pruner": options.pruner,
+        "data_dir": plan.data_dir or "",
+        "workers": workers,
+    }
+    study.set_user_attr(StudyAttr.ENVIRONMENT, facts)
+    if command is not None:
+        study.set_user_attr(StudyAttr.COMMAND, command)
+
+
+def work(
+    study: Study, plan: Plan, known: teacher.Teacher, options: Options, *, budget: Budget, progress: Progress
+) -> None:
+    """Runs trials in this process until the study is done, beside whoever else does.
+
+    Raises:
+        RunError: too many trials in a row failed (see `failures.Streak`).
+        KeyboardInterrupt: the process was told to end; its trial is handed back.
+    """
+    workshop = Workshop(plan.spec, plan.split, known, plan.cost)
+    counted = clock.Clock()
+    by_time = budget.seconds is not None
+    inner = make_sampler(options.sampler, workshop, candidates=options.candidates, seed=options.seed, by_time=by_time)
+    study.sampler = clock.TimedSampler(inner, counted)
+    objective = Objective(workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted)
+    try:
+        with counted.spent_on(clock.REST):
+            run(study, objective, plan, budget=budget, progress=progress)
+    finally:
+        workshop.keep(now=True, told=progress.warning)
+        clock.keep(study, f"{liveness.name(liveness.myself())} {uuid.uuid4().hex[:8]}", counted.seconds)
+        progress.study_finished(clock.shares(counted.seconds))

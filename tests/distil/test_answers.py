@@ -64,12 +64,13 @@ def test_other_images_and_other_teachers_are_asked_anew(noise: ImageSet, tmp_pat
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "changed byte"])
 def test_a_broken_file_is_made_again(noise: ImageSet, tmp_path: Path, damage: str):
     first = answers.obtain(two_layers(), noise, prepare, folder=tmp_path, name="t")
     (path,) = tmp_path.glob("*.safetensors")
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
+    damaged = {"truncated": whole[: len(whole) // 2], "empty": b"", "changed byte": whole[:-1] + bytes([whole[-1] ^ 1])}
+    path.write_bytes(damaged[damage])
     assert torch.equal(answers.obtain(two_layers(), noise, prepare, folder=tmp_path, name="t").logits, first.logits)
     assert path.read_bytes() == whole
 

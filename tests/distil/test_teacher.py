@@ -86,7 +86,7 @@ def test_training_is_deterministic(plan: Plan, quick: TeacherSpec, own_cache: Pa
     assert same(trained, obtain(quick, plan.split))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "no safetensors", "other facts"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no safetensors", "other facts", "changed byte"])
 def test_a_broken_file_is_noticed_and_made_again(plan: Plan, quick: TeacherSpec, own_cache: Path, damage: str):
     trained = obtain(quick, plan.split)
     path = cached_file(quick, plan.split)
@@ -94,7 +94,9 @@ def test_a_broken_file_is_noticed_and_made_again(plan: Plan, quick: TeacherSpec,
     if damage == "other facts":
         save_file(trained.network.state_dict(), path, metadata={teachers.FACTS: '{"family": "cnn"}'})
     else:
-        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "no safetensors": b"x" * 99}[damage])
+        changed = whole[:-1] + bytes([whole[-1] ^ 1])
+        found = {"truncated": whole[: len(whole) // 2], "empty": b"", "no safetensors": b"x" * 99}
+        path.write_bytes((found | {"changed byte": changed})[damage])
     heard = Heard()
     assert same(trained, obtain(quick, plan.split, progress=heard))
     assert len(heard.warnings) == 1

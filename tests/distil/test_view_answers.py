@@ -100,14 +100,15 @@ def test_nothing_new_is_not_written_and_not_too_often(noise, teacher_net, tmp_pa
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "changed byte"])
 def test_a_broken_table_is_filled_anew(noise, teacher_net, tmp_path, damage):
     found = table(teacher_net, noise, tmp_path)
     found.fill(*draw(noise, 0))
     found.keep(now=True)
     (path,) = tmp_path.glob("*.safetensors")
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
+    damaged = {"truncated": whole[: len(whole) // 2], "empty": b"", "changed byte": whole[:-1] + bytes([whole[-1] ^ 1])}
+    path.write_bytes(damaged[damage])
     again = table(teacher_net, noise, tmp_path)
     assert not again.known.any()
     again.fill(*draw(noise, 0))

@@ -47,7 +47,7 @@ def test_figures_are_drawn_offline_in_the_schemes_colours_and_the_page_fits(
 ):
     shown, trouble = opened(browser, path, width=width, scheme=scheme)
     assert trouble == []
-    assert shown.title().startswith("<script>")
+    assert shown.title().startswith("</script><script>")
     assert shown.locator("img").count() == 0
     assert shown.locator("#figure-1 .scatterlayer .trace").count() == 4
     assert shown.locator("#figure-2 .barlayer .point").count() == 4

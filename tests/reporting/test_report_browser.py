@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import optuna
 import pytest
 from browsing import HOSTILE, opened
+from optuna.trial import TrialState, create_trial
 from playwright.sync_api import Browser
 
+from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting import page
 from kdsearch.reporting.collect import StudyData, collect
 
@@ -45,14 +49,48 @@ def test_the_switch_moves_the_points(browser: Browser, data: StudyData, tmp_path
     assert trouble == []
 
 
+def hostile_study(make_trial, make_study) -> optuna.Study:
+    """One in which every text that a storage can hold is hostile."""
+    reason = {"step": 1, "at": HOSTILE, "forecast": 0.9, "trials": [HOSTILE], "reason": HOSTILE}
+    curve = {HOSTILE: [0.5, 1.0], "1": [0.9, 50.0]}
+    trials = [
+        make_trial([0.9, 0.95], 50.0, anchor=HOSTILE, config={HOSTILE: HOSTILE, "epochs": HOSTILE}),
+        make_trial([0.9], 50.0, state=TrialState.PRUNED, pruned_by=reason, config={"width": [HOSTILE]}),
+        make_trial([0.9], 60.0, stopped_by={"step": HOSTILE, "reason": HOSTILE}, stopped_at=HOSTILE),
+        make_trial([0.9], 70.0, timing={"kind": HOSTILE}, timing_key=HOSTILE, parameters=HOSTILE, seed=HOSTILE),
+        create_trial(
+            state=TrialState.FAIL, user_attrs={Attr.FAIL_REASON: HOSTILE, Attr.CURVE: curve, HOSTILE: HOSTILE}
+        ),
+    ]
+    study = make_study(trials, name=HOSTILE)
+    file = study.user_attrs[StudyAttr.STUDY_FILE]
+    file["data"]["name"] = f"folder:/tmp/{HOSTILE}"
+    file["anchors"] = {HOSTILE: next(iter(file["anchors"].values()))}
+    study.set_user_attr(StudyAttr.STUDY_FILE, file)
+    data = {"fingerprint": HOSTILE, "classes": [HOSTILE, "b"], "name": HOSTILE}
+    study.set_user_attr(StudyAttr.DEFINITION, {"data": data, "cost": HOSTILE, HOSTILE: HOSTILE})
+    study.set_user_attr(StudyAttr.ENVIRONMENT, {"torch": HOSTILE, HOSTILE: {HOSTILE: [HOSTILE]}, "data_dir": HOSTILE})
+    study.set_user_attr(StudyAttr.TEACHER, study.user_attrs[StudyAttr.TEACHER] | {"family": HOSTILE})
+    study.set_user_attr(StudyAttr.COMMAND, f"kdsearch optimize --name {HOSTILE}")
+    return study
+
+
 def test_a_hostile_study_is_shown_as_text(browser: Browser, make_trial, make_study, tmp_path: Path):
-    study = make_study([make_trial([0.9, 0.95], 50.0, anchor=HOSTILE, config={HOSTILE: HOSTILE})], name=HOSTILE)
-    found = collect(study, storage_url="sqlite:///x.db")
-    shown, trouble = opened(browser, page.write(found, tmp_path / "r.html"))
-    shown.locator("#front .nsewdrag").hover()
+    study = hostile_study(make_trial, make_study)
+    found = collect(study, storage_url=f"sqlite:///{HOSTILE}.db")
+    path = page.write(found, tmp_path / "r.html")
+    shown, trouble = opened(browser, path)
+    shown.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
+    for plot in shown.locator(".nsewdrag").all():
+        plot.hover()
     assert shown.title() == f"{HOSTILE} · kdsearch report"
-    assert shown.locator("h1").text_content() == f"Study {HOSTILE} on mnist"
-    assert shown.locator("img").count() == 0
+    assert shown.locator("h1").text_content() == f"Study {HOSTILE} on folder:/tmp/{HOSTILE}"
+    assert shown.locator("img, svg[onload], [onerror], [onload]").count() == 0
+    # a figure's JSON ends where it should: no hostile text closed the element that it lies in
+    for data in shown.locator("script[type='application/json']").all():
+        json.loads(data.text_content())
+    everything = shown.locator("body").inner_text()
+    assert everything.count("<script>document.title='owned'</script>") > 5
     assert trouble == []
 
 

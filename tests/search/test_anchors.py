@@ -5,7 +5,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import spec
-from kdsearch.records import Attr
+from kdsearch.records import HANDED_BACK, Attr
 from kdsearch.search import anchors
 from kdsearch.search.anchors import enqueue_missing
 from kdsearch.search.space import suggest
@@ -45,7 +45,7 @@ def test_waiting_anchors_are_not_enqueued_again(study):
         ([TrialState.FAIL] * 2, True),
         ([TrialState.FAIL] * anchors.MAX_FAILURES, False),
         ([TrialState.FAIL, TrialState.COMPLETE], False),
-        ([TrialState.RUNNING], True),  # its process was killed
+        ([TrialState.RUNNING], False),
     ],
 )
 def test_an_anchor_is_tried_again_unless_it_is_complete_or_hopeless(study, states, again):
@@ -54,6 +54,14 @@ def test_an_anchor_is_tried_again_unless_it_is_complete_or_hopeless(study, state
         study.add_trial(create_trial(state=state, values=values, user_attrs={Attr.ANCHOR: "m1"}))
     enqueue_missing(study, DIGITS, at_most=2)
     assert anchors_of(study, WAITING) == (["m1", "m2"] if again else ["m2"])
+
+
+def test_that_its_worker_was_killed_is_no_failure_of_an_anchor(study):
+    for _ in range(anchors.MAX_FAILURES):
+        killed = {Attr.ANCHOR: "m1", Attr.FAIL_REASON: HANDED_BACK + "its worker died"}
+        study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=killed))
+    enqueue_missing(study, DIGITS, at_most=1)
+    assert anchors_of(study, WAITING) == ["m1"]
 
 
 def test_a_study_without_anchors_gets_none(study):

@@ -16,10 +16,11 @@ import kdsearch
 from kdsearch import pareto, spec
 from kdsearch.errors import DataError, DefinitionError, DeviceError, KdsearchError, RunError, StudyFileError
 from kdsearch.progress import Progress
-from kdsearch.records import Attr, EpochRecord, StudyAttr
+from kdsearch.records import Attr, EpochRecord, StudyAttr, was_handed_back
 from kdsearch.reporting import page
 from kdsearch.reporting.collect import collect
 from kdsearch.search import budget as budgets
+from kdsearch.search import clock, failures, liveness
 from kdsearch.search import plan as plans
 from kdsearch.search import study as search
 from kdsearch.search.anchors import enqueue_missing
@@ -188,8 +189,10 @@ def test_a_trial_whose_process_was_killed_does_not_count_and_an_anchor_runs_agai
     enqueue_missing(interrupted, spec.load(study_file).limited(max_epochs=2), at_most=2)
     killed = interrupted.ask()  # takes m2 and never ends
     assert killed.user_attrs == {Attr.ANCHOR: "m2"}
+    killed.set_user_attr(Attr.WORKER, {**liveness.myself(), "started": 0})  # its number is another process's now
     study = optimize(study_file, url, 4)
-    assert study.trials[killed.number].state == TrialState.RUNNING
+    assert study.trials[killed.number].state == FAIL
+    assert was_handed_back(study.trials[killed.number].user_attrs)
     assert finished_count(study) == 4
     assert Counter(t.user_attrs.get(Attr.ANCHOR) for t in study.trials if t.state == COMPLETE)["m2"] == 1
 
@@ -205,7 +208,8 @@ def test_a_loss_that_is_not_finite_fails_trials_and_five_in_a_row_end_the_run(st
     assert Counter(t.user_attrs.get(Attr.ANCHOR) for t in study.trials[:5]) == {"m1": 3, "m2": 2}
 
 
-def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, url, plan, teacher):
+def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, url, plan, teacher, monkeypatch):
+    monkeypatch.setattr(failures, "OWN_IN_A_ROW", failures.IN_A_ROW)
     done = outcome(optimize(study_file, url, 3))
     own = plans.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
     bad = Objective(
@@ -467,8 +471,8 @@ def test_where_the_time_went_is_told_and_adds_up_over_runs(study_file, url):
     study = optimize(study_file, url, 3, progress=told)
     assert "training" in told.spent
     assert "storage and the rest" in told.spent
-    first = study.user_attrs[StudyAttr.SPENT]
-    second = optimize(study_file, url, 5).user_attrs[StudyAttr.SPENT]
+    first = clock.spent(study)
+    second = clock.spent(optimize(study_file, url, 5))
     assert all(second[work] >= first[work] for work in first)
     assert second["training"] > first["training"] > 0
 

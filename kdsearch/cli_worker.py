@@ -1,0 +1,49 @@
+"""`kdsearch worker`, and how commands that run trials end when they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from kdsearch.cli_options import DataDir, Device, Storage
+from kdsearch.console import ConsoleProgress
+from kdsearch.storage import DEFAULT_STORAGE
+
+
+@contextmanager
+def ending(progress: ConsoleProgress) -> Iterator[None]:
+    """Runs its body until it ends or SIGTERM or Ctrl-C arrives; then trials are handed back and the exit code says so.
+
+    Raises:
+        typer.Exit: with 143 or 130.
+    """
+    from kdsearch import signals
+
+    try:
+        with signals.handled():
+            yield
+    except KeyboardInterrupt:
+        progress.warning("interrupted: finished trials are kept; the same command goes on")
+        number = signals.received()
+        raise typer.Exit(130 if number is None else 128 + number) from None
+
+
+def worker(
+    name: Annotated[str, typer.Option(help="Name of a study that `kdsearch optimize` has started.")],
+    storage: Storage = DEFAULT_STORAGE,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which it begins no trial [default: the study's].")
+    ] = None,
+    supervisor: Annotated[int | None, typer.Option(hidden=True, help="The process with which it ends.")] = None,
+) -> None:
+    """Join a study from any machine that reaches its storage, and run trials until it is done."""
+    from kdsearch import signals
+    from kdsearch.search.worker import join
+
+    with ConsoleProgress() as progress, ending(progress), signals.tied_to(supervisor):
+        join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress)

@@ -1,0 +1,138 @@
+"""Failures of one trial: what is stored of them, what is freed after them, and when a configuration has had enough."""
+
+from __future__ import annotations
+
+import gc
+import json
+import traceback
+
+import torch
+from optuna import Study, Trial
+from optuna.trial import FrozenTrial, TrialState
+
+from kdsearch import storage
+from kdsearch.errors import KdsearchError, TrialError
+from kdsearch.records import HANDED_BACK, Attr, Config, architecture
+from kdsearch.search.anchors import MAX_FAILURES
+
+MEMORY, LOSS = "memory", "loss"  # what fails a trial by its own configuration
+FULL = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in a RuntimeError, of CUDA, the CPU and cuBLAS
+IN_A_ROW = 5  # failed trials end a run
+OWN_IN_A_ROW = 50  # where they failed by their configurations, in a study in which others did not
+LONGEST = 200  # characters of somebody else's message
+
+
+def cause(error: BaseException) -> str | None:
+    """`MEMORY` or `LOSS` where a trial failed by its own configuration, else None."""
+    if isinstance(error, TrialError):
+        return LOSS
+    full = isinstance(error, RuntimeError) and any(word in str(error) for word in FULL)
+    return MEMORY if full or isinstance(error, torch.OutOfMemoryError | MemoryError) else None
+
+
+def reason(error: BaseException) -> str:
+    """Why a trial failed, in one line."""
+    if isinstance(error, KdsearchError):
+        return str(error)
+    said = storage.trouble(error)
+    if said is not None:
+        return f"{HANDED_BACK}the storage failed: {said}"
+    text = " ".join(str(error).split())
+    short = text if len(text) <= LONGEST else text[:LONGEST].rstrip() + " ..."
+    if cause(error) == MEMORY:
+        return f"a trial's memory must fit the device ({short}); its memory was freed"
+    return f"{type(error).__name__}: {short}"
+
+
+def note(trial: Trial, error: Exception) -> None:
+    """Stores why a trial failed, and frees what it held."""
+    said, own = reason(error), cause(error)
+    release(error)
+    trial.set_user_attr(Attr.FAIL_REASON, said)
+    if own is not None:
+        trial.set_user_attr(Attr.FAILED_BY, own)
+
+
+def release(error: BaseException) -> None:
+    """Frees what the functions that an error came through still hold: a network, its gradients, a batch.
+
+    Whoever catches an error keeps its traceback, and with it those functions' variables.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def failed(study: Study, config: Config) -> list[FrozenTrial]:
+    """The trials of a configuration that failed by it; those that were killed or interrupted are not among them.
+
+    For memory, all are one configuration that have the same architecture and batch size: nothing else takes any.
+    """
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        if Attr.CONFIG in trial.user_attrs
+        and (by := trial.user_attrs.get(Attr.FAILED_BY)) is not None
+        and _decisive(trial.user_attrs[Attr.CONFIG], by) == _decisive(config, by)
+    ]
+
+
+def _decisive(config: Config, by: str) -> Config:
+    """The part of a configuration that decides whether it fails."""
+    if by == MEMORY:
+        config = architecture(config) | {"batch_size": config.get("batch_size")}
+    plain: Config = json.loads(json.dumps(config))
+    return plain
+
+
+def is_exhausted(study: Study, config: Config) -> bool:
+    """Whether a configuration failed so often by itself that it is not proposed again."""
+    return len(failed(study, config)) >= MAX_FAILURES
+
+
+def refuse(trial: Trial, config: Config) -> None:
+    """Refuses a configuration that has failed often enough; an anchor's tries are counted where it is enqueued.
+
+    Raises:
+        TrialError: it has; it is told from which trials.
+    """
+    before = failed(trial.study, config)
+    if Attr.ANCHOR not in trial.user_attrs and len(before) >= MAX_FAILURES:
+        numbers = ", ".join(str(other.number) for other in before[:MAX_FAILURES])
+        last = before[-1].user_attrs.get(Attr.FAIL_REASON)
+        raise TrialError(
+            f"a configuration that failed {MAX_FAILURES} times must not be trained again (trials {numbers}: {last})"
+        )
+
+
+class Streak:
+    """Failed trials in a row, and whether a run is to end with them.
+
+    Five end it, for the cause may be everybody's. Trials that failed by their own configurations do not, in a study in
+    which others came to their end; only fifty of them do, for else nothing might.
+
+    Attributes:
+        count: of failed trials since the last one that did not fail.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._weight = 0
+
+    def ends(self, study: Study, trial: FrozenTrial) -> bool:
+        """Takes note of a trial that ended; whether the run is to end."""
+        if trial.state != TrialState.FAIL:
+            self.count = self._weight = 0
+            return False
+        own = Attr.FAILED_BY in trial.user_attrs and _any_came_to_its_end(study)
+        self.count += 1
+        self._weight += 1 if own else OWN_IN_A_ROW // IN_A_ROW
+        return self._weight >= OWN_IN_A_ROW
+
+
+def _any_came_to_its_end(study: Study) -> bool:
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))

@@ -1,0 +1,143 @@
+"""SIGTERM and Ctrl-C: the first one ends the work in order, a second Ctrl-C at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+LIMIT = 9.0  # seconds after a signal, when a process ends however far it is: launchers kill after 10 or more
+NAP = 0.1  # seconds between two looks for a signal
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to end; what runs in the main thread is unwound by it, as by any Ctrl-C."""
+
+
+class _Signals:
+    """What has arrived in this process; a handler cannot be given anything."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.shields = 0
+        self.pending = False
+        self.at_once: Callable[[], object] = lambda: None
+
+
+_state = _Signals()
+
+
+def _handle(number: int, _: FrameType | None) -> None:
+    first = _state.received is None
+    if not first:
+        if number == signal.SIGINT:
+            _state.at_once()
+            os._exit(128 + number)
+        return  # a launcher signals the whole job, and the supervisor its workers: a second SIGTERM is no news
+    _state.received = number
+    if _state.shields:
+        _state.pending = True
+        return
+    raise Stopped
+
+
+@contextmanager
+def handled(limit: float = LIMIT) -> Iterator[None]:
+    """Runs its body with both signals raising `Stopped` in it; the process ends at the latest `limit` seconds after.
+
+    Args:
+        limit: seconds from the first signal to the end of the process, should the body still run.
+    """
+    global _state
+    _state = _Signals()
+    over = threading.Event()
+    before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    threading.Thread(target=_end_late, args=(over, limit), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_late(over: threading.Event, limit: float) -> None:
+    while _state.received is None:
+        if over.wait(NAP):
+            return
+    if not over.wait(limit):
+        _state.at_once()
+        os._exit(128 + _state.received)
+
+
+@contextmanager
+def at_once(action: Callable[[], object]) -> Iterator[None]:
+    """Runs its body; `action` is called before a second Ctrl-C, or tidying that takes too long, ends the process."""
+    before, _state.at_once = _state.at_once, action
+    try:
+        yield
+    finally:
+        _state.at_once = before
+
+
+def received() -> int | None:
+    """The signal that arrived first, or None."""
+    return _state.received
+
+
+@contextmanager
+def shield() -> Iterator[None]:
+    """Runs its body to its end before a signal that arrives in it is raised: for a write and the note of it."""
+    _state.shields += 1
+    try:
+        yield
+    finally:
+        _state.shields -= 1
+        if not _state.shields:
+            check()
+
+
+def check() -> None:
+    """Raises what a shield kept back, in the main thread.
+
+    Raises:
+        Stopped: a signal arrived.
+    """
+    if _state.pending and threading.current_thread() is threading.main_thread():
+        _state.pending = False
+        raise Stopped
+
+
+def pause(seconds: float) -> None:
+    """Sleeps, shielded or not, until a signal arrives.
+
+    Raises:
+        Stopped: a signal arrived.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(NAP, left))
+        check()
+
+
+@contextmanager
+def tied_to(parent: int | None) -> Iterator[None]:
+    """Runs its body with a watch on the parent process: where it is gone, this one gets SIGTERM; None: no watch."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            if over.wait(1.0):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -1,0 +1,212 @@
+"""Trials that fail by their own configuration: memory that is not there, losses that are not finite."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections import Counter
+from pathlib import Path
+
+import greedy
+import optuna
+import pytest
+import torch
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import OperationalError
+
+from kdsearch import networks, storage
+from kdsearch.distil.teacher import obtain
+from kdsearch.errors import KdsearchError, RunError
+from kdsearch.progress import Progress
+from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr
+from kdsearch.search import failures
+from kdsearch.search.likely import LikelyRatio
+from kdsearch.search.objective import Objective, Workshop
+from kdsearch.search.plan import make_plan
+from kdsearch.search.space import trial_parameters
+from kdsearch.search.study import optimize
+
+COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
+NARROW = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 1, "batch_size": 32}
+WIDE = NARROW | {"width": 300}
+USUAL = {"train_size": 200, "max_epochs": 1, "device": "cpu", "cost": "flops", "seed": 0, "sampler": "random"}
+
+
+@pytest.fixture(params=[True, False], ids=["the system's", "as CUDA's"])
+def out_of_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family of students, known by the name `greedy`."""
+    monkeypatch.setitem(networks.STUDENTS, "greedy", "greedy:FAMILY")
+    monkeypatch.setattr(greedy, "made", [])
+    monkeypatch.setattr(greedy, "real", request.param)
+
+
+def changed(workshop: Workshop, **student: object) -> Workshop:
+    """The same workshop with other students."""
+    spec = workshop.spec.model_copy(update={"student": workshop.spec.student.model_copy(update=student)})
+    return Workshop(spec, workshop.split, workshop.teacher, "flops")
+
+
+def run(workshop: Workshop, *configs: dict, study: optuna.Study | None = None, anchor: str | None = None):
+    study = study or optuna.create_study(directions=["maximize"] * 2, pruner=optuna.pruners.NopPruner())
+    for config in configs:
+        attrs = {Attr.ANCHOR: anchor} if anchor else {}
+        study.enqueue_trial(trial_parameters(config, workshop.spec.space), user_attrs=attrs)
+    study.optimize(Objective(workshop, seed=0, progress=Progress()), n_trials=len(configs), catch=(Exception,))
+    return study
+
+
+def too_fast(workshop: Workshop) -> Workshop:
+    """With a rate at which every loss becomes infinite."""
+    return changed(workshop, recipe=workshop.spec.student.recipe.model_copy(update={"lr": 1e30}))
+
+
+def reasons(study: optuna.Study) -> list[str]:
+    return [str(trial.user_attrs.get(Attr.FAIL_REASON)) for trial in study.trials]
+
+
+@pytest.mark.usefixtures("out_of_memory")
+def test_a_trial_without_memory_fails_alone_with_a_short_reason_and_holds_nothing(workshop: Workshop):
+    study = run(changed(workshop, family="greedy"), WIDE, NARROW)
+    failed, done = study.trials
+    assert (failed.state, done.state) == (FAIL, COMPLETE)
+    assert failed.user_attrs[Attr.FAILED_BY] == failures.MEMORY
+    reason = failed.user_attrs[Attr.FAIL_REASON]
+    assert reason.startswith("a trial's memory must fit the device (")
+    assert "memory" in reason.removeprefix("a trial's memory")
+    assert len(reason) < 300
+    assert "\n" not in reason
+
+
+@pytest.mark.usefixtures("out_of_memory")
+def test_a_failed_trials_student_is_freed_though_its_error_is_kept(workshop: Workshop):
+    objective = Objective(changed(workshop, family="greedy"), seed=0, progress=Progress())
+    study = optuna.create_study(directions=["maximize"] * 2)
+    study.enqueue_trial(trial_parameters(WIDE, workshop.spec.space))
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError) as kept:  # its traceback holds every function on the way
+            objective(study.ask())
+        held = [student() for student in greedy.made if student() is not None]
+    finally:
+        gc.enable()
+    assert greedy.made
+    assert held == []
+    assert kept.value.__traceback__ is not None
+
+
+@pytest.mark.cuda
+def test_memory_of_the_gpu_comes_back_after_a_trial_that_wanted_too_much(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(networks.STUDENTS, "greedy", "greedy:FAMILY")
+    there = make_plan(dataset="digits", train_size=200, max_epochs=1, device="cuda", cost="flops")
+    known = Workshop(there.spec, there.split, obtain(there.spec.teacher, there.split), "flops")
+    own = changed(known, family="greedy")
+    run(own, NARROW)
+    before = torch.cuda.memory_allocated()
+    study = run(own, WIDE, NARROW)
+    assert [trial.state for trial in study.trials] == [FAIL, COMPLETE]
+    assert "CUDA out of memory" in reasons(study)[0]
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+
+
+def test_a_loss_that_is_not_finite_fails_one_trial(workshop: Workshop):
+    (failed,) = run(too_fast(workshop), NARROW).trials
+    assert failed.state == FAIL
+    assert failed.user_attrs[Attr.FAILED_BY] == failures.LOSS
+    assert "training loss must be finite" in failed.user_attrs[Attr.FAIL_REASON]
+
+
+def test_a_configuration_that_failed_three_times_is_not_trained_again(workshop: Workshop):
+    study = run(too_fast(workshop), *[NARROW] * 4, NARROW | {"width": 75})
+    assert [trial.state for trial in study.trials] == [FAIL] * 5
+    found = reasons(study)
+    assert all("training loss must be finite: epoch 1" in reason for reason in found)
+    assert found[3].startswith("a configuration that failed 3 times must not be trained again (trials 0, 1, 2: the we")
+    assert [Attr.PARAMETERS in trial.user_attrs for trial in study.trials] == [True, True, True, False, True]
+    study = run(workshop, NARROW, study=study)  # it would train well now; it has had its tries all the same
+    assert reasons(study)[5].startswith("a configuration that failed 3 times")
+
+
+def test_no_candidate_is_one_that_failed_three_times(workshop: Workshop):
+    study = run(workshop, NARROW | {"width": 8})
+    likely = LikelyRatio(workshop)
+    assert likely(study, NARROW) is not None
+    run(too_fast(workshop), *[NARROW] * 3, study=study)
+    assert likely(study, NARROW) is None
+    assert likely(study, NARROW | {"width": 75}) is not None
+
+
+@pytest.mark.parametrize("reason", [INTERRUPTED, f"{HANDED_BACK}process 7 died", "RuntimeError: a bug", None])
+def test_kills_interruptions_and_other_errors_do_not_count_against_a_configuration(workshop: Workshop, reason):
+    study = optuna.create_study(directions=["maximize"] * 2)
+    attrs = {Attr.CONFIG: NARROW} | ({Attr.FAIL_REASON: reason} if reason else {})
+    study.add_trials([create_trial(state=FAIL, user_attrs=attrs) for _ in range(3)])
+    assert not failures.is_exhausted(study, NARROW)
+    assert run(workshop, NARROW, study=study).trials[3].state == COMPLETE
+
+
+def test_an_anchors_tries_are_counted_where_it_is_enqueued(workshop: Workshop):
+    study = run(too_fast(workshop), *[NARROW] * 3)
+    assert run(workshop, NARROW, study=study, anchor="m1").trials[3].state == COMPLETE
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("out_of_memory")
+@pytest.mark.parametrize("candidates", [1, 24])
+def test_a_study_comes_to_its_end_though_most_configurations_find_no_memory(
+    study_file: Path, url: str, candidates: int
+):
+    text = study_file.read_text().replace('family = "mlp"', 'family = "greedy"').partition("m2 = ")[0]
+    text = re.sub(r"(?m)^width = .*$", "width = [50, 300]", text)
+    study_file.write_text(re.sub(r"(?m)^batch_size = .*$", "batch_size = 32", text))
+    study = optimize(study=study_file, storage=url, trials=12, candidates=candidates, name="s", **USUAL)
+    states = Counter(trial.state for trial in study.trials)
+    assert states[COMPLETE] + states[PRUNED] == 12
+    assert states[FAIL] >= 3
+    tried = Counter(t.params["width"] for t in study.trials if Attr.PARAMETERS in t.user_attrs and t.state == FAIL)
+    assert max(tried.values()) <= failures.MAX_FAILURES
+    assert {t.params["width"] for t in study.trials if t.state != FAIL} == {50}
+
+
+def test_few_failures_in_a_row_end_a_run_and_many_where_they_are_the_configurations_own():
+    study = optuna.create_study(directions=["maximize"] * 2)
+    own = create_trial(state=FAIL, user_attrs={Attr.FAILED_BY: failures.LOSS})
+    other, done = create_trial(state=FAIL), create_trial(state=COMPLETE, values=[0.5, 2.0])
+
+    def ended(*trials: optuna.trial.FrozenTrial) -> int | None:
+        streak = failures.Streak()
+        return next((index for index, trial in enumerate(trials, 1) if streak.ends(study, trial)), None)
+
+    assert ended(*[own] * 60) == 5  # nothing has ever worked here
+    study.add_trial(done)
+    assert ended(*[own] * 60) == 50
+    assert ended(*[other] * 60) == 5
+    assert ended(*[own] * 40, done, *[own] * 40) is None
+    assert ended(*[own] * 20, other, other, other) == 23
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), failures.MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), failures.MEMORY),
+        (RuntimeError("CUDA error: out of memory"), failures.MEMORY),
+        (MemoryError(), failures.MEMORY),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+        (OSError(28, "No space left on device"), None),
+        (KdsearchError("the file must be writable"), None),
+        (RunError("five in a row"), None),
+    ],
+)
+def test_what_is_a_configurations_own_fault(error: Exception, cause: str | None):
+    assert failures.cause(error) == cause
+
+
+def test_a_storage_that_failed_hands_the_trial_back():
+    error = StorageInternalError("An exception is raised during the commit.")
+    error.__cause__ = OperationalError("INSERT", {}, Exception("database or disk is full"))
+    assert failures.reason(error) == f"{HANDED_BACK}the storage failed: database or disk is full"
+    tripped = AssertionError("Should not reach.")
+    tripped.__context__ = error
+    assert storage.trouble(tripped) == "database or disk is full"
+    assert storage.trouble(AssertionError("another")) is None
