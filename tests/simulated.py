@@ -35,13 +35,9 @@ def main(url: str, trials: int, seconds: float) -> None:
         value = trial.suggest_float("x", 0, 1)
         time.sleep(seconds)
         pruner.report(trial, (value, 1 - value), 1)
-        for name, found in {
-            Attr.ACCURACY: value,
-            Attr.TEST_ACCURACY: value,
-            Attr.BEST_EPOCH: 1,
-            Attr.RATIO: 1 - value,
-        }.items():
-            trial.set_user_attr(name, found)
+        for name in (Attr.ACCURACY, Attr.TEST_ACCURACY, Attr.RATIO):
+            trial.set_user_attr(name, value)
+        trial.set_user_attr(Attr.BEST_EPOCH, 1)
         trial.set_user_attr(Attr.CONFIG, {"epochs": 1})
         return value, 1 - value
 
