@@ -46,8 +46,9 @@ def test_eight_processes_end_with_exactly_two_hundred(shared: str) -> None:
     print(f"{200 / took:.0f} trials a second on {shared.partition(':')[0]}")
 
 
-@pytest.mark.skipif("KDSEARCH_SCALING" not in os.environ, reason="minutes of sleep: KDSEARCH_SCALING=1 measures it")
-def test_eight_workers_are_eight_times_as_fast_on_trials_of_three_seconds(shared: str) -> None:
-    share = 96 * 3.0 / WORKERS / timed(shared, 96, 3.0)
-    print(f"{share:.1%} of perfect scaling on {shared.partition(':')[0]}")
-    assert share >= (0.8 if shared.startswith("sqlite") else 0.9)
+if "KDSEARCH_SCALING" in os.environ:  # minutes of sleep, on a machine that does nothing else
+
+    def test_eight_workers_are_eight_times_as_fast_on_trials_of_three_seconds(shared: str) -> None:
+        share = 96 * 3.0 / WORKERS / timed(shared, 96, 3.0)
+        print(f"{share:.1%} of perfect scaling on {shared.partition(':')[0]}")
+        assert share >= (0.8 if shared.startswith("sqlite") else 0.9)

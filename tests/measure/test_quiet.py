@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def test_two_timings_do_not_overlap(tmp_path: Path) -> None:
         thread.join()
     spans.sort()
     assert len(spans) == 3
-    assert all(earlier[1] <= later[0] for earlier, later in zip(spans, spans[1:], strict=False))
+    assert all(earlier[1] <= later[0] for earlier, later in pairwise(spans))
 
 
 def test_a_folder_that_cannot_be_had_keeps_nobody_waiting(tmp_path: Path) -> None:
