@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdsearch import __version__
+from kdsearch import __version__, signals
 from kdsearch.cli_bench import bench
 from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
@@ -43,6 +43,9 @@ def main() -> None:
     """The `kdsearch` command: one clear line and exit code 1 for what the user can mend."""
     try:
         app()
+    except SystemExit as ended:
+        signals.leave(ended.code)
+        raise
     except KdsearchError as error:
         fail(str(error))
     except Exception as error:

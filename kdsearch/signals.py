@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,6 +88,14 @@ def at_once(action: Callable[[], object]) -> Iterator[None]:
 def received() -> int | None:
     """The signal that arrived first, or None."""
     return _state.received
+
+
+def leave(code: object) -> None:
+    """Ends the process if a signal has asked for it: taking down the libraries in order would take more seconds."""
+    if _state.received is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 @contextmanager

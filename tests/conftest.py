@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Generator, Iterator
@@ -11,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 from commands import Result, Run
+from postgres import Server, serving
 
 from kdsearch import cli, spec
 from kdsearch.data import ImageSet
@@ -102,6 +104,14 @@ def study_file(tmp_path: Path, digits_text: str) -> Path:
 def url(tmp_path: Path) -> str:
     """A storage of its own: a journal, which is quicker to make than tables."""
     return f"journal:{tmp_path / 'study.log'}"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server; who needs it is marked `postgres`."""
+    with serving() as running:
+        yield running
+        gc.collect()
 
 
 @pytest.fixture

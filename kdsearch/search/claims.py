@@ -73,17 +73,23 @@ def claim(study: Study, wanted: int | None) -> int | None:
             if not waiting:
                 return None
         else:
-            study.add_trial(create_trial(state=TrialState.WAITING))
+            study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={Attr.WORKER: liveness.myself()}))
 
 
 def _take(study: Study, slot: FrozenTrial) -> bool:
-    """The compare-and-set, and who won it."""
+    """The compare-and-set, and who won it.
+
+    The name is there before as well: of a worker that is killed just after, others can then tell at once.
+    """
+    name, me = Attr.WORKER, liveness.myself()
     try:
+        if name not in slot.user_attrs:
+            study._storage.set_trial_user_attr(slot._trial_id, name, me)
         won = study._storage.set_trial_state_values(slot._trial_id, TrialState.RUNNING)
+        if won and slot.user_attrs.get(name) != me:  # another one may have put its own there since the look
+            study._storage.set_trial_user_attr(slot._trial_id, name, me)
     except UpdateFinishedTrialError:
         return False
-    if won:
-        study._storage.set_trial_user_attr(slot._trial_id, Attr.WORKER, liveness.myself())
     return won
 
 
