@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import signal
 import sys
 import threading
@@ -33,11 +35,7 @@ _state = _Signals()
 
 
 def _handle(number: int, _: FrameType | None) -> None:
-    first = _state.received is None
-    if not first:
-        if number == signal.SIGINT:
-            _state.at_once()
-            os._exit(128 + number)
+    if _state.received is not None:
         return  # a launcher signals the whole job, and the supervisor its workers: a second SIGTERM is no news
     _state.received = number
     if _state.shields:
@@ -55,24 +53,43 @@ def handled(limit: float = LIMIT) -> Iterator[None]:
     """
     global _state
     _state = _Signals()
-    over = threading.Event()
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
     before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    threading.Thread(target=_end_late, args=(over, limit), daemon=True).start()
+    other = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(heard, limit), daemon=True)
+    watch.start()
     try:
         yield
     finally:
-        over.set()
+        signal.set_wakeup_fd(other)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(told)
+        watch.join()
+        os.close(heard)
 
 
-def _end_late(over: threading.Event, limit: float) -> None:
-    while _state.received is None:
-        if over.wait(NAP):
-            return
-    if not over.wait(limit):
-        _state.at_once()
-        os._exit(128 + _state.received)
+def _watch(heard: int, limit: float) -> None:
+    """Ends the process where the main thread does not: while that waits in a library, no handler of Python's runs."""
+    first, end = 0, math.inf
+    while True:
+        left = None if not first else max(0.0, end - time.monotonic())
+        if not select.select([heard], [], [], left)[0]:
+            _end(first)
+        came = os.read(heard, 16)
+        if not came:
+            return  # the body has ended
+        for number in came:
+            if first and number == signal.SIGINT:
+                _end(number)
+            if not first and number in (signal.SIGINT, signal.SIGTERM):
+                first, end = number, time.monotonic() + limit
+
+
+def _end(number: int) -> None:
+    _state.at_once()
+    os._exit(128 + number)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,7 @@ def open_storage(url: str) -> BaseStorage:
             return open_journal(Path(url.removeprefix(JOURNAL)))
         if url.startswith(GRPC):
             return _proxy(url)
-        return _sqlite(url) if url.startswith("sqlite") else _with_tables(url)
+        return _sqlite(url) if url.startswith("sqlite") else _with_tables(url, optuna.storages.RDBStorage)
     except (SQLAlchemyError, OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         reason = trouble(error) or _line(str(error)) or type(error).__name__
         raise StorageError(
@@ -125,14 +126,13 @@ def open_storage(url: str) -> BaseStorage:
         ) from None
 
 
-def _with_tables(url: str, **engine: Any) -> RDBStorage:
+def _with_tables(url: str, made: Callable[..., RDBStorage], **engine: Any) -> RDBStorage:
     """Optuna's relational storage; missing tables are made, by others too that begin at the same time."""
-    import optuna
     from sqlalchemy.exc import DBAPIError
 
     for wait in range(TABLE_TRIES):
         try:
-            return optuna.storages.RDBStorage(url, engine_kwargs=dict(engine))
+            return made(url, engine_kwargs=dict(engine))
         except DBAPIError as error:
             if wait == TABLE_TRIES - 1 or not MADE_MEANWHILE.search(str(error.orig)):
                 raise
@@ -149,10 +149,12 @@ def _sqlite(url: str) -> BaseStorage:
     from sqlalchemy import event
     from sqlalchemy.engine import make_url
 
+    from kdsearch.atomic import SqliteStorage
+
     path = make_url(url).database
     if path and path != ":memory:" and not path.startswith("file:"):
         _check_file(Path(path))
-    backend = _with_tables(url, connect_args={"timeout": SQLITE_TIMEOUT_SECONDS})
+    backend = _with_tables(url, SqliteStorage, connect_args={"timeout": SQLITE_TIMEOUT_SECONDS})
     event.listen(backend.engine, "connect", _use_log)
     backend.engine.dispose()  # connections are made anew, with the log
     return backend

@@ -12,7 +12,7 @@ import kdsearch
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
     {"records", "errors", "files", "progress", "signals"},
-    {"dimensions", "journal", "pareto", "patience", "stats", "storage", "runtime"},
+    {"dimensions", "atomic", "journal", "pareto", "patience", "stats", "storage", "runtime"},
     {"spec"},
     {"data", "networks"},
     {"measure"},

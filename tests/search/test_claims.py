@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,6 +14,7 @@ from optuna.trial import TrialState
 
 from kdsearch.records import HANDED_BACK, Attr
 from kdsearch.search import claims
+from kdsearch.storage import load_study, open_storage
 
 WAITING, RUNNING, COMPLETE, FAIL = TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL
 
@@ -161,3 +164,32 @@ def test_the_copy_of_an_anchor_is_a_free_slot(study):
     first, second = study.trials
     assert (first.user_attrs[Attr.ANCHOR], second.user_attrs[Attr.ANCHOR]) == ("m1", None)
     assert second.system_attrs["fixed_params"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_a_trial_is_claimed_once_by_threads_that_hurry(tmp_path: Path, kind: str):
+    """On sqlite as Optuna opens it, two of them read that a trial waits, and both make it run."""
+    url = f"sqlite:///{tmp_path}/s.db" if kind == "sqlite" else f"journal:{tmp_path}/s.log"
+    study = optuna.create_study(storage=open_storage(url), study_name="s", directions=["maximize"] * 2)
+    for _ in range(40):
+        study.add_trial(optuna.trial.create_trial(state=WAITING))
+    claimed: list[int] = []
+    gate = threading.Barrier(4)
+
+    def work(seed: int) -> None:
+        own = load_study(open_storage(url), "s")
+        order = random.Random(seed)
+        gate.wait()
+        while (trial_id := claims.claim(own, 40)) is not None:
+            claimed.append(trial_id)
+            if order.random() < 0.5:
+                finish(own, trial_id)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(claimed) == len(set(claimed)) == 40
+    assert not any(trial.state == WAITING for trial in study.trials[:40])
