@@ -191,7 +191,7 @@ def dashboard(
     """Watch studies live in optuna-dashboard, on this machine only."""
     from kdsearch.storage import masked, open_storage
 
-    backend = open_storage(storage)  # makes the tables first: the dashboard cannot start without
+    backend = open_storage(storage, log=False)  # makes the tables first: the dashboard cannot start without
     import optuna_dashboard
 
     print(f"optuna-dashboard of {masked(storage)} on http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr)

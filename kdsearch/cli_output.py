@@ -57,7 +57,7 @@ def find_study(storage: str, name: str | None) -> Study:
     from kdsearch import storage as storages
     from kdsearch.errors import StorageError
 
-    backend = storages.open_storage(storage)
+    backend = storages.open_storage(storage, log=False)
     known = storages.study_names(backend, searches=name is None)
     if name is None and len(known) != 1:
         there = ", ".join(known) or "none yet"

@@ -130,10 +130,10 @@ def front_table(result: dict[str, Any]) -> Table:
         table.add_row(
             str(member["trial"]),
             _cell(member["anchor"] or ""),
-            f"{member['ratio']:.4g}",
+            _figure(member["ratio"], ".4g"),
             f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "",
-            f"{member['accuracy']:.2%}",
-            "" if test is None else f"{test:.2%}",
+            _figure(member["accuracy"], ".2%"),
+            _figure(test, ".2%"),
             "" if member["best_epoch"] is None else str(member["best_epoch"]),
             _cell(", ".join(f"{key} {_short(value)}" for key, value in member["params"].items())),
         )
@@ -143,6 +143,11 @@ def front_table(result: dict[str, Any]) -> Table:
 def _cell(value: object) -> str:
     """A cell in which nothing is taken for markup."""
     return escape(shown(str(value)))
+
+
+def _figure(value: float | None, form: str) -> str:
+    """A number; empty where another program stored none that is finite."""
+    return "" if value is None else format(value, form)
 
 
 def _short(value: Any) -> str:

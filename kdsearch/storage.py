@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
 
 DEFAULT_STORAGE = "sqlite:///kdsearch.db"
 JOURNAL = "journal:"
@@ -38,7 +38,7 @@ ANY_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S*(@)")
 def masked(url: str) -> str:
     """The URL with its password replaced by `***`, for anything that is printed, logged or written."""
     if url.startswith(JOURNAL):
-        return url
+        return JOURNAL + ANY_PASSWORD.sub(r"\1***\2", url.removeprefix(JOURNAL))  # a path may look like a URL
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -46,8 +46,15 @@ def masked(url: str) -> str:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         return "***"  # not a URL: it may hold a password anywhere
+    if _is_torn(parsed):
+        return ANY_PASSWORD.sub(r"\1***\2", url)
     secret = {key: "***" for key in parsed.query if SECRET.search(key)}
     return parsed.update_query_dict(secret).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+
+
+def _is_torn(parsed: URL) -> bool:
+    """Whether an @ of the password was taken for its end: then the rest of it stands in the host or the database."""
+    return parsed.password is not None and "@" in f"{parsed.host or ''}{parsed.database or ''}"
 
 
 def hidden(text: str, url: str | None = None) -> str:
@@ -57,7 +64,7 @@ def hidden(text: str, url: str | None = None) -> str:
         text: of an error, or a word of a command line.
         url: of the storage; None: it is not known here.
     """
-    if url is not None:
+    if url is not None and url.strip():
         text = text.replace(url, masked(url))
         for password in sorted(_passwords(url), key=len, reverse=True):
             text = re.sub(rf"(?<!\w){re.escape(password)}(?!\w)", "***", text)
@@ -95,12 +102,14 @@ def _line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def open_storage(url: str) -> BaseStorage:
+def open_storage(url: str, *, log: bool = True) -> BaseStorage:
     """Opens an Optuna storage, creating its tables where they are missing.
 
     Args:
         url: any URL of Optuna's RDBStorage (`sqlite:///x.db`, `postgresql://...`), `journal:PATH`, or `grpc://HOST:PORT`
             of a server of `optuna.storages.run_grpc_proxy_server`.
+        log: whether sqlite is to have a write-ahead log; who reads says False, so that a folded file stays one that
+            can be read anywhere.
 
     Raises:
         StorageError: the URL is malformed, or the storage cannot be reached or is something else.
@@ -116,7 +125,8 @@ def open_storage(url: str) -> BaseStorage:
             return open_journal(Path(url.removeprefix(JOURNAL)))
         if url.startswith(GRPC):
             return _proxy(url)
-        return _sqlite(url) if url.startswith("sqlite") else _with_tables(url, optuna.storages.RDBStorage)
+        _check_password(url)
+        return _sqlite(url, log=log) if url.startswith("sqlite") else _with_tables(url, optuna.storages.RDBStorage)
     except (SQLAlchemyError, OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         reason = trouble(error) or _line(str(error)) or type(error).__name__
         raise StorageError(
@@ -126,13 +136,26 @@ def open_storage(url: str) -> BaseStorage:
         ) from None
 
 
+def _check_password(url: str) -> None:
+    """Refuses a URL that would send a part of the password to a name server, and write it into its errors.
+
+    Raises:
+        ValueError: an @ in the password is not encoded.
+    """
+    from sqlalchemy.engine import make_url
+
+    if _is_torn(make_url(url)):
+        raise ValueError("a password must be percent-encoded: @ as %40, / as %2F, : as %3A")
+
+
 def _with_tables(url: str, made: Callable[..., RDBStorage], **engine: Any) -> RDBStorage:
     """Optuna's relational storage; missing tables are made, by others too that begin at the same time."""
     from sqlalchemy.exc import DBAPIError
 
     for wait in range(TABLE_TRIES):
         try:
-            return made(url, engine_kwargs=dict(engine))
+            plain = url.replace("{", "{{").replace("}", "}}")  # Optuna takes the URL for a template
+            return made(plain, engine_kwargs=dict(engine))
         except DBAPIError as error:
             if wait == TABLE_TRIES - 1 or not MADE_MEANWHILE.search(str(error.orig)):
                 raise
@@ -140,7 +163,7 @@ def _with_tables(url: str, made: Callable[..., RDBStorage], **engine: Any) -> RD
     raise AssertionError("the last try returns or raises")
 
 
-def _sqlite(url: str) -> BaseStorage:
+def _sqlite(url: str, *, log: bool) -> BaseStorage:
     """A file of sqlite with a write-ahead log, in which one writer and any number of readers do not wait for another.
 
     A killed process loses nothing that it had committed. A machine that loses power may lose its last seconds, and
@@ -155,6 +178,8 @@ def _sqlite(url: str) -> BaseStorage:
     if path and path != ":memory:" and not path.startswith("file:"):
         _check_file(Path(path))
     backend = _with_tables(url, SqliteStorage, connect_args={"timeout": SQLITE_TIMEOUT_SECONDS})
+    if not log:
+        return backend
     event.listen(backend.engine, "connect", _use_log)
     backend.engine.dispose()  # connections are made anew, with the log
     return backend
@@ -200,12 +225,17 @@ def fold(backend: BaseStorage) -> None:
     """Folds the write-ahead log of sqlite back, so that the one file holds everything and can be copied.
 
     Harmless at any time: where others still use the file, as much is folded as they allow and the log stays; on other
-    storages nothing is done. The last process to end leaves one file.
+    storages nothing is done. The last process to end leaves one file. What this storage does after, such as reading
+    for a report, does not begin a new log: `open_storage` does.
     """
+    from sqlalchemy import event
+
     engine = _engine(backend)
     if engine is None or engine.dialect.name != "sqlite":
         return
     backend.remove_session()
+    if event.contains(engine, "connect", _use_log):
+        event.remove(engine, "connect", _use_log)
     engine.dispose()  # our own idle connections would keep the log
     with suppress(sqlite3.Error), engine.connect() as pooled:
         connection: Any = pooled.connection.dbapi_connection

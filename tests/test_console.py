@@ -62,3 +62,11 @@ def test_the_front_says_after_which_epoch_each_value_was_taken(progress, shown):
     rows = [line for line in shown.getvalue().splitlines() if "50.00%" in line]
     assert "13" in rows[0]
     assert "None" not in rows[1]
+
+
+def test_a_front_of_numbers_that_are_not_finite_is_shown_without_them():
+    member = {"trial": 1, "anchor": None, "ratio": None, "ratio_low": None, "ratio_high": None, "accuracy": None}
+    member |= {"test_accuracy": None, "best_epoch": None, "params": {"width": 8}}
+    out = io.StringIO()
+    Console(file=out, width=200).print(front_table({"study": "s", "hypervolume": None, "front": [member]}))
+    assert "width 8" in out.getvalue()

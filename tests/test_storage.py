@@ -27,6 +27,9 @@ from kdsearch.errors import StorageError
         ),
         ("grpc://host:13000", "grpc://host:13000"),
         ("grpc://ann:secret@host:13000", "grpc://ann:***@host:13000"),
+        ("postgresql://ann:sec@ret@db/kd", "postgresql://ann:***@db/kd"),
+        ("postgresql://ann:se/c@ret@db:5432/kd", "postgresql://ann:***@db:5432/kd"),
+        ("journal:postgresql://ann:sec@ret@db/kd", "journal:postgresql://ann:***@db/kd"),
     ],
 )
 def test_a_password_is_never_shown(url, shown):
@@ -59,6 +62,22 @@ def test_only_a_storage_is_in_trouble_with_a_storage():
     assert storage.trouble(sqlite3.OperationalError("disk I/O error\nmore")) == "disk I/O error"
 
 
+def test_a_password_that_is_not_encoded_is_refused_before_any_server_is_asked():
+    with pytest.raises(StorageError, match=r"must be percent-encoded: @ as %40.*got postgresql://ann:\*\*\*@db/kd\)"):
+        storage.open_storage("postgresql://ann:sec@ret@db/kd")
+
+
+@pytest.mark.parametrize("url", ["", " "])
+def test_an_empty_url_is_told_in_words(url: str):
+    with pytest.raises(StorageError, match="Could not parse SQLAlchemy URL"):
+        storage.open_storage(url)
+
+
+def test_a_path_with_braces_is_a_path(tmp_path: Path):
+    storage.fold(storage.open_storage(f"sqlite:///{tmp_path}/{{SCHEMA_VERSION}} {{x}}.db"))
+    assert [path.name for path in tmp_path.iterdir()] == ["{SCHEMA_VERSION} {x}.db"]
+
+
 @pytest.mark.parametrize("form", ["sqlite:///{}/kd.db", "journal:{}/kd.log"])
 def test_a_study_is_found_again_under_its_name(form: str, tmp_path: Path):
     url = form.format(tmp_path)
@@ -88,6 +107,9 @@ def test_a_study_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path
         "postgresql://ann:secret@127.0.0.1:1/kd",
         "postgresql://ann:secret@db:port/kd",
         "postgresql://ann@127.0.0.1:1/kd?password=secret",
+        "postgresql://ann:an@secret@127.0.0.1:1/kd",
+        "postgresql+psycopg://ann:{secret}@127.0.0.1:1/kd",
+        "journal:postgresql://ann:secret@db/kd",
         "grpc://ann:secret@127.0.0.1:1",
         "grpc://127.0.0.1",
         "grpc:secret",

@@ -38,7 +38,7 @@ def slides_of_cifar10(url: str) -> Study | None:
     Raises:
         StorageError: the storage cannot be reached.
     """
-    backend = storage.open_storage(url)
+    backend = storage.open_storage(url, log=False)
     name = "slides-cifar10"
     return storage.load_study(backend, name) if name in storage.study_names(backend) else None
 

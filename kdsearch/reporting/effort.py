@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdsearch.reporting.collect import CONFIG, StudyData
+from kdsearch.reporting.words import number
 
 PLANNED = CONFIG + "epochs"
 
@@ -18,9 +19,12 @@ def effort(data: StudyData) -> str:
         return ""
     spent = f"spent {_many(trained['epochs_run'].sum(), 'epoch')} on {_many(len(trained), 'trial')}"
     finished = trained[trained["state"].isin(["COMPLETE", "PRUNED"])]
-    if PLANNED not in finished or finished[PLANNED].isna().any() or not finished["saved"].sum() > 0:
+    if PLANNED not in finished:
         return spent
-    return f"{spent}; pruning saved {finished['saved'].sum():,.0f} of {finished[PLANNED].sum():,.0f} planned epochs"
+    planned = finished[PLANNED].map(number)
+    if planned.isna().any() or not finished["saved"].sum() > 0:
+        return spent
+    return f"{spent}; pruning saved {finished['saved'].sum():,.0f} of {planned.sum():,.0f} planned epochs"
 
 
 def _many(count: float, word: str) -> str:

@@ -132,7 +132,10 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
         )  # fmt: skip
         study.set_user_attr(StudyAttr.TEACHER, vars(school.teacher.facts))
         study.set_user_attr(StudyAttr.ENVIRONMENT, runtime.environment(device))
-        run_all(study, options, school, todo, progress)
+        try:
+            run_all(study, options, school, todo, progress)
+        finally:
+            storage.fold(backend)
     return study
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import optuna
+import pytest
 from optuna.trial import TrialState, create_trial
 
 from kdsearch.records import Attr
@@ -42,3 +43,9 @@ def test_where_nothing_was_saved_or_planned_only_what_was_spent_is_said(make_tri
 
 def test_a_study_without_training_spent_nothing(make_study):
     assert of(make_study([])) == of(make_study([create_trial(values=[0.5, 2.0])], bare=True)) == ""
+
+
+@pytest.mark.parametrize("epochs", ["many", [1], None])
+def test_planned_epochs_that_are_no_number_are_not_added_up(make_trial, make_study, epochs):
+    trials = [make_trial([0.9], 50.0, config={"epochs": epochs}), make_trial([0.8], 9.0, state=TrialState.PRUNED)]
+    assert effort(collect(make_study(trials), storage_url="sqlite:///x.db")) == "spent 2 epochs on 2 trials"
