@@ -16,8 +16,6 @@ from kdsearch.search.study import optimize
 pytestmark = [
     pytest.mark.postgres,
     pytest.mark.slow,
-    # SQLAlchemy's pool lets psycopg's connections be collected open, when a storage goes out of use
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
