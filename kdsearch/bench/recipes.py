@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from kdsearch import runtime
-from kdsearch.data import views
 from kdsearch.dimensions import dimension_holds
 from kdsearch.distil import lesson, teacher
 from kdsearch.distil.answers import Answers
@@ -185,10 +184,7 @@ def _answers(plan: Plan, config: Config, progress: Progress) -> Answers | ViewAn
     if not lesson.needs_teacher(config):
         return None
     known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
-    augment = plan.spec.student.recipe.augment
-    if views.count(augment) == 1:
-        return known.answers(plan.split.train)
-    return known.view_answers(plan.split.train, augment)
+    return known.answers_to_shown(plan.split.train, plan.spec.student.recipe.augment)
 
 
 def _training(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdsearch import files, networks, runtime
-from kdsearch.data import ImageSet, Split
+from kdsearch.data import ImageSet, Split, views
 from kdsearch.distil import answers, train, view_answers
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.loss import cls_loss
@@ -48,6 +48,10 @@ class Teacher:
         return view_answers.obtain(
             self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint
         )
+
+    def answers_to_shown(self, data: ImageSet, augment: Augment) -> Answers | ViewAnswers:
+        """Its answers to what a student sees of images: the images, or their views where the recipe augments."""
+        return self.answers(data) if views.count(augment) == 1 else self.view_answers(data, augment)
 
     def answers(self, data: ImageSet, *, network: nn.Module | None = None, kind: str = "") -> Answers:
         """Its answers to images, from the cache where it was asked before.

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from kdsearch import networks, runtime
-from kdsearch.data import Split, views
+from kdsearch.data import Split
 from kdsearch.distil import lesson
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
@@ -60,10 +60,7 @@ class Workshop:
     @cached_property
     def answers(self) -> Answers | ViewAnswers:
         """The teacher's answers to the training images, or to their views where the students' recipe augments."""
-        augment = self.spec.student.recipe.augment
-        if views.count(augment) == 1:
-            return self.teacher.answers(self.split.train)
-        return self.teacher.view_answers(self.split.train, augment)
+        return self.teacher.answers_to_shown(self.split.train, self.spec.student.recipe.augment)
 
     @cached_property
     def gate(self) -> Gate:
