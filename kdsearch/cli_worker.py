@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdsearch.cli_options import DataDir, Device, Storage
-from kdsearch.console import ConsoleProgress
 from kdsearch.storage import DEFAULT_STORAGE
+
+if TYPE_CHECKING:
+    from kdsearch.console import ConsoleProgress
 
 
 @contextmanager
@@ -43,6 +45,7 @@ def worker(
 ) -> None:
     """Join a study from any machine that reaches its storage, and run trials until it is done."""
     from kdsearch import signals
+    from kdsearch.console import ConsoleProgress
     from kdsearch.search.worker import join
 
     with ConsoleProgress() as progress, ending(progress), signals.tied_to(supervisor):
