@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Sequence
 
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
@@ -25,14 +26,14 @@ def is_finished(trial: FrozenTrial) -> bool:
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and epochs_run(trial) >= 1
 
 
-def finished_count(study: Study) -> int:
-    """How many finished trials a study holds."""
-    return sum(map(is_finished, study.get_trials(deepcopy=False)))
+def finished_count(trials: Iterable[FrozenTrial]) -> int:
+    """How many of a study's trials are finished."""
+    return sum(map(is_finished, trials))
 
 
-def epochs_spent(study: Study) -> int:
+def epochs_spent(trials: Iterable[FrozenTrial]) -> int:
     """Epochs of training over all trials of a study: pruned, failed, killed and running ones too."""
-    return sum(map(epochs_run, study.get_trials(deepcopy=False)))
+    return sum(map(epochs_run, trials))
 
 
 class Budget:
@@ -67,14 +68,18 @@ class Budget:
 
     def spent(self, study: Study) -> str | None:
         """Why no epoch may be trained any more, or None."""
+        return self._spent(lambda: study.get_trials(deepcopy=False))
+
+    def over(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether no new trial may start in a study with these."""
+        enough = self.trials is not None and finished_count(trials) >= self.trials
+        return enough or self._spent(lambda: trials) is not None
+
+    def _spent(self, trials: Callable[[], Sequence[FrozenTrial]]) -> str | None:
+        """Reads trials only where epochs are limited: a running trial asks after every epoch."""
         if self._end is not None and time.monotonic() >= self._end:
             return TIME_OVER
-        return EPOCHS_SPENT if self.epochs is not None and epochs_spent(study) >= self.epochs else None
-
-    def over(self, study: Study) -> bool:
-        """Whether no new trial may start."""
-        enough = self.trials is not None and finished_count(study) >= self.trials
-        return enough or self.spent(study) is not None
+        return EPOCHS_SPENT if self.epochs is not None and epochs_spent(trials()) >= self.epochs else None
 
     def cut(self, trial: Trial) -> str | None:
         """Why a running trial has to end after this epoch, or None; an anchor is measured to its end."""
@@ -82,6 +87,7 @@ class Budget:
 
     def progress(self, study: Study) -> tuple[int, int | None, str]:
         """How far a study is, of how much, in "trials" or "epochs"; None where only time ends it."""
+        trials = study.get_trials(deepcopy=False)
         if self.trials is None and self.epochs is not None:
-            return epochs_spent(study), self.epochs, "epochs"
-        return finished_count(study), self.trials, "trials"
+            return epochs_spent(trials), self.epochs, "epochs"
+        return finished_count(trials), self.trials, "trials"

@@ -50,30 +50,33 @@ def has_work(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
     )
 
 
-def claim(study: Study, wanted: int | None) -> int | None:
+def claim(study: Study, wanted: int | None, trials: Sequence[FrozenTrial] | None = None) -> int | None:
     """Claims a trial for this process to run.
 
     Args:
         study: whose slots these are.
         wanted: N; None: no limit.
+        trials: of the study, as read a moment ago: older news make no claim unsafe, for what was live stays so or
+            counts no more. None: they are read here.
 
     Returns:
         The trial's id in the storage; None where all N slots are taken or finished: one may yet fail and be free again.
     """
     while True:
-        trials = study.get_trials(deepcopy=False)
-        live = [trial for trial in trials if is_live(trial)]
+        found = study.get_trials(deepcopy=False) if trials is None else trials
+        live = [trial for trial in found if is_live(trial)]
         waiting = [trial for trial in live[:wanted] if trial.state == TrialState.WAITING]
         with signals.shield():
-            for slot in sorted(waiting, key=lambda trial: not has_work(trial, trials)):
+            for slot in sorted(waiting, key=lambda trial: not has_work(trial, found)):
                 if _take(study, slot):
-                    _prepare(study, slot, trials)
+                    _prepare(study, slot, found)
                     return slot._trial_id
         if wanted is not None and len(live) >= wanted:
             if not waiting:
                 return None
         else:
             study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={Attr.WORKER: liveness.myself()}))
+        trials = None
 
 
 def _take(study: Study, slot: FrozenTrial) -> bool:

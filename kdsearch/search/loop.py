@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from optuna import Study, Trial, TrialPruned
@@ -36,10 +37,10 @@ def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progr
     budget.start()
     progress.study_started(*budget.progress(study))
     try:
-        while not budget.over(study):
-            hand_back_abandoned(study, watch, progress)
-            anchors.enqueue_missing(study, plan.spec, at_most=budget.trials)
-            claimed = claims.claim(study, budget.trials)
+        while not budget.over(trials := study.get_trials(deepcopy=False)):
+            changed = hand_back_abandoned(study, trials, watch, progress)
+            changed |= anchors.enqueue_missing(study, plan.spec, at_most=budget.trials, trials=trials)
+            claimed = claims.claim(study, budget.trials, None if changed else trials)
             if claimed is None:
                 signals.pause(LOOK * random.uniform(0.5, 1))  # of workers that wait together one looks first
                 continue
@@ -79,11 +80,13 @@ def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
     return study._storage.get_trial(trial_id)
 
 
-def hand_back_abandoned(study: Study, watch: liveness.Watch, progress: Progress) -> None:
-    """Hands back the trials of workers that are gone, and says so."""
-    for trial, reason in watch.abandoned(study.get_trials(deepcopy=False), time.monotonic()):
+def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: liveness.Watch, progress: Progress) -> bool:
+    """Hands back the trials of workers that are gone, among these just read, and says so; whether there were any."""
+    abandoned = watch.abandoned(trials, time.monotonic())
+    for trial, reason in abandoned:
         if claims.hand_back(study, trial, reason):
             progress.warning(f"trial {trial.number} is run again: {reason}")
+    return bool(abandoned)
 
 
 def hand_back_own(study: Study) -> None:

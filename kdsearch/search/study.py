@@ -193,7 +193,7 @@ def run_plan(plan: Plan, options: Options, *, workers: int = 1, command: str | N
     skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]
     if skipped:
         progress.warning(f"--trials {budget.trials} is fewer than the anchors: {', '.join(skipped)} will not run")
-    if not budget.over(study):
+    if not budget.over(study.get_trials(deepcopy=False)):
         warn_of_slowness(plan, budget, progress)
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
         describe_run(study, plan, known, options, workers=workers, command=command)

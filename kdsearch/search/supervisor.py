@@ -180,12 +180,11 @@ def supervise(study: Study, plan: Plan, options: Options, *, workers: int, progr
             signals.pause(LOOK)
             for index, child in crew.ended():
                 _refuse(child)
-                if child.process.returncode != 0 and not budget.over(study):
+                if child.process.returncode != 0 and not budget.over(study.get_trials(deepcopy=False)):
                     deaths += 1
                     _tell(child, progress)
                     crew.start(index)
-            hand_back_abandoned(study, watch, progress)
-            monitor.look()
+            hand_back_abandoned(study, monitor.look(), watch, progress)
             if monitor.finished > finished:
                 deaths, finished = 0, monitor.finished
             if deaths >= DEATHS_IN_A_ROW * workers:

@@ -45,7 +45,7 @@ def join(
     plan = rejoin(study, url=url, data_dir=data_dir, device=device)
     check_definition(study, plan)
     budget = found.budget()
-    if not budget.over(study):
+    if not budget.over(study.get_trials(deepcopy=False)):
         study.pruner = PRUNERS[found.pruner](plan)
         warn_of_slowness(plan, budget, progress)
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)

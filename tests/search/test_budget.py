@@ -28,11 +28,11 @@ def study_of(*trials: tuple[TrialState, int | None]) -> optuna.Study:
 def test_trials_that_trained_for_no_epoch_do_not_count():
     study = study_of((PRUNED, 0), (PRUNED, 1), (PRUNED, None), (FAIL, 1), (RUNNING, 1), (COMPLETE, 2))
     assert [is_finished(t) for t in study.trials] == [False, True, False, False, False, True]
-    assert finished_count(study) == 2
+    assert finished_count(study.trials) == 2
 
 
 def test_epochs_are_counted_whatever_became_of_the_trial():
-    assert epochs_spent(study_of((PRUNED, 3), (FAIL, 2), (RUNNING, 11), (COMPLETE, 10), (PRUNED, 0))) == 26
+    assert epochs_spent(study_of((PRUNED, 3), (FAIL, 2), (RUNNING, 11), (COMPLETE, 10), (PRUNED, 0)).trials) == 26
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_a_limit_that_is_none_is_refused(given, line):
 
 def test_whichever_limit_comes_first_ends_a_study():
     study = study_of((COMPLETE, 3), (PRUNED, 1), (FAIL, 2))
-    assert not Budget(trials=3, epochs=7).over(study)
-    assert Budget(trials=2, epochs=7).over(study)
-    assert Budget(trials=3, epochs=6).over(study)
+    assert not Budget(trials=3, epochs=7).over(study.trials)
+    assert Budget(trials=2, epochs=7).over(study.trials)
+    assert Budget(trials=3, epochs=6).over(study.trials)
     assert Budget(epochs=6).spent(study) == "the epochs budget was spent"
     assert Budget(trials=1).spent(study) is None  # enough trials cut none that runs
 
@@ -71,13 +71,13 @@ def test_seconds_count_from_the_start_of_the_run(monkeypatch):
     monkeypatch.setattr(budget, "time", clock)
     study, limits = study_of(), Budget(seconds=5)
     clock.now = 1000.0
-    assert not limits.over(study)
+    assert not limits.over(study.trials)
     limits.start()
     clock.now = 1004.9
     assert limits.spent(study) is None
     clock.now = 1005.0
     assert limits.spent(study) == "the timeout had passed"
-    assert limits.over(study)
+    assert limits.over(study.trials)
 
 
 def test_a_running_trial_is_cut_and_an_anchor_is_not():

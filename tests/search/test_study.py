@@ -96,7 +96,7 @@ class Heard(Progress):
 
 def test_a_study_ends_with_exactly_as_many_trials_and_again_at_once(study_file, url):
     study = optimize(study_file, url, 5)
-    assert finished_count(study) == len(study.trials) == 5
+    assert finished_count(study.trials) == len(study.trials) == 5
     heard = Heard()
     again = optimize(study_file, url, 5, progress=heard)
     assert outcome(again) == outcome(study)
@@ -110,7 +110,7 @@ def test_a_larger_number_extends_the_study(study_file, url):
     study = optimize(study_file, url, 5, progress=heard)
     assert heard.totals == [(3, 5, "trials")]
     assert [number for number, _ in heard.started] == [3, 4]
-    assert finished_count(study) == 5
+    assert finished_count(study.trials) == 5
     assert len(optimize(study_file, url, 2).trials) == 5  # a smaller one takes nothing away
 
 
@@ -193,7 +193,7 @@ def test_a_trial_whose_process_was_killed_does_not_count_and_an_anchor_runs_agai
     study = optimize(study_file, url, 4)
     assert study.trials[killed.number].state == FAIL
     assert was_handed_back(study.trials[killed.number].user_attrs)
-    assert finished_count(study) == 4
+    assert finished_count(study.trials) == 4
     assert Counter(t.user_attrs.get(Attr.ANCHOR) for t in study.trials if t.state == COMPLETE)["m2"] == 1
 
 
@@ -223,7 +223,7 @@ def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, 
     assert outcome(study)[:3] == done
     later = optimize(study_file, url, 6)
     assert outcome(later)[:3] == done
-    assert finished_count(later) == 6
+    assert finished_count(later.trials) == 6
     assert Counter(t.state for t in later.trials)[FAIL] == 5
 
 
@@ -281,7 +281,7 @@ def test_a_study_not_made_by_kdsearch_is_refused_and_left_alone(study_file, url)
 
 def test_no_time_runs_nothing(study_file, url):
     study = optimize(study_file, url, 3, timeout=0)
-    assert finished_count(study) == 0
+    assert finished_count(study.trials) == 0
     assert not any(t.state.is_finished() for t in study.trials)
 
 
@@ -302,14 +302,14 @@ def test_an_epochs_budget_is_spent_to_the_last_epoch_and_lifts_the_number_of_tri
     optimize(without_anchors(study_file, 2), url, None, progress=again, **limits)
     assert again.started == again.totals == []
     study = optimize(without_anchors(study_file, 2), url, 5, epochs_budget=100, pruner="none")
-    assert (len(study.trials), epochs_spent(study)) == (5, 9)  # whichever comes first
+    assert (len(study.trials), epochs_spent(study.trials)) == (5, 9)  # whichever comes first
 
 
 def test_an_anchor_is_trained_to_its_end_whatever_the_budget(study_file, url):
     study = optimize(study_file, url, None, epochs_budget=1)
     begun = [t for t in study.trials if t.state != TrialState.WAITING]
     assert [(t.user_attrs[Attr.ANCHOR], t.state) for t in begun] == [("m1", COMPLETE)]
-    assert epochs_spent(study) == 2
+    assert epochs_spent(study.trials) == 2
     assert Attr.STOPPED_AT not in begun[0].user_attrs
 
 
@@ -327,7 +327,7 @@ def test_when_the_time_is_over_an_anchor_goes_on_to_its_end(study_file, url, mon
     monkeypatch.setattr(budgets, "time", clock)
     study = optimize(study_file, url, None, timeout=1, progress=clock)
     assert [t.user_attrs[Attr.ANCHOR] for t in study.trials if t.state == COMPLETE] == ["m1"]
-    assert epochs_spent(study) == 2
+    assert epochs_spent(study.trials) == 2
 
 
 def test_the_epochs_may_be_fixed_and_the_pruner_knows_how_many_either_way(study_file, url):
@@ -364,7 +364,7 @@ def test_a_trial_refused_before_its_first_epoch_is_told_and_does_not_count(study
     assert [t.state for t in study.trials] == [COMPLETE, PRUNED, COMPLETE]
     assert heard.finished[1] == (1, "PRUNED", False)
     assert heard.lines[1] == "not trained: it would not beat trial 0"
-    assert (finished_count(study), epochs_spent(study)) == (2, 2)
+    assert (finished_count(study.trials), epochs_spent(study.trials)) == (2, 2)
     found = collect(study, storage_url=url)
     assert (found.counts["pruned"], found.counts["untrained"]) == (0, 1)
     assert "before its first epoch: it could hope for 50.00 %" in page.render(found, plotlyjs="cdn")
