@@ -87,16 +87,20 @@ def _front(data: StudyData) -> str:
         for row in rows[:SHOWN]
     ]
     more = f"\n\n{len(rows) - SHOWN} more on the front." if len(rows) > SHOWN else ""
-    return "### Best so far\n\n" + table(("trial", "ratio", "test", "validation", "configuration"), cells) + more
+    return "### Best so far\n\n" + _titled(cells) + more
+
+
+def _titled(cells: list[list[str]]) -> str:
+    return table(("trial", "ratio", "test", "validation", "configuration"), cells, words=["configuration"])
 
 
 def _anchors(data: StudyData) -> str:
     rows = records(data.anchors)
+    published = any(row["published_ratio"] > 0 for row in rows)
     cells = [
         [
             plain(row["anchor"]),
-            words.percent(row["published_accuracy"]),
-            words.ratio(row["published_ratio"]),
+            *([words.percent(row["published_accuracy"]), words.ratio(row["published_ratio"])] if published else []),
             words.percent(row["test_accuracy"]),
             words.ratio(row["ratio"]),
             words.NOTHING if words.missing(row["best_trial"]) else f"{row['best_trial']:.0f}",
@@ -104,7 +108,8 @@ def _anchors(data: StudyData) -> str:
         ]
         for row in rows
     ]
-    columns = ("row", "published", "its ratio", "here (test)", "ratio here", "best trial at least as fast", "gain")
+    columns = ["row", *(["published", "its ratio"] if published else []), "here (test)", "ratio here"]
+    columns += ["best trial at least as fast", "gain"]
     return "### The slides\n\n" + table(columns, cells) if cells else ""
 
 

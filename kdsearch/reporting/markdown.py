@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from kdsearch.errors import shown
 
-PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&$:@]|\.(?!\d))")  # a dot may begin a list or a link, but for 0.5
 
 
 def plain(text: object) -> str:
     """Any text as words of a paragraph or a cell: every sign that Markdown or HTML might read is escaped."""
-    return PUNCTUATION.sub(r"\\\1", shown(" ".join(str(text).split())))
+    return MARKUP.sub(r"\\\1", shown(" ".join(str(text).split())))
 
 
 def code(text: object) -> str:
@@ -33,9 +33,16 @@ def _longest(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; its cells are Markdown already, the columns after the first are aligned to the right."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Collection[str] = ()) -> str:
+    """A table of figures; its cells are Markdown already.
+
+    Args:
+        columns: their titles; all but the first and `words` are aligned to the right.
+        rows: as many cells each.
+        words: titles of columns that hold words.
+    """
+    left = {columns[0], *words}
+    lines = [columns, ["---" if column in left else "---:" for column in columns], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
