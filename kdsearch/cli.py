@@ -13,6 +13,7 @@ import typer
 
 from kdsearch import __version__, signals
 from kdsearch.cli_bench import bench
+from kdsearch.cli_dashboard import dashboard
 from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.cli_slides import claims, slides
@@ -35,6 +36,7 @@ app.add_typer(bench, name="bench")
 app.command()(slides)
 app.command()(claims)
 app.command()(worker)
+app.command()(dashboard)
 
 ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
 
@@ -118,6 +120,7 @@ def optimize(
 ) -> None:
     """Search for students worth deploying; run it again and it goes on where it stopped."""
     from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting.live import Page
     from kdsearch.search import estimate
     from kdsearch.search import plan as plans
     from kdsearch.search import study as search
@@ -145,7 +148,9 @@ def optimize(
     command = command_line(storage)
     with ConsoleProgress() as progress, ending(progress):
         try:
-            optuna_study = search.run_plan(planned, options, workers=workers, command=command, progress=progress)
+            optuna_study = search.run_plan(
+                planned, options, workers=workers, command=command, progress=progress, publish=Page(planned.url)
+            )
         except RunError:
             write_report(find_study(storage, planned.name), storage, report)
             raise
@@ -181,26 +186,6 @@ def status(
     from kdsearch.reporting.collect import collect
 
     show_result(collect(study, storage_url=storage), None, as_json=as_json)
-
-
-@app.command()
-def dashboard(
-    storage: Storage = DEFAULT_STORAGE,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; use an SSH tunnel from elsewhere.")] = 8080,
-) -> None:
-    """Watch studies live in optuna-dashboard, on this machine only."""
-    from kdsearch.storage import masked, open_storage
-
-    backend = open_storage(storage, log=False)  # makes the tables first: the dashboard cannot start without
-    import optuna_dashboard
-
-    print(f"optuna-dashboard of {masked(storage)} on http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr)
-    try:
-        optuna_dashboard.run_server(backend, host="127.0.0.1", port=port)
-    except OSError as error:
-        raise KdsearchError(
-            f"the port must be free: {error.strerror}", got=port, remedy="give another --port"
-        ) from None
 
 
 @app.command()
