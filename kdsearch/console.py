@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -99,7 +100,8 @@ class ConsoleProgress(progress.Progress):
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
         """Shows a running trial's last epoch."""
         others = f" ({len(self._labels)} run)" if len(self._labels) > 1 else ""
-        self._now(f"{self._labels[number]}: epoch {record.epoch}/{epochs}, accuracy {record.accuracy:.2%}{others}")
+        reached = "" if math.isnan(record.accuracy) else f", accuracy {record.accuracy:.2%}"
+        self._now(f"{self._labels[number]}: epoch {record.epoch}/{epochs}{reached}{others}")
         if self._unit == "epochs":
             self._advance()
 
