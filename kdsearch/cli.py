@@ -210,6 +210,9 @@ def train(
     trial: Annotated[int, typer.Option(min=0, help="Number of the trial.")],
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Train on the validation images too, to the epoch that the search chose.")
+    ] = False,
     data_dir: DataDir = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The weights' file [default: NAME-trial-N.safetensors].")] = None,
@@ -221,7 +224,7 @@ def train(
 
     study = find_study(storage, name)
     with ConsoleProgress() as progress:
-        student = retrain.retrain(study, trial, data_dir=data_dir, device=device, progress=progress)
+        student = retrain.retrain(study, trial, whole=whole, data_dir=data_dir, device=device, progress=progress)
     path = out or Path(re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}") + ".safetensors")
     retrain.save(student, path)
     scores = {
@@ -229,13 +232,15 @@ def train(
         "accuracy": student.accuracy,
         "test_accuracy": student.test_accuracy,
         "epoch": student.epoch,
+        "whole": whole,
         "params": student.config,
         "weights": str(path),
     }
     if as_json:
         print(json.dumps(scores))
     else:
-        print(f"trial {trial}: validation accuracy {student.accuracy:.2%}, test accuracy {student.test_accuracy:.2%}")
+        chosen = "on the whole training set" if whole else f"validation accuracy {student.accuracy:.2%}"
+        print(f"trial {trial}: {chosen}, test accuracy {student.test_accuracy:.2%}")
         print(f"best epoch {student.epoch}, weights in {path}")
 
 

@@ -82,7 +82,7 @@ class ConsoleProgress(progress.Progress):
     def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
         """A bar for the study, in trials or epochs; it has no end where only time ends the study."""
         if done:
-            held = f"{done} finished trials" if unit == "trials" else f"{done} epochs of training"
+            held = f"{done} epochs of training" if unit == "epochs" else f"{done} finished {unit}"
             self.line(f"the study holds {held}; going on" + ("" if total is None else f" to {total}"))
         self._unit = unit
         self._study = self._bars.add_task(unit, total=total, completed=done, now="")
@@ -106,11 +106,11 @@ class ConsoleProgress(progress.Progress):
             self._advance()
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
-        """A line for the trial, and a step of a bar of trials if it counts."""
+        """A line for the trial, and a step of the bar if it counts and the bar is not of epochs."""
         label = self._labels.pop(number, f"trial {number}")
         self.line(f"{label:<14} {state.lower():<9} {text}", STYLES.get(state, ""))
         self._now("")
-        if counted and self._unit == "trials":
+        if counted and self._unit != "epochs":
             self._advance()
 
     def _advance(self) -> None:

@@ -139,7 +139,7 @@ def _run_all(
     total: int,
     progress: Progress,
 ) -> None:
-    progress.study_started(total - len(todo), total)
+    progress.study_started(total - len(todo), total, "runs")
     try:
         for job in todo:
             number, config = job.trial.number, job.trial.user_attrs[Attr.CONFIG]
