@@ -187,7 +187,9 @@ def sentence(found: Order) -> str:
         said = f"{len(found.staying)} of {whose} stay on the front; " + ", ".join(map(_falls, found.worst))
     else:
         said = (
-            "its one member stays" if found.front == 1 else f"all {count if not left else whose[4:]} stay on the front"
+            "its one member stays on the front"
+            if found.front == 1
+            else f"all {count if not left else whose[4:]} stay on the front"
         )
     single = "" if low > 1 else "; one seed shows no spread, so there are no intervals"
     return f"Confirmed with {seeds}: {said}{single}."
