@@ -13,6 +13,7 @@ import typer
 
 from kdsearch import __version__, signals
 from kdsearch.cli_bench import bench
+from kdsearch.cli_confirm import confirm
 from kdsearch.cli_dashboard import dashboard
 from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
@@ -37,6 +38,7 @@ app.command()(slides)
 app.command()(claims)
 app.command()(worker)
 app.command()(dashboard)
+app.command()(confirm)
 
 ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
 
@@ -193,6 +195,9 @@ def train(
     trial: Annotated[int, typer.Option(min=0, help="Number of the trial.")],
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Train on the validation images too, to the epoch that the search chose.")
+    ] = False,
     data_dir: DataDir = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The weights' file [default: NAME-trial-N.safetensors].")] = None,
@@ -204,7 +209,7 @@ def train(
 
     study = find_study(storage, name)
     with ConsoleProgress() as progress:
-        student = retrain.retrain(study, trial, data_dir=data_dir, device=device, progress=progress)
+        student = retrain.retrain(study, trial, whole=whole, data_dir=data_dir, device=device, progress=progress)
     path = out or Path(re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}") + ".safetensors")
     retrain.save(student, path)
     scores = {
@@ -212,13 +217,15 @@ def train(
         "accuracy": student.accuracy,
         "test_accuracy": student.test_accuracy,
         "epoch": student.epoch,
+        "whole": whole,
         "params": student.config,
         "weights": str(path),
     }
     if as_json:
         print(json.dumps(scores))
     else:
-        print(f"trial {trial}: validation accuracy {student.accuracy:.2%}, test accuracy {student.test_accuracy:.2%}")
+        chosen = "on the whole training set" if whole else f"validation accuracy {student.accuracy:.2%}"
+        print(f"trial {trial}: {chosen}, test accuracy {student.test_accuracy:.2%}")
         print(f"best epoch {student.epoch}, weights in {path}")
 
 

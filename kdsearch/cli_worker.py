@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ending(progress: ConsoleProgress) -> Iterator[None]:
+def ending(progress: ConsoleProgress, kept: str = "finished trials") -> Iterator[None]:
     """Runs its body until it ends or SIGTERM or Ctrl-C arrives; then trials are handed back and the exit code says so.
 
     Raises:
@@ -28,7 +28,7 @@ def ending(progress: ConsoleProgress) -> Iterator[None]:
         with signals.handled():
             yield
     except KeyboardInterrupt:
-        progress.warning("interrupted: finished trials are kept; the same command goes on")
+        progress.warning(f"interrupted: {kept} are kept; the same command goes on")
         number = signals.received()
         raise typer.Exit(130 if number is None else 128 + number) from None
 

@@ -21,10 +21,21 @@ LAYERS = [
     {"reporting"},  # pages of figures: for those above, and itself in need of little (REPORTING_NEEDS)
     {"bench", "slides"},
     {"claims"},
-    {"cli", "cli_bench", "cli_dashboard", "cli_options", "cli_output", "cli_slides", "cli_worker"}
-    | {"console", "doctor", "__main__"},
+    {
+        "cli",
+        "cli_bench",
+        "cli_confirm",
+        "cli_dashboard",
+        "cli_options",
+        "cli_output",
+        "cli_slides",
+        "cli_worker",
+        "console",
+        "doctor",
+        "__main__",
+    },
 ]
-REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "storage"}
+REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "stats", "storage"}
 LINES = 350
 PUBLIC = [
     "KdsearchError",
