@@ -210,7 +210,9 @@ def train(
     study = find_study(storage, name)
     with ConsoleProgress() as progress:
         student = retrain.retrain(study, trial, whole=whole, data_dir=data_dir, device=device, progress=progress)
-    path = out or Path(re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}") + ".safetensors")
+    path = out or Path(
+        re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}" + ("-whole" if whole else "")) + ".safetensors"
+    )
     retrain.save(student, path)
     scores = {
         "trial": trial,

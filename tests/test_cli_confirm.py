@@ -45,6 +45,7 @@ def test_digits_from_search_to_confirmation(kdsearch: Run, tmp_path: Path) -> No
     single = kdsearch("train", "--trial", number, "--whole", "--device", "cpu", "--json")
     scores = json.loads(single.out)
     assert (scores["whole"], scores["accuracy"], scores["epoch"]) == (True, None, front[0]["best_epoch"])
+    assert scores["weights"] == f"digits-trial-{number}-whole.safetensors"
     assert (tmp_path / scores["weights"]).stat().st_size > 1000
     told = kdsearch("train", "--trial", number, "--whole", "--device", "cpu").out
     assert "on the whole training set" in told
