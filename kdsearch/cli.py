@@ -15,8 +15,9 @@ from kdsearch import __version__, signals
 from kdsearch.cli_bench import bench
 from kdsearch.cli_confirm import confirm
 from kdsearch.cli_dashboard import dashboard
-from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
+from kdsearch.cli_options import DataDir, Device, Json, Name, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
+from kdsearch.cli_report import ReportPath, report
 from kdsearch.cli_slides import claims, slides
 from kdsearch.cli_worker import ending, worker
 from kdsearch.errors import KdsearchError, RunError, shown
@@ -37,10 +38,9 @@ app.add_typer(bench, name="bench")
 app.command()(slides)
 app.command()(claims)
 app.command()(worker)
+app.command()(report)
 app.command()(dashboard)
 app.command()(confirm)
-
-ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
 
 
 def main() -> None:
@@ -158,19 +158,6 @@ def optimize(
             raise
         data, path = write_report(optuna_study, storage, report)
     show_result(data, path, as_json=as_json, progress=progress)
-
-
-@app.command()
-def report(
-    name: Name = None,
-    storage: Storage = DEFAULT_STORAGE,
-    report: ReportPath = None,
-    plotlyjs: PlotlyJs = "inline",
-    as_json: Json = False,
-) -> None:
-    """Write the HTML report of a study, from its storage alone."""
-    data, path = write_report(find_study(storage, name), storage, report, plotlyjs=plotlyjs)
-    show_result(data, path, as_json=as_json)
 
 
 @app.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from kdsearch.console import ConsoleProgress
     from kdsearch.reporting.collect import StudyData
+    from kdsearch.reporting.text import Format
 
 
 def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
@@ -69,13 +70,21 @@ def find_study(storage: str, name: str | None) -> Study:
     return storages.load_study(backend, name or known[0])
 
 
-def write_report(study: Study, storage: str, path: Path | None, *, plotlyjs: Any = "inline") -> tuple[StudyData, Path]:
+def write_report(
+    study: Study,
+    storage: str,
+    path: Path | None,
+    *,
+    plotlyjs: Any = "inline",
+    form: Format = "html",
+    refresh: int | None = None,
+) -> tuple[StudyData, Path]:
     """Writes a study's report; returns its data and where it went."""
     from kdsearch.reporting import collect, page
 
     data = collect.collect(study, storage_url=storage)
-    target = path or Path("reports") / (re.sub(r"[^\w.-]+", "_", study.study_name) + ".html")
-    return data, page.write(data, target, plotlyjs=plotlyjs)
+    target = path or Path("reports") / (re.sub(r"[^\w.-]+", "_", study.study_name) + f".{form}")
+    return data, page.write(data, target, plotlyjs=plotlyjs, form=form, refresh=refresh)
 
 
 def show_result(data: StudyData, path: Path | None, *, as_json: bool, progress: ConsoleProgress | None = None) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
-READY = "document.querySelectorAll('.plot[data-ready]').length === document.querySelectorAll('.plot').length"
 HOSTILE = (
     "</script><script>document.title='owned'</script>\"><svg onload=alert(1)>'"
     "<img src=x onerror=\"document.title='owned'\">"
@@ -21,5 +20,5 @@ def opened(browser: Browser, path: Path, *, width: int = 1280, scheme: str = "li
     shown.on("pageerror", lambda error: trouble.append(f"error: {error}"))
     shown.on("request", lambda request: None if request.url == path.as_uri() else trouble.append(request.url))
     shown.goto(path.as_uri())
-    shown.wait_for_function(READY)
+    shown.locator(".plot:not([data-ready])").first.wait_for(state="detached")
     return shown, trouble

@@ -28,6 +28,7 @@ LAYERS = [
         "cli_dashboard",
         "cli_options",
         "cli_output",
+        "cli_report",
         "cli_slides",
         "cli_worker",
         "console",

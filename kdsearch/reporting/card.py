@@ -8,7 +8,8 @@ from typing import Any
 
 from kdsearch.errors import StorageError
 from kdsearch.reporting import words
-from kdsearch.reporting.collect import StudyData, configuration, records
+from kdsearch.reporting.collect import StudyData, configuration
+from kdsearch.reporting.frames import records
 from kdsearch.reporting.markdown import block, facts, plain
 
 UNCONFIRMED = "One seed, not confirmed: the front of a search holds lucky members."

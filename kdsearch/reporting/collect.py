@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -15,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch import pareto
 from kdsearch.errors import StorageError
 from kdsearch.records import Attr, StudyAttr
-from kdsearch.reporting import words
+from kdsearch.reporting import confirmation, history, importance, slides, words
+from kdsearch.reporting.frames import records
 from kdsearch.reporting.words import number
 from kdsearch.spec import StudySpec, from_dict
 from kdsearch.storage import masked
@@ -29,12 +31,6 @@ NUMBERS = (
 )  # fmt: skip
 TRIAL_COLUMNS = ("number", "state", "anchor", *NUMBERS, "on_front", "reason", "why", "finished")
 CURVE_COLUMNS = ("trial", "epoch", "accuracy")
-MEASURED = ("trial", "accuracy", "test_accuracy", "ratio")
-ANCHOR_COLUMNS = (
-    "anchor", "published_accuracy", "published_ratio", "published_seconds", *MEASURED,
-    *(f"best_{name}" for name in MEASURED), "gain",
-)  # fmt: skip
-HISTORY_COLUMNS = ("finished", "trial", "hypervolume")
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,11 @@ class StudyData:
             epochs of its configuration a forecast saved, `on_front` marks non-dominated complete trials,
             `finished` is a time; columns `config.KEY` hold the configuration.
         curves: (trial, epoch, validation accuracy), ordered.
-        anchors: one row a slide row: what was published, the trial that measured it here, and the best trial
-            at least as fast as that one (chosen by validation accuracy), `gain` being the difference of the
-            two test accuracies.
-        history: (count of finished trials, trial, hypervolume so far), in the order in which trials finished.
+        anchors: one row a slide row: see `slides.anchors`.
+        history: the hypervolume so far: see `history.history`.
+        confirmed: what `kdsearch confirm` found: see `confirmation.confirmations`.
+        importances: of the parameters for each objective: see `importance.importances`.
+        spent: seconds of all runs by kind of work; empty where none has ended.
         teacher: TeacherFacts as a dictionary, or None.
         environment, definition, study_file: as stored with the study, empty where missing.
     """
@@ -74,6 +71,9 @@ class StudyData:
     curves: pd.DataFrame
     anchors: pd.DataFrame
     history: pd.DataFrame
+    confirmed: pd.DataFrame
+    importances: pd.DataFrame
+    spent: dict[str, float]
     teacher: dict[str, Any] | None
     environment: dict[str, Any]
     definition: dict[str, Any]
@@ -113,19 +113,23 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
     counts = _counts(found)
     counts["untrained"] = sum(map(untrained, records(trials)))
     counts["pruned"] -= counts["untrained"]
-    history = _history(trials, _classes(environment, definition))
+    dataset = spec.data.name if spec else _mapping(definition.get("data")).get("name")
+    volume = history.history(trials, _classes(environment, definition), begin=_begin(found))
     return StudyData(
         name=study.study_name,
         storage=masked(storage_url),
-        dataset=spec.data.name if spec else _mapping(definition.get("data")).get("name"),
+        dataset=dataset,
         cost=_cost(found, definition),
         command=attrs.get(StudyAttr.COMMAND),
         counts=counts,
-        hypervolume=None if history is None else float(history["hypervolume"].max()) if len(history) else 0.0,
+        hypervolume=None if volume is None else float(volume["hypervolume"].max()) if len(volume) else 0.0,
         trials=trials,
         curves=_curves(found),
-        anchors=_anchors(trials, spec),
-        history=pd.DataFrame(columns=list(HISTORY_COLUMNS)) if history is None else history,
+        anchors=slides.anchors(trials, spec, slides.by_recipe(study, dataset)),
+        history=pd.DataFrame(columns=list(history.COLUMNS)) if volume is None else volume,
+        confirmed=confirmation.confirmations(attrs),
+        importances=importance.importances(found),
+        spent=_spent(attrs),
         teacher=teacher or None,
         environment=environment,
         definition=definition,
@@ -137,11 +141,6 @@ def configuration(row: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration in a row of `StudyData.trials`, without what that trial did not set."""
     pairs = {str(key): value for key, value in row.items() if str(key).startswith(CONFIG)}
     return {key.removeprefix(CONFIG): value for key, value in pairs.items() if not words.missing(value)}
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as dictionaries."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def plain(value: Any) -> Any:
@@ -204,6 +203,21 @@ def _spec(study_file: dict[str, Any]) -> StudySpec | None:
         return from_dict(study_file) if study_file else None
     except ValueError:
         return None
+
+
+def _begin(trials: Sequence[FrozenTrial]) -> datetime | None:
+    return min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
+
+
+def _spent(attrs: Mapping[str, Any]) -> dict[str, float]:
+    """Each process kept its own: they add up; what is no number falls out."""
+    total: dict[str, float] = {}
+    for name, kept in attrs.items():
+        if name.split(" ")[0] == StudyAttr.SPENT:
+            for work, value in _mapping(kept).items():
+                if number(value) > 0:
+                    total[str(work)] = total.get(str(work), 0.0) + number(value)
+    return total
 
 
 def _classes(environment: dict[str, Any], definition: dict[str, Any]) -> int | None:
@@ -289,46 +303,3 @@ def _trials(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
 def _curves(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     rows = [(trial.number, *point) for trial in trials for point in _curve(trial)]
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
-
-
-def _history(trials: pd.DataFrame, classes: int | None) -> pd.DataFrame | None:
-    if classes is None:
-        return None
-    rows: list[tuple[int, int, float]] = []
-    best: list[tuple[float, float]] = []
-    finished = trials[(trials["state"] == "COMPLETE") | (trials["state"] == "PRUNED") & (trials["epochs_run"] > 0)]
-    for row in records(finished.sort_values(["finished", "number"])):
-        if row["state"] == "COMPLETE":  # what is dominated adds no area, so the front so far is enough
-            point = (row["accuracy"], row["ratio"])
-            if not any(pareto.dominates(known, point) for known in best):
-                best = [known for known in best if not pareto.dominates(point, known)] + [point]
-        rows.append((len(rows) + 1, row["number"], pareto.study_hypervolume(best, classes)))
-    return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
-
-
-def _anchors(trials: pd.DataFrame, spec: StudySpec | None) -> pd.DataFrame:
-    complete = records(trials[trials["state"] == "COMPLETE"])
-    named = dict.fromkeys([*(spec.anchors if spec else ()), *(a for a in trials["anchor"] if a)])
-    rows = []
-    for name in named:
-        published = spec.anchors[name].published if spec and name in spec.anchors else None
-        here = next((row for row in complete if row["anchor"] == name), None)
-        best = _best_at_least_as_fast(complete, here["ratio"]) if here else None
-        gain = best["test_accuracy"] - here["test_accuracy"] if here and best else math.nan
-        figures = [math.nan] * 3
-        if published:
-            figures = [published.accuracy / 100, published.ratio, published.seconds]
-        rows.append([name, *figures, *_measured(here), *_measured(best), gain])
-    return pd.DataFrame(rows, columns=list(ANCHOR_COLUMNS))
-
-
-def _best_at_least_as_fast(complete: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
-    """Chosen by validation: a choice by test accuracy would flatter the gain that is reported."""
-    fast = [row for row in complete if row["ratio"] >= ratio]
-    return max(fast, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
-
-
-def _measured(row: dict[str, Any] | None) -> list[float]:
-    if row is None:
-        return [math.nan] * len(MEASURED)
-    return [float(row["number"]), row["accuracy"], row["test_accuracy"], row["ratio"]]

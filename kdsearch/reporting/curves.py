@@ -8,7 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kdsearch.reporting import words
-from kdsearch.reporting.collect import StudyData, records
+from kdsearch.reporting.collect import StudyData
+from kdsearch.reporting.frames import records
 from kdsearch.reporting.labels import beside
 from kdsearch.reporting.layers import curve_groups
 from kdsearch.reporting.style import (
@@ -18,15 +19,18 @@ from kdsearch.reporting.style import (
     GREY,
     LABEL,
     LEGEND_ROW,
+    MENU,
     SYMBOLS,
     TITLES,
     TOP,
+    buttons_above,
     layout,
     padded,
     rounded,
 )
 
 HEIGHT = 420
+AXES = {"finished": "finished trials", "epochs": "epochs of training", "hours": "hours since the first trial began"}
 # the numbers stand in the trace already: a text for each point would double the page of a long study
 HOVER = "trial %{text} · epoch %{x}: %{y:.2f} %<extra></extra>"
 
@@ -61,8 +65,9 @@ def learning_curves(data: StudyData) -> go.Figure:
 
 
 def hypervolume(data: StudyData) -> go.Figure:
-    """Hypervolume of the complete trials after each finished one, a step line."""
+    """Hypervolume of the complete trials, a step line over finished trials, epochs of training or hours."""
     rows = records(data.history)
+    axes = [(key, title) for key, title in AXES.items() if rows and not any(words.missing(row[key]) for row in rows)]
     text = [f"after {row['finished']} finished trials (trial {row['trial']}): {row['hypervolume']:.4f}" for row in rows]
     figure = go.Figure(
         go.Scatter(
@@ -73,6 +78,13 @@ def hypervolume(data: StudyData) -> go.Figure:
     )  # fmt: skip
     x_axis = {"title": {"text": "finished trials"}, "tickformat": ",d"}
     figure.update_layout(layout(x_axis, {"title": {"text": "hypervolume"}}, 320))
+    if len(axes) > 1:
+        buttons = [
+            {"label": title.split(" ")[0] if key == "hours" else title, "method": "update",
+             "args": [{"x": [rounded(row[key] for row in rows)]}, {"xaxis.title.text": title}]}
+            for key, title in axes
+        ]  # fmt: skip
+        figure.update_layout(margin_t=MENU, updatemenus=[buttons_above(buttons)])
     return figure
 
 

@@ -15,12 +15,15 @@ from kdsearch.reporting.layers import METRICS, layers
 from kdsearch.reporting.style import (
     BLUE,
     BOTTOM,
+    GREEN,
     GREY,
     LABEL,
     LEGEND_ROW,
+    MENU,
     ORANGE,
     PURPLE,
     TITLES,
+    buttons_above,
     layout,
     padded,
     rounded,
@@ -29,8 +32,9 @@ from kdsearch.reporting.style import (
 TARGET = (10.0, 100.0)
 """The aim of the slides: a student 10 to 100 times faster than its teacher."""
 
-HEIGHT, MENU = 600, 44  # pixels: the figure, and the buttons above the plot
-PLOT_PIXELS = HEIGHT - MENU - BOTTOM - LEGEND_ROW
+HEIGHT = 640  # pixels
+LEGEND_ROWS = 2
+PLOT_PIXELS = HEIGHT - MENU - BOTTOM - LEGEND_ROW * LEGEND_ROWS
 TICKS = [m * 10.0**e for e in range(-2, 7) for m in (1, 2, 5)]
 
 
@@ -53,7 +57,7 @@ def front(data: StudyData) -> go.Figure:
     if log:
         x_axis |= {"type": "log", "tickvals": TICKS, "ticktext": [f"{tick:,g}" for tick in TICKS]}
     y_axis = {"title": {"text": TITLES[shown[0]]}, "range": y_ranges[shown[0]]}
-    figure.update_layout(layout(x_axis, y_axis, HEIGHT, 1))
+    figure.update_layout(layout(x_axis, y_axis, HEIGHT, LEGEND_ROWS))
     # on a phone the view leaves the teacher out, far to the left of its students: its line remains
     figure.update_layout(margin_t=MENU, meta={"narrow": _x_range([x for x in ratios if x != 1] or ratios, log)})
     if max(ratios) >= TARGET[0]:
@@ -87,7 +91,7 @@ def _x_range(ratios: list[float], log: bool) -> list[float]:
 
 def _y_range(view: dict[str, pd.DataFrame]) -> list[float]:
     """Fits what matters (front, slide rows, teacher): one trial at chance level must not flatten the rest."""
-    for names in (("front", "published", "measured", "teacher"), ("dominated", "pruned")):
+    for names in (("front", "published", "recipe", "measured", "confirmed", "teacher"), ("dominated", "pruned")):
         values = [y for name in names for y in view[name]["percent"] if not math.isnan(y)]
         if values:
             return padded(min(values), max(values))
@@ -112,6 +116,11 @@ def _front_traces(
                marker={"size": 12, "color": BLUE}, error_x=bars),
     ]  # fmt: skip
     filled = {"symbol": "diamond", "size": 8, "color": ORANGE}
+    by_recipe = {"symbol": "square-open", "size": 8, "color": ORANGE, "line": {"width": 1.6}}
+    traces += [
+        _confirmed(view["confirmed"]),
+        _marks(view["recipe"], "slides, by the deck’s recipe", mode="markers", marker=by_recipe),
+    ]
     slides = (
         ("published", "slides, published (another machine’s timing)", hollow),
         ("measured", "slides, run in this study", filled),
@@ -136,10 +145,22 @@ def _teacher(frame: pd.DataFrame, across: list[float]) -> list[go.Scatter]:
     ]  # fmt: skip
 
 
+def _confirmed(frame: pd.DataFrame) -> go.Scatter:
+    """Means over new seeds with the intervals of both objectives."""
+    bars = {"type": "data", "symmetric": False, "thickness": 1.3, "width": 3, "color": GREEN}
+    across = {"array": _length(frame["high"] - frame["ratio"]), "arrayminus": _length(frame["ratio"] - frame["low"])}
+    along = {"array": _length(frame["most"] - frame["percent"]),
+             "arrayminus": _length(frame["percent"] - frame["least"])}  # fmt: skip
+    marker = {"symbol": "circle-open", "size": 9, "color": GREEN, "line": {"width": 2}}
+    return _marks(frame, "confirmed with new seeds", mode="markers", marker=marker, error_x=bars | across,
+                  error_y=bars | along)  # fmt: skip
+
+
 def _marks(frame: pd.DataFrame, name: str, **style: Any) -> go.Scatter:
+    """Points, each with its trial's number as custom data, for the page to select it."""
     x, y, hover = ([*frame[key]] for key in ("ratio", "percent", "hover"))
     return go.Scatter(x=rounded(x), y=rounded(y), name=name, hovertext=hover, hoverinfo="text",
-                      showlegend=bool(x), **style)  # fmt: skip
+                      customdata=rounded(frame["trial"], 0), showlegend=bool(x), **style)  # fmt: skip
 
 
 def _leftmost(view: dict[str, pd.DataFrame]) -> str:
@@ -188,19 +209,14 @@ def _labelled(
 
 
 def _switch(drawn: dict[str, list[go.Scatter]], y_ranges: dict[str, list[float]]) -> dict[str, Any]:
-    """Two buttons, dark on light in either scheme of the page: Plotly paints the active one light."""
+    """Two buttons, for test and validation accuracy."""
     buttons = [
         {"label": TITLES[metric].removesuffix(", %"), "method": "update",
          "args": [{"y": [list(trace.y) for trace in traces], "x": [list(trace.x) for trace in traces]},
                   {"yaxis.title.text": TITLES[metric], "yaxis.range": y_ranges[metric]}]}
         for metric, traces in drawn.items()
     ]  # fmt: skip
-    return {
-        "type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1,
-        "yanchor": "bottom", "pad": {"b": 8, "t": 0, "l": 0, "r": 0}, "bgcolor": "#d5dae1",
-        "bordercolor": "#8d95a1",
-        "font": {"color": "#16191d", "size": 12},
-    }  # fmt: skip
+    return buttons_above(buttons)
 
 
 def _length(values: Iterable[float]) -> list[float]:

@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 
 from kdsearch.reporting import words
-from kdsearch.reporting.collect import StudyData, configuration, records, untrained
+from kdsearch.reporting.collect import StudyData, configuration, untrained
+from kdsearch.reporting.frames import records
 from kdsearch.reporting.words import number
 
 METRICS = ("test_accuracy", "accuracy")
 """The columns of `StudyData.trials` that the front's figure can plot; the second is validation accuracy."""
 
-LAYERS = ("dominated", "pruned", "front", "published", "measured", "teacher")
-LAYER_COLUMNS = ("label", "trial", "ratio", "low", "high", "percent", "hover")
+LAYERS = ("dominated", "pruned", "front", "published", "recipe", "measured", "confirmed", "teacher")
+LAYER_COLUMNS = ("label", "trial", "ratio", "low", "high", "percent", "least", "most", "hover")
 
 
 def layers(data: StudyData, metric: str = "test_accuracy") -> dict[str, pd.DataFrame]:
@@ -29,9 +30,9 @@ def layers(data: StudyData, metric: str = "test_accuracy") -> dict[str, pd.DataF
 
     Returns:
         Frames by layer (LAYERS) with the columns label, trial, ratio, low, high (the ratio's interval),
-        percent (the accuracy; NaN where there is none, as for published points on validation) and hover. A
-        layer has the same rows for both metrics. "measured" repeats the complete trials that ran a slide row;
-        "front" is by ratio.
+        percent (the accuracy; NaN where there is none, as for published points on validation), least, most (the
+        accuracy's interval) and hover. A layer has the same rows for both metrics. "recipe" is of `kdsearch slides`,
+        "measured" repeats the complete trials that ran a slide row; "front" is by ratio.
     """
     groups: dict[str, list[dict[str, Any]]] = {name: [] for name in LAYERS}
     for row in records(data.trials):
@@ -49,6 +50,10 @@ def layers(data: StudyData, metric: str = "test_accuracy") -> dict[str, pd.DataF
             groups["published"].append(
                 _entry(row["anchor"], math.nan, row["published_ratio"], fraction, _published_hover(row))
             )
+        if row["recipe_ratio"] > 0:
+            fraction = row["recipe_test_accuracy"] if metric == "test_accuracy" else math.nan
+            groups["recipe"].append(_entry(row["anchor"], math.nan, row["recipe_ratio"], fraction, _recipe_hover(row)))
+    groups["confirmed"] = [_confirmed(row, metric) for row in records(data.confirmed)]
     if data.teacher:
         fraction = number(data.teacher.get({"test_accuracy": "accuracy"}.get(metric, "validation_accuracy")))
         groups["teacher"].append(_entry("teacher", math.nan, 1.0, fraction, _teacher_hover(data.teacher)))
@@ -58,7 +63,15 @@ def layers(data: StudyData, metric: str = "test_accuracy") -> dict[str, pd.DataF
 
 def _entry(label: str, trial: float, ratio: float, fraction: float, text: str) -> dict[str, Any]:
     return {"label": label, "trial": trial, "ratio": ratio, "low": math.nan, "high": math.nan,
-            "percent": 100 * fraction, "hover": text}  # fmt: skip
+            "percent": 100 * fraction, "least": math.nan, "most": math.nan, "hover": text}  # fmt: skip
+
+
+def _confirmed(row: dict[str, Any], metric: str) -> dict[str, Any]:
+    tested = metric == "test_accuracy"
+    fraction = row["test_accuracy"] if tested else math.nan
+    entry = _entry("", row["trial"], row["ratio"], fraction, _confirmed_hover(row))
+    entry |= {"low": row["ratio_low"], "high": row["ratio_high"]}
+    return entry | ({"least": 100 * row["test_low"], "most": 100 * row["test_high"]} if tested else {})
 
 
 def hover(row: dict[str, Any]) -> str:
@@ -76,6 +89,25 @@ def _published_hover(row: dict[str, Any]) -> str:
         f"<b>{html.escape(row['anchor'])} as published</b>",
         f"test {words.percent(row['published_accuracy'])}",
         f"ratio {words.ratio(row['published_ratio'])}, timed on another machine",
+    )
+    return "<br>".join(lines)
+
+
+def _recipe_hover(row: dict[str, Any]) -> str:
+    lines = (
+        f"<b>{html.escape(row['anchor'])} by the deck’s recipe</b>",
+        f"test {words.percent(row['recipe_test_accuracy'])}, mean of {words.count(row['recipe_seeds'])} seeds",
+        f"ratio {words.ratio(row['recipe_ratio'])}, timed as the deck did",
+    )
+    return "<br>".join(lines)
+
+
+def _confirmed_hover(row: dict[str, Any]) -> str:
+    lines = (
+        f"<b>trial {row['trial']:.0f} confirmed</b>",
+        f"test {words.span(row['test_accuracy'], row['test_low'], row['test_high'])}",
+        f"ratio {words.interval(row['ratio'], row['ratio_low'], row['ratio_high'])}",
+        f"{words.count(row['repeats'])} new seeds, the whole training set",
     )
     return "<br>".join(lines)
 

@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from kdsearch.errors import KdsearchError
 
 Library = Literal["inline", "cdn"]
+LARGE = 30_000  # characters: a longer figure is packed
 HEIGHT = 450  # pixels: Plotly's own, for a figure that does not say
 
 
@@ -53,7 +54,8 @@ def parts(drawn: Mapping[str, go.Figure | None], plotlyjs: str) -> dict[str, Any
         plotlyjs: see `checked`; a page without figures carries no plotly.js.
 
     Returns:
-        `figures` (JSON, "" for None), `heights`, `css`, `script`, `packed`, `cdn` and `policy`.
+        `figures` (JSON, "" for None), `large` (names of those that are packed as plotly.js is), `heights`, `css`,
+        `script`, `packed`, `cdn` and `policy`.
 
     Raises:
         KdsearchError: `plotlyjs` is neither way.
@@ -62,8 +64,11 @@ def parts(drawn: Mapping[str, go.Figure | None], plotlyjs: str) -> dict[str, Any
     script = _asset("page.js")
     library = get_plotlyjs() if any(drawn.values()) else ""
     linked = bool(library) and way == "cdn"
+    drawn_as = {name: figure_json(figure) if figure else Markup("") for name, figure in drawn.items()}
+    written = {name: Markup(packed(text)) if len(text) > LARGE else text for name, text in drawn_as.items()}
     return {
-        "figures": {name: figure_json(figure) if figure else "" for name, figure in drawn.items()},
+        "figures": written,
+        "large": {name for name, text in drawn_as.items() if len(text) > LARGE},
         "heights": {name: figure.layout.height or HEIGHT for name, figure in drawn.items() if figure},
         "css": Markup(_asset("page.css")),
         "script": Markup(script),
@@ -82,7 +87,7 @@ def figure_json(figure: go.Figure) -> Markup:
 
 
 def packed(library: str) -> str:
-    """A script, compressed, as text that page.js unpacks."""
+    """A script or a figure, compressed, as text that page.js unpacks."""
     return base64.b64encode(gzip.compress(library.encode(), 9, mtime=0)).decode()
 
 

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from kdsearch.reporting import words
-from kdsearch.reporting.collect import StudyData, records, untrained
+from kdsearch.reporting.collect import StudyData, untrained
+from kdsearch.reporting.frames import records
 from kdsearch.reporting.style import BLUE, GREY, ORANGE, PURPLE, padded, rounded
 
 NEAR = 1.25  # times the ratio: slide rows that are nearer share a label

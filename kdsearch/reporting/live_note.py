@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdsearch.reporting import words
-from kdsearch.reporting.collect import StudyData, configuration, records
+from kdsearch.reporting.collect import StudyData, configuration
+from kdsearch.reporting.frames import records
 from kdsearch.reporting.markdown import code, plain, table
 from kdsearch.reporting.words import number
 

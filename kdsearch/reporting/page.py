@@ -13,15 +13,28 @@ import optuna
 import plotly.graph_objects as go
 
 from kdsearch.files import write_text
-from kdsearch.reporting import curves, figures, words
-from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration, records
+from kdsearch.reporting import confirmation, curves, dimensions, figures, text, words
+from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration
 from kdsearch.reporting.effort import effort
-from kdsearch.reporting.library import Library, parts, templates
+from kdsearch.reporting.frames import records
+from kdsearch.reporting.library import Library, packed, parts, templates
 from kdsearch.reporting.verdict import picks, verdict
 
+FILTERS = (
+    "percent", "points", "ratio", "interval", "span", "count", "size", "seconds", "setting", "configuration"
+)  # fmt: skip
+"""Names of the functions of `words` that the template uses."""
 
-def write(data: StudyData, path: Path | str, *, plotlyjs: Library = "inline") -> Path:
-    """Writes the report as one HTML file; its folder is made where it is missing.
+
+def write(
+    data: StudyData,
+    path: Path | str,
+    *,
+    plotlyjs: Library = "inline",
+    form: text.Format = "html",
+    refresh: int | None = None,
+) -> Path:
+    """Writes the report as one file; its folder is made where it is missing.
 
     The file is replaced whole, or left as it was.
 
@@ -29,6 +42,8 @@ def write(data: StudyData, path: Path | str, *, plotlyjs: Library = "inline") ->
         data: a collected study; it may hold no trials.
         path: where the file goes.
         plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
+        form: "html", "md", "csv" (every trial) or "json".
+        refresh: seconds after which a browser is to load the page again; None: never.
 
     Returns:
         The path.
@@ -37,8 +52,8 @@ def write(data: StudyData, path: Path | str, *, plotlyjs: Library = "inline") ->
         KdsearchError: the file cannot be written, or `plotlyjs` is neither.
     """
     path = Path(path)
-    text = render(data, plotlyjs=plotlyjs)
-    write_text(path, text)
+    others = {"md": text.as_markdown, "csv": text.as_csv, "json": text.as_json}
+    write_text(path, others[form](data) if form in others else render(data, plotlyjs=plotlyjs, refresh=refresh))
     return path
 
 
@@ -60,26 +75,29 @@ def write_report(study: optuna.Study, path: Path | str, *, storage: str = "", pl
     return write(collect(study, storage_url=storage), path, plotlyjs=plotlyjs)
 
 
-def render(data: StudyData, *, plotlyjs: Library = "inline") -> str:
+def render(data: StudyData, *, plotlyjs: Library = "inline", refresh: int | None = None) -> str:
     """The page as text.
 
     Args:
         data: a collected study.
-        plotlyjs: see `write`.
+        plotlyjs, refresh: see `write`.
 
     Raises:
         KdsearchError: `plotlyjs` is neither.
     """
     environment = templates()
-    for name in ("percent", "points", "ratio", "count", "size", "seconds", "setting", "configuration"):
+    for name in FILTERS:
         environment.filters[name] = getattr(words, name)
     environment.tests["present"] = lambda value: not words.missing(value)
-    return environment.get_template("template.html.j2").render(**_context(data), **parts(_figures(data), plotlyjs))
+    return environment.get_template("template.html.j2").render(
+        refresh=refresh, **_context(data), **parts(_figures(data), plotlyjs)
+    )
 
 
-def command(data: StudyData, trial: int) -> str:
-    """The command that trains a trial's student again, quoted for a shell; the password is masked."""
-    parts = ["kdsearch", "train", "--trial", str(trial), "--name", data.name, "--storage", data.storage]
+def command(data: StudyData, trial: int | None) -> str:
+    """The command that trains a trial's student again (None: that confirms the front), quoted; the password masked."""
+    begin = ["confirm"] if trial is None else ["train", "--trial", str(trial)]
+    parts = ["kdsearch", *begin, "--name", data.name, "--storage", data.storage]
     folder = data.environment.get("data_dir")
     return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
 
@@ -92,6 +110,8 @@ def _figures(data: StudyData) -> dict[str, go.Figure | None]:
         "front": figures.front(data) if points else None,
         "curves": curves.learning_curves(data) if len(data.curves) else None,
         "hypervolume": curves.hypervolume(data) if len(data.history) else None,
+        "importances": dimensions.importances(data) if len(data.importances) else None,
+        "slices": dimensions.slices(data) if finished else None,
     }
 
 
@@ -99,6 +119,7 @@ def _context(data: StudyData) -> dict[str, Any]:
     rows = [row | {"config": configuration(row)} for row in records(data.trials)]
     by_number = {row["number"]: row for row in rows}
     front = [by_number[number] for number in data.front["number"]]
+    confirmed = {row["trial"]: row for row in records(data.confirmed)}
     states = [f"{count} {state}" for state, count in data.counts.items() if count]
     return {
         "data": data,
@@ -109,10 +130,17 @@ def _context(data: StudyData) -> dict[str, Any]:
         "speed_word": "fewer operations" if data.cost == "flops" else "as fast as the teacher",
         "commands": {row["number"]: command(data, row["number"]) for row in front},
         "front": front,
+        "confirmed": confirmed,
+        "order": confirmation.sentence(text.order(data)) if front else "",
+        "confirm": command(data, None),
         "masked": "***" in data.storage,
         "hidden": figures.below(data),
         "anchors": records(data.anchors),
         "published": bool(data.anchors["published_ratio"].notna().any()),
+        "recipe": bool(data.anchors["recipe_ratio"].notna().any()),
+        "importances": records(data.importances),
+        "spent": sorted(data.spent.items(), key=lambda item: -item[1]),
+        "csv": packed(text.as_csv(data)) if rows else "",
         "trials": rows,
         "keys": [key.removeprefix(CONFIG) for key in data.trials.columns if key.startswith(CONFIG)],
         "failed": [row for row in rows if row["state"] == "FAIL"],

@@ -8,11 +8,12 @@ from typing import Any
 from kdsearch.reporting import words
 
 # near Okabe and Ito's colours, each with a contrast of 3 or more on the white and on the dark page
-BLUE, ORANGE, PURPLE, GREY = "#1a7fc4", "#d55e00", "#a85fb8", "#868c96"
-CYCLE = (BLUE, ORANGE, "#0f9a72", PURPLE, "#a8821a", "#3a9ad0", "#c2577e")
+BLUE, ORANGE, PURPLE, GREY, GREEN = "#1a7fc4", "#d55e00", "#a85fb8", "#868c96", "#0f9a72"
+CYCLE = (BLUE, ORANGE, GREEN, PURPLE, "#a8821a", "#3a9ad0", "#c2577e")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "star", "hexagon")
 TITLES = {"test_accuracy": "test accuracy, %", "accuracy": "validation accuracy, %"}
 TOP, BOTTOM = 16, 56  # margins in pixels; the lower one holds ticks and title
+MENU = 44  # pixels above a plot that has buttons
 LABEL, LEGEND_ROW = 14, 22  # height in pixels of a label among others, and of a row of the legend
 
 
@@ -33,6 +34,16 @@ def layout(x_axis: dict[str, Any], y_axis: dict[str, Any], height: int, rows: in
         "legend": {"orientation": "h", "x": 0, "xanchor": "left",
                    "yref": "container", "y": 0, "yanchor": "bottom"},
         "xaxis": grid | x_axis, "yaxis": grid | y_axis,
+    }  # fmt: skip
+
+
+def buttons_above(buttons: list[dict[str, Any]]) -> dict[str, Any]:
+    """Buttons above a plot, dark on light in either scheme of the page: Plotly paints the active one light."""
+    return {
+        "type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1,
+        "yanchor": "bottom", "pad": {"b": 8, "t": 0, "l": 0, "r": 0}, "bgcolor": "#d5dae1",
+        "bordercolor": "#8d95a1",
+        "font": {"color": "#16191d", "size": 12},
     }  # fmt: skip
 
 

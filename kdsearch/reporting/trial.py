@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kdsearch.reporting import words
-from kdsearch.reporting.collect import StudyData, configuration, measured, plain, records
+from kdsearch.reporting.collect import StudyData, configuration, measured, plain
+from kdsearch.reporting.frames import records
 
 
 def facts(data: StudyData, number: int) -> dict[str, Any]:

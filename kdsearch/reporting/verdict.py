@@ -9,8 +9,11 @@ from typing import Any
 import pandas as pd
 
 from kdsearch.reporting import words
-from kdsearch.reporting.collect import StudyData, configuration, records
+from kdsearch.reporting.collect import StudyData, configuration
+from kdsearch.reporting.frames import records
 from kdsearch.reporting.words import number
+
+LEAST_GAIN = 0.05  # points of accuracy: less would be printed as 0.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,19 @@ def speed(data: StudyData, row: dict[str, Any]) -> str:
     return f"{words.ratio(value)}x {word}{span}"
 
 
+def confirmed(data: StudyData, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A trial's row with what confirmation found in place of the search's figures, and how sure that is, in words."""
+    found = [each for each in records(data.confirmed) if each["trial"] == row["number"]]
+    if not found:
+        return row, ""
+    told = found[0]
+    seeds = "1 new seed" if told["repeats"] == 1 else f"{told['repeats']:.0f} new seeds"
+    low, high = told["test_low"], told["test_high"]
+    span = "" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}, "
+    names = ("test_accuracy", "ratio", "ratio_low", "ratio_high")
+    return row | {name: told[name] for name in names}, f" ({span}confirmed with {seeds})"
+
+
 def verdict(data: StudyData) -> str:
     """One sentence with figures on the knee of the front, or why there is none to recommend."""
     chosen = picks(data)
@@ -94,8 +110,9 @@ def verdict(data: StudyData) -> str:
     kind, key = ("test", "test_accuracy") if tested else ("validation", "accuracy")
     sentence = f"Trial {row['number']}"
     sentence += f" (slide row {row['anchor']})" if row["anchor"] else ""
-    sentence += f" needs {speed(data, row)}" if data.cost == "flops" else f" is {speed(data, row)}"
-    sentence += f" at {words.percent(row[key], 1)} {kind} accuracy"
+    shown, sure = confirmed(data, row)
+    sentence += f" needs {speed(data, shown)}" if data.cost == "flops" else f" is {speed(data, shown)}"
+    sentence += f" at {words.percent(shown[key], 1)} {kind} accuracy{sure}"
     theirs = number((data.teacher or {}).get("accuracy" if tested else "validation_accuracy"))
     if not math.isnan(theirs):
         sentence += f" against its {words.percent(theirs, 1)}"
@@ -113,6 +130,8 @@ def _beaten(data: StudyData, row: dict[str, Any]) -> str:
         return ""
     best = max(rows, key=lambda anchor: anchor["test_accuracy"])
     gain = 100 * (row["test_accuracy"] - best["test_accuracy"])
+    if gain < LEAST_GAIN:
+        return ""
     pace = "the same" if best["ratio"] == row["ratio"] else "a higher"
     return f"; it beats slide row {best['anchor']}, run in this study, by {gain:.1f} points at {pace} ratio"
 

@@ -50,6 +50,13 @@ def interval(value: object, low: object, high: object) -> str:
     return f"{ratio(value)} ({ratio(low)} to {ratio(high)})"
 
 
+def span(fraction: object, low: object, high: object) -> str:
+    """An accuracy with its interval where it has one: "97.02 % (96.72 to 97.32)"."""
+    if math.isnan(number(low)) or math.isnan(number(high)):
+        return percent(fraction)
+    return f"{percent(fraction)} ({100 * number(low):.2f} to {100 * number(high):.2f})"
+
+
 def count(value: object) -> str:
     """A whole number with separators: "39,760"."""
     x = number(value)

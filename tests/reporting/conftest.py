@@ -122,6 +122,30 @@ def data(typical: optuna.Study) -> StudyData:
     return collect(typical, storage_url=URL)
 
 
+@pytest.fixture
+def complete(typical: optuna.Study) -> optuna.Study:
+    """The same with what a whole study has: slides by the deck's recipe beside it, confirmed members, seconds spent."""
+    other = optuna.create_study(storage=typical._storage, study_name="slides-mnist", directions=["maximize"] * 2)
+    other.set_user_attr(StudyAttr.KIND, "slides")
+    other.set_user_attr(StudyAttr.DEFINITION, {"dataset": "mnist"})
+    for row, reading, test, ratio in (
+        ("m1", "stated", 0.95, 360.0), ("m1", "stated", 0.96, 370.0), ("m1", "published", 0.99, 360.0),
+        ("m2", "stated", 0.97, 75.0),
+    ):  # fmt: skip
+        attrs = {Attr.ROW: row, Attr.READING: reading, Attr.TEST_ACCURACY: test, Attr.RATIO: ratio}
+        other.add_trial(create_trial(values=[test, ratio], user_attrs=attrs))
+    for trial, accuracies, ratios in ((3, (0.96, 0.964, 0.968), (90.0, 92.0, 94.0)), (4, (0.975,), (21.0,))):
+        runs = [
+            {"seed": i, "test_accuracy": a, "ratio": r, "ratio_low": r - 1, "ratio_high": r + 1, "seconds": 2.0}
+            for i, (a, r) in enumerate(zip(accuracies, ratios, strict=True))
+        ]
+        value = {"trial": trial, "epochs": 2, "runs": runs, "environment": {}, "command": "", "date": ""}
+        typical.set_user_attr(f"{StudyAttr.CONFIRMED}{trial}", value)
+    typical.set_user_attr(f"{StudyAttr.SPENT} one", {"training": 90.0, "timing": 10.0})
+    typical.set_user_attr(f"{StudyAttr.SPENT} two", {"training": 30.0, "timing": "much"})
+    return typical
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright  # only tests in a browser need it

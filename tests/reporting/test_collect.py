@@ -10,7 +10,8 @@ from optuna.trial import TrialState, create_trial
 from kdsearch import pareto
 from kdsearch.errors import StorageError
 from kdsearch.records import Attr
-from kdsearch.reporting.collect import StudyData, collect, configuration, plain, records, result
+from kdsearch.reporting.collect import StudyData, collect, configuration, plain, result
+from kdsearch.reporting.frames import records
 from kdsearch.reporting.layers import layers
 
 URL = "postgresql://ann:secret@db/kd"

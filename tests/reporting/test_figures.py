@@ -23,8 +23,8 @@ def named(figure, name):
 def test_layers_sort_the_trials(data: StudyData):
     found = layers(data)
     assert {name: [*frame["trial"].dropna()] for name, frame in found.items()} == {
-        "dominated": [1, 2], "pruned": [5], "front": [4, 3, 0], "published": [], "measured": [0, 1, 2],
-        "teacher": [],
+        "dominated": [1, 2], "pruned": [5], "front": [4, 3, 0], "published": [], "recipe": [],
+        "measured": [0, 1, 2], "confirmed": [], "teacher": [],
     }  # fmt: skip
     assert [*found["front"]["percent"]] == pytest.approx([97.8, 96.9, 94.1])
     assert [*found["front"]["low"]] == pytest.approx([19.6, 98.0, 294.0])

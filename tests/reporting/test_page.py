@@ -55,12 +55,12 @@ class Reader(HTMLParser):
 def test_the_page_is_in_the_order_of_the_questions(data: StudyData):
     read = Reader(page.render(data, plotlyjs="cdn"))
     assert read.headings == [
-        "Accuracy against inference ratio", "The front", "The slides’ configurations", "Learning curves",
-        "Hypervolume", "Every trial", "Failed trials", "Teacher", "Where this comes from",
+        "Accuracy against inference ratio", "The front", "The slides’ configurations", "What mattered",
+        "Learning curves", "Hypervolume", "Every trial", "Failed trials", "Teacher", "Where this comes from",
     ]  # fmt: skip
     text = read.text
     assert text.index("Trial 3 is 100x faster than the teacher") < text.index("Most accurate")
-    assert "this front has not been confirmed with new seeds" in text
+    assert "This front has not been confirmed with new seeds: kdsearch confirm --name mnist" in text
     assert "another machine" in text
 
 
@@ -94,6 +94,31 @@ def test_the_slides_table_compares(data: StudyData):
     ]  # fmt: skip
 
 
+def test_a_confirmed_front_says_what_stands_and_by_the_decks_recipe_what_was_measured(complete):
+    text = Reader(page.render(collect(complete, storage_url=URL), plotlyjs="cdn")).text
+    assert "Confirmed: 92.0 (87.0 to 97.0)x, 96.40 % (95.41 to 97.39) test" in text
+    assert "Confirmed with 1 to 3 seeds" in text
+    assert "has not been confirmed" not in text
+    assert "By the deck’s recipe" in text
+    assert "training2 min 0 s (92 %)" in text
+
+
+def test_a_thousand_trials_fit_into_a_page_that_can_be_sent(make_trial, make_study):
+    import random
+
+    draw = random.Random(0)
+    configs = [
+        {"width": draw.choice([8, 50, 300]), "loss_weight": draw.random(), "temperature": draw.uniform(1, 20),
+         "epochs": 6, "batch_size": draw.choice([16, 64])}
+        for _ in range(1000)
+    ]  # fmt: skip
+    trials = [
+        make_trial([draw.uniform(0.8, 0.98) for _ in range(6)], draw.uniform(10, 1000), config=config)
+        for config in configs
+    ]
+    assert len(page.render(collect(make_study(trials), storage_url=URL))) < 2_500_000
+
+
 def test_every_trial_that_ended_early_says_why_and_the_page_what_was_spent(make_trial, make_study):
     stopped = {"step": 1, "at": 3, "forecast": 0.5, "trials": [], "reason": ""}
     trials = [make_trial([0.9], 50.0, stopped_by=stopped), make_trial([0.8, 0.8, 0.8], 9.0)]
@@ -119,7 +144,7 @@ def test_hostile_text_stays_text(make_trial, make_study):
     source = page.render(collect(study, storage_url=URL), plotlyjs="cdn")
     read = Reader(source)
     assert HOSTILE not in source
-    assert source.count("<script") == 5  # three figures' data, plotly.js and the page's own
+    assert source.count("<script") == 6  # three figures' data, the table as CSV, plotly.js and the page's own
     assert "<" not in read.block("front-data")
     assert f"Study {HOSTILE}" in read.text
     assert HOSTILE in json.dumps(json.loads(read.block("front-data")))

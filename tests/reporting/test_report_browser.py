@@ -5,13 +5,16 @@ from pathlib import Path
 
 import optuna
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from browsing import HOSTILE, opened
 from optuna.trial import TrialState, create_trial
 from playwright.sync_api import Browser
 
 from kdsearch.records import Attr, StudyAttr
-from kdsearch.reporting import page
+from kdsearch.reporting import page, text
 from kdsearch.reporting.collect import StudyData, collect
+
+A4, MARGIN = 794, 53  # pixels of 1/96 inch: the width of a page, and 14 mm
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -23,6 +26,7 @@ def test_every_figure_is_drawn_offline_and_the_page_fits(
 ):
     shown, trouble = opened(browser, page.write(data, tmp_path / "r.html"), width=width, scheme=scheme)
     assert trouble == []
+    assert shown.locator("#slices .scatterlayer .point").count() == 5  # one has no width
     # front: 3 + 2 dominated + 1 pruned + 9 published + 3 measured + the teacher
     assert shown.locator("#front .scatterlayer .point").count() == 19
     assert shown.locator("#curves .scatterlayer .point").count() == 12
@@ -47,6 +51,74 @@ def test_the_switch_moves_the_points(browser: Browser, data: StudyData, tmp_path
     shown.wait_for_function("document.querySelector('#front .ytitle').textContent === 'validation accuracy, %'")
     assert shown.locator("#front .scatterlayer .point").count() == 10  # the nine published points are gone
     assert trouble == []
+
+
+def test_a_point_selects_its_row_and_its_curve(browser: Browser, data: StudyData, tmp_path: Path):
+    path = page.write(data, tmp_path / "r.html")
+    shown, trouble = opened(browser, path)
+    before = shown.locator("#curves .scatterlayer .trace").count()
+    shown.evaluate("document.querySelector('#front').emit('plotly_click', {points: [{customdata: 3}]})")
+    assert shown.locator("tr.selected").get_attribute("id") == "trial-3"
+    assert shown.locator("#curves .scatterlayer .trace").count() == before + 1
+    assert shown.evaluate("location.hash") == "#trial-3"
+    numbers = shown.evaluate(
+        "document.querySelector('#front').data.flatMap((t) => t.customdata ?? []).filter(Number.isInteger)"
+    )
+    assert set(numbers) == {0, 1, 2, 3, 4, 5}
+    assert trouble == []
+
+
+def test_a_link_to_a_trial_shows_it(browser: Browser, data: StudyData, tmp_path: Path):
+    path = page.write(data, tmp_path / "r.html")
+    context = browser.new_context(offline=True)
+    shown = context.new_page()
+    shown.goto(f"{path.as_uri()}#trial-5")
+    shown.locator("tr.selected").wait_for()
+    assert shown.locator("tr.selected").get_attribute("id") == "trial-5"
+
+
+def test_the_table_is_sorted_filtered_and_saved(browser: Browser, data: StudyData, tmp_path: Path):
+    shown, trouble = opened(browser, page.write(data, tmp_path / "r.html"))
+    rows = shown.locator("table.all tbody tr:visible")
+
+    def numbers() -> list[str]:
+        return [text.split()[0] for text in rows.all_inner_texts()]
+
+    button = shown.locator("table.all thead button").filter(has_text="Ratio")
+    button.click()
+    assert numbers()[0] == "0"  # at ratio 300
+    button.click()
+    assert (numbers()[0], numbers()[-1]) == ("4", "6")  # at ratio 20; the failed one has none
+    assert shown.locator("table.all th[aria-sort]").get_attribute("aria-sort") == "ascending"
+    shown.locator(".tools select").select_option("pruned")
+    assert numbers() == ["5"]
+    shown.locator(".tools select").select_option("")
+    shown.locator(".tools input").fill("width 300, m2")
+    assert numbers() == ["1"]
+    assert shown.locator(".tools output").inner_text() == "1 of 7 trials"
+    with shown.expect_download() as saved:
+        shown.locator(".save").click()
+    assert saved.value.suggested_filename == "mnist.csv"
+    assert Path(saved.value.path()).read_text(encoding="utf-8") == text.as_csv(data)
+    assert trouble == [] or all(line.startswith("blob:") for line in trouble)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, complete: optuna.Study, tmp_path: Path, scheme: str):
+    path = page.write(collect(complete, storage_url="sqlite:///x.db"), tmp_path / "r.html")
+    shown, _ = opened(browser, path, scheme=scheme)
+    found = Axe().run(shown).response["violations"]
+    serious = [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found
+               if each["impact"] in ("serious", "critical")]  # fmt: skip
+    assert serious == []
+
+
+def test_the_print_view_fits_a4(browser: Browser, complete: optuna.Study, tmp_path: Path):
+    path = page.write(collect(complete, storage_url="sqlite:///x.db"), tmp_path / "r.html")
+    shown, _ = opened(browser, path, width=A4 - 2 * MARGIN)
+    shown.emulate_media(media="print")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= A4 - 2 * MARGIN
+    assert shown.pdf(format="A4").startswith(b"%PDF")
 
 
 def hostile_study(make_trial, make_study) -> optuna.Study:

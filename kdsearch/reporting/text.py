@@ -1,0 +1,127 @@
+"""A study's report as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, cast, get_args
+
+from kdsearch.errors import KdsearchError
+from kdsearch.reporting import confirmation, words
+from kdsearch.reporting.collect import CONFIG, StudyData, configuration, plain, result
+from kdsearch.reporting.effort import effort
+from kdsearch.reporting.frames import records
+from kdsearch.reporting.markdown import code, facts, table
+from kdsearch.reporting.markdown import plain as escaped
+from kdsearch.reporting.verdict import picks, verdict
+
+Format = Literal["html", "md", "csv", "json"]
+HIDDEN = ("why", "saved")  # columns that repeat `reason`, or serve sums
+
+
+def checked(form: str) -> Format:
+    """The format of a report.
+
+    Raises:
+        KdsearchError: it is none of html, md, csv, json.
+    """
+    if form not in get_args(Format):
+        raise KdsearchError("--format must be html, md, csv or json", got=form, remedy="choose one of the four")
+    return cast(Format, form)
+
+
+def as_csv(data: StudyData) -> str:
+    """Every trial, a row each: accuracies as fractions, six digits, the configuration in columns `config.KEY`."""
+    frame = data.trials.drop(columns=list(HIDDEN))
+    for key in frame.columns:
+        if key.startswith(CONFIG):
+            frame[key] = frame[key].map(lambda value: json.dumps(value) if isinstance(value, list) else value)
+    return str(frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+
+
+def as_json(data: StudyData) -> str:
+    """What `--json` prints, and beside it the verdict, the slides' rows, what was confirmed and where it comes from."""
+    found = result(data, report=None) | {
+        "verdict": verdict(data),
+        "picks": {pick.title: pick.row["number"] for pick in picks(data)},
+        "slides": records(data.anchors),
+        "confirmed": records(data.confirmed),
+        "order": confirmation.sentence(order(data)),
+        "importances": records(data.importances),
+        "seconds": data.spent,
+        "command": data.command,
+        "environment": data.environment,
+        "definition": data.definition,
+    }
+    return json.dumps(plain(found), indent=1, allow_nan=False) + "\n"
+
+
+def order(data: StudyData) -> confirmation.Order:
+    """Whether the front's order survived its confirmation."""
+    return confirmation.order(data.front.rename(columns={"number": "trial"}), data.confirmed)
+
+
+def as_markdown(data: StudyData) -> str:
+    """The report's text and tables."""
+    blocks = [f"# Study {escaped(data.name)}", f"**{escaped(verdict(data))}**"]
+    if effort(data):
+        blocks.append(f"The study {effort(data)}.")
+    if not data.front.empty:
+        blocks += ["## Picks", _picks(data), "## The front", _front(data), escaped(confirmation.sentence(order(data)))]
+    if not data.confirmed.empty:
+        blocks += ["## Confirmed with new seeds, on the whole training set", _confirmed(data)]
+    if not data.anchors.empty:
+        blocks += ["## The slides’ configurations", _slides(data)]
+    if not data.importances.empty:
+        rows = [(escaped(row["parameter"]), words.percent(row["accuracy"], 0), words.percent(row["ratio"], 0))
+                for row in records(data.importances)]  # fmt: skip
+        blocks += ["## What mattered", table(("parameter", "for accuracy", "for the ratio"), rows)]
+    said = [("command", data.command), ("storage", data.storage), *words.flat(data.environment)]
+    blocks += ["## Where this comes from", facts(said)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _picks(data: StudyData) -> str:
+    return "\n".join(
+        f"- {pick.title}: trial {pick.row['number']} ({pick.why}), {escaped(words.configuration(pick.config))}"
+        for pick in picks(data)
+    )
+
+
+def _front(data: StudyData) -> str:
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        ratio = words.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+        accuracies = (words.percent(row[name]) for name in ("test_accuracy", "accuracy"))
+        name = f"{row['number']}" + (f" ({escaped(row['anchor'])})" if row["anchor"] else "")
+        return (name, *accuracies, ratio, words.count(row["parameters"]), code(words.configuration(configuration(row))))
+
+    columns = ("trial", "test", "validation", "ratio", "weights", "parameters of the search")
+    return table(columns, map(cells, records(data.front)), words=("parameters of the search",))
+
+
+def _confirmed(data: StudyData) -> str:
+    rows = [
+        (f"{row['trial']:.0f}", f"{row['repeats']:.0f}",
+         words.span(row["test_accuracy"], row["test_low"], row["test_high"]),
+         words.interval(row["ratio"], row["ratio_low"], row["ratio_high"]))
+        for row in records(data.confirmed)
+    ]  # fmt: skip
+    return table(("trial", "seeds", "test (95 %)", "ratio (95 %)"), rows)
+
+
+def _slides(data: StudyData) -> str:
+    def pair(row: dict[str, Any], prefix: str) -> tuple[str, str]:
+        accuracy = row["published_accuracy"] if prefix == "published_" else row[f"{prefix}test_accuracy"]
+        return words.percent(accuracy), words.ratio(row[f"{prefix}ratio"])
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        itself = not words.missing(row["best_trial"]) and row["best_trial"] == row["trial"]
+        best = "itself" if itself else words.count(row["best_trial"])
+        gain = words.NOTHING if itself else words.points(row["gain"])
+        kinds = (pair(row, prefix) for prefix in ("published_", "recipe_", ""))
+        return (escaped(row["anchor"]), *(cell for kind in kinds for cell in kind), best, *pair(row, "best_"), gain)
+
+    kinds = ("published", "by its recipe", "here")
+    columns = [name for kind in kinds for name in (f"{kind}: test", f"{kind}: ratio")]
+    return table(
+        ("row", *columns, "best at least as fast: trial", "test", "ratio", "gain"), map(cells, records(data.anchors))
+    )
