@@ -11,8 +11,9 @@ import kdsearch
 
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
-    {"records", "errors", "files", "progress", "signals"},
+    {"records", "errors", "files", "plugins", "progress", "signals"},
     {"dimensions", "atomic", "journal", "pareto", "patience", "stats", "storage", "runtime"},
+    {"recipes"},
     {"spec"},
     {"data", "networks"},
     {"measure"},
@@ -21,7 +22,18 @@ LAYERS = [
     {"reporting"},  # pages of figures: for those above, and itself in need of little (REPORTING_NEEDS)
     {"bench", "slides"},
     {"claims"},
-    {"cli", "cli_bench", "cli_options", "cli_output", "cli_slides", "cli_worker", "console", "doctor", "__main__"},
+    {
+        "cli",
+        "cli_bench",
+        "cli_init",
+        "cli_options",
+        "cli_output",
+        "cli_slides",
+        "cli_worker",
+        "console",
+        "doctor",
+        "__main__",
+    },
 ]
 REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "storage"}
 LINES = 350

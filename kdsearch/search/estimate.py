@@ -67,21 +67,18 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _untrained_teacher(plan: Plan) -> torch.nn.Module:
-    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
-    return network.to(plan.device)
-
-
 def teacher_seconds(plan: Plan) -> float:
     """Seconds until the teacher stands: 0 if it is kept from an earlier study."""
     if teacher.cached_file(plan.spec.teacher, plan.split).is_file():
         return 0.0
-    network = _untrained_teacher(plan)
-    recipe = plan.spec.teacher.recipe
-    step = seconds_per_image(network, plan, recipe.batch_size, recipe) if plan.spec.teacher.weights is None else 0.0
+    network = teacher.untrained(plan.spec.teacher, plan.split)
     once = forward_seconds(network, plan)
-    images = len(plan.split.train) + len(plan.split.validation) + len(plan.split.test)
-    return step * len(plan.split.train) * recipe.epochs + once * images
+    asked = once * (len(plan.split.train) + len(plan.split.validation) + len(plan.split.test))
+    recipe = plan.spec.teacher.recipe
+    if plan.spec.teacher.weights is not None or recipe is None:
+        return asked
+    step = seconds_per_image(network, plan, recipe.batch_size, recipe)
+    return step * len(plan.split.train) * recipe.epochs + asked
 
 
 def forward_seconds(network: torch.nn.Module, plan: Plan) -> float:
@@ -123,7 +120,7 @@ def timing_seconds(plan: Plan, configs: list[Config]) -> float:
     if plan.cost == "flops":
         return 0.0
     with runtime.threads(plan.spec.latency.threads):
-        once = forward_seconds(_untrained_teacher(plan), plan) * plan.spec.latency.batch
+        once = forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * plan.spec.latency.batch
     different = {json.dumps(architecture(config)) for config in configs}
     return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
 
@@ -135,7 +132,7 @@ def views_seconds(plan: Plan, epochs: int) -> float:
     """
     count = views.count(plan.spec.student.recipe.augment)
     different = count * (1 - (1 - 1 / count) ** epochs)
-    return forward_seconds(_untrained_teacher(plan), plan) * len(plan.split.train) * different
+    return forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * len(plan.split.train) * different
 
 
 def draw(plan: Plan) -> Iterator[Config]:
