@@ -25,6 +25,8 @@ LAYERS = [
     {
         "cli",
         "cli_bench",
+        "cli_confirm",
+        "cli_dashboard",
         "cli_init",
         "cli_options",
         "cli_output",
@@ -35,7 +37,7 @@ LAYERS = [
         "__main__",
     },
 ]
-REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "storage"}
+REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "stats", "storage"}
 LINES = 350
 PUBLIC = [
     "KdsearchError",

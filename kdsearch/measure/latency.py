@@ -11,6 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from kdsearch.measure import memory
 from kdsearch.records import Timing
 from kdsearch.stats import median_interval
 
@@ -105,8 +106,9 @@ def _alike(*networks: nn.Module) -> None:
 def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     """The inference ratio, teacher time / student time, on one batch.
 
-    Interleaved, warmed up and synchronised. On a CPU the calls are eager, with as many threads as the caller has
-    set; on CUDA the ratio is of replayed graphs, with that of eager calls beside it.
+    Interleaved, warmed up and synchronised, with memory kept between calls (`memory.kept`). On a CPU the calls are
+    eager, with as many threads as the caller has set; on CUDA the ratio is of replayed graphs, with that of eager calls
+    beside it.
 
     Args:
         teacher, student: on the batch's device; left in evaluation mode.
@@ -115,7 +117,7 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     _alike(teacher, student)
     device = batch.device
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.inference_mode(), on_device:
+    with torch.inference_mode(), on_device, memory.kept():
         timed = eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
         if device.type == "cuda":
             timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
@@ -154,5 +156,5 @@ def eager_pairs(
         return lambda: network(batch).argmax(1).cpu() if to_host else network(batch)
 
     on_device = torch.cuda.device(batch.device) if batch.device.type == "cuda" else nullcontext()
-    with torch.inference_mode(), on_device:
+    with torch.inference_mode(), on_device, memory.kept():
         return _pairs(call(teacher), call(student), batch.device, least)
