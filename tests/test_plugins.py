@@ -10,6 +10,7 @@ import pytest
 import kdsearch
 
 PLUGIN = Path(__file__).parent / "plugin"
+LITTLE = ("--train-size", "100", "--max-epochs", "1", "--cost", "flops", "--trials", "1")
 
 
 def run(scratch: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -46,7 +47,7 @@ def test_a_broken_and_a_hidden_plugin_are_named_and_hurt_nobody(tmp_path: Path) 
     assert told.returncode == 0, told.stderr
     assert "bad-one 0.1.0, broken" in told.stdout
     assert "kdsearch has one of that name" in told.stdout
-    assert run(tmp_path, "optimize", "--dry-run").returncode == 0
+    assert run(tmp_path, "optimize", "--dry-run", *LITTLE).returncode == 0
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_the_example_works_and_so_does_its_uninstallation(tmp_path: Path, digits
     subprocess.run(["cp", "-r", str(PLUGIN), str(source)], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", *target, str(source)], env=env, check=True)
     (tmp_path / "mine.toml").write_text(study(digits_text), encoding="utf-8")
-    search = ("--study", "mine.toml", "--train-size", "200", "--max-epochs", "2", "--cost", "flops", "--trials", "2")
+    search = ("--study", "mine.toml", *LITTLE)
     done = run(tmp_path, "optimize", *search)
     assert done.returncode == 0, done.stderr
     assert "from kdsearch-example 0.1.0" in run(tmp_path, "doctor", "--json").stdout
@@ -67,4 +68,4 @@ def test_the_example_works_and_so_does_its_uninstallation(tmp_path: Path, digits
     assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
     assert "evenness" in gone.stderr
     assert run(tmp_path, "doctor").returncode == 0
-    assert run(tmp_path, "optimize", "--dry-run").returncode == 0
+    assert run(tmp_path, "optimize", "--dry-run", *LITTLE).returncode == 0

@@ -28,14 +28,32 @@ from kdsearch.spec import Recipe
 SECONDS = 8.0  # spent on seeing what a trial costs, of anchors and of configurations drawn from the space alike
 STEPS = {"cpu": 2, "cuda": 4 * EAGER_STEPS}  # optimiser steps timed of each configuration; most of a graph's replays
 MIN_BATCH, MAX_BATCH = 16, 128  # a larger batch costs about as much an image
-SLOW_IMAGE = 0.005  # seconds of training: then a small batch says as much as a larger one, sooner
+SLOW_IMAGE = 0.005  # seconds of training: then a large batch would take long, and a medium one is timed in its place
+MEDIUM_BATCH = 48
 
 
 def seconds_per_image(network: torch.nn.Module, plan: Plan, batch_size: int, recipe: Recipe) -> float:
     """Seconds of training an image, of a few optimiser steps; the network is changed."""
     small = _seconds_per_image(network, plan, min(batch_size, MIN_BATCH), recipe)
     batch = min(batch_size, MAX_BATCH, len(plan.split.train))
-    return small if small > SLOW_IMAGE or batch <= MIN_BATCH else _seconds_per_image(network, plan, batch, recipe)
+    if batch <= MIN_BATCH:
+        return small
+    timed = min(batch, MEDIUM_BATCH) if small > SLOW_IMAGE else batch
+    return in_batches_of(batch, {MIN_BATCH: small, timed: _seconds_per_image(network, plan, timed, recipe)})
+
+
+def in_batches_of(size: int, measured: dict[int, float]) -> float:
+    """Seconds an image in batches of a size, of those in a smaller batch and in one that is larger, by batch size.
+
+    A step costs a constant, which is much where a network has many weights (a ResNet18's update and its weights'
+    gradients take two thirds of a step of 16 images of 32x32), and a part of each image.
+    """
+    small, large = min(measured), max(measured)
+    if size == large:
+        return measured[large]
+    each = max(0.0, (large * measured[large] - small * measured[small]) / (large - small))
+    constant = max(0.0, large * (measured[large] - each))
+    return each + constant / size
 
 
 def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
