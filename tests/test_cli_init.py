@@ -6,10 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from commands import Run, refused
-from PIL import Image
 
 from kdsearch import spec
 
@@ -22,21 +20,6 @@ def network(width, classes):
         nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)
     )
 """
-COLOURS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Noisy images of three colours, 8x8: 40 of each to train on, 10 to test on."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", 40), ("test", 10)):
-        for name, colour in COLOURS.items():
-            folder = tmp_path / "photos" / part / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(random.normal(colour, 40, (8, 8, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return tmp_path / "photos"
 
 
 def test_a_torchvision_teacher_gets_as_many_classes_as_there_are_folders(
