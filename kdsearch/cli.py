@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from kdsearch import __version__, signals
 from kdsearch.cli_bench import bench
 from kdsearch.cli_confirm import confirm
 from kdsearch.cli_dashboard import dashboard
+from kdsearch.cli_init import init
 from kdsearch.cli_options import DataDir, Device, Json, Name, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.cli_report import ReportPath, report
@@ -39,6 +39,7 @@ app.command()(slides)
 app.command()(claims)
 app.command()(worker)
 app.command()(report)
+app.command()(init)
 app.command()(dashboard)
 app.command()(confirm)
 
@@ -216,25 +217,6 @@ def train(
         chosen = "on the whole training set" if whole else f"validation accuracy {student.accuracy:.2%}"
         print(f"trial {trial}: {chosen}, test accuracy {student.test_accuracy:.2%}")
         print(f"best epoch {student.epoch}, weights in {path}")
-
-
-@app.command()
-def init(
-    file: Annotated[Path, typer.Argument(help="The study file to write.")] = Path("study.toml"),
-    dataset: Annotated[str, typer.Option(help="Whose shipped study file to begin with.")] = "digits",
-    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
-) -> None:
-    """Write a commented study file to edit, for `kdsearch optimize --study FILE`."""
-    from kdsearch import spec
-    from kdsearch.files import write_whole
-
-    if file.exists() and not force:
-        raise KdsearchError("the file must not exist yet", got=file, remedy="give another name, or --force")
-    text = spec.shipped(dataset).read_text(encoding="utf-8")
-    if dataset.startswith("folder:"):
-        text = text.replace('name = "folder"', f"name = {json.dumps(dataset)}")
-    write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
-    print(f"{file}: edit it, then run `kdsearch optimize --study {shlex.quote(str(file))}`")
 
 
 @app.command()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from kdsearch import data, runtime
+from kdsearch import data, networks, plugins, runtime
+from kdsearch.errors import StudyFileError
+from kdsearch.measure import COSTS
 
 PACKAGES = (
     "kdsearch",
@@ -50,7 +52,8 @@ def examine(data_dir: str | None = None) -> list[Finding]:
     findings += [_package(name, f"'kdsearch[{extra}]'") for extra, names in EXTRAS.items() for name in names]
     findings.append(_device())
     folder = runtime.data_folder(data_dir)
-    findings += [_dataset(name, folder) for name in data.names() if name != "folder"]
+    findings += [_dataset(name, folder) for name in data.BUILT_IN if name != "folder"]
+    findings += _plugins()
     teachers = runtime.cache_folder() / "teachers"
     kept = len(list(teachers.glob("*.safetensors"))) if teachers.is_dir() else 0
     findings.append(Finding("teachers kept", f"{kept} in {teachers}"))
@@ -70,9 +73,29 @@ def _device() -> Finding:
     return Finding("device", "; ".join([*names, cpu]))
 
 
+def _plugins() -> list[Finding]:
+    """What other packages offer; each is loaded, and one that is broken or not used is named."""
+    own = {"students": networks.STUDENTS, "teachers": networks.TEACHERS, "datasets": data.BUILT_IN, "costs": COSTS}
+    findings: list[Finding] = []
+    for kind, ours in own.items():
+        unused = {line.split(" is not used")[0] for line in plugins.hidden(kind, ours)}
+        for plugin in plugins.offered(kind):
+            what = f"{plugins.KINDS[kind]}: {plugin.name}"
+            if f"the {plugins.KINDS[kind]} {plugin.name} of {plugin.origin}" in unused:
+                remedy = "is not used: kdsearch has one of that name"
+                findings.append(Finding(what, f"from {plugin.origin}", remedy))
+                continue
+            try:
+                plugins.load(plugin)
+                findings.append(Finding(what, f"from {plugin.origin}"))
+            except StudyFileError as error:
+                findings.append(Finding(what, f"from {plugin.origin}, broken", str(error)))
+    return findings
+
+
 def _dataset(name: str, folder: Path) -> Finding:
     if name not in FILES:
-        return Finding(f"data: {name}", "embedded or from another package")
+        return Finding(f"data: {name}", "embedded")
     for file in FILES[name]:
         if (folder / file).exists():
             return Finding(f"data: {name}", str(folder / file))

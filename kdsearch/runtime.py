@@ -132,6 +132,25 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, value) == 1 for option, value in MALLOC_OPTIONS.items())
 
 
+def free_memory() -> int | None:
+    """Bytes of memory that this process may still take, by the system and its control group; None: unknown."""
+    found: list[int] = []
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    limit, used = (_lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if limit and used and limit[0].isdigit():
+        found.append(max(0, int(limit[0]) - int(used[0])))
+    return min(found, default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for all work on the device."""
     if device.type == "cuda":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,86 +19,22 @@ from kdsearch.dimensions import (
     nearest_below,
 )
 from kdsearch.errors import StudyFileError
+from kdsearch.recipes import Augment as Augment
+from kdsearch.recipes import Recipe as Recipe
+from kdsearch.recipes import TeacherRecipe as TeacherRecipe
+from kdsearch.recipes import TeacherSpec as TeacherSpec
 from kdsearch.records import OPTIONAL, Config
 
 
-class Augment(Model):
-    """Views of a training image: mirrored or not, shifted by up to `shift` pixels each way (zeros come in)."""
-
-    flip: bool = False
-    shift: Annotated[int, Field(ge=0, le=8)] = 0
-
-
-class Recipe(Model):
-    """How a network is trained: optimiser, rate and its schedule, augmentation.
-
-    With `lr_batch`, `lr` is the rate for batches of that size: at another, sgd's is scaled with the size (Goyal et al.,
-    arXiv 1706.02677) and adam's with its square root (Malladi et al., arXiv 2205.10287). Without that, a search over
-    batch sizes is a search over rates.
-
-    A number for `averaging` takes a running average of the weights for the training's outcome (`optimizer.Averaged`
-    has the formula): 0 is their mean, 8 about that of the last ninth of the steps so far, whatever their number. The
-    optimiser "schedulefree" is SGD that averages by itself (Defazio et al., arXiv 2405.15682).
-
-    `init` says where training starts: "torch", as the network's modules draw their weights, or "glorot": weights of
-    matrices and convolutions uniform as Glorot and Bengio (AISTATS 2010) have them, biases 0, as Keras does.
-    """
-
-    optimizer: Literal["adam", "sgd", "schedulefree"] = "adam"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    lr_batch: Annotated[int, Field(ge=1)] | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8  # adam's; Keras has 1e-7
-    init: Literal["torch", "glorot"] = "torch"
-    schedule: Literal["constant", "onecycle"] = "constant"
-    averaging: Annotated[float, Field(ge=0)] | None = None
-    augment: Augment = Augment()
-
-    def rate_for(self, batch_size: int) -> float:
-        """The learning rate for batches of a size."""
-        if self.lr_batch is None:
-            return self.lr
-        scale = batch_size / self.lr_batch
-        return self.lr * (scale**0.5 if self.optimizer == "adam" else scale)
-
-    @model_validator(mode="after")
-    def _schedule_free(self) -> Self:
-        if self.optimizer != "schedulefree":
-            return self
-        if self.schedule != "constant" or self.averaging is not None:
-            raise ValueError("schedulefree takes a constant schedule and no averaging; drop them")
-        if not self.momentum or self.nesterov:
-            raise ValueError(f"schedulefree needs a momentum and no nesterov (got {self.momentum:g}); 0.9 is usual")
-        return self
-
-
-class TeacherRecipe(Recipe):
-    """A teacher's recipe says its length too; the softmax is of logits / temperature, in training as after it."""
-
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-
-
 class DataSpec(Model):
-    """The data set and its fixed split."""
+    """The data set and its fixed split; `test` is the share of a folder without test images that becomes them."""
 
     name: str
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] | None = None
     split_seed: int = 0
     image_size: Annotated[int, Field(ge=4)] | None = None
     train_size: Annotated[int, Field(ge=1)] | None = None
-
-
-class TeacherSpec(Model):
-    """The teacher's family, seed and recipe, or ready weights."""
-
-    family: str
-    seed: int = 0
-    weights: str | None = None
-    recipe: TeacherRecipe
 
 
 class StudentSpec(Model):
@@ -218,7 +154,8 @@ class StudySpec(Model):
         if max_epochs is None:
             return spec
         recipe = spec.teacher.recipe
-        recipe = recipe.model_copy(update={"epochs": min(recipe.epochs, max_epochs)})
+        if recipe is not None:
+            recipe = recipe.model_copy(update={"epochs": min(recipe.epochs, max_epochs)})
         epochs = capped(spec.space["epochs"], max_epochs)
         anchors = {
             name: Anchor.model_validate({**a.model_dump(), "epochs": nearest_below(epochs, a.config["epochs"])})

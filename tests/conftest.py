@@ -9,9 +9,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from commands import Result, Run
+from PIL import Image
 from postgres import Server, serving
 
 from kdsearch import cli, spec
@@ -26,6 +28,7 @@ hypothesis.settings.register_profile(
 )  # derandomize: the same examples every time
 hypothesis.settings.load_profile("tests")
 
+COLOURS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}
 TINY = {"train_size": 200, "max_epochs": 2, "device": "cpu", "cost": "flops"}
 
 
@@ -126,6 +129,20 @@ def noise() -> ImageSet:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (40, 1, 4, 4), generator=generator, dtype=torch.uint8)
     return ImageSet(images, torch.arange(40) % 2)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Noisy images of three colours, 8x8: 40 of each to train on, 10 to test on."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 10)):
+        for name, colour in COLOURS.items():
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(random.normal(colour, 40, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "photos"
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import kdsearch
 
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
-    {"records", "errors", "files", "progress", "signals"},
+    {"records", "errors", "files", "plugins", "progress", "signals"},
     {"dimensions", "atomic", "journal", "pareto", "patience", "stats", "storage", "runtime"},
+    {"recipes"},
     {"spec"},
     {"data", "networks"},
     {"measure"},
@@ -26,6 +27,7 @@ LAYERS = [
         "cli_bench",
         "cli_confirm",
         "cli_dashboard",
+        "cli_init",
         "cli_options",
         "cli_output",
         "cli_report",

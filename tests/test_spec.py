@@ -118,7 +118,7 @@ EPOCHS = "epochs = { low = 1, high = 30 }"
         ("m1 = { width = 50, ", "m1 = { width = 50, depth = 2, ", "anchors.m1 must not have depth", "every dimension"),
         ("batch_size = 32 }\nm2", TYPO_IN_ANCHOR, "anchors.m1 must not have publishd", "every dimension"),
         ("batch_size = 32 }\nm2", 'batch_size = "32" }\nm2', "anchors.m1.batch_size", "widen space.batch_size"),
-        ('family = "cnn"\n', "", "teacher.family is missing", "add it"),
+        ('family = "cnn"\n', "", "teacher: family is missing", "add it"),
         ("batch_size = [16, 32, 64, 128, 256, 512]\n", "", "batch_size is missing", "give it a range"),
         ("batch_size = [16, 32, 64, 128, 256, 512]\n", "batch_size = []\n", "space.batch_size", "correct it"),
         ("lr = 2e-3", 'lr = "fast"', "teacher.recipe.lr", "correct it"),

@@ -78,7 +78,7 @@ def open_school(dataset: Dataset, whole: data.Dataset, device: torch.device, *, 
 def _untrained_teacher(wanted: spec.TeacherSpec, split: Split) -> nn.Module:
     """In evaluation mode; batch norm has seen a batch, without which a deep network's outputs have no bounds."""
     with runtime.seeded(SEED, torch.device("cpu")):
-        network = networks.build_teacher(wanted.family, split.shape, len(split.classes))
+        network = networks.teacher_network(wanted, split.shape, len(split.classes))
     network.to(split.train.labels.device).requires_grad_(False)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -182,7 +182,8 @@ class Lab:
             network = (self.half if arm.teacher == "half" else self.whole).network
             self._known[key] = answers.ask(network, self.images(arm.images), self.split.prepare)
         known = self._known[key]
-        own = self.file.teacher.recipe.temperature if arm.ordinary else 1.0
+        recipe = self.file.teacher.recipe
+        own = recipe.temperature if arm.ordinary and recipe is not None else 1.0
         return dataclasses.replace(known, logits=known.logits / own)
 
     def _taught(self, arm: Arm, seed: int) -> nn.Module:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module, metadata
 from pathlib import Path
 
+from kdsearch import plugins
 from kdsearch.data.base import Dataset, ImageSet, Split, fingerprint, repeated, split, stratified, whole
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
@@ -19,27 +19,22 @@ BUILT_IN = {
     "cifar10": "kdsearch.data.cifar10:load",
     "folder": "kdsearch.data.folder:load",
 }
-ENTRY_POINTS = "kdsearch.datasets"
 
 
 def names() -> list[str]:
     """Names of all data sets, those of other packages too."""
-    return sorted({*BUILT_IN, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS))})
+    return plugins.names("datasets", BUILT_IN)
 
 
 def _loader(kind: str) -> Loader:
-    if kind in BUILT_IN:
-        module, _, function = BUILT_IN[kind].partition(":")
-        loader: Loader = getattr(import_module(module), function)
-        return loader
-    for entry in metadata.entry_points(group=ENTRY_POINTS, name=kind):
-        loader = entry.load()
-        return loader
-    raise DataError(
-        "a data set must be known",
-        got=kind,
-        remedy=f"choose one of {', '.join(names())} (folder as folder:PATH)",
-    )
+    loader: Loader | None = plugins.find("datasets", kind, BUILT_IN)
+    if loader is None:
+        raise DataError(
+            "a data set must be known",
+            got=kind,
+            remedy=f"choose one of {', '.join(names())} (folder as folder:PATH), or install the package that brings it",
+        )
+    return loader
 
 
 def check_name(name: str) -> None:

@@ -51,6 +51,7 @@ class Dataset:
         train, test: the published parts.
         top: the byte value that stands for 1.0.
         mean, std: subtracted and divided by after that, in every channel alike.
+        notes: lines that whoever starts a study must not miss.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Dataset:
     top: float = 255.0
     mean: float = 0.0
     std: float = 1.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Split:
         validation: what the search sees.
         test: scored once a trial; decides nothing.
         fingerprint: hash of the pixels and labels of all three.
+        notes: as of the data set.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Split:
     mean: float
     std: float
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -189,6 +193,7 @@ def _on_device(dataset: Dataset, parts: list[ImageSet], device: torch.device) ->
         mean=dataset.mean,
         std=dataset.std,
         fingerprint=fingerprint(parts),
+        notes=dataset.notes,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from kdsearch import files, networks, runtime
 from kdsearch.data import ImageSet, Split, views
@@ -22,11 +22,15 @@ from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.measure import accuracy
+from kdsearch.networks import brought
 from kdsearch.progress import Progress
 from kdsearch.records import TeacherFacts
 from kdsearch.spec import Augment, TeacherSpec
+from kdsearch.stats import proportion_interval
 
 FACTS = "facts"
+NETWORK = ("family", "build", "options", "mean", "std", "size")  # keys of [teacher] that say what is computed
+KEYS_SHOWN = 3  # of weights that do not fit
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,15 @@ class Teacher:
 
 
 def fingerprint(spec: TeacherSpec, split: Split) -> str:
-    """Hash of data, recipe and seed, or of data and the weights that were given; 16 hexadecimal digits.
+    """Hash of data, network, recipe and seed, or of data, network and the weights given; 16 hexadecimal digits.
 
     Raises:
         TeacherError: the weights cannot be read.
     """
-    described = spec.model_dump(mode="json")
+    described = spec.described()
     if spec.weights is not None:
-        described = {"family": spec.family, "weights": _file_digest(Path(spec.weights).expanduser())}
+        described = {key: described[key] for key in NETWORK if key in described}
+        described["weights"] = _file_digest(Path(spec.weights).expanduser())
     text = json.dumps([described, split.fingerprint, list(split.classes)], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -99,7 +104,7 @@ def _folder(name: str) -> Path:
 
 def cached_file(spec: TeacherSpec, split: Split) -> Path:
     """Where this teacher is kept, whether or not it is there yet."""
-    return _folder("teachers") / f"{spec.family}-{fingerprint(spec, split)}.safetensors"
+    return _folder("teachers") / f"{spec.title.replace(':', '.')}-{fingerprint(spec, split)}.safetensors"
 
 
 def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None) -> Teacher:
@@ -113,7 +118,8 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
         progress: told of the training.
 
     Raises:
-        TeacherError: weights that cannot be read or do not fit, or a training that did not stay finite.
+        TeacherError: a function, network or weights that do not fit, a training that did not stay finite, or a teacher
+            that the user brought and that is near chance (`check_accuracy`).
     """
     progress = progress or Progress()
     path = cached_file(spec, split)
@@ -122,29 +128,63 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
         if teacher is None:
             teacher = _make(spec, split, progress)
             _save(teacher, path)
+    if spec.brought:
+        check_accuracy(teacher.facts, split)
     return teacher
 
 
-def _untrained(spec: TeacherSpec, split: Split) -> nn.Module:
+def check_accuracy(facts: TeacherFacts, split: Split) -> None:
+    """Refuses a teacher that is not surely better than always naming the most frequent class.
+
+    It is refused unless all of the 95 % interval of its validation accuracy (Wilson's) lies above that class's share of
+    the validation images. Without validation images there is nothing to go by.
+
+    Raises:
+        TeacherError: it is not.
+    """
+    if facts.validation_accuracy is None:
+        return
+    labels = split.validation.labels
+    chance = int(labels.bincount().max()) / len(labels)
+    interval = proportion_interval(facts.validation_accuracy, len(labels))
+    if interval.low <= chance:
+        raise TeacherError(
+            f"a teacher must be better than naming the most frequent class, which is right in {chance:.1%}",
+            got=f"{facts.validation_accuracy:.1%} ({interval.low:.1%} to {interval.high:.1%}) of {len(labels)} "
+            f"validation images from {facts.family}",
+            remedy="check the order of its classes and its mean, std and size, or train it longer",
+        )
+
+
+def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
+    """The teacher's network as it is before training or weights, on the split's device.
+
+    Raises:
+        StudyFileError: its family is unknown.
+        TeacherError: its function cannot be found or fails, or its network makes no logits of the data's classes.
+    """
     device = split.train.labels.device
     with runtime.seeded(runtime.derive_seed("teacher", spec.seed), torch.device("cpu")):
-        network = networks.build_teacher(spec.family, split.shape, len(split.classes))
-        if spec.recipe.init == "glorot":
+        network = networks.teacher_network(spec, split.shape, len(split.classes))
+        if spec.recipe is not None and spec.recipe.init == "glorot":
             networks.glorot_(network)
+    network = brought.adapted(network, spec, (split.mean, split.std))
+    if spec.brought:
+        brought.check_output(network, spec.title, split.shape, len(split.classes))
     return network.to(device)
 
 
 def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
-    network = _untrained(spec, split)
+    network = untrained(spec, split)
     start = time.perf_counter()
     if spec.weights is not None:
-        load_weights(network, Path(spec.weights).expanduser())
+        load_weights(brought.core(network), Path(spec.weights).expanduser())
         seconds = 0.0
     else:
         _train(network, spec, split, progress)
         seconds = time.perf_counter() - start
     facts = TeacherFacts(
-        family=spec.family,
+        family=spec.title,
         fingerprint=fingerprint(spec, split),
         accuracy=accuracy(network, split.test, split.prepare),
         validation_accuracy=accuracy(network, split.validation, split.prepare) if len(split.validation) else None,
@@ -162,6 +202,7 @@ def _frozen(network: nn.Module) -> nn.Module:
 
 def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progress) -> None:
     recipe = spec.recipe
+    assert recipe is not None, "a teacher without weights has a recipe"
     lesson = train.Lesson(
         data=split.train,
         prepare=split.prepare,
@@ -172,7 +213,7 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
         seed=runtime.derive_seed("teacher", spec.seed),
         on_step=lambda step: progress.teacher_batch(step / (recipe.epochs * lesson.steps)),
     )
-    progress.teacher_started(spec.family, recipe.epochs)
+    progress.teacher_started(spec.title, recipe.epochs)
     try:
         # A teacher is taken as its recipe leaves it: nothing is chosen by validation, so none is run on the way.
         for _ in train.train(network, lesson, recipe, validate=lambda _: float("nan")):
@@ -194,13 +235,16 @@ def load_weights(network: nn.Module, path: Path) -> None:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        misfits = _misfits(network, state)
+        if misfits:
+            raise ValueError(misfits)
         network.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TeacherError(
             f"teacher.weights must fit the teacher's network: {reason}",
             got=path,
-            remedy="give weights of this family, image size and number of classes",
+            remedy="give weights of this very network, with this number of classes",
         ) from None
     except Exception as error:  # unpickling raises anything
         raise TeacherError(
@@ -208,6 +252,26 @@ def load_weights(network: nn.Module, path: Path) -> None:
             got=path,
             remedy="save them with safetensors.torch.save_file",
         ) from None
+
+
+def _misfits(network: nn.Module, state: dict[str, Tensor]) -> str:
+    """What of a state dict does not fit a network, the first keys named; empty where all does."""
+    own = network.state_dict()
+    changed = [
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = {
+        "size mismatch": changed,
+        "missing": [key for key in own if key not in state],
+        "not in the network": [key for key in state if key not in own],
+    }
+    return "; ".join(
+        f"{what} ({len(keys)}): {', '.join(keys[:KEYS_SHOWN])}{', ...' * (len(keys) > KEYS_SHOWN)}"
+        for what, keys in problems.items()
+        if keys
+    )
 
 
 def _save(teacher: Teacher, path: Path) -> None:
@@ -223,7 +287,7 @@ def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress)
     try:
         state, metadata = files.load_tensors(path, device)
         facts = TeacherFacts(**json.loads(metadata[FACTS]))
-        network = _untrained(spec, split)
+        network = untrained(spec, split)
         network.load_state_dict(state)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         progress.warning(f"the kept teacher is broken and is made again ({path}: {' '.join(str(error).split())[:120]})")

@@ -6,13 +6,33 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from kdsearch.measure import flops, latency
+from kdsearch import plugins
+from kdsearch.errors import StudyFileError
 from kdsearch.measure.accuracy import accuracy, logits
 from kdsearch.records import Timing
 
 Cost = Callable[[nn.Module, nn.Module, Tensor], Timing]
 """From teacher, student and a batch of input to the inference ratio."""
 
-COSTS: dict[str, Cost] = {"latency": latency.measure, "flops": flops.measure}
+COSTS = {"latency": "kdsearch.measure.latency:measure", "flops": "kdsearch.measure.flops:measure"}
 
-__all__ = ["COSTS", "Cost", "accuracy", "logits"]
+
+def cost_names() -> list[str]:
+    """Names of all costs, those of other packages too."""
+    return plugins.names("costs", COSTS)
+
+
+def cost(name: str) -> Cost:
+    """The cost of that name.
+
+    Raises:
+        StudyFileError: it is unknown, or its package is broken.
+    """
+    found: Cost | None = plugins.find("costs", name, COSTS)
+    if found is None:
+        remedy = f"choose one of {', '.join(cost_names())}, or install the package that brings it"
+        raise StudyFileError("--cost must be known", got=name, remedy=remedy)
+    return found
+
+
+__all__ = ["COSTS", "Cost", "accuracy", "cost", "cost_names", "logits"]

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module, metadata
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from kdsearch import plugins
 from kdsearch.errors import StudyFileError
+from kdsearch.networks.brought import construct, find
 from kdsearch.records import DISTILLATION, OPTIONAL
-from kdsearch.spec import StudySpec
+from kdsearch.spec import StudySpec, TeacherSpec
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
 Build = Callable[[Mapping[str, Any], Shape, int], nn.Module]
 """From an architecture, an image's shape and the number of classes to a network: (batch, *shape) -> logits."""
+
+
+class StudentFamily(Protocol):
+    """What an entry point of the group `kdsearch.students` has to be; `Family` is a ready form of it.
+
+    A study file's `[space]` then holds `dimensions` beside the keys of distillation, and `build` is called with a value
+    of each: a number, or a list of whole numbers for stages. It must build anew each time, draw weights from torch's
+    global generator alone, and take any number of classes; the network maps (batch, *shape) to (batch, classes).
+    """
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names in the search space that set an architecture."""
+
+    @property
+    def build(self) -> Build:
+        """Makes the network from an architecture, an image's shape and the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +55,23 @@ STUDENTS = {"mlp": "kdsearch.networks.mlp:FAMILY", "resnet": "kdsearch.networks.
 TEACHERS = {"cnn": "kdsearch.networks.cnn:build", "resnet50": "kdsearch.networks.resnet:build_resnet50"}
 
 
-def _find(kind: str, built_in: Mapping[str, str], name: str) -> Any:
+def _find(kind: str, own: Mapping[str, str], name: str) -> Any:
     """The object that a name stands for, of this package or another's entry points `kdsearch.KIND`."""
-    if name in built_in:
-        module, _, attribute = built_in[name].partition(":")
-        return getattr(import_module(module), attribute)
-    others = {entry.name: entry for entry in metadata.entry_points(group=f"kdsearch.{kind}")}
-    if name in others:
-        return others[name].load()
-    known = ", ".join(sorted({*built_in, *others}))
-    raise StudyFileError(f"{kind[:-1]}.family must be known", got=name, remedy=f"choose one of {known}")
+    found = plugins.find(kind, name, own)
+    if found is None:
+        known = ", ".join(plugins.names(kind, own))
+        remedy = f"choose one of {known}, or install the package that brings it"
+        raise StudyFileError(f"{kind[:-1]}.family must be known", got=name, remedy=remedy)
+    return found
 
 
-def student_family(name: str) -> Family:
+def student_family(name: str) -> StudentFamily:
     """The family of students of that name.
 
     Raises:
-        StudyFileError: it is unknown.
+        StudyFileError: it is unknown, or its package is broken.
     """
-    family: Family = _find("students", STUDENTS, name)
+    family: StudentFamily = _find("students", STUDENTS, name)
     return family
 
 
@@ -63,10 +79,20 @@ def build_teacher(name: str, shape: Shape, classes: int) -> nn.Module:
     """An untrained teacher.
 
     Raises:
-        StudyFileError: the family is unknown.
+        StudyFileError: the family is unknown, or its package is broken.
     """
     network: nn.Module = _find("teachers", TEACHERS, name)(shape, classes)
     return network
+
+
+def teacher_network(spec: TeacherSpec, shape: Shape, classes: int) -> nn.Module:
+    """The untrained teacher of a study, of a family or by the user's function.
+
+    Raises:
+        StudyFileError: the family is unknown.
+        TeacherError: the function cannot be found or fails.
+    """
+    return construct(spec) if spec.family is None else build_teacher(spec.family, shape, classes)
 
 
 def check_families(spec: StudySpec) -> None:
@@ -74,8 +100,12 @@ def check_families(spec: StudySpec) -> None:
 
     Raises:
         StudyFileError: the line names the key.
+        TeacherError: the teacher's function cannot be found.
     """
-    _find("teachers", TEACHERS, spec.teacher.family)
+    if spec.teacher.family is None:
+        find(spec.teacher.title)
+    else:
+        _find("teachers", TEACHERS, spec.teacher.family)
     wanted = {*student_family(spec.student.family).dimensions, *DISTILLATION}
     for key in sorted((set(spec.space) ^ wanted) - set(OPTIONAL)):
         rule = f"space.{key} is " + ("missing" if key in wanted else "no dimension of this student family")

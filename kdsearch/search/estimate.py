@@ -28,14 +28,32 @@ from kdsearch.spec import Recipe
 SECONDS = 8.0  # spent on seeing what a trial costs, of anchors and of configurations drawn from the space alike
 STEPS = {"cpu": 2, "cuda": 4 * EAGER_STEPS}  # optimiser steps timed of each configuration; most of a graph's replays
 MIN_BATCH, MAX_BATCH = 16, 128  # a larger batch costs about as much an image
-SLOW_IMAGE = 0.005  # seconds of training: then a small batch says as much as a larger one, sooner
+SLOW_IMAGE = 0.005  # seconds of training: then a large batch would take long, and a medium one is timed in its place
+MEDIUM_BATCH = 48
 
 
 def seconds_per_image(network: torch.nn.Module, plan: Plan, batch_size: int, recipe: Recipe) -> float:
     """Seconds of training an image, of a few optimiser steps; the network is changed."""
     small = _seconds_per_image(network, plan, min(batch_size, MIN_BATCH), recipe)
     batch = min(batch_size, MAX_BATCH, len(plan.split.train))
-    return small if small > SLOW_IMAGE or batch <= MIN_BATCH else _seconds_per_image(network, plan, batch, recipe)
+    if batch <= MIN_BATCH:
+        return small
+    timed = min(batch, MEDIUM_BATCH) if small > SLOW_IMAGE else batch
+    return in_batches_of(batch, {MIN_BATCH: small, timed: _seconds_per_image(network, plan, timed, recipe)})
+
+
+def in_batches_of(size: int, measured: dict[int, float]) -> float:
+    """Seconds an image in batches of a size, of those in a smaller batch and in one that is larger, by batch size.
+
+    A step costs a constant, which is much where a network has many weights (a ResNet18's update and its weights'
+    gradients take two thirds of a step of 16 images of 32x32), and a part of each image.
+    """
+    small, large = min(measured), max(measured)
+    if size == large:
+        return measured[large]
+    each = max(0.0, (large * measured[large] - small * measured[small]) / (large - small))
+    constant = max(0.0, large * (measured[large] - each))
+    return each + constant / size
 
 
 def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
@@ -67,21 +85,18 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _untrained_teacher(plan: Plan) -> torch.nn.Module:
-    network = networks.build_teacher(plan.spec.teacher.family, plan.split.shape, len(plan.split.classes))
-    return network.to(plan.device)
-
-
 def teacher_seconds(plan: Plan) -> float:
     """Seconds until the teacher stands: 0 if it is kept from an earlier study."""
     if teacher.cached_file(plan.spec.teacher, plan.split).is_file():
         return 0.0
-    network = _untrained_teacher(plan)
-    recipe = plan.spec.teacher.recipe
-    step = seconds_per_image(network, plan, recipe.batch_size, recipe) if plan.spec.teacher.weights is None else 0.0
+    network = teacher.untrained(plan.spec.teacher, plan.split)
     once = forward_seconds(network, plan)
-    images = len(plan.split.train) + len(plan.split.validation) + len(plan.split.test)
-    return step * len(plan.split.train) * recipe.epochs + once * images
+    asked = once * (len(plan.split.train) + len(plan.split.validation) + len(plan.split.test))
+    recipe = plan.spec.teacher.recipe
+    if plan.spec.teacher.weights is not None or recipe is None:
+        return asked
+    step = seconds_per_image(network, plan, recipe.batch_size, recipe)
+    return step * len(plan.split.train) * recipe.epochs + asked
 
 
 def forward_seconds(network: torch.nn.Module, plan: Plan) -> float:
@@ -123,7 +138,7 @@ def timing_seconds(plan: Plan, configs: list[Config]) -> float:
     if plan.cost == "flops":
         return 0.0
     with runtime.threads(plan.spec.latency.threads):
-        once = forward_seconds(_untrained_teacher(plan), plan) * plan.spec.latency.batch
+        once = forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * plan.spec.latency.batch
     different = {json.dumps(architecture(config)) for config in configs}
     return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
 
@@ -135,7 +150,7 @@ def views_seconds(plan: Plan, epochs: int) -> float:
     """
     count = views.count(plan.spec.student.recipe.augment)
     different = count * (1 - (1 - 1 / count) ** epochs)
-    return forward_seconds(_untrained_teacher(plan), plan) * len(plan.split.train) * different
+    return forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * len(plan.split.train) * different
 
 
 def draw(plan: Plan) -> Iterator[Config]:

@@ -24,7 +24,7 @@ from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import COSTS, accuracy
+from kdsearch.measure import accuracy, cost
 from kdsearch.measure.quiet import Gate
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
@@ -45,7 +45,7 @@ class Workshop:
         spec: the study file.
         split: data on the device.
         teacher: frozen.
-        cost: key of `measure.COSTS`.
+        cost: name of a cost (`measure.cost`).
     """
 
     spec: StudySpec
@@ -138,7 +138,7 @@ class Workshop:
         taken: list[Timing] = []
         with runtime.threads(self.spec.latency.threads):
             while not taken or (_width(taken[-1]) > TOO_WIDE and len(taken) < MAX_TIMINGS):
-                taken.append(COSTS[self.cost](self.teacher.network, student, batch))
+                taken.append(cost(self.cost)(self.teacher.network, student, batch))
         return min(taken, key=_width)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from optuna import Study
 
-from kdsearch import data, networks, runtime, spec
+from kdsearch import data, networks, plugins, runtime, spec
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.measure import COSTS
+from kdsearch.measure import cost as find_cost
 from kdsearch.records import StudyAttr
 from kdsearch.storage import DEFAULT_STORAGE
 
@@ -27,7 +28,7 @@ class Plan:
         spec: the study file with the limits of the command line.
         split: data on the device.
         device: where trials are trained.
-        cost: key of `measure.COSTS`.
+        cost: name of a cost (`measure.cost`).
         name: of the Optuna study.
         url: of its storage.
         data_dir: where data sets lie, as given.
@@ -82,7 +83,7 @@ def make_plan(
         KdsearchError: anything is unknown, missing or broken.
     """
     chosen = runtime.resolve_device(device)
-    check_choice("--cost", cost, COSTS)
+    find_cost(cost)
     loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs)
     split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
     title = name or Path(loaded.data.name.replace(":", "/")).name
@@ -104,7 +105,19 @@ def rejoin(study: Study, *, url: str, data_dir: str | None = None, device: str =
     chosen = runtime.resolve_device(device)
     split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
     cost = study.user_attrs[StudyAttr.DEFINITION]["cost"]
+    find_cost(cost)
     return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir)
+
+
+def hidden_plugins(plan: Plan) -> list[str]:
+    """A line for each package whose plugin this study could seem to use, and does not."""
+    used = {
+        "datasets": (plan.spec.data.name.partition(":")[0], data.BUILT_IN),
+        "students": (plan.spec.student.family, networks.STUDENTS),
+        "teachers": (plan.spec.teacher.family, networks.TEACHERS),
+        "costs": (plan.cost, COSTS),
+    }
+    return [line for kind, (name, own) in used.items() if name in own for line in plugins.hidden(kind, {name})]
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:

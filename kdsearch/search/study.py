@@ -26,7 +26,7 @@ from kdsearch.search.likely import LikelyRatio
 from kdsearch.search.loop import run
 from kdsearch.search.objective import Objective, Workshop
 from kdsearch.search.options import Options
-from kdsearch.search.plan import Plan, check_choice, make_plan
+from kdsearch.search.plan import Plan, check_choice, hidden_plugins, make_plan
 from kdsearch.search.proposals import CANDIDATES, ProposalSampler
 from kdsearch.search.pruner import ParetoPruner
 from kdsearch.search.supervisor import supervise
@@ -195,6 +195,10 @@ def run_plan(
     """Runs a plan: the study opened, the teacher obtained, trials run here or by workers; see `optimize` and `live`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
     budget = options.budget()
+    for note in (*plan.split.notes, *hidden_plugins(plan)):
+        progress.warning(note)
+    # the user's own is looked at first: a study's definition holds its fingerprint, and a wrong one would stay there
+    known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress) if plan.spec.teacher.brought else None
     study = open_study(plan, patience.patient(storage.open_storage(plan.url), progress.warning))
     options.store(study)
     study.pruner = PRUNERS[options.pruner](plan)
@@ -203,7 +207,7 @@ def run_plan(
         progress.warning(f"--trials {budget.trials} is fewer than the anchors: {', '.join(skipped)} will not run")
     if not budget.over(study.get_trials(deepcopy=False)):
         warn_of_slowness(plan, budget, progress)
-        known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
+        known = known or teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
         describe_run(study, plan, known, options, workers=workers, command=command)
         try:
             with live.kept(study, publish, progress) as between:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from kdsearch import data
+from kdsearch.data import folder
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 
@@ -105,3 +106,54 @@ def test_a_folder_needs_its_path(name: str):
 def test_a_path_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"must be there \(got .*nowhere/train\)"):
         load(tmp_path / "nowhere")
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(root: Path):
+    deep = np.full((4, 4), 32_896, dtype=np.uint16)  # 128 * 257
+    Image.fromarray(deep).save(root / "train" / "cat" / "0.png")
+    assert load(root, image_size=4).train.images[0].unique().tolist() == [128]
+
+
+def test_what_is_transparent_shows_white(root: Path):
+    paint(root / "train" / "cat" / "0.png", (10, 20, 30, 0), mode="RGBA")
+    assert load(root).train.images[0].unique().tolist() == [255]
+
+
+def test_a_photograph_is_turned_upright(root: Path):
+    picture = Image.new("RGB", (4, 4), (0, 0, 0))
+    picture.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.save(root / "train" / "cat" / "0.png", exif=exif)
+    image = load(root, image_size=4).train.images[0]
+    assert image[:, 3, 3].tolist() == [255, 0, 0]
+    assert image[:, 0, 0].tolist() == [0, 0, 0]
+
+
+def test_all_unreadable_images_are_counted(root: Path):
+    for path in (root / "train" / "cat" / "0.png", root / "test" / "dog" / "0.png"):
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match="2 of 6 are not"):
+        load(root)
+
+
+def test_without_a_test_folder_the_test_set_is_a_share_by_class(tmp_path: Path):
+    for name in ("cat", "dog"):
+        for number in range(10):
+            paint(tmp_path / "train" / name / f"{number}.png", (number, 0, 0))
+    first, second = load(tmp_path), load(tmp_path, split_seed=5)
+    assert (len(first.train), first.test.labels.bincount().tolist()) == (16, [2, 2])
+    assert first.test.images.equal(second.test.images)
+    assert "4 of its 20 images" in first.notes[0]
+
+
+def test_uneven_classes_are_told(root: Path):
+    for number in range(5):
+        paint(root / "train" / "cat" / f"more{number}.png", 0)
+    assert "7 training images of cat, 2 of dog" in load(root).notes[0]
+
+
+def test_images_that_do_not_fit_are_refused_with_a_size_that_does():
+    folder.check_memory(1000, 32, 10**9)
+    with pytest.raises(DataError, match="set image_size = 91 or less"):
+        folder.check_memory(1000, 224, 50_000_000)

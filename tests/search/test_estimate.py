@@ -36,6 +36,15 @@ def test_an_estimate_is_of_the_trials_that_the_budget_pays_for(limits, paid):
     assert epochs_within(**limits) == paid
 
 
+def test_a_steps_constant_cost_is_shared_by_a_larger_batch():
+    measured = {size: 0.003 + 0.16 / size for size in (16, 48)}  # about a ResNet18 of 32x32 on two cores
+    assert estimate.in_batches_of(128, measured) == pytest.approx(0.003 + 0.16 / 128)
+    assert estimate.in_batches_of(48, measured) == measured[48]
+    noisy = {16: 0.010, 48: 0.012}  # dearer in a larger batch: nothing is constant
+    assert estimate.in_batches_of(128, noisy) == pytest.approx(0.013)
+    assert estimate.in_batches_of(128, {16: 0.03, 48: 0.009}) == pytest.approx(48 * 0.009 / 128)
+
+
 @pytest.fixture
 def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher of 100 s, trials of 2 s an epoch and 1 s of timing each."""

@@ -394,7 +394,7 @@ def test_any_optuna_reads_a_studys_database(study_file, tmp_path):
         ({"dataset": "imagenet"}, DataError, r"data set must be known \(got imagenet\)"),
         ({"sampler": "cmaes"}, KdsearchError, r"--sampler must be known \(got cmaes\); choose one of tpe, nsga2"),
         ({"pruner": "median"}, KdsearchError, r"--pruner must be known \(got median\); choose one of pareto, none"),
-        ({"cost": "energy"}, KdsearchError, r"--cost must be known \(got energy\); choose one of latency, flops"),
+        ({"cost": "energy"}, KdsearchError, r"--cost must be known \(got energy\); choose one of flops, latency"),
         ({"trials": 0}, KdsearchError, r"--trials must be at least 1 \(got 0\)"),
         ({"epochs_budget": 0}, KdsearchError, r"--epochs-budget must be at least 1 \(got 0\)"),
         ({"timeout": -1.0}, KdsearchError, r"--timeout must be at least 0 \(got -1.0\)"),

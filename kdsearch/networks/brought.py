@@ -1,0 +1,164 @@
+"""A teacher that the user brings: a function named in the study file, checked, and given the input it is used to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdsearch.errors import TeacherError, shown
+from kdsearch.recipes import TeacherSpec
+
+
+class Adapted(nn.Module):
+    """A network behind the input that it is used to.
+
+    Args:
+        inner: the network.
+        given: mean and standard deviation that the images come normalised with, alike in all channels.
+        wanted: those that `inner` wants, of each channel or one for all; None: as they come.
+        size: height and width that `inner` wants; None: as they come.
+    """
+
+    def __init__(
+        self,
+        inner: nn.Module,
+        *,
+        given: tuple[float, float],
+        wanted: tuple[Sequence[float], Sequence[float]] | None,
+        size: int | None,
+    ) -> None:
+        super().__init__()
+        self.inner, self._size = inner, size
+        mean, std = given
+        means, stds = (torch.tensor(part, dtype=torch.float32) for part in wanted or ([mean], [std]))
+        self.scale: Tensor
+        self.shift: Tensor
+        # one multiplication and one addition: (x std + mean - means) / stds
+        self.register_buffer("scale", (std / stds)[:, None, None], persistent=False)
+        self.register_buffer("shift", ((mean - means) / stds)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (batch, classes), from a study's images, (batch, channels, height, width).
+
+        Images of one channel become as many as `mean` has.
+        """
+        changed = images * self.scale + self.shift
+        if self._size is not None:
+            changed = F.interpolate(changed, (self._size, self._size), mode="bilinear", antialias=True)
+        logits: Tensor = self.inner(changed)
+        return logits
+
+
+def core(network: nn.Module) -> nn.Module:
+    """The network that weights are of, without what adapts its input."""
+    return network.inner if isinstance(network, Adapted) else network
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def find(build: str) -> Any:
+    """The function that "package.module:function" names; modules in the current folder are found, too.
+
+    Raises:
+        TeacherError: there is none.
+    """
+    module, _, path = build.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that it hides nothing
+    remedy = "correct [teacher] build, or install what it needs"
+    try:
+        found: Any = import_module(module)
+    except Exception as error:
+        raise TeacherError(f"teacher.build must be importable: {_reason(error)}", got=build, remedy=remedy) from None
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise TeacherError(f"teacher.build must name what {module} holds", got=build, remedy=remedy)
+        found = getattr(found, name)
+    if not callable(found):
+        raise TeacherError(
+            "teacher.build must name a function or a class", got=f"{build}, a {type(found).__name__}", remedy=remedy
+        )
+    return found
+
+
+def construct(spec: TeacherSpec) -> nn.Module:
+    """Calls the teacher's function with its options.
+
+    Raises:
+        TeacherError: it fails or returns no `nn.Module`.
+    """
+    assert spec.build is not None
+    function = find(spec.build)
+    given = ", ".join(f"{key} = {value!r}" for key, value in spec.options.items()) or "no options"
+    try:
+        network = function(**spec.options)
+    except Exception as error:
+        raise TeacherError(
+            f"teacher.build must take the teacher's options: {_reason(error)}",
+            got=f"{spec.build} with {given}",
+            remedy="correct [teacher.options]",
+        ) from None
+    if not isinstance(network, nn.Module):
+        raise TeacherError(
+            "teacher.build must return an nn.Module",
+            got=f"{spec.build}, which returns a {type(network).__name__}",
+            remedy="name a function that returns one",
+        )
+    return network
+
+
+def adapted(network: nn.Module, spec: TeacherSpec, given: tuple[float, float]) -> nn.Module:
+    """The network behind the input that the study file says it wants; itself where it says nothing.
+
+    Args:
+        network: the teacher.
+        spec: `[teacher]` of a study.
+        given: mean and standard deviation of the study's images.
+    """
+    wanted = None if spec.mean is None or spec.std is None else (spec.mean, spec.std)
+    if wanted is None and spec.size is None:
+        return network
+    return Adapted(network, given=given, wanted=wanted, size=spec.size)
+
+
+def check_output(network: nn.Module, title: str, shape: tuple[int, int, int], classes: int) -> None:
+    """Refuses a network that does not make `classes` logits of each image of a batch.
+
+    Raises:
+        TeacherError: it fails on images of that shape, or makes something else.
+    """
+    network.eval()
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    images = "x".join(map(str, shape))
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(2, *shape, device=device))
+    except Exception as error:
+        raise TeacherError(
+            f"the teacher must take the study's images, {images}: {_reason(error)}",
+            got=title,
+            remedy="set [teacher] size, and mean and std of as many channels as it takes",
+        ) from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+        made = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TeacherError(
+            "the teacher must make logits, (batch, classes), of images",
+            got=f"{shown(str(made))} of 2 images from {title}",
+            remedy="let [teacher] build return a network that does",
+        )
+    if logits.shape[1] != classes:
+        raise TeacherError(
+            f"the teacher must have the data's number of classes, {classes}",
+            got=f"{logits.shape[1]} from {title}",
+            remedy=f"set it, often as num_classes = {classes} in [teacher.options]",
+        )

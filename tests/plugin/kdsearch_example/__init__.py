@@ -1,0 +1,1 @@
+"""A student family and a data set for kdsearch."""
