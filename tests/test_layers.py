@@ -19,9 +19,20 @@ LAYERS = [
     {"distil"},
     {"search"},
     {"reporting"},  # pages of figures: for those above, and itself in need of little (REPORTING_NEEDS)
-    {"bench", "slides"},
+    {"bench", "slides", "export"},
     {"claims"},
-    {"cli", "cli_bench", "cli_options", "cli_output", "cli_slides", "cli_worker", "console", "doctor", "__main__"},
+    {
+        "cli",
+        "cli_bench",
+        "cli_export",
+        "cli_options",
+        "cli_output",
+        "cli_slides",
+        "cli_worker",
+        "console",
+        "doctor",
+        "__main__",
+    },
 ]
 REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "storage"}
 LINES = 350
