@@ -36,6 +36,7 @@ class Attr:
     PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
+    WEIGHTS = "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended (search.keep)
     # of the slides' trainings alone:
     ROW = "row"  # of the deck: "m1", "c5"
     READING = "reading"  # of what the deck leaves open: "stated", "published"
@@ -60,6 +61,10 @@ class StudyAttr:
     OPTIONS = "options"  # how the search is run (see search.options), for the workers that join it
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the command line that ran last
+    EXPORTED = "exported"  # exported:NUMBER:FORMAT, what an exported file reached in its own runtime
+    MEASURED = "measured"  # measured:NUMBER:WHERE, a ratio in another runtime or on another device
+    SENT = "sent"  # sent:NUMBER, hashes of the networks that `kdsearch measure` wrote for a device
+    CONFIRMED = "confirmed"  # confirmed:NUMBER, the same student with other seeds
     SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
 
 

@@ -29,6 +29,7 @@ from kdsearch.progress import Progress
 from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
 from kdsearch.search import failures, pruner, space
 from kdsearch.search.clock import REST, Clock
+from kdsearch.search.keep import Keeper
 from kdsearch.spec import StudySpec
 
 MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next one is trained: a study comes to its end
@@ -161,6 +162,7 @@ class Objective:
         progress: told of epochs.
         cut: asked after each epoch why the trial has to end now, for a budget is spent; None: it may go on.
         clock: counts where the time goes; None: one of its own.
+        keeper: keeps the weights of trials on the front; None: nobody does.
     """
 
     def __init__(
@@ -171,7 +173,9 @@ class Objective:
         progress: Progress,
         cut: Callable[[Trial], str | None] = lambda trial: None,
         clock: Clock | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
+        self._keeper = keeper
         self._workshop = workshop
         self._seed = seed
         self._progress = progress
@@ -219,6 +223,9 @@ class Objective:
         workshop.keep(told=self._progress.warning)
         if hopeless:
             raise TrialPruned
+        if self._keeper is not None:
+            self._keeper.sweep(trial.study)
+            self._keeper.keep(trial, best.weights, (best.accuracy, timing.ratio))
         return best.accuracy, timing.ratio
 
     def _time(self, trial: Trial, student: nn.Module, config: Config) -> Timing:
