@@ -102,9 +102,10 @@ def optimize(
         int, typer.Option(min=1, help="Drawn for each trial, the most promising is trained; 1: the sampler's own draw.")
     ] = 24,
     pruner: Annotated[str, typer.Option(help="pareto or none.")] = "pareto",
-    cost: Annotated[str, typer.Option(help="latency (measured) or flops (counted operations: deterministic).")] = (
-        "latency"
-    ),
+    cost: Annotated[
+        str,
+        typer.Option(help="latency (measured in torch), onnx (in ONNX Runtime) or flops (counted: deterministic)."),
+    ] = "latency",
     seed: Annotated[int | None, typer.Option(help="Makes trials repeatable, with --cost flops the study.")] = None,
     train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,

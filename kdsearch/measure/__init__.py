@@ -15,4 +15,7 @@ Cost = Callable[[nn.Module, nn.Module, Tensor], Timing]
 
 COSTS: dict[str, Cost] = {"latency": latency.measure, "flops": flops.measure}
 
-__all__ = ["COSTS", "Cost", "accuracy", "logits"]
+COST_NAMES = (*COSTS, "onnx")
+"""What `--cost` may be: "onnx" (see `deployed`) is measured from bytes to logits, for the file holds both."""
+
+__all__ = ["COSTS", "COST_NAMES", "Cost", "accuracy", "logits"]

@@ -23,7 +23,7 @@ from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import COSTS, accuracy
+from kdsearch.measure import COSTS, accuracy, deployed, latency
 from kdsearch.measure.quiet import Gate
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
@@ -33,8 +33,6 @@ from kdsearch.search.keep import Keeper
 from kdsearch.spec import StudySpec
 
 MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next one is trained: a study comes to its end
-TOO_WIDE = 0.1  # of a timing's interval, relative to the ratio
-MAX_TIMINGS = 3  # of one student
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,11 @@ class Workshop:
     def answers(self) -> Answers | ViewAnswers:
         """The teacher's answers to the training images, or to their views where the students' recipe augments."""
         return self.teacher.answers_to_shown(self.split.train, self.spec.student.recipe.augment)
+
+    @property
+    def timed_on(self) -> torch.device:
+        """What a ratio is of: ONNX Runtime runs on the CPU here, wherever students are trained."""
+        return torch.device("cpu") if self.cost == "onnx" else self.device
 
     @cached_property
     def gate(self) -> Gate:
@@ -111,12 +114,14 @@ class Workshop:
         key: dict[str, Any] = {"architecture": architecture(config), "cost": self.cost}
         if self.cost != "flops":
             key |= {
-                "device": runtime.device_model(self.device),
-                "threads": self.spec.latency.threads if self.device.type == "cpu" else None,
+                "device": runtime.device_model(self.timed_on),
+                "threads": self.spec.latency.threads if self.timed_on.type == "cpu" else None,
                 "batch": self.spec.latency.batch,
                 "precision": "float32",
                 "torch": torch.__version__,
             }
+        if self.cost == "onnx":
+            key["runtime"] = deployed.version()
         return json.dumps(key, sort_keys=True)
 
     def measure(self, student: nn.Module) -> Timing:
@@ -125,17 +130,15 @@ class Workshop:
         One whose interval is wide is taken again, a few times, and the narrowest is kept: before it is stored, whatever
         the ratio. A timing that is stored stands.
         """
-        batch = self.split.example(self.spec.latency.batch)
-        taken: list[Timing] = []
+
+        def take() -> Timing:
+            if self.cost == "onnx":
+                return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
+            batch = self.split.example(self.spec.latency.batch)
+            return COSTS[self.cost](self.teacher.network, student, batch)
+
         with runtime.threads(self.spec.latency.threads):
-            while not taken or (_width(taken[-1]) > TOO_WIDE and len(taken) < MAX_TIMINGS):
-                taken.append(COSTS[self.cost](self.teacher.network, student, batch))
-        return min(taken, key=_width)
-
-
-def _width(timing: Timing) -> float:
-    """Of a timing's interval, relative to the ratio."""
-    return (timing.high - timing.low) / timing.ratio
+            return latency.steady(take)
 
 
 @dataclass

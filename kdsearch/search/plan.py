@@ -12,7 +12,7 @@ from optuna import Study
 
 from kdsearch import data, networks, runtime, spec
 from kdsearch.errors import DefinitionError, KdsearchError
-from kdsearch.measure import COSTS
+from kdsearch.measure import COST_NAMES, deployed
 from kdsearch.records import StudyAttr
 from kdsearch.storage import DEFAULT_STORAGE
 
@@ -82,7 +82,9 @@ def make_plan(
         KdsearchError: anything is unknown, missing or broken.
     """
     chosen = runtime.resolve_device(device)
-    check_choice("--cost", cost, COSTS)
+    check_choice("--cost", cost, COST_NAMES)
+    if cost == "onnx":
+        deployed.require("--cost onnx")
     loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs)
     split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
     title = name or Path(loaded.data.name.replace(":", "/")).name

@@ -130,7 +130,7 @@ def optimize(
         candidates: drawn for each trial, of which the most promising is trained (`ProposalSampler`); 1: the sampler's
             own draw.
         pruner: `pareto` or `none`.
-        cost: `latency` (measured) or `flops` (counted operations: deterministic).
+        cost: `latency` (measured in torch), `onnx` (in ONNX Runtime on the CPU) or `flops` (counted: deterministic).
         seed: seeds each trial's sampler and training together with the trial's number.
         train_size, max_epochs: less work, for a first look.
         timeout: seconds after which no new trial starts, and the running one ends with its epoch (an anchor is
