@@ -13,7 +13,7 @@ import typer
 
 from kdsearch import __version__, signals
 from kdsearch.cli_bench import bench
-from kdsearch.cli_export import pick
+from kdsearch.cli_export import export, pick
 from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.cli_slides import claims, slides
@@ -37,6 +37,7 @@ app.command()(slides)
 app.command()(claims)
 app.command()(worker)
 app.command()(pick)
+app.command()(export)
 
 ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
 
