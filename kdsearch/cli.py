@@ -13,6 +13,8 @@ import typer
 
 from kdsearch import __version__, signals
 from kdsearch.cli_bench import bench
+from kdsearch.cli_confirm import confirm
+from kdsearch.cli_dashboard import dashboard
 from kdsearch.cli_export import export, pick
 from kdsearch.cli_options import DataDir, Device, Json, Name, PlotlyJs, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
@@ -38,6 +40,8 @@ app.command()(claims)
 app.command()(worker)
 app.command()(pick)
 app.command()(export)
+app.command()(dashboard)
+app.command()(confirm)
 
 ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
 
@@ -122,6 +126,7 @@ def optimize(
 ) -> None:
     """Search for students worth deploying; run it again and it goes on where it stopped."""
     from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting.live import Page
     from kdsearch.search import estimate
     from kdsearch.search import plan as plans
     from kdsearch.search import study as search
@@ -149,7 +154,9 @@ def optimize(
     command = command_line(storage)
     with ConsoleProgress() as progress, ending(progress):
         try:
-            optuna_study = search.run_plan(planned, options, workers=workers, command=command, progress=progress)
+            optuna_study = search.run_plan(
+                planned, options, workers=workers, command=command, progress=progress, publish=Page(planned.url)
+            )
         except RunError:
             write_report(find_study(storage, planned.name), storage, report)
             raise
@@ -188,30 +195,13 @@ def status(
 
 
 @app.command()
-def dashboard(
-    storage: Storage = DEFAULT_STORAGE,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; use an SSH tunnel from elsewhere.")] = 8080,
-) -> None:
-    """Watch studies live in optuna-dashboard, on this machine only."""
-    from kdsearch.storage import masked, open_storage
-
-    backend = open_storage(storage, log=False)  # makes the tables first: the dashboard cannot start without
-    import optuna_dashboard
-
-    print(f"optuna-dashboard of {masked(storage)} on http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr)
-    try:
-        optuna_dashboard.run_server(backend, host="127.0.0.1", port=port)
-    except OSError as error:
-        raise KdsearchError(
-            f"the port must be free: {error.strerror}", got=port, remedy="give another --port"
-        ) from None
-
-
-@app.command()
 def train(
     trial: Annotated[int, typer.Option(min=0, help="Number of the trial.")],
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Train on the validation images too, to the epoch that the search chose.")
+    ] = False,
     data_dir: DataDir = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The weights' file [default: NAME-trial-N.safetensors].")] = None,
@@ -223,21 +213,25 @@ def train(
 
     study = find_study(storage, name)
     with ConsoleProgress() as progress:
-        student = retrain.retrain(study, trial, data_dir=data_dir, device=device, progress=progress)
-    path = out or Path(re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}") + ".safetensors")
+        student = retrain.retrain(study, trial, whole=whole, data_dir=data_dir, device=device, progress=progress)
+    path = out or Path(
+        re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}" + ("-whole" if whole else "")) + ".safetensors"
+    )
     retrain.save(student, path)
     scores = {
         "trial": trial,
         "accuracy": student.accuracy,
         "test_accuracy": student.test_accuracy,
         "epoch": student.epoch,
+        "whole": whole,
         "params": student.config,
         "weights": str(path),
     }
     if as_json:
         print(json.dumps(scores))
     else:
-        print(f"trial {trial}: validation accuracy {student.accuracy:.2%}, test accuracy {student.test_accuracy:.2%}")
+        chosen = "on the whole training set" if whole else f"validation accuracy {student.accuracy:.2%}"
+        print(f"trial {trial}: {chosen}, test accuracy {student.test_accuracy:.2%}")
         print(f"best epoch {student.epoch}, weights in {path}")
 
 

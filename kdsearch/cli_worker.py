@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ending(progress: ConsoleProgress) -> Iterator[None]:
+def ending(progress: ConsoleProgress, kept: str = "finished trials") -> Iterator[None]:
     """Runs its body until it ends or SIGTERM or Ctrl-C arrives; then trials are handed back and the exit code says so.
 
     Raises:
@@ -28,7 +28,7 @@ def ending(progress: ConsoleProgress) -> Iterator[None]:
         with signals.handled():
             yield
     except KeyboardInterrupt:
-        progress.warning("interrupted: finished trials are kept; the same command goes on")
+        progress.warning(f"interrupted: {kept} are kept; the same command goes on")
         number = signals.received()
         raise typer.Exit(130 if number is None else 128 + number) from None
 
@@ -46,7 +46,9 @@ def worker(
     """Join a study from any machine that reaches its storage, and run trials until it is done."""
     from kdsearch import signals
     from kdsearch.console import ConsoleProgress
+    from kdsearch.reporting.live import Page
     from kdsearch.search.worker import join
 
+    publish = Page(storage) if supervisor is None else None  # a supervisor keeps the live view itself
     with ConsoleProgress() as progress, ending(progress), signals.tied_to(supervisor):
-        join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress)
+        join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=publish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -81,7 +82,7 @@ class ConsoleProgress(progress.Progress):
     def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
         """A bar for the study, in trials or epochs; it has no end where only time ends the study."""
         if done:
-            held = f"{done} finished trials" if unit == "trials" else f"{done} epochs of training"
+            held = f"{done} epochs of training" if unit == "epochs" else f"{done} finished {unit}"
             self.line(f"the study holds {held}; going on" + ("" if total is None else f" to {total}"))
         self._unit = unit
         self._study = self._bars.add_task(unit, total=total, completed=done, now="")
@@ -99,16 +100,17 @@ class ConsoleProgress(progress.Progress):
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
         """Shows a running trial's last epoch."""
         others = f" ({len(self._labels)} run)" if len(self._labels) > 1 else ""
-        self._now(f"{self._labels[number]}: epoch {record.epoch}/{epochs}, accuracy {record.accuracy:.2%}{others}")
+        reached = "" if math.isnan(record.accuracy) else f", accuracy {record.accuracy:.2%}"
+        self._now(f"{self._labels[number]}: epoch {record.epoch}/{epochs}{reached}{others}")
         if self._unit == "epochs":
             self._advance()
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
-        """A line for the trial, and a step of a bar of trials if it counts."""
+        """A line for the trial, and a step of the bar if it counts and the bar is not of epochs."""
         label = self._labels.pop(number, f"trial {number}")
         self.line(f"{label:<14} {state.lower():<9} {text}", STYLES.get(state, ""))
         self._now("")
-        if counted and self._unit == "trials":
+        if counted and self._unit != "epochs":
             self._advance()
 
     def _advance(self) -> None:

@@ -21,7 +21,7 @@ class Progress:
         """A teacher stands, with its test accuracy."""
 
     def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
-        """A study that holds `done` (finished) "trials" or "epochs" runs until it holds `total`; None: for a time."""
+        """A study that holds `done` (finished) "trials", "epochs" or "runs" goes on to `total`; None: for a time."""
 
     def study_finished(self, spent: str) -> None:
         """A run is over; `spent` says where its time went: "training 94 %, timing 3 %"."""

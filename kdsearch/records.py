@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 METRICS = ("accuracy", "ratio")
@@ -64,7 +65,7 @@ class StudyAttr:
     EXPORTED = "exported"  # exported:NUMBER:FORMAT, what an exported file reached in its own runtime
     MEASURED = "measured"  # measured:NUMBER:WHERE, a ratio in another runtime or on another device
     SENT = "sent"  # sent:NUMBER, hashes of the networks that `kdsearch measure` wrote for a device
-    CONFIRMED = "confirmed"  # confirmed:NUMBER, the same student with other seeds
+    CONFIRMED = "confirmed:"  # begins the names under which a trial's confirmation is kept, its number follows
     SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
 
 
@@ -152,3 +153,50 @@ DISTILLATION = ("loss_weight", "temperature", "epochs", "batch_size", *OPTIONAL)
 def architecture(config: Config) -> Config:
     """The part of a configuration that decides the student's time and size."""
     return {key: value for key, value in config.items() if key not in DISTILLATION}
+
+
+@dataclass(frozen=True)
+class ConfirmedRun:
+    """A student trained once more, on the whole training set with a seed of its own.
+
+    Attributes:
+        seed: of its weights and its training.
+        test_accuracy: after the epoch that the search chose, a fraction.
+        ratio, ratio_low, ratio_high: timed anew, with the 95 % interval of that timing.
+        seconds: wall-clock seconds of the training.
+    """
+
+    seed: int
+    test_accuracy: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    seconds: float
+
+
+def confirmed_runs(stored: object) -> list[ConfirmedRun]:
+    """The runs that a study keeps of a trial's confirmation; what is malformed falls out, for a storage is anybody's.
+
+    Args:
+        stored: the value of an attribute whose name begins with `StudyAttr.CONFIRMED`.
+    """
+    runs = stored.get("runs") if isinstance(stored, dict) else None
+    found = map(_confirmed_run, runs if isinstance(runs, list) else [])
+    seeds: dict[int, ConfirmedRun] = {}
+    for run in found:
+        if run is not None:
+            seeds.setdefault(run.seed, run)  # a seed counts once
+    return list(seeds.values())
+
+
+def _confirmed_run(stored: object) -> ConfirmedRun | None:
+    names = [field.name for field in fields(ConfirmedRun)]
+    if not isinstance(stored, dict) or not all(_is_number(stored.get(name)) for name in names):
+        return None
+    run = ConfirmedRun(**{name: stored[name] for name in names})
+    sound = isinstance(run.seed, int) and 0 <= run.test_accuracy <= 1 and 0 < run.ratio_low <= run.ratio_high
+    return run if sound and run.ratio > 0 else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

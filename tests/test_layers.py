@@ -25,6 +25,8 @@ LAYERS = [
         "cli",
         "cli_bench",
         "cli_export",
+        "cli_confirm",
+        "cli_dashboard",
         "cli_options",
         "cli_output",
         "cli_slides",
@@ -34,7 +36,7 @@ LAYERS = [
         "__main__",
     },
 ]
-REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "storage"}
+REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "stats", "storage"}
 LINES = 350
 PUBLIC = [
     "KdsearchError",

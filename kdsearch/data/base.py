@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -30,6 +31,10 @@ class ImageSet:
     def subset(self, indices: Tensor) -> ImageSet:
         """The images with these indices, in their order."""
         return ImageSet(self.images[indices], self.labels[indices])
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """These images and then the others, on the same device."""
+        return ImageSet(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
 
     def to(self, device: torch.device) -> ImageSet:
         """The same images on a device."""
@@ -83,6 +88,14 @@ class Split:
         """Channels, height and width of an image."""
         channels, height, width = self.train.images.shape[1:]
         return int(channels), int(height), int(width)
+
+    def undivided(self) -> Split:
+        """The same data with the validation images put behind the training images, and none left to validate on.
+
+        Of the same fingerprint: the images are the same, and what is kept of them goes by their own.
+        """
+        nobody = self.validation.subset(self.validation.labels.new_empty(0))
+        return dataclasses.replace(self, train=self.train.joined(self.validation), validation=nobody)
 
     def prepare(self, images: Tensor) -> Tensor:
         """A network's input, float32, from images of bytes, uint8; the shape stays."""

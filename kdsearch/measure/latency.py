@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
@@ -11,6 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from kdsearch.measure import memory
 from kdsearch.records import Timing
 from kdsearch.stats import median_interval
 
@@ -87,14 +89,15 @@ def _width(timing: Timing) -> float:
 
 
 def compare(teacher: Call, student: Call, *, batch: int, kind: str) -> Timing:
-    """The ratio of two calls on the CPU, in any runtime, in turn.
+    """The ratio of two calls on the CPU, in any runtime, in turn, with memory kept between them (`memory.kept`).
 
     Args:
         teacher, student: one inference of a batch each.
         batch: its images.
         kind: what the timing is called.
     """
-    of_teacher, of_student = _pairs(teacher, student, torch.device("cpu"))
+    with memory.kept():
+        of_teacher, of_student = _pairs(teacher, student, torch.device("cpu"))
     return summary(of_teacher, of_student, batch=batch, kind=kind)
 
 
@@ -139,8 +142,9 @@ def _alike(*networks: nn.Module) -> None:
 def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     """The inference ratio, teacher time / student time, on one batch.
 
-    Interleaved, warmed up and synchronised. On a CPU the calls are eager, with as many threads as the caller has
-    set; on CUDA the ratio is of replayed graphs, with that of eager calls beside it.
+    Interleaved, warmed up and synchronised, with memory kept between calls (`memory.kept`). On a CPU the calls are
+    eager, with as many threads as the caller has set; on CUDA the ratio is of replayed graphs, with that of eager calls
+    beside it.
 
     Args:
         teacher, student: on the batch's device; left in evaluation mode.
@@ -149,22 +153,12 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     _alike(teacher, student)
     device = batch.device
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.inference_mode(), on_device:
+    with torch.inference_mode(), on_device, memory.kept():
         timed = eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
         if device.type == "cuda":
             timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
-    ratio, low, high = median_interval(ratios(*timed))
-    return Timing(
-        ratio=ratio,
-        low=low,
-        high=high,
-        teacher_seconds=statistics.median(timed[0]),
-        student_seconds=statistics.median(timed[1]),
-        batch=len(batch),
-        pairs=len(timed[0]),
-        kind="latency",
-        eager_ratio=statistics.median(ratios(*eager)) if timed is not eager else None,
-    )
+    found = summary(*timed, batch=len(batch), kind="latency")
+    return found if timed is eager else dataclasses.replace(found, eager_ratio=statistics.median(ratios(*eager)))
 
 
 def eager_pairs(
@@ -188,5 +182,5 @@ def eager_pairs(
         return lambda: network(batch).argmax(1).cpu() if to_host else network(batch)
 
     on_device = torch.cuda.device(batch.device) if batch.device.type == "cuda" else nullcontext()
-    with torch.inference_mode(), on_device:
+    with torch.inference_mode(), on_device, memory.kept():
         return _pairs(call(teacher), call(student), batch.device, least)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from optuna import Study, Trial, TrialPruned
@@ -25,8 +25,22 @@ from kdsearch.search.plan import Plan
 LOOK = 1.0  # seconds between two looks at a study whose trials are all taken by others
 
 
-def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progress: Progress) -> None:
+def run(
+    study: Study,
+    objective: Objective,
+    plan: Plan,
+    *,
+    budget: Budget,
+    progress: Progress,
+    between: Callable[[], None] = lambda: None,
+) -> None:
     """Runs trials until the budget lets no new one start; a running one goes back to the study on an interruption.
+
+    Args:
+        study, objective, plan: what runs.
+        budget: of the study.
+        progress: told of trials.
+        between: called between trials, and while there is none to run.
 
     Raises:
         RunError: too many trials in a row failed (see `failures.Streak`).
@@ -42,6 +56,7 @@ def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progr
             changed |= anchors.enqueue_missing(study, plan.spec, at_most=budget.trials, trials=trials)
             claimed = claims.claim(study, budget.trials, None if changed else trials)
             if claimed is None:
+                between()
                 signals.pause(LOOK * random.uniform(0.5, 1))  # of workers that wait together one looks first
                 continue
             trial = run_one(study, objective, claimed)
@@ -52,6 +67,7 @@ def run(study: Study, objective: Objective, plan: Plan, *, budget: Budget, progr
                     f"{streak.count} trials in a row failed, the last one with: {reason}",
                     remedy="mend the cause and run the same command again: finished trials are kept",
                 )
+            between()
     except KeyboardInterrupt:
         hand_back_own(study)
         raise

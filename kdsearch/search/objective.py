@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -101,9 +102,18 @@ class Workshop:
             prepare=self.split.prepare,
             answers=self.answers if lesson.needs_teacher(config) else None,
             student_spec=self.spec.student,
-            validate=lambda network: accuracy(network, self.split.validation, self.split.prepare),
+            validate=self.validate,
             on_step=lambda step: self.gate.step(),
         )
+
+    def undivided(self) -> Workshop:
+        """A workshop of the same study that teaches on the whole training set; it times nothing, for want of images."""
+        return dataclasses.replace(self, split=self.split.undivided())
+
+    def validate(self, student: nn.Module) -> float:
+        """Validation accuracy, a fraction; NaN where no images were held back for it."""
+        held = self.split.validation
+        return accuracy(student, held, self.split.prepare) if len(held) else math.nan
 
     def test(self, student: nn.Module) -> float:
         """Test accuracy, a fraction."""

@@ -1,23 +1,24 @@
-"""A trial's student trained again, exactly as in its study."""
+"""A trial's student trained again: exactly as in its study, or on the whole training set."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optuna import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
 from kdsearch import files
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, StorageError
 from kdsearch.progress import Progress
-from kdsearch.records import Attr, StudyAttr
+from kdsearch.records import Attr, Config, EpochRecord, StudyAttr
 from kdsearch.search.objective import Best, Workshop
-from kdsearch.search.plan import rejoin
+from kdsearch.search.plan import Plan, rejoin
 from kdsearch.storage import load_trial
 
 
@@ -26,15 +27,16 @@ class Retrained:
     """A student trained again.
 
     Attributes:
-        network: with the weights of its best validated checkpoint.
+        network: with the weights of its best validated checkpoint; on the whole training set, of its last epoch.
         epoch: of that checkpoint.
-        accuracy, test_accuracy: its validation and test accuracy, fractions.
+        accuracy: its validation accuracy, a fraction; None where the validation images were trained on.
+        test_accuracy: a fraction.
         config: its configuration.
     """
 
     network: nn.Module
     epoch: int
-    accuracy: float
+    accuracy: float | None
     test_accuracy: float
     config: dict[str, Any]
 
@@ -51,14 +53,66 @@ def find_trial(study: Study, number: int) -> FrozenTrial:
     return trial
 
 
+def find_finished(study: Study, number: int) -> FrozenTrial:
+    """The complete trial of that number, with the epoch that validation chose.
+
+    Raises:
+        StorageError: there is none, or it is not complete, or it does not say which epoch was chosen.
+    """
+    trial = load_trial(study, number)
+    if trial.state != TrialState.COMPLETE:
+        raise StorageError("the trial must be complete", got=f"trial {number}, {trial.state.name}", remedy=STATUS)
+    best, seed = trial.user_attrs.get(Attr.BEST_EPOCH), trial.user_attrs.get(Attr.SEED)
+    config = trial.user_attrs.get(Attr.CONFIG)
+    if not isinstance(best, int) or not isinstance(seed, int) or not isinstance(config, dict):
+        raise StorageError("the trial must say which epoch validation chose", got=f"trial {number}", remedy=STATUS)
+    if not 1 <= best <= config.get("epochs", 0):
+        raise StorageError("the trial's best epoch must be one of its epochs", got=f"trial {number}", remedy=STATUS)
+    return trial
+
+
+STATUS = "`kdsearch status` lists the front"
+
+
+def check_data(study: Study, plan: Plan) -> None:
+    """Refuses other data or another teacher than the study's.
+
+    Raises:
+        DefinitionError: a fingerprint differs.
+        TeacherError: the teacher's weights cannot be read.
+    """
+    stored = study.user_attrs[StudyAttr.DEFINITION]
+    expected = stored["data"]["fingerprint"]
+    if plan.split.fingerprint != expected:
+        raise DefinitionError(
+            f"the data must be those of the study (fingerprint {expected})",
+            got=plan.split.fingerprint,
+            remedy="name their folder with --data-dir",
+        )
+    expected, found = stored["teacher"]["fingerprint"], teacher.fingerprint(plan.spec.teacher, plan.split)
+    if found != expected:
+        raise DefinitionError(
+            f"the teacher must be that of the study (fingerprint {expected})",
+            got=found,
+            remedy="put the study's own weights back where its study file names them",
+        )
+
+
 def retrain(
-    study: Study, number: int, *, data_dir: str | None = None, device: str = "auto", progress: Progress | None = None
+    study: Study,
+    number: int,
+    *,
+    whole: bool = False,
+    data_dir: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> Retrained:
     """Trains a trial's student again: same data, teacher, configuration and seed, as many epochs as it ran.
 
     Args:
         study: made by kdsearch.
         number: of the trial.
+        whole: whether to train on the validation images too, to the epoch that the search chose.
         data_dir: where data sets lie.
         device: as of `optimize`.
         progress: told of epochs.
@@ -67,30 +121,65 @@ def retrain(
         KdsearchError: the study, the trial or the data set is not as it was.
     """
     progress = progress or Progress()
-    trial = find_trial(study, number)
+    trial = find_finished(study, number) if whole else find_trial(study, number)
     plan = rejoin(study, url="", data_dir=data_dir, device=device)
-    file, split = plan.spec, plan.split
-    expected = study.user_attrs[StudyAttr.DEFINITION]["data"]["fingerprint"]
-    if split.fingerprint != expected:
-        raise DefinitionError(
-            f"the data must be those of the study (fingerprint {expected})",
-            got=split.fingerprint,
-            remedy="name their folder with --data-dir",
-        )
-    workshop = Workshop(file, split, teacher.obtain(file.teacher, split, progress=progress), "flops")
+    check_data(study, plan)
+    known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
+    workshop = Workshop(plan.spec, plan.split, known, "flops")
     config, seed = trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED]
-    student = workshop.build(config, seed)
-    last = max(map(int, trial.user_attrs.get(Attr.CURVE, {})), default=0) or config["epochs"]
-    best = Best()
     progress.study_started(0, 1)
     progress.trial_started(number, trial.user_attrs.get(Attr.ANCHOR), config)
-    for record in workshop.teach(student, config, seed):
-        best.see(record, student)
+
+    def on_epoch(record: EpochRecord) -> None:
         progress.trial_epoch(number, record, config["epochs"])
-        if record.epoch == last:
-            break
+
+    if whole:
+        workshop = workshop.undivided()
+        last = trial.user_attrs[Attr.BEST_EPOCH]
+        student, _ = taught_to(workshop, config, seed, last=last, on_epoch=on_epoch)
+        return Retrained(student, last, None, workshop.test(student), config)
+    last = max(map(int, trial.user_attrs.get(Attr.CURVE, {})), default=0) or config["epochs"]
+    best = Best()
+    student, _ = taught_to(workshop, config, seed, last=last, on_epoch=on_epoch, best=best)
     student.load_state_dict(best.weights)
     return Retrained(student, best.epoch, best.accuracy, workshop.test(student), config)
+
+
+def taught_to(
+    workshop: Workshop,
+    config: Config,
+    seed: int,
+    *,
+    last: int,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    best: Best | None = None,
+) -> tuple[nn.Module, float]:
+    """A new student after its first so many epochs: the prefix of the training that its configuration describes.
+
+    Args:
+        workshop: of the study; `Workshop.undivided` teaches on the whole training set.
+        config: of the student.
+        seed: of its weights and its training.
+        last: the epoch to end with, at most the configuration's.
+        on_epoch: told of each.
+        best: shown the student after each, where a checkpoint is to be chosen; None: the last one stands.
+
+    Returns:
+        The student and the seconds that its training took, validation left out.
+
+    Raises:
+        TrialError: the loss or the weights are not finite.
+    """
+    student = workshop.build(config, seed)
+    seconds = 0.0
+    for record in workshop.teach(student, config, seed):
+        seconds += record.seconds
+        if best is not None:
+            best.see(record, student)
+        on_epoch(record)
+        if record.epoch == last:
+            break
+    return student, seconds
 
 
 def save(student: Retrained, path: Path) -> None:

@@ -18,7 +18,7 @@ from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, StudyAttr
-from kdsearch.search import clock, liveness, samplers, space
+from kdsearch.search import clock, live, liveness, samplers, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import open_study
 from kdsearch.search.estimate import estimate
@@ -184,8 +184,16 @@ def check_options(options: Options) -> None:
     options.budget()
 
 
-def run_plan(plan: Plan, options: Options, *, workers: int = 1, command: str | None, progress: Progress) -> Study:
-    """Runs a plan: the study opened, the teacher obtained, trials run here or by workers; see `optimize`."""
+def run_plan(
+    plan: Plan,
+    options: Options,
+    *,
+    workers: int = 1,
+    command: str | None,
+    progress: Progress,
+    publish: live.Publish | None = None,
+) -> Study:
+    """Runs a plan: the study opened, the teacher obtained, trials run here or by workers; see `optimize` and `live`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
     budget = options.budget()
     study = open_study(plan, patience.patient(storage.open_storage(plan.url), progress.warning))
@@ -199,10 +207,11 @@ def run_plan(plan: Plan, options: Options, *, workers: int = 1, command: str | N
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
         describe_run(study, plan, known, options, workers=workers, command=command)
         try:
-            if workers > 1:
-                supervise(study, plan, options, workers=workers, progress=progress)
-            else:
-                work(study, plan, known, options, budget=budget, progress=progress)
+            with live.kept(study, publish, progress) as between:
+                if workers > 1:
+                    supervise(study, plan, options, workers=workers, progress=progress, between=between)
+                else:
+                    work(study, plan, known, options, budget=budget, progress=progress, between=between)
         finally:
             storage.fold(study._storage)
     return study
@@ -228,9 +237,16 @@ def describe_run(
 
 
 def work(
-    study: Study, plan: Plan, known: teacher.Teacher, options: Options, *, budget: Budget, progress: Progress
+    study: Study,
+    plan: Plan,
+    known: teacher.Teacher,
+    options: Options,
+    *,
+    budget: Budget,
+    progress: Progress,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs trials in this process until the study is done, beside whoever else does.
+    """Runs trials in this process until the study is done, beside whoever else does; see `loop.run`.
 
     Raises:
         RunError: too many trials in a row failed (see `failures.Streak`).
@@ -245,7 +261,7 @@ def work(
     objective = Objective(workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted, keeper=keeper)
     try:
         with counted.spent_on(clock.REST):
-            run(study, objective, plan, budget=budget, progress=progress)
+            run(study, objective, plan, budget=budget, progress=progress, between=between)
     finally:
         workshop.keep(now=True, told=progress.warning)
         keeper.sweep(study)

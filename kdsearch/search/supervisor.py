@@ -150,7 +150,15 @@ def _crew(plan: Plan, workers: int, seconds_left: Callable[[], float | None]) ->
                 crew.stop()
 
 
-def supervise(study: Study, plan: Plan, options: Options, *, workers: int, progress: Progress) -> None:
+def supervise(
+    study: Study,
+    plan: Plan,
+    options: Options,
+    *,
+    workers: int,
+    progress: Progress,
+    between: Callable[[], None] = lambda: None,
+) -> None:
     """Runs a study with workers until its budget is spent.
 
     Args:
@@ -159,6 +167,7 @@ def supervise(study: Study, plan: Plan, options: Options, *, workers: int, progr
         options: of the run.
         workers: processes to run.
         progress: told of all trials of the study, whoever runs them.
+        between: called between two looks at the workers.
 
     Raises:
         RunError: a worker says that it cannot go on, or workers die without finishing anything.
@@ -185,6 +194,7 @@ def supervise(study: Study, plan: Plan, options: Options, *, workers: int, progr
                     _tell(child, progress)
                     crew.start(index)
             hand_back_abandoned(study, monitor.look(), watch, progress)
+            between()
             if monitor.finished > finished:
                 deaths, finished = 0, monitor.finished
             if deaths >= DEATHS_IN_A_ROW * workers:

@@ -10,7 +10,7 @@ from kdsearch import patience, storage
 from kdsearch.distil import teacher
 from kdsearch.measure import deployed
 from kdsearch.progress import Progress
-from kdsearch.search import options
+from kdsearch.search import live, options
 from kdsearch.search.definition import check_definition
 from kdsearch.search.plan import rejoin
 from kdsearch.search.study import PRUNERS, warn_of_slowness, work
@@ -24,6 +24,7 @@ def join(
     device: str = "auto",
     timeout: float | None = None,
     progress: Progress | None = None,
+    publish: live.Publish | None = None,
 ) -> Study:
     """Runs trials of a study until it is done; what `kdsearch worker` does.
 
@@ -34,6 +35,7 @@ def join(
         device: as of `study.optimize`.
         timeout: seconds after which this worker begins no trial; None: the study's.
         progress: told of what happens; None: nobody is.
+        publish: writes the live view, should this worker be the one that keeps it; None: it never is.
 
     Raises:
         KdsearchError: there is no such study, or this machine's data, teacher or device are not its own.
@@ -53,7 +55,8 @@ def join(
         warn_of_slowness(plan, budget, progress)
         known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
         try:
-            work(study, plan, known, found, budget=budget, progress=progress)
+            with live.kept(study, publish, progress) as between:
+                work(study, plan, known, found, budget=budget, progress=progress, between=between)
         finally:
             storage.fold(study._storage)
     return study

@@ -1,0 +1,239 @@
+"""What was confirmed of a front: means and intervals over repeats, and whether its order survives them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from kdsearch import pareto
+from kdsearch.records import StudyAttr, confirmed_runs
+from kdsearch.reporting import words
+from kdsearch.stats import mean_interval, student_t
+
+COLUMNS = (
+    "trial", "repeats", "epochs", "test_accuracy", "test_low", "test_high", "ratio", "ratio_low", "ratio_high"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A member of the front that another one dominates once both are confirmed.
+
+    Attributes:
+        trial: the member.
+        by: who dominates it, by confirmed mean test accuracy and mean ratio.
+        clear: whether more than noise says so (see `is_clear`).
+        before: whether the search's own test accuracy and ratio said so already: a front is chosen by validation.
+    """
+
+    trial: int
+    by: int
+    clear: bool
+    before: bool
+
+
+@dataclass(frozen=True)
+class Order:
+    """What became of a front's order.
+
+    Attributes:
+        front: how many members the front has.
+        confirmed: numbers of those that were confirmed, ascending.
+        repeats: fewest and most runs of a confirmed member; (0, 0) where there is none.
+        behind: all pairs of confirmed members of which one dominates the other, by `trial`, the clear ones first.
+    """
+
+    front: int
+    confirmed: tuple[int, ...]
+    repeats: tuple[int, int]
+    behind: tuple[Behind, ...]
+
+    @property
+    def worst(self) -> list[Behind]:
+        """One pair for each member that is behind: a clear one if there is any."""
+        found: dict[int, Behind] = {}
+        for pair in self.behind:
+            found.setdefault(pair.trial, pair)
+        return list(found.values())
+
+    @property
+    def staying(self) -> list[int]:
+        """Confirmed members that no other confirmed member dominates."""
+        fallen = {pair.trial for pair in self.behind}
+        return [trial for trial in self.confirmed if trial not in fallen]
+
+
+def confirmations(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a confirmed trial, by number; accuracies are fractions.
+
+    `test_accuracy` and `ratio` are means over repeats, with Student's 95 % interval; with one repeat its ends are NaN.
+    Attributes that are malformed fall out, and so do malformed runs.
+
+    Args:
+        study_attrs: the user attributes of a study.
+    """
+    rows = [row for key, value in study_attrs.items() if (row := _row(str(key), value)) is not None]
+    return pd.DataFrame(sorted(rows), columns=list(COLUMNS))
+
+
+def _row(key: str, value: object) -> tuple[float, ...] | None:
+    number = key.removeprefix(StudyAttr.CONFIRMED)
+    if (
+        number == key
+        or not (number.isascii() and number.isdigit())
+        or len(number) > 9
+        or not isinstance(value, Mapping)
+    ):
+        return None
+    epochs = words.number(value.get("epochs"))
+    runs = confirmed_runs(value)
+    if not runs or value.get("trial") != int(number) or not epochs >= 1:
+        return None
+    test = _mean([run.test_accuracy for run in runs])
+    return int(number), len(runs), int(epochs), *test, *_mean([run.ratio for run in runs])
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and interval over repeats; one value has no interval."""
+    if len(values) == 1:
+        return values[0], math.nan, math.nan
+    found = mean_interval(values)
+    return found.mean, found.low, found.high
+
+
+def order(front: pd.DataFrame, confirmed: pd.DataFrame) -> Order:
+    """Whether a front's order survives its confirmation.
+
+    Args:
+        front: one row a member, with `trial`, and the search's `test_accuracy` and `ratio`.
+        confirmed: of `confirmations`; trials outside the front do not count.
+    """
+    search = {int(row["trial"]): row for row in front.to_dict("records")}
+    rows = {int(row["trial"]): row for row in confirmed.to_dict("records") if int(row["trial"]) in search}
+    behind = [
+        (Behind(trial, by, is_clear(better, row), pareto.dominates(_point(search[by]), _point(search[trial]))), better)
+        for trial, row in rows.items()
+        for by, better in rows.items()
+        if pareto.dominates(_point(better), _point(row))
+    ]
+    behind.sort(key=lambda pair: (pair[0].trial, not pair[0].clear, -pair[1]["test_accuracy"], pair[0].by))
+    counts = [int(row["repeats"]) for row in rows.values()]
+    repeats = (min(counts), max(counts)) if counts else (0, 0)
+    return Order(len(search), tuple(sorted(rows)), repeats, tuple(pair for pair, _ in behind))
+
+
+def _point(row: Mapping[Any, Any]) -> tuple[float, float]:
+    return words.number(row["test_accuracy"]), words.number(row["ratio"])
+
+
+def is_clear(better: Mapping[Any, Any], worse: Mapping[Any, Any]) -> bool:
+    """Whether more than noise says that one confirmed trial dominates another.
+
+    To dominate is to be ahead in accuracy *and* in ratio, so both have to be shown: Welch's 95 % interval of the
+    difference lies above 0 in each. An intersection of claims needs no correction for being two; the many pairs of a
+    front are not corrected for. Counted operations have no noise: where neither ratio spreads at all, the two stand as
+    they are, and equal ones are a tie that accuracy decides. An accuracy without spread is chance, not certainty, and
+    one repeat shows no spread: neither is ever clear.
+
+    Args:
+        better, worse: rows of `confirmations`.
+    """
+    least = _least_lead(better, worse, "test_accuracy", "test")
+    if not least > 0:
+        return False
+    if _error(better, "ratio") == 0 == _error(worse, "ratio"):
+        return bool(better["ratio"] >= worse["ratio"])
+    return _least_lead(better, worse, "ratio", "ratio") > 0
+
+
+def _error(row: Mapping[Any, Any], prefix: str) -> float:
+    """The standard error of a mean, read back from its interval; NaN where it has none."""
+    repeats = int(row["repeats"])
+    if repeats < 2:
+        return math.nan
+    half = (words.number(row[f"{prefix}_high"]) - words.number(row[f"{prefix}_low"])) / 2
+    return half / student_t(repeats - 1)
+
+
+def _least_lead(better: Mapping[Any, Any], worse: Mapping[Any, Any], value: str, prefix: str) -> float:
+    """The low end of Welch's 95 % interval of a difference of means; NaN where a spread is unknown."""
+    parts = [(_error(row, prefix) ** 2, int(row["repeats"])) for row in (better, worse)]
+    if not all(part > 0 for part, _ in parts):
+        return math.nan
+    whole = sum(part for part, _ in parts)
+    # Welch and Satterthwaite's degrees of freedom, rounded down: a little wider an interval
+    degrees = whole**2 / sum(part**2 / (repeats - 1) for part, repeats in parts)
+    lead = float(better[value]) - float(worse[value])
+    return lead - student_t(max(1, math.floor(degrees))) * math.sqrt(whole)
+
+
+def sentence(found: Order) -> str:
+    """The same in one plain sentence: "Confirmed with 5 seeds: 7 of 9 stay on the front; trial 12 falls behind ...".
+
+    Args:
+        found: what `order` returned.
+    """
+    if not found.confirmed:
+        return "This front was never confirmed: `kdsearch confirm` trains its students again with new seeds."
+    low, high = found.repeats
+    seeds = f"{low} {'seed' if low == 1 else 'seeds'}" if low == high else f"{low} to {high} seeds"
+    count, left = len(found.confirmed), found.front - len(found.confirmed)
+    whose = f"{count}" if not left else f"the {count} confirmed of {found.front}"
+    if found.behind:
+        said = f"{len(found.staying)} of {whose} stay on the front; " + ", ".join(map(_falls, found.worst))
+    else:
+        said = (
+            "its one member stays on the front"
+            if found.front == 1
+            else f"all {count if not left else whose[4:]} stay on the front"
+        )
+    single = "" if low > 1 else "; one seed shows no spread, so there are no intervals"
+    return f"Confirmed with {seeds}: {said}{single}."
+
+
+def _falls(pair: Behind) -> str:
+    how = "clear" if pair.clear else "within noise"
+    how += ", as by the search's own test accuracy" if pair.before else ""
+    return f"trial {pair.trial} falls behind trial {pair.by} ({how})"
+
+
+def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame) -> dict[str, Any]:
+    """What `kdsearch confirm --json` prints: strictly JSON, accuracies as fractions, None for what is not known.
+
+    Args:
+        study: its name.
+        front: as of `order`, and beside it rows of other confirmed trials; `on_front` tells them apart.
+        confirmed: of `confirmations`.
+    """
+    found = order(front[front["on_front"].astype(bool)], confirmed)
+    search = {int(row["trial"]): row for row in front.to_dict("records")}
+    trials = []
+    for row in confirmed.to_dict("records"):
+        known = search.get(int(row["trial"]), {})
+        figures = {str(key): _plain(value) for key, value in row.items()}
+        before = {f"search_{name}": _plain(known.get(name)) for name in ("test_accuracy", "ratio")}
+        gap = _plain(row["test_accuracy"] - words.number(before["search_test_accuracy"]))
+        on_front = bool(known.get("on_front", False))
+        trials.append({**figures, **before, "test_difference": gap, "on_front": on_front})
+    behind = [{"trial": p.trial, "by": p.by, "clear": p.clear, "before": p.before} for p in found.behind]
+    return {
+        "study": study,
+        "trials": trials,
+        "front": found.front,
+        "confirmed": list(found.confirmed),
+        "staying": found.staying,
+        "behind": behind,
+        "sentence": sentence(found),
+    }
+
+
+def _plain(value: object) -> int | float | None:
+    """A number for JSON: whole ones whole, None for NaN."""
+    if isinstance(value, int):
+        return int(value)
+    number = words.number(value)
+    return None if math.isnan(number) else number
