@@ -1,4 +1,4 @@
-"""`kdsearch pick`, `export` and `measure`: the winner leaves the house."""
+"""`kdsearch pick` and `export`: the winner leaves the house."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def export(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Write a trial's student as one file, verified and timed in its own runtime."""
+    """Write a trial's student as one file, verified and timed in its own runtime, with a model card beside it."""
     from kdsearch.console import ConsoleProgress
     from kdsearch.export import pick as picking
     from kdsearch.export import ship

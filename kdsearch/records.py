@@ -62,9 +62,7 @@ class StudyAttr:
     OPTIONS = "options"  # how the search is run (see search.options), for the workers that join it
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the command line that ran last
-    EXPORTED = "exported"  # exported:NUMBER:FORMAT, what an exported file reached in its own runtime
-    MEASURED = "measured"  # measured:NUMBER:WHERE, a ratio in another runtime or on another device
-    SENT = "sent"  # sent:NUMBER, hashes of the networks that `kdsearch measure` wrote for a device
+    EXPORTED = "exported:"  # begins exported:NUMBER:FORMAT, what an exported file reached in its own runtime
     CONFIRMED = "confirmed:"  # begins the names under which a trial's confirmation is kept, its number follows
     SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
 

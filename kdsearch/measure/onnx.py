@@ -52,6 +52,13 @@ def describe(path: Path, metadata: Mapping[str, str]) -> None:
     onnx.save(model, path)
 
 
+def opset(path: Path) -> int:
+    """The version of ONNX's own operators that a file asks for."""
+    import onnx
+
+    return max(int(used.version) for used in onnx.load(path).opset_import if used.domain in ("", "ai.onnx"))
+
+
 def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> onnxruntime.InferenceSession:
     """A file ready to run on the CPU.
 

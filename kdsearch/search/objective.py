@@ -69,8 +69,8 @@ class Workshop:
 
     @cached_property
     def gate(self) -> Gate:
-        """Keeps the timings of this machine's workers from their trainings."""
-        return Gate(self.device)
+        """Keeps the timings of this machine's workers from their trainings, on the device that is timed."""
+        return Gate(self.timed_on)
 
     def quiet(self) -> AbstractContextManager[None]:
         """Runs its body, a measurement, while nobody else of us trains or times; counting operations needs no quiet."""

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
+from kdsearch.data import ImageSet
 from kdsearch.errors import KdsearchError
 from kdsearch.measure import deployed
+from kdsearch.measure.quiet import Gate
 from kdsearch.search.objective import Workshop
 from kdsearch.search.plan import Plan, make_plan
 
@@ -32,3 +38,25 @@ def test_a_wider_student_is_slower_there_and_the_key_names_the_runtime(plan: Pla
     assert there.measure(there.build(narrow, 0)).ratio > there.measure(there.build(wide, 0)).ratio
     assert deployed.version() in there.timing_key(narrow)
     assert there.timing_key(narrow) != workshop.timing_key(narrow)
+
+
+@pytest.mark.parametrize(("cost", "shut"), [("onnx", True), ("latency", False)])
+def test_a_timing_in_the_runtime_shuts_the_cpus_gate_wherever_students_are_trained(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: str, shut: bool
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # locks of this test's own
+    train = ImageSet(workshop.split.train.images, workshop.split.train.labels.to("meta"))
+    elsewhere = dataclasses.replace(workshop, split=dataclasses.replace(workshop.split, train=train), cost=cost)
+    assert elsewhere.device.type == "meta"
+    entered = threading.Event()
+
+    def time_on_the_cpu() -> None:
+        with Gate(torch.device("cpu")).alone():
+            entered.set()
+
+    other = threading.Thread(target=time_on_the_cpu)
+    with elsewhere.quiet():
+        other.start()
+        assert entered.wait(0.3 if shut else 10) != shut
+    assert entered.wait(10)
+    other.join(10)
