@@ -14,6 +14,7 @@ from kdsearch import __version__, signals
 from kdsearch.cli_bench import bench
 from kdsearch.cli_confirm import confirm
 from kdsearch.cli_dashboard import dashboard
+from kdsearch.cli_export import export, pick
 from kdsearch.cli_init import init
 from kdsearch.cli_options import DataDir, Device, Json, Name, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
@@ -40,6 +41,8 @@ app.command()(claims)
 app.command()(worker)
 app.command()(report)
 app.command()(init)
+app.command()(pick)
+app.command()(export)
 app.command()(dashboard)
 app.command()(confirm)
 
@@ -105,9 +108,10 @@ def optimize(
         int, typer.Option(min=1, help="Drawn for each trial, the most promising is trained; 1: the sampler's own draw.")
     ] = 24,
     pruner: Annotated[str, typer.Option(help="pareto or none.")] = "pareto",
-    cost: Annotated[str, typer.Option(help="latency (measured) or flops (counted operations: deterministic).")] = (
-        "latency"
-    ),
+    cost: Annotated[
+        str,
+        typer.Option(help="latency (measured in torch), onnx (in ONNX Runtime) or flops (counted: deterministic)."),
+    ] = "latency",
     seed: Annotated[int | None, typer.Option(help="Makes trials repeatable, with --cost flops the study.")] = None,
     train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,

@@ -55,6 +55,22 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_folder(path: Path) -> None:
+    """Makes a folder where there is none and sees that a file can be written there, before work goes into one.
+
+    Raises:
+        KdsearchError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise KdsearchError(
+            f"the folder must be writable: {error.strerror or error}", got=path, remedy="choose another folder"
+        ) from None
+
+
 def _sweep(path: Path) -> None:
     """Removes what writers of this file left beside it that were killed in mid-write."""
     now = path.stat().st_mtime  # of the file system's own clock

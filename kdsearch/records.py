@@ -37,6 +37,7 @@ class Attr:
     PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
+    WEIGHTS = "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended (search.keep)
     # of the slides' trainings alone:
     ROW = "row"  # of the deck: "m1", "c5"
     READING = "reading"  # of what the deck leaves open: "stated", "published"
@@ -61,6 +62,7 @@ class StudyAttr:
     OPTIONS = "options"  # how the search is run (see search.options), for the workers that join it
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the command line that ran last
+    EXPORTED = "exported:"  # begins exported:NUMBER:FORMAT, what an exported file reached in its own runtime
     CONFIRMED = "confirmed:"  # begins the names under which a trial's confirmation is kept, its number follows
     SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
 

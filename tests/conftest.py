@@ -61,6 +61,7 @@ def _own_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("KDSEARCH_WEIGHTS_DIR", str(tmp_path_factory.mktemp("weights")))
         patch.delenv("OPTUNA_STORAGE", raising=False)
         yield
     torch.set_num_threads(before)

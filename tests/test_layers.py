@@ -20,11 +20,12 @@ LAYERS = [
     {"distil"},
     {"search"},
     {"reporting"},  # pages of figures: for those above, and itself in need of little (REPORTING_NEEDS)
-    {"bench", "slides"},
+    {"bench", "slides", "export"},
     {"claims"},
     {
         "cli",
         "cli_bench",
+        "cli_export",
         "cli_confirm",
         "cli_dashboard",
         "cli_init",

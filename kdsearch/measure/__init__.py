@@ -16,10 +16,13 @@ Cost = Callable[[nn.Module, nn.Module, Tensor], Timing]
 
 COSTS = {"latency": "kdsearch.measure.latency:measure", "flops": "kdsearch.measure.flops:measure"}
 
+ONNX = "onnx"
+"""The cost of `deployed`, which is measured from bytes to logits, for an exported file holds both: no `Cost`."""
+
 
 def cost_names() -> list[str]:
     """Names of all costs, those of other packages too."""
-    return plugins.names("costs", COSTS)
+    return [*plugins.names("costs", COSTS), ONNX]
 
 
 def cost(name: str) -> Cost:
@@ -35,4 +38,4 @@ def cost(name: str) -> Cost:
     return found
 
 
-__all__ = ["COSTS", "Cost", "accuracy", "cost", "cost_names", "logits"]
+__all__ = ["COSTS", "ONNX", "Cost", "accuracy", "cost", "cost_names", "logits"]

@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +22,41 @@ FLOAT_PRODUCTS = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatM
 ERRORS_ONLY = 3
 
 
-def write(network: nn.Module, example: Tensor, path: Path) -> Path:
-    """Writes a network as one ONNX file that takes any batch.
+def write(network: nn.Module, example: Tensor, path: Path, *, metadata: Mapping[str, str] | None = None) -> Path:
+    """Writes a network as one ONNX file that takes any batch, from `images` to `logits`.
 
     Args:
         network: not changed; written in evaluation mode where it has one.
         example: (batch, channels, height, width), at least two images of its input.
         path: where to.
+        metadata: of the model, beside what the exporter says.
     """
     still = copy.deepcopy(network).cpu()
     if not isinstance(still, torch.fx.GraphModule):  # an exported graph has no modes
         still.eval()
     program = torch.export.export(still, (example.cpu(),), dynamic_shapes=({0: Dim.DYNAMIC},))
-    torch.onnx.export(program, f=path, external_data=False, verbose=False)
+    torch.onnx.export(
+        program, f=path, external_data=False, verbose=False, input_names=["images"], output_names=["logits"]
+    )
+    if metadata:
+        describe(path, metadata)
     return path
+
+
+def describe(path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes metadata into an ONNX file."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
+
+
+def opset(path: Path) -> int:
+    """The version of ONNX's own operators that a file asks for."""
+    import onnx
+
+    return max(int(used.version) for used in onnx.load(path).opset_import if used.domain in ("", "ai.onnx"))
 
 
 def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> onnxruntime.InferenceSession:

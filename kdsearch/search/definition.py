@@ -35,7 +35,7 @@ def definition(plan: Plan) -> dict[str, Any]:
     described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
     described["cost"] = plan.cost
     if plan.cost != "flops":
-        described["device_model"] = runtime.device_model(plan.device)
+        described["device_model"] = runtime.cpu_model() if plan.cost == "onnx" else runtime.device_model(plan.device)
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
 

@@ -24,17 +24,16 @@ from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import accuracy, cost
+from kdsearch.measure import ONNX, accuracy, cost, deployed, latency
 from kdsearch.measure.quiet import Gate
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
 from kdsearch.search import failures, pruner, space
 from kdsearch.search.clock import REST, Clock
+from kdsearch.search.keep import Keeper
 from kdsearch.spec import StudySpec
 
 MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next one is trained: a study comes to its end
-TOO_WIDE = 0.1  # of a timing's interval, relative to the ratio
-MAX_TIMINGS = 3  # of one student
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,15 @@ class Workshop:
         """The teacher's answers to the training images, or to their views where the students' recipe augments."""
         return self.teacher.answers_to_shown(self.split.train, self.spec.student.recipe.augment)
 
+    @property
+    def timed_on(self) -> torch.device:
+        """What a ratio is of: ONNX Runtime runs on the CPU here, wherever students are trained."""
+        return torch.device("cpu") if self.cost == ONNX else self.device
+
     @cached_property
     def gate(self) -> Gate:
-        """Keeps the timings of this machine's workers from their trainings."""
-        return Gate(self.device)
+        """Keeps the timings of this machine's workers from their trainings, on the device that is timed."""
+        return Gate(self.timed_on)
 
     def quiet(self) -> AbstractContextManager[None]:
         """Runs its body, a measurement, while nobody else of us trains or times; counting operations needs no quiet."""
@@ -120,12 +124,14 @@ class Workshop:
         key: dict[str, Any] = {"architecture": architecture(config), "cost": self.cost}
         if self.cost != "flops":
             key |= {
-                "device": runtime.device_model(self.device),
-                "threads": self.spec.latency.threads if self.device.type == "cpu" else None,
+                "device": runtime.device_model(self.timed_on),
+                "threads": self.spec.latency.threads if self.timed_on.type == "cpu" else None,
                 "batch": self.spec.latency.batch,
                 "precision": "float32",
                 "torch": torch.__version__,
             }
+        if self.cost == ONNX:
+            key["runtime"] = deployed.version()
         return json.dumps(key, sort_keys=True)
 
     def measure(self, student: nn.Module) -> Timing:
@@ -134,17 +140,15 @@ class Workshop:
         One whose interval is wide is taken again, a few times, and the narrowest is kept: before it is stored, whatever
         the ratio. A timing that is stored stands.
         """
-        batch = self.split.example(self.spec.latency.batch)
-        taken: list[Timing] = []
+
+        def take() -> Timing:
+            if self.cost == ONNX:
+                return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
+            batch = self.split.example(self.spec.latency.batch)
+            return cost(self.cost)(self.teacher.network, student, batch)
+
         with runtime.threads(self.spec.latency.threads):
-            while not taken or (_width(taken[-1]) > TOO_WIDE and len(taken) < MAX_TIMINGS):
-                taken.append(cost(self.cost)(self.teacher.network, student, batch))
-        return min(taken, key=_width)
-
-
-def _width(timing: Timing) -> float:
-    """Of a timing's interval, relative to the ratio."""
-    return (timing.high - timing.low) / timing.ratio
+            return latency.steady(take)
 
 
 @dataclass
@@ -171,6 +175,7 @@ class Objective:
         progress: told of epochs.
         cut: asked after each epoch why the trial has to end now, for a budget is spent; None: it may go on.
         clock: counts where the time goes; None: one of its own.
+        keeper: keeps the weights of trials on the front; None: nobody does.
     """
 
     def __init__(
@@ -181,7 +186,9 @@ class Objective:
         progress: Progress,
         cut: Callable[[Trial], str | None] = lambda trial: None,
         clock: Clock | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
+        self._keeper = keeper
         self._workshop = workshop
         self._seed = seed
         self._progress = progress
@@ -229,6 +236,9 @@ class Objective:
         workshop.keep(told=self._progress.warning)
         if hopeless:
             raise TrialPruned
+        if self._keeper is not None:
+            self._keeper.sweep(trial.study)
+            self._keeper.keep(trial, best.weights, (best.accuracy, timing.ratio))
         return best.accuracy, timing.ratio
 
     def _time(self, trial: Trial, student: nn.Module, config: Config) -> Timing:

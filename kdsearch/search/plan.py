@@ -12,7 +12,7 @@ from optuna import Study
 
 from kdsearch import data, networks, plugins, runtime, spec
 from kdsearch.errors import DefinitionError, KdsearchError
-from kdsearch.measure import COSTS
+from kdsearch.measure import COSTS, ONNX, deployed
 from kdsearch.measure import cost as find_cost
 from kdsearch.records import StudyAttr
 from kdsearch.storage import DEFAULT_STORAGE
@@ -65,6 +65,18 @@ def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
     return loaded
 
 
+def check_cost(cost: str) -> None:
+    """Refuses a cost that is unknown, or whose packages are missing.
+
+    Raises:
+        KdsearchError: it is.
+    """
+    if cost == ONNX:
+        deployed.require(f"--cost {ONNX}")
+    else:
+        find_cost(cost)
+
+
 def make_plan(
     *,
     dataset: str | None = None,
@@ -83,7 +95,7 @@ def make_plan(
         KdsearchError: anything is unknown, missing or broken.
     """
     chosen = runtime.resolve_device(device)
-    find_cost(cost)
+    check_cost(cost)
     loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs)
     split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
     title = name or Path(loaded.data.name.replace(":", "/")).name
@@ -105,7 +117,7 @@ def rejoin(study: Study, *, url: str, data_dir: str | None = None, device: str =
     chosen = runtime.resolve_device(device)
     split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
     cost = study.user_attrs[StudyAttr.DEFINITION]["cost"]
-    find_cost(cost)
+    check_cost(cost)
     return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir)
 
 

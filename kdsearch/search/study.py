@@ -22,6 +22,7 @@ from kdsearch.search import clock, live, liveness, samplers, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import open_study
 from kdsearch.search.estimate import estimate
+from kdsearch.search.keep import Keeper, folder
 from kdsearch.search.likely import LikelyRatio
 from kdsearch.search.loop import run
 from kdsearch.search.objective import Objective, Workshop
@@ -129,7 +130,7 @@ def optimize(
         candidates: drawn for each trial, of which the most promising is trained (`ProposalSampler`); 1: the sampler's
             own draw.
         pruner: `pareto` or `none`.
-        cost: `latency` (measured) or `flops` (counted operations: deterministic).
+        cost: `latency` (measured in torch), `onnx` (in ONNX Runtime on the CPU) or `flops` (counted: deterministic).
         seed: seeds each trial's sampler and training together with the trial's number.
         train_size, max_epochs: less work, for a first look.
         timeout: seconds after which no new trial starts, and the running one ends with its epoch (an anchor is
@@ -260,11 +261,13 @@ def work(
     by_time = budget.seconds is not None
     inner = make_sampler(options.sampler, workshop, candidates=options.candidates, seed=options.seed, by_time=by_time)
     study.sampler = clock.TimedSampler(inner, counted)
-    objective = Objective(workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted)
+    keeper = Keeper(folder(plan.url, plan.name), progress)
+    objective = Objective(workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted, keeper=keeper)
     try:
         with counted.spent_on(clock.REST):
             run(study, objective, plan, budget=budget, progress=progress, between=between)
     finally:
         workshop.keep(now=True, told=progress.warning)
+        keeper.sweep(study)
         clock.keep(study, f"{liveness.name(liveness.myself())} {uuid.uuid4().hex[:8]}", counted.seconds)
         progress.study_finished(clock.shares(counted.seconds))

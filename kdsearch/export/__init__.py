@@ -1,0 +1,1 @@
+"""From a front to a file that another runtime loads: picked, exported, verified there, timed there."""

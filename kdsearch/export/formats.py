@@ -1,0 +1,70 @@
+"""The files that a student is shipped as: written, and loaded in the runtime that each is for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch import files
+from kdsearch.data import Split
+from kdsearch.measure import deployed
+
+FORMATS = ("onnx", "pt2", "safetensors")
+
+Run = Callable[[Tensor], Tensor]
+"""From images, (batch, channels, height, width), uint8, to logits."""
+
+
+def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[str, Any]) -> None:
+    """Writes a network: ONNX and pt2 take images of bytes, safetensors holds the weights alone.
+
+    Args:
+        network: takes prepared images.
+        split: says how bytes become those.
+        kind: one of `FORMATS`.
+        path: where to.
+        facts: go into the file as JSON.
+    """
+    wrapped = deployed.Prepared(network, split).eval()
+    example = split.test.images[:2]
+    if kind == "onnx":
+        from kdsearch.measure import onnx
+
+        onnx.write(wrapped, example, path, metadata={"kdsearch": json.dumps(facts)})
+    elif kind == "pt2":
+        program = torch.export.export(wrapped, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        torch.export.save(program, path, extra_files={"kdsearch.json": json.dumps(facts)})
+    else:
+        files.save_tensors(path, network.state_dict(), {"kdsearch": json.dumps(facts)})
+
+
+def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module) -> Run:
+    """A file in its own runtime, on the CPU.
+
+    Args:
+        path: of the file.
+        split: as of `write`.
+        kind: as of `write`.
+        threads: of ONNX Runtime; torch has its own setting.
+        blank: the network that safetensors are loaded into.
+    """
+    if kind == "onnx":
+        from kdsearch.measure import onnx
+
+        ready = onnx.session(path, threads=threads)
+        return lambda images: torch.from_numpy(ready.run(None, {"images": images.numpy()})[0])
+    if kind == "pt2":
+        run: Run = torch.export.load(path).module()
+        return run
+    blank.load_state_dict(files.load_tensors(path, torch.device("cpu"))[0])
+    return deployed.Prepared(blank, split).eval()
+
+
+def runtime_of(kind: str) -> str:
+    """The runtime that a format is verified in, with its version."""
+    return deployed.version() if kind == "onnx" else f"torch {torch.__version__}"

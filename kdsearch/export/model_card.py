@@ -1,0 +1,96 @@
+"""The card beside an exported file: the trial's own card, and what the files reached in their runtimes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+
+from kdsearch.data import Split
+from kdsearch.export.formats import FORMATS
+from kdsearch.records import StudyAttr
+from kdsearch.reporting import words
+from kdsearch.reporting.card import card
+from kdsearch.reporting.collect import StudyData, collect
+from kdsearch.reporting.confirmation import confirmations
+from kdsearch.reporting.frames import records
+from kdsearch.reporting.markdown import code, facts
+
+NAME = "MODEL_CARD.md"
+LICENCE = (
+    "No licence comes with these weights. Before you pass them on, see that the licences of the data set, of the "
+    "teacher's weights and of what those were trained on allow it, and write the licence that you choose here."
+)
+
+
+def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> str:
+    """The model card of a trial whose exported files lie in a folder; Markdown.
+
+    Args:
+        study: holds what each export reached.
+        number: of the trial.
+        url: of the storage; its password is masked.
+        folder: files that are not there, or are not those that were verified, are left out.
+        split: the study's data.
+    """
+    data = collect(study, storage_url=url)
+    parts = [card(data, number, confirmed=_confirmed(study, number)).rstrip("\n")]
+    row = next(row for row in records(data.trials) if row["number"] == number)
+    for kind in FORMATS:
+        found = study.user_attrs.get(f"{StudyAttr.EXPORTED}{number}:{kind}")
+        if isinstance(found, Mapping) and _is_there(folder, found):
+            parts += [f"## File {code(Path(found['file']).name)}", facts(_file(found, data, row))]
+    parts += ["## Input and output", facts(_input(split)), "## Licence", LICENCE]
+    return "\n\n".join(parts) + "\n"
+
+
+def _confirmed(study: Study, number: int) -> dict[str, str] | None:
+    rows = records(confirmations(study.user_attrs))
+    row = next((row for row in rows if row["trial"] == number), None)
+    if row is None:
+        return None
+    accuracy = words.percent(row["test_accuracy"])
+    if not words.missing(row["test_low"]):  # one repeat has no interval
+        accuracy += f" ({words.percent(row['test_low'])} to {words.percent(row['test_high'])})"
+    return {
+        "trained again with other seeds on the whole training set": f"{row['repeats']:.0f} times",
+        "mean test accuracy": accuracy,
+        "mean ratio": words.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
+    }
+
+
+def _is_there(folder: Path, found: Mapping[str, Any]) -> bool:
+    path = folder / Path(found["file"]).name
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == found["sha256"]
+
+
+def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> list[tuple[str, object]]:
+    what = "counted operations" if data.cost == "flops" else f"--cost {data.cost}"
+    return [
+        ("format", found["format"]),
+        ("ONNX opset", found.get("opset")),
+        ("exported with", found["exporter"]),
+        ("verified in", found["runtime"]),
+        ("test accuracy there", words.percent(found["test_accuracy"])),
+        ("test accuracy in the search", words.percent(row["test_accuracy"])),
+        ("ratio there", f"{words.interval(found['ratio'], found['low'], found['high'])}, batch {found['batch']}, CPU"),
+        ("ratio in the search", f"{words.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} ({what})"),
+        ("seconds a batch, teacher and student", f"{found['teacher_seconds']:.3g}, {found['student_seconds']:.3g}"),
+        ("weights from", found["weights"]),
+        ("size", words.size(found["bytes"])),
+        ("SHA-256", found["sha256"]),
+    ]
+
+
+def _input(split: Split) -> list[tuple[str, object]]:
+    shape = ", ".join(map(str, split.test.images.shape[1:]))
+    return [
+        ("onnx and pt2 take", f"images of bytes, (any batch, {shape}); scaling and normalisation are inside"),
+        ("safetensors hold", f"the weights alone; their network takes (bytes / {split.top:g} - {split.mean:g}) / "
+                             f"{split.std:g} as float32"),
+        ("give", f"logits, (batch, {len(split.classes)})"),
+        ("classes, in this order", ", ".join(split.classes)),
+    ]  # fmt: skip

@@ -1,0 +1,152 @@
+"""Which trial of a study to ship, and why in a sentence; nothing here needs torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdsearch import pareto
+from kdsearch.errors import KdsearchError
+from kdsearch.reporting import words
+from kdsearch.reporting.collect import StudyData, configuration, plain
+from kdsearch.reporting.frames import records
+from kdsearch.reporting.verdict import knee
+
+EXACT = 1e-12  # 100 times 0.975 may fall short of 97.5 by a last bit
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the student to ship must fulfil; all that is given must hold.
+
+    Attributes:
+        min_accuracy: of validation, in percent.
+        min_ratio: teacher time / student time.
+        max_parameters: of the network.
+        knee: whether the knee of what is left is taken; else the fastest where an accuracy is asked for, and the most
+            accurate where none is.
+    """
+
+    min_accuracy: float | None = None
+    min_ratio: float | None = None
+    max_parameters: int | None = None
+    knee: bool = False
+
+    def check(self) -> None:
+        """Refuses a wish that says nothing, or whose accuracy is no percentage.
+
+        Raises:
+            KdsearchError: in one line.
+        """
+        if self == Wish():
+            raise KdsearchError(
+                "a choice needs a constraint",
+                remedy="give --min-accuracy, --min-ratio, --max-parameters or --knee, or several",
+            )
+        if self.min_accuracy is not None and not 1 < self.min_accuracy <= 100:
+            raise KdsearchError(
+                "--min-accuracy must be in percent, above 1 and at most 100",
+                got=f"{self.min_accuracy:g}",
+                remedy="write 97.5 for 97.5 %",
+            )
+
+    def shortfalls(self, row: Mapping[str, Any]) -> list[float]:
+        """By how much a row of `StudyData.trials` misses each thing asked for, relative to it; 0 where it does not."""
+        found = []
+        if self.min_accuracy is not None:
+            found.append(1 - 100 * row["accuracy"] / self.min_accuracy)
+        if self.min_ratio is not None:
+            found.append(1 - row["ratio"] / self.min_ratio)
+        if self.max_parameters is not None:
+            found.append(row["parameters"] / self.max_parameters - 1)
+        return [math.inf if math.isnan(value) else value if value > EXACT else 0.0 for value in found]
+
+    def __str__(self) -> str:
+        asked = []
+        if self.min_accuracy is not None:
+            asked.append(f"at least {self.min_accuracy:g} % validation accuracy")
+        if self.min_ratio is not None:
+            asked.append(f"a ratio of at least {self.min_ratio:g}")
+        if self.max_parameters is not None:
+            asked.append(f"at most {self.max_parameters:,} parameters")
+        return " and ".join(asked)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A trial to ship.
+
+    Attributes:
+        number: of the trial.
+        why: one sentence with figures.
+        row: its row of `StudyData.trials`.
+    """
+
+    number: int
+    why: str
+    row: dict[str, Any]
+
+
+def choose(data: StudyData, wish: Wish) -> Choice:
+    """The trial that fulfils a wish, by validation accuracy; the test accuracy is shown and decides nothing.
+
+    Of the complete trials that fulfil it only those count that no other of them dominates.
+
+    Raises:
+        KdsearchError: none fulfils it; the line names the nearest.
+    """
+    wish.check()
+    complete = data.trials[data.trials["state"] == "COMPLETE"]
+    rows = records(complete)
+    if not rows:
+        raise KdsearchError(
+            "a choice needs a complete trial", got=data.name, remedy="run `kdsearch optimize` with more trials"
+        )
+    fitting = [row for row in rows if not any(wish.shortfalls(row))]
+    if not fitting:
+        raise KdsearchError(
+            f"no trial has {wish}", got=f"nearest: {figures(_nearest(rows, wish))}", remedy="ask for less, or search on"
+        )
+    best = [fitting[i] for i in pareto.front([(row["accuracy"], row["ratio"]) for row in fitting])]
+    if wish.knee:
+        number = knee(complete[complete["number"].isin([row["number"] for row in best])])
+        row = next(row for row in best if row["number"] == number)
+    elif wish.min_accuracy is not None:
+        row = max(best, key=lambda row: (row["ratio"], row["accuracy"], -row["number"]))
+    else:
+        row = max(best, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
+    return Choice(int(row["number"]), _why(row, wish, len(fitting)), row)
+
+
+def _nearest(rows: list[dict[str, Any]], wish: Wish) -> dict[str, Any]:
+    return min(rows, key=lambda row: (sum(wish.shortfalls(row)), -row["accuracy"], row["number"]))
+
+
+def figures(row: Mapping[str, Any]) -> str:
+    """A row of `StudyData.trials` in words."""
+    return (
+        f"trial {row['number']} with {words.percent(row['accuracy'])} validation accuracy, "
+        f"{words.percent(row['test_accuracy'])} test accuracy, "
+        f"ratio {words.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} "
+        f"and {words.count(row['parameters'])} parameters"
+    )
+
+
+def _why(row: Mapping[str, Any], wish: Wish, fitting: int) -> str:
+    if wish.knee:
+        kind = "gives up least on accuracy and ratio together"
+    else:
+        kind = "is the fastest" if wish.min_accuracy is not None else "is the most accurate by validation"
+    asked = f" of the {fitting} with {wish}" if str(wish) else f" of the {fitting} complete trials"
+    aside = "" if row["on_front"] else ", though others dominate it that do not fulfil this"
+    return f"{figures(row)} {kind}{asked}{aside}".replace("trial", "Trial", 1) + "."
+
+
+def result(data: StudyData, choice: Choice) -> dict[str, Any]:
+    """What `kdsearch pick --json` prints: strictly JSON, accuracies as fractions."""
+    row = choice.row
+    names = ("accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high", "parameters", "on_front")
+    found = {"study": data.name, "trial": choice.number, **{name: row[name] for name in names}}
+    return {key: plain(value) for key, value in (found | {"params": configuration(row), "why": choice.why}).items()}

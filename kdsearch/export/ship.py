@@ -1,0 +1,123 @@
+"""A trial's student as one file, loaded again in its own runtime, scored on the test set and timed there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+
+from kdsearch import files
+from kdsearch.data import Split
+from kdsearch.distil import teacher
+from kdsearch.errors import KdsearchError
+from kdsearch.export import formats, model_card
+from kdsearch.export.verify import verify
+from kdsearch.measure import deployed
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.search import keep
+from kdsearch.search.objective import Workshop
+from kdsearch.search.plan import check_choice, rejoin
+from kdsearch.search.retrain import check_data, find_trial, retrain
+
+
+def export(
+    study: Study, number: int, *, kind: str, out: Path, url: str, data_dir: str | None, progress: Progress
+) -> dict[str, Any]:
+    """Writes a trial's student as one file, which is gone again where it is not as good in its own runtime.
+
+    Beside it go `classes.json`, the names of the classes, and the model card.
+
+    Args:
+        study: made by kdsearch.
+        number: of a complete trial.
+        kind: one of `formats.FORMATS`.
+        out: folder of the file.
+        url: of the study's storage, beside which weights are kept.
+        data_dir: where data sets lie.
+        progress: told where the student has to be trained again.
+
+    Returns:
+        What is stored as the study's attribute `exported:NUMBER:FORMAT`.
+
+    Raises:
+        KdsearchError: an unknown format, a trial that is not complete, a missing package, a folder that cannot be
+            written, or a file that failed.
+    """
+    check_choice("--format", kind, formats.FORMATS)
+    if kind == "onnx":
+        deployed.require("--format onnx")
+    trial = _complete(study, number)
+    files.check_folder(out)
+    plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
+    check_data(study, plan)
+    shop = Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split, progress=progress), plan.cost)
+    student, source = _student(study, trial, shop, url, data_dir, progress)
+    path = out / f"trial-{number}.{kind}"
+    found = _written(path, student, shop, kind, _facts(study, number, plan.split))
+    found |= {"trial": number, "format": kind, "weights": source}
+    found |= {"search_ratio": trial.values[1], "search_test_accuracy": trial.user_attrs[Attr.TEST_ACCURACY]}
+    study.set_user_attr(f"{StudyAttr.EXPORTED}{number}:{kind}", found)
+    files.write_text(out / "classes.json", json.dumps(list(plan.split.classes)) + "\n")
+    files.write_text(out / model_card.NAME, model_card.text(study, number, url=url, folder=out, split=plan.split))
+    return found
+
+
+def _complete(study: Study, number: int) -> FrozenTrial:
+    trial = find_trial(study, number)
+    if trial.state != TrialState.COMPLETE:
+        raise KdsearchError(
+            "the trial to export must be complete",
+            got=f"trial {number}, {trial.state.name}",
+            remedy="see `kdsearch pick`",
+        )
+    return trial
+
+
+def _student(
+    study: Study, trial: FrozenTrial, shop: Workshop, url: str, data_dir: str | None, progress: Progress
+) -> tuple[nn.Module, str]:
+    """The trial's student on the CPU, and where its weights are from."""
+    student = shop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
+    try:
+        student.load_state_dict(keep.load(url, study.study_name, trial))
+    except (KdsearchError, RuntimeError) as error:
+        progress.warning(f"trial {trial.number} is trained again: {error}")
+        again = retrain(study, trial.number, data_dir=data_dir, device="cpu", progress=progress)
+        return again.network, "trained again"
+    return student, "kept weights"
+
+
+def _facts(study: Study, number: int, split: Split) -> dict[str, Any]:
+    """What a file says of itself."""
+    return {"study": study.study_name, "trial": number, "classes": list(split.classes),
+            "top": split.top, "mean": split.mean, "std": split.std}  # fmt: skip
+
+
+def _written(path: Path, student: nn.Module, shop: Workshop, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes the file, which gets its name once it is verified, and returns what it reached."""
+    found: dict[str, Any] = {}
+
+    def make(beside: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"student.{kind}"
+            formats.write(student, shop.split, kind, file, facts)
+            found.update(verify(shop, student, kind, file))
+            beside.write_bytes(file.read_bytes())
+
+    files.write_whole(path, make)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    versions = {"exporter": f"torch {torch.__version__}", "runtime": formats.runtime_of(kind)}
+    if kind == "onnx":
+        from kdsearch.measure import onnx
+
+        versions["opset"] = str(onnx.opset(path))
+    return found | versions | {"file": str(path), "bytes": path.stat().st_size, "sha256": digest}

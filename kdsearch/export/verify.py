@@ -1,0 +1,79 @@
+"""An exported file against the network it was made of, and its time against the teacher exported alike."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch import runtime
+from kdsearch.data import repeated
+from kdsearch.errors import KdsearchError
+from kdsearch.export import formats
+from kdsearch.measure import deployed, latency
+from kdsearch.measure.accuracy import BATCH
+from kdsearch.measure.quiet import Gate
+from kdsearch.records import Timing
+from kdsearch.search.objective import Workshop
+
+POINTS = 0.001  # of accuracy that a file may differ by from the network in torch, a fraction
+TIE = 1e-3  # two largest logits this close, relative to the largest, may change places
+
+
+def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[str, Any]:
+    """Loads a file, scores it on the whole test set against torch and times it against the teacher exported alike.
+
+    Raises:
+        KdsearchError: it does not load, or its predictions or its accuracy are others.
+    """
+    test = shop.split.test
+    blank = copy.deepcopy(student)
+    for parameter in blank.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.inference_mode():
+        here = deployed.Prepared(student, shop.split).eval()
+        wanted = torch.cat([here(part) for part in test.images.split(BATCH)])
+        try:
+            run = formats.load(path, shop.split, kind, threads=shop.spec.latency.threads, blank=blank)
+            logits = torch.cat([run(part) for part in test.images.split(BATCH)])
+        except Exception as error:
+            raise KdsearchError(
+                f"the exported file must load and run: {' '.join(str(error).split())[:200]}", remedy="it was deleted"
+            ) from None
+        scores = _compared(wanted, logits, test.labels)
+        timing = timed(shop, kind, run)
+    return {"test_accuracy": scores[1], "torch_test_accuracy": scores[0], **dataclasses.asdict(timing)}
+
+
+def _compared(wanted: Tensor, logits: Tensor, labels: Tensor) -> list[float]:
+    """Test accuracy in torch and in the file's runtime, fractions; refuses a file that says something else."""
+    scores = [(each.argmax(1) == labels).double().mean().item() for each in (wanted, logits)]
+    top = wanted.topk(2, dim=1).values
+    clear = (top[:, 0] - top[:, 1]) > TIE * top.abs().amax(1).clamp(min=1)
+    changed = int(((wanted.argmax(1) != logits.argmax(1)) & clear).sum())
+    if changed or abs(scores[0] - scores[1]) > POINTS:
+        raise KdsearchError(
+            f"the exported file must predict as torch does: {changed} of {len(labels)} test images differ, "
+            f"accuracy {scores[1]:.2%} against {scores[0]:.2%}",
+            remedy="it was deleted",
+        )
+    return scores
+
+
+def timed(shop: Workshop, kind: str, student: formats.Run) -> Timing:
+    """The ratio of the teacher, exported alike, and a loaded student, on the images that the search times."""
+    how, split = shop.spec.latency, shop.split
+    batch = repeated(split.validation.images, how.batch)
+    with tempfile.TemporaryDirectory() as folder, runtime.threads(how.threads), torch.inference_mode():
+        path = Path(folder) / f"teacher.{kind}"
+        formats.write(shop.teacher.network, split, kind, path, {})
+        run = formats.load(path, split, kind, threads=how.threads, blank=copy.deepcopy(shop.teacher.network))
+        with Gate(torch.device("cpu")).alone():
+            return latency.steady(
+                lambda: latency.compare(lambda: run(batch), lambda: student(batch), batch=len(batch), kind=kind)
+            )

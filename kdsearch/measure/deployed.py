@@ -1,0 +1,88 @@
+"""Networks as they are shipped, from images of bytes to logits; their ratio in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from kdsearch import runtime
+from kdsearch.data import Split, repeated
+from kdsearch.errors import KdsearchError
+from kdsearch.measure import latency
+from kdsearch.records import Timing
+from kdsearch.spec import LatencySpec
+
+NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Prepared(nn.Module):
+    """A network with what makes its input before it: scaling and normalisation are in the file that is shipped.
+
+    Args:
+        network: takes float32.
+        split: says how bytes become that.
+    """
+
+    def __init__(self, network: nn.Module, split: Split) -> None:
+        super().__init__()
+        self.network = network
+        self.scale, self.shift = 1.0 / (split.top * split.std), split.mean / split.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (batch, classes), of images, (batch, channels, height, width), uint8."""
+        scaled = images.float() * self.scale
+        logits: Tensor = self.network(scaled - self.shift if self.shift else scaled)
+        return logits
+
+
+def require(what: str) -> None:
+    """Refuses what needs ONNX Runtime where it is not installed, before anything is trained.
+
+    Raises:
+        KdsearchError: a package is missing.
+    """
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise KdsearchError(
+            f"{what} needs {', '.join(NEEDS)}",
+            got=f"no {', '.join(missing)}",
+            remedy="pip install 'kdsearch[onnx]'",
+        )
+
+
+def version() -> str:
+    """The runtime, as figures that were measured in it quote it."""
+    return f"onnxruntime {runtime.package_version('onnxruntime')}"
+
+
+def measure(teacher: nn.Module, student: nn.Module, split: Split, how: LatencySpec) -> Timing:
+    """The inference ratio of two networks, exported alike, in ONNX Runtime on the CPU.
+
+    Args:
+        teacher, student: not changed.
+        split: of the images timed, and of how they become input.
+        how: threads and images a batch.
+    """
+    from kdsearch.measure import onnx
+
+    batch = repeated(split.validation.images, how.batch).cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{name}.onnx" for name in ("teacher", "student")]
+        for path, network in zip(files, (teacher, student), strict=True):
+            onnx.write(Prepared(network, split), batch[:2] if len(batch) > 1 else batch.repeat(2, 1, 1, 1), path)
+        return timed(files[0], files[1], batch, how)
+
+
+def timed(teacher: Path, student: Path, batch: Tensor, how: LatencySpec) -> Timing:
+    """The ratio of two ONNX files that take a batch, (batch, channels, height, width), as it is."""
+    from kdsearch.measure import onnx
+
+    def call(path: Path) -> latency.Call:
+        ready, fed = onnx.session(path, threads=how.threads), batch.numpy()
+        name = ready.get_inputs()[0].name
+        return lambda: ready.run(None, {name: fed})
+
+    return latency.compare(call(teacher), call(student), batch=len(batch), kind="onnx")

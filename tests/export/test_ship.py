@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from optuna import Study
+from torch import Tensor, nn
+
+from kdsearch.data import repeated
+from kdsearch.errors import KdsearchError
+from kdsearch.export import formats, model_card, ship, verify
+from kdsearch.progress import Progress
+from kdsearch.records import StudyAttr
+from kdsearch.search.objective import Workshop
+from kdsearch.search.study import optimize
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_pairs")]
+
+
+@pytest.fixture
+def study(study_file: Path, url: str) -> Study:
+    return optimize(study=study_file, trials=2, storage=url, train_size=200, max_epochs=2, cost="flops", device="cpu")
+
+
+def export(study: Study, url: str, out: Path, kind: str) -> dict[str, Any]:
+    number = study.best_trials[0].number
+    return ship.export(study, number, kind=kind, out=out, url=url, data_dir=None, progress=Progress())
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_a_file_scores_as_torch_does_and_a_corrupt_one_is_not_left(
+    study: Study, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    found = export(study, url, tmp_path / "out", kind)
+    assert found["weights"] == "kept weights"
+    assert found["test_accuracy"] == pytest.approx(found["search_test_accuracy"], abs=verify.POINTS)
+    assert found["low"] <= found["ratio"] <= found["high"]
+    real = formats.write
+
+    def corrupt(network: nn.Module, *rest: Any) -> None:
+        with torch.no_grad():
+            other = copy.deepcopy(network)
+            for parameter in other.parameters():
+                parameter.neg_()
+        real(other, *rest)
+
+    monkeypatch.setattr(formats, "write", corrupt)
+    with pytest.raises(KdsearchError, match="must predict as torch does"):
+        export(study, url, tmp_path / "bad", kind)
+    assert list((tmp_path / "bad").iterdir()) == []
+
+
+def test_the_card_says_what_the_files_reached_and_leaves_out_what_is_not_theirs(study: Study, url: str, tmp_path: Path):
+    out = tmp_path / "out"
+    found = {kind: export(study, url, out, kind) for kind in ("onnx", "safetensors")}
+    number = found["onnx"]["trial"]
+    text = (out / model_card.NAME).read_text(encoding="utf-8")
+    assert text.startswith(f"# Trial {number} of study digits\n")
+    for kind, each in found.items():
+        assert f"- SHA\\-256: {hashlib.sha256((out / f'trial-{number}.{kind}').read_bytes()).hexdigest()}" in text
+        assert f"- test accuracy there: {100 * each['test_accuracy']:.2f} %" in text
+    assert found["onnx"]["runtime"] == f"onnxruntime {onnxruntime.__version__}"
+    assert f"- ONNX opset: {found['onnx']['opset']}" in text
+    assert "counted operations" in text
+    assert "- classes, in this order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in text
+    assert json.loads((out / "classes.json").read_text()) == [str(digit) for digit in range(10)]
+    assert text.endswith(f"## Licence\n\n{model_card.LICENCE}\n")
+
+    runs = [{"seed": 1, "test_accuracy": 0.5, "ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1, "seconds": 1.0}]
+    study.set_user_attr(f"{StudyAttr.CONFIRMED}{number}", {"trial": number, "epochs": 1, "runs": runs})
+    (out / f"trial-{number}.onnx").write_bytes(b"another")
+    export(study, url, out, "pt2")
+    text = (out / model_card.NAME).read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("## File")] == [
+        f"## File `trial-{number}.{kind}`" for kind in ("pt2", "safetensors")
+    ]
+    assert "mean test accuracy: 50.00 %" in text
+
+
+@pytest.mark.parametrize("kind", ["pt2", "safetensors"])
+def test_the_images_timed_are_those_of_the_search(workshop: Workshop, kind: str):
+    seen: list[Tensor] = []
+
+    def student(images: Tensor) -> Tensor:
+        seen.append(images)
+        return images
+
+    timing = verify.timed(workshop, kind, student)
+    batch = workshop.spec.latency.batch
+    assert timing.batch == batch
+    assert torch.equal(seen[0], repeated(workshop.split.validation.images, batch))
+    assert len(seen[0].unique(dim=0)) == len(workshop.split.validation.images[:batch].unique(dim=0)) > 1
