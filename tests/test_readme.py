@@ -12,7 +12,6 @@ import pytest
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 OTHER_DATA = ("--dataset mnist", "--dataset cifar10", "folder:PATH")
 SHORTER = {
-    "kdsearch optimize --study photos.toml": "--train-size 90 --max-epochs 4 --trials 2 --cost flops",
     "kdsearch bench search": "--tables digits --seeds 1 --budget 60",
     "kdsearch bench tabulate": "--count 2 --epochs 1",
     "kdsearch claims": "--only 5,9",
@@ -69,23 +68,6 @@ def test_the_tour_on_digits_runs(tmp_path: Path) -> None:
     assert (tmp_path / "reports" / "digits.html").is_file()
     assert (tmp_path / "front.html").is_file()
     assert (tmp_path / "digits-trial-9.safetensors").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("photos")
-def test_the_way_from_a_folder_of_photographs_runs(tmp_path: Path) -> None:
-    page = [line for line in commands() if "photos" in line]
-    assert [line.split()[1] for line in page] == ["init", "optimize", "report"]
-    shell(page[0], tmp_path)
-    written = (tmp_path / "photos.toml").read_text(encoding="utf-8")
-    # 8x8 images; batches so small that few of them teach a ResNet18 three colours
-    for old, new in {"image_size = 32": "image_size = 8", "lr = 0.1\n": "lr = 0.02\n", "= 128": "= 6"}.items():
-        assert old in written
-        written = written.replace(old, new, 1)
-    (tmp_path / "photos.toml").write_text(written, encoding="utf-8")
-    for command in page[1:]:
-        shell(shorter(command), tmp_path)
-    assert (tmp_path / "reports" / "photos.html").is_file()
 
 
 @pytest.mark.slow
