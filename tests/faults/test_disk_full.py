@@ -86,7 +86,7 @@ def test_a_sqlite_study_goes_on_after_space_is_made(disk: Path, tmp_path: Path):
     again = ended(command(*words, "--trials", str(len(before) + 3)))
     assert (again.code, errors(again)) == (0, [])
     assert before.items() <= rows(file).items()
-    assert [path.name for path in disk.iterdir()] == ["kd.db"]
+    assert sorted(path.name for path in disk.iterdir()) == ["kd.db", "kd.db-weights"]
     assert count(file) >= len(before) + 3
     connection = sqlite3.connect(file)
     told = connection.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'fail_reason'").fetchall()
