@@ -8,7 +8,6 @@ from optuna import Study
 
 from kdsearch import patience, storage
 from kdsearch.distil import teacher
-from kdsearch.measure import deployed
 from kdsearch.progress import Progress
 from kdsearch.search import live, options
 from kdsearch.search.definition import check_definition
@@ -46,8 +45,6 @@ def join(
     if timeout is not None:
         found = dataclasses.replace(found, timeout=timeout)
     plan = rejoin(study, url=url, data_dir=data_dir, device=device)
-    if plan.cost == "onnx":
-        deployed.require("a study of --cost onnx")
     check_definition(study, plan)
     budget = found.budget()
     if not budget.over(study.get_trials(deepcopy=False)):
