@@ -10,7 +10,7 @@ import typer
 
 from kdsearch.cli_options import DataDir, Json, Name, Storage
 from kdsearch.cli_output import find_study
-from kdsearch.errors import shown
+from kdsearch.errors import KdsearchError, shown
 from kdsearch.storage import DEFAULT_STORAGE
 
 MinAccuracy = Annotated[float | None, typer.Option(help="Validation accuracy at least, in percent (97.5).")]
@@ -46,6 +46,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the file.")],
     trial: Annotated[int | None, typer.Option(min=0, help="Number of the trial; or say what it must reach.")] = None,
     kind: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX in integers, calibrated on training images.")] = False,
     min_accuracy: MinAccuracy = None,
     min_ratio: MinRatio = None,
     max_parameters: MaxParameters = None,
@@ -57,10 +58,15 @@ def export(
 ) -> None:
     """Write a trial's student as one file, verified and timed in its own runtime, with a model card beside it."""
     from kdsearch.console import ConsoleProgress
+    from kdsearch.export import formats, ship
     from kdsearch.export import pick as picking
-    from kdsearch.export import ship
     from kdsearch.reporting.collect import collect
+    from kdsearch.search.plan import check_choice
 
+    check_choice("--format", kind, formats.FORMATS)
+    if int8 and kind != "onnx":
+        raise KdsearchError("--int8 is for ONNX", got=f"--format {kind}", remedy="leave one of them out")
+    kind = formats.INT8 if int8 else kind
     study = find_study(storage, name)
     if trial is None:
         wish = picking.Wish(min_accuracy, min_ratio, max_parameters, knee)

@@ -44,7 +44,7 @@ def test_claims_prints_json_alone_and_writes_its_pages(kdsearch: Run, tmp_path):
 def test_slides_on_mnist_go_on_and_leave_the_search_alone(kdsearch: Run, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "PAIRS", 1)
     monkeypatch.setattr("kdsearch.measure.latency.MAX_SECONDS", 0.0)
-    words = ("slides", "--rows", "m1", "--train-size", "2000", "--max-epochs", "1", "--json")
+    words = ("slides", "--dataset", "mnist", "--rows", "m1", "--train-size", "2000", "--max-epochs", "1", "--json")
     first = json.loads(kdsearch(*words, "--repeats", "1").out)
     assert [(row["row"], row["verdict"]) for row in first["rows"]] == [("m1", "not measured")]
     assert 20 < first["rows"][0]["measured"]["accuracy"]["mean"] < 90

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,15 +13,17 @@ import pytest
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 OTHER_DATA = ("--dataset mnist", "--dataset cifar10", "folder:PATH")
 SHORTER = {
+    "kdsearch optimize --study photos.toml": "--train-size 90 --max-epochs 4 --trials 1 --cost flops",
     "kdsearch bench search": "--tables digits --seeds 1 --budget 60",
     "kdsearch bench tabulate": "--count 2 --epochs 1",
-    "kdsearch claims": "--only 5,9",
+    "kdsearch claims": "--only 5",
     "kdsearch claims --dataset mnist": "--only 5",
     "kdsearch confirm": "--repeats 1 --trials 0",
-    "kdsearch slides --dataset mnist": "--rows m1 --repeats 1 --train-size 300 --max-epochs 1",
     "kdsearch slides --dataset cifar10": "--rows c4 --repeats 1 --train-size 100 --max-epochs 1 --width 8",
 }  # what takes minutes is run with less of it
 SLIDES = ("kdsearch slides", "kdsearch claims")
+ELSEWHERE = ("kdsearch slides --dataset mnist",)  # tests/test_cli_slides.py runs it
+LITTLE = {"train": 100, "test": 20}  # images of a class: to read all of them takes a minute
 
 
 def blocks(language: str) -> list[str]:
@@ -40,7 +43,7 @@ def shorter(command: str) -> str:
 
 def on_other_data(*, slides: bool) -> list[str]:
     """The commands on MNIST and CIFAR-10: of the slides, or those that can be planned."""
-    found = [line for line in commands() if any(data in line for data in OTHER_DATA[:2])]
+    found = [line for line in commands() if any(data in line for data in OTHER_DATA[:2]) and line not in ELSEWHERE]
     return [line for line in found if line.startswith(SLIDES) == slides]
 
 
@@ -72,7 +75,45 @@ def test_the_tour_on_digits_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("photos")
+def test_the_way_from_a_folder_of_photographs_to_a_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on shared cores two threads wait for each other
+    page = [line for line in commands() if "photos" in line]
+    assert [line.split()[1] for line in page] == ["init", "optimize", "report", "export"]
+    shell(page[0], tmp_path)
+    written = (tmp_path / "photos.toml").read_text(encoding="utf-8")
+    # 8x8 images; batches so small that few of them teach a ResNet18 three colours
+    for old, new in {"image_size = 32": "image_size = 8", "lr = 0.1\n": "lr = 0.02\n", "= 128": "= 6"}.items():
+        assert old in written
+        written = written.replace(old, new, 1)
+    (tmp_path / "photos.toml").write_text(written, encoding="utf-8")
+    for command in page[1:]:
+        shell(shorter(command), tmp_path)
+    assert (tmp_path / "reports" / "photos.html").is_file()
+    assert list((tmp_path / "shipped").glob("trial-*.onnx"))
+
+
+@pytest.fixture(scope="module")
+def little_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of real images, few of CIFAR-10."""
+    source, folder = Path(os.environ["KDSEARCH_DATA_DIR"]), tmp_path_factory.mktemp("data")
+    (folder / "MNIST").symlink_to(source / "MNIST")
+    for part, count in LITTLE.items():
+        for found in (source / "cifar10" / part).iterdir():
+            (folder / "cifar10" / part / found.name).mkdir(parents=True)
+            for image in sorted(found.iterdir())[:count]:
+                (folder / "cifar10" / part / found.name / image.name).symlink_to(image)
+    return folder
+
+
+@pytest.fixture
+def on_little_data(little_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDSEARCH_DATA_DIR", str(little_data))
+
+
+@pytest.mark.slow
 @pytest.mark.real_data
+@pytest.mark.usefixtures("on_little_data")
 @pytest.mark.parametrize("command", on_other_data(slides=True))
 def test_the_slides_run_on_other_data(command: str, tmp_path: Path) -> None:
     assert command in SHORTER
@@ -82,6 +123,7 @@ def test_the_slides_run_on_other_data(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.real_data
+@pytest.mark.usefixtures("on_little_data")
 @pytest.mark.parametrize("command", on_other_data(slides=False))
 def test_the_tour_on_other_data_can_be_planned(command: str, tmp_path: Path) -> None:
     assert "estimate" in shell(command if "--dry-run" in command else f"{command} --dry-run", tmp_path)

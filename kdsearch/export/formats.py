@@ -15,27 +15,37 @@ from kdsearch.data import Split
 from kdsearch.measure import deployed
 
 FORMATS = ("onnx", "pt2", "safetensors")
+INT8 = "int8"
+"""ONNX in integers."""
+KINDS = (*FORMATS, INT8)
+OF_ONNX = ("onnx", INT8)
+ENDINGS = {kind: kind for kind in FORMATS} | {INT8: "int8.onnx"}
 
 Run = Callable[[Tensor], Tensor]
 """From images, (batch, channels, height, width), uint8, to logits."""
 
 
 def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[str, Any]) -> None:
-    """Writes a network: ONNX and pt2 take images of bytes, safetensors holds the weights alone.
+    """Writes a network: ONNX, also in int8, and pt2 take images of bytes, safetensors holds the weights alone.
 
     Args:
         network: takes prepared images.
         split: says how bytes become those.
-        kind: one of `FORMATS`.
+        kind: one of `KINDS`.
         path: where to.
         facts: go into the file as JSON.
     """
     wrapped = deployed.Prepared(network, split).eval()
     example = split.test.images[:2]
-    if kind == "onnx":
+    if kind in OF_ONNX:
         from kdsearch.measure import onnx
 
-        onnx.write(wrapped, example, path, metadata={"kdsearch": json.dumps(facts)})
+        onnx.write(wrapped, example, path)
+        if kind == INT8:
+            from kdsearch.export import int8
+
+            int8.quantise(path, path, int8.calibration(split.train.images))
+        onnx.describe(path, {"kdsearch": json.dumps(facts)})
     elif kind == "pt2":
         program = torch.export.export(wrapped, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         torch.export.save(program, path, extra_files={"kdsearch.json": json.dumps(facts)})
@@ -53,7 +63,7 @@ def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module)
         threads: of ONNX Runtime; torch has its own setting.
         blank: the network that safetensors are loaded into.
     """
-    if kind == "onnx":
+    if kind in OF_ONNX:
         from kdsearch.measure import onnx
 
         ready = onnx.session(path, threads=threads)
@@ -67,4 +77,4 @@ def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module)
 
 def runtime_of(kind: str) -> str:
     """The runtime that a format is verified in, with its version."""
-    return deployed.version() if kind == "onnx" else f"torch {torch.__version__}"
+    return deployed.version() if kind in OF_ONNX else f"torch {torch.__version__}"

@@ -10,7 +10,7 @@ from typing import Any
 from optuna import Study
 
 from kdsearch.data import Split
-from kdsearch.export.formats import FORMATS
+from kdsearch.export.formats import INT8, KINDS
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import words
 from kdsearch.reporting.card import card
@@ -18,8 +18,8 @@ from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.confirmation import confirmations
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.markdown import code, facts
+from kdsearch.stats import proportion_interval
 
-NAME = "MODEL_CARD.md"
 LICENCE = (
     "No licence comes with these weights. Before you pass them on, see that the licences of the data set, of the "
     "teacher's weights and of what those were trained on allow it, and write the licence that you choose here."
@@ -39,7 +39,7 @@ def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> 
     data = collect(study, storage_url=url)
     parts = [card(data, number, confirmed=_confirmed(study, number)).rstrip("\n")]
     row = next(row for row in records(data.trials) if row["number"] == number)
-    for kind in FORMATS:
+    for kind in KINDS:
         found = study.user_attrs.get(f"{StudyAttr.EXPORTED}{number}:{kind}")
         if isinstance(found, Mapping) and _is_there(folder, found):
             parts += [f"## File {code(Path(found['file']).name)}", facts(_file(found, data, row))]
@@ -70,11 +70,12 @@ def _is_there(folder: Path, found: Mapping[str, Any]) -> bool:
 def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> list[tuple[str, object]]:
     what = "counted operations" if data.cost == "flops" else f"--cost {data.cost}"
     return [
-        ("format", found["format"]),
+        ("format", "onnx, in int8" if found["format"] == INT8 else found["format"]),
         ("ONNX opset", found.get("opset")),
         ("exported with", found["exporter"]),
         ("verified in", found["runtime"]),
-        ("test accuracy there", words.percent(found["test_accuracy"])),
+        ("test accuracy there", _accuracy(found)),
+        ("predictions that are not torch's", f"{found['changed']} of {found['test_images']:,}"),
         ("test accuracy in the search", words.percent(row["test_accuracy"])),
         ("ratio there", f"{words.interval(found['ratio'], found['low'], found['high'])}, batch {found['batch']}, CPU"),
         ("ratio in the search", f"{words.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} ({what})"),
@@ -83,6 +84,12 @@ def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> 
         ("size", words.size(found["bytes"])),
         ("SHA-256", found["sha256"]),
     ]
+
+
+def _accuracy(found: Mapping[str, Any]) -> str:
+    """With Wilson's 95 % interval for so many test images."""
+    share = proportion_interval(found["test_accuracy"], found["test_images"])
+    return f"{words.percent(share.mean)} ({words.percent(share.low)} to {words.percent(share.high)})"
 
 
 def _input(split: Split) -> list[tuple[str, object]]:

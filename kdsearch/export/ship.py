@@ -33,12 +33,12 @@ def export(
 ) -> dict[str, Any]:
     """Writes a trial's student as one file, which is gone again where it is not as good in its own runtime.
 
-    Beside it go `classes.json`, the names of the classes, and the model card.
+    Beside it go `classes.json`, the names of the classes, and the model card, `trial-NUMBER.md`.
 
     Args:
         study: made by kdsearch.
         number: of a complete trial.
-        kind: one of `formats.FORMATS`.
+        kind: one of `formats.KINDS`.
         out: folder of the file.
         url: of the study's storage, beside which weights are kept.
         data_dir: where data sets lie.
@@ -51,8 +51,8 @@ def export(
         KdsearchError: an unknown format, a trial that is not complete, a missing package, a folder that cannot be
             written, or a file that failed.
     """
-    check_choice("--format", kind, formats.FORMATS)
-    if kind == "onnx":
+    check_choice("--format", kind, formats.KINDS)
+    if kind in formats.OF_ONNX:
         deployed.require("--format onnx")
     trial = _complete(study, number)
     files.check_folder(out)
@@ -60,13 +60,13 @@ def export(
     check_data(study, plan)
     shop = Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split, progress=progress), plan.cost)
     student, source = _student(study, trial, shop, url, data_dir, progress)
-    path = out / f"trial-{number}.{kind}"
+    path = out / f"trial-{number}.{formats.ENDINGS[kind]}"
     found = _written(path, student, shop, kind, _facts(study, number, plan.split))
     found |= {"trial": number, "format": kind, "weights": source}
     found |= {"search_ratio": trial.values[1], "search_test_accuracy": trial.user_attrs[Attr.TEST_ACCURACY]}
     study.set_user_attr(f"{StudyAttr.EXPORTED}{number}:{kind}", found)
     files.write_text(out / "classes.json", json.dumps(list(plan.split.classes)) + "\n")
-    files.write_text(out / model_card.NAME, model_card.text(study, number, url=url, folder=out, split=plan.split))
+    files.write_text(out / f"trial-{number}.md", model_card.text(study, number, url=url, folder=out, split=plan.split))
     return found
 
 
@@ -116,7 +116,7 @@ def _written(path: Path, student: nn.Module, shop: Workshop, kind: str, facts: d
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     versions = {"exporter": f"torch {torch.__version__}", "runtime": formats.runtime_of(kind)}
-    if kind == "onnx":
+    if kind in formats.OF_ONNX:
         from kdsearch.measure import onnx
 
         versions["opset"] = str(onnx.opset(path))

@@ -22,6 +22,7 @@ from kdsearch.records import Timing
 from kdsearch.search.objective import Workshop
 
 POINTS = 0.001  # of accuracy that a file may differ by from the network in torch, a fraction
+INT8_POINTS = 0.01  # that one in integers may lose: its predictions are its own
 TIE = 1e-3  # two largest logits this close, relative to the largest, may change places
 
 
@@ -29,7 +30,8 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
     """Loads a file, scores it on the whole test set against torch and times it against the teacher exported alike.
 
     Raises:
-        KdsearchError: it does not load, or its predictions or its accuracy are others.
+        KdsearchError: it does not load, its predictions or its accuracy are others, or one in int8 loses more than
+            `INT8_POINTS` or computes in float.
     """
     test = shop.split.test
     blank = copy.deepcopy(student)
@@ -45,34 +47,59 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
             raise KdsearchError(
                 f"the exported file must load and run: {' '.join(str(error).split())[:200]}", remedy="it was deleted"
             ) from None
-        scores = _compared(wanted, logits, test.labels)
+        scores = [(each.argmax(1) == test.labels).double().mean().item() for each in (wanted, logits)]
+        if kind == formats.INT8:
+            _check_int8(path, test.images, scores)
+        else:
+            _check_same(wanted, logits, scores)
         timing = timed(shop, kind, run)
-    return {"test_accuracy": scores[1], "torch_test_accuracy": scores[0], **dataclasses.asdict(timing)}
+    return {
+        "test_accuracy": scores[1],
+        "torch_test_accuracy": scores[0],
+        "test_images": len(test),
+        "changed": int((wanted.argmax(1) != logits.argmax(1)).sum()),
+        **dataclasses.asdict(timing),
+    }
 
 
-def _compared(wanted: Tensor, logits: Tensor, labels: Tensor) -> list[float]:
-    """Test accuracy in torch and in the file's runtime, fractions; refuses a file that says something else."""
-    scores = [(each.argmax(1) == labels).double().mean().item() for each in (wanted, logits)]
+def _check_int8(path: Path, images: Tensor, scores: list[float]) -> None:
+    from kdsearch.measure import onnx
+
+    if products := onnx.float_products(path, images[:2]):
+        raise KdsearchError(
+            "an int8 file must compute all its products in integers",
+            got=", ".join(f"{count} {name} in float" for name, count in products.items()),
+            remedy="it was deleted; export without --int8",
+        )
+    if scores[0] - scores[1] > INT8_POINTS:
+        raise KdsearchError(
+            f"an int8 file may lose at most {100 * INT8_POINTS:g} point of test accuracy",
+            got=f"{scores[1]:.2%} against {scores[0]:.2%} in torch",
+            remedy="it was deleted; export without --int8",
+        )
+
+
+def _check_same(wanted: Tensor, logits: Tensor, scores: list[float]) -> None:
     top = wanted.topk(2, dim=1).values
     clear = (top[:, 0] - top[:, 1]) > TIE * top.abs().amax(1).clamp(min=1)
     changed = int(((wanted.argmax(1) != logits.argmax(1)) & clear).sum())
     if changed or abs(scores[0] - scores[1]) > POINTS:
         raise KdsearchError(
-            f"the exported file must predict as torch does: {changed} of {len(labels)} test images differ, "
+            f"the exported file must predict as torch does: {changed} of {len(logits)} test images differ, "
             f"accuracy {scores[1]:.2%} against {scores[0]:.2%}",
             remedy="it was deleted",
         )
-    return scores
 
 
 def timed(shop: Workshop, kind: str, student: formats.Run) -> Timing:
-    """The ratio of the teacher, exported alike, and a loaded student, on the images that the search times."""
+    """The ratio of the teacher, exported alike but never in int8, and a loaded student, on the search's images."""
     how, split = shop.spec.latency, shop.split
+    alike = "onnx" if kind == formats.INT8 else kind
     batch = repeated(split.validation.images, how.batch)
     with tempfile.TemporaryDirectory() as folder, runtime.threads(how.threads), torch.inference_mode():
-        path = Path(folder) / f"teacher.{kind}"
-        formats.write(shop.teacher.network, split, kind, path, {})
-        run = formats.load(path, split, kind, threads=how.threads, blank=copy.deepcopy(shop.teacher.network))
+        path = Path(folder) / "teacher"
+        formats.write(shop.teacher.network, split, alike, path, {})
+        run = formats.load(path, split, alike, threads=how.threads, blank=copy.deepcopy(shop.teacher.network))
         with Gate(torch.device("cpu")).alone():
             return latency.steady(
                 lambda: latency.compare(lambda: run(batch), lambda: student(batch), batch=len(batch), kind=kind)

@@ -24,6 +24,7 @@ MAX_PAIRS = 61
 MAX_SECONDS = 5.0  # of one measurement, once few pairs are in
 TARGET_WIDTH = 0.04  # of the interval, relative to the median: narrow enough to stop
 SAMPLE_SECONDS = 0.004  # a sample repeats a call until it lasts at least this long: the clock is noisy below
+SAMPLE_SHARE = 0.1  # and this part of the other network's call: a moment of a busy machine is not what the other saw
 WARM_UP_CALLS = 2
 TOO_WIDE = 0.1  # of a timing's interval, relative to the ratio: it is taken again
 MAX_TIMINGS = 3  # of one student
@@ -46,20 +47,21 @@ def _seconds(call: Call, repeats: int, device: torch.device) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def _repeats(call: Call, device: torch.device) -> int:
-    """How often to call in one sample; a call that is slow enough is not called again to see that."""
+def _once(call: Call, device: torch.device) -> float:
+    """Seconds of a warm call; one that is slow is not called again to see that."""
     for _ in range(WARM_UP_CALLS):
-        if _seconds(call, 1, device) > SLOW_SECONDS:
-            return 1
-    once = min(_seconds(call, 1, device) for _ in range(3))
-    return max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-7)))
+        if (seconds := _seconds(call, 1, device)) > SLOW_SECONDS:
+            return seconds
+    return max(1e-7, min(_seconds(call, 1, device) for _ in range(3)))
 
 
 def _pairs(
     teacher: Call, student: Call, device: torch.device, least: int = MIN_PAIRS
 ) -> tuple[list[float], list[float]]:
     """Seconds of teacher and student, sampled in turn until the interval is narrow or time is up."""
-    often = _repeats(teacher, device), _repeats(student, device)
+    once = _once(teacher, device), _once(student, device)
+    sample = max(SAMPLE_SECONDS, SAMPLE_SHARE * max(once))
+    often = [math.ceil(sample / seconds) for seconds in once]
     of_teacher: list[float] = []
     of_student: list[float] = []
     begin = time.perf_counter()

@@ -22,14 +22,13 @@ FLOAT_PRODUCTS = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatM
 ERRORS_ONLY = 3
 
 
-def write(network: nn.Module, example: Tensor, path: Path, *, metadata: Mapping[str, str] | None = None) -> Path:
+def write(network: nn.Module, example: Tensor, path: Path) -> Path:
     """Writes a network as one ONNX file that takes any batch, from `images` to `logits`.
 
     Args:
         network: not changed; written in evaluation mode where it has one.
         example: (batch, channels, height, width), at least two images of its input.
         path: where to.
-        metadata: of the model, beside what the exporter says.
     """
     still = copy.deepcopy(network).cpu()
     if not isinstance(still, torch.fx.GraphModule):  # an exported graph has no modes
@@ -38,13 +37,11 @@ def write(network: nn.Module, example: Tensor, path: Path, *, metadata: Mapping[
     torch.onnx.export(
         program, f=path, external_data=False, verbose=False, input_names=["images"], output_names=["logits"]
     )
-    if metadata:
-        describe(path, metadata)
     return path
 
 
 def describe(path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes metadata into an ONNX file."""
+    """Writes metadata into an ONNX file, beside what its exporter says."""
     import onnx
 
     model = onnx.load(path)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -46,8 +48,8 @@ def test_a_study_times_with_its_own_threads_and_puts_them_back(workshop: Worksho
     torch.set_num_threads(2)
     try:
         timed = Workshop(workshop.spec, workshop.split, workshop.teacher, "latency")
-        assert timed.measure(Spy()).batch == 1000
-        assert set(seen) == {(1, 1000)}
+        assert timed.measure(Spy()).batch == workshop.spec.latency.batch
+        assert set(seen) == {(1, workshop.spec.latency.batch)}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -73,3 +75,14 @@ def test_slow_networks_are_timed_less_often_but_enough_for_an_interval(monkeypat
     values = list(range(latency.SLOW_PAIRS))
     assert latency.median_interval(values) == (4, 1, 7)  # narrower than the range
     assert len(latency.eager_pairs(mlp(8), mlp(8), torch.zeros(1, 64), to_host=False, least=6)[0]) == 6
+
+
+def test_a_sample_of_the_student_lasts_a_tenth_of_the_teachers_call(monkeypatch):
+    monkeypatch.setattr(latency, "MAX_SECONDS", 0.0)
+    calls = []
+    timing = latency.compare(
+        lambda: time.sleep(0.08), lambda: time.sleep(0.002) or calls.append(1), batch=1, kind="sleep"
+    )
+    warm_up = latency.WARM_UP_CALLS + 3
+    in_a_sample = (len(calls) - warm_up) / timing.pairs
+    assert 0.5 * 0.008 <= in_a_sample * timing.student_seconds <= 2 * 0.008
