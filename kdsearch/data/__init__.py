@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdsearch import plugins
-from kdsearch.data.base import Dataset, ImageSet, Split, fingerprint, repeated, split, stratified, whole
+from kdsearch.data.base import Dataset, ImageSet, Split, check, fingerprint, repeated, split, stratified, whole
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 
@@ -56,7 +56,11 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     Raises:
         DataError: it is unknown, missing or broken.
     """
-    return _loader(spec.name.partition(":")[0])(spec, folder)
+    kind = spec.name.partition(":")[0]
+    dataset = _loader(kind)(spec, folder)
+    if kind not in BUILT_IN:
+        check(dataset, kind)
+    return dataset
 
 
 __all__ = [
@@ -64,6 +68,7 @@ __all__ = [
     "ImageSet",
     "Loader",
     "Split",
+    "check",
     "check_name",
     "fingerprint",
     "load",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,38 @@ class Dataset:
     mean: float = 0.0
     std: float = 1.0
     notes: tuple[str, ...] = ()
+
+
+def check(dataset: object, name: str) -> None:
+    """Refuses what another package's data set must not return.
+
+    Raises:
+        DataError: no `Dataset`, or its images or labels are not what `ImageSet` says.
+    """
+    for rule, holds in _rules(dataset):
+        if not holds:
+            raise DataError(
+                f"the data set {name} must return {rule}",
+                got=type(dataset).__name__,
+                remedy="mend or uninstall the package that brings it",
+            )
+
+
+def _rules(dataset: object) -> Iterator[tuple[str, bool]]:
+    yield "a Dataset", isinstance(dataset, Dataset)
+    assert isinstance(dataset, Dataset)
+    yield "the names of at least two classes", len(dataset.classes) > 1
+    for name, part in (("train", dataset.train), ("test", dataset.test)):
+        images, labels = part.images, part.labels
+        yield (
+            f"{name} images of bytes, (count, channels, height, width)",
+            (images.dtype, images.ndim) == (torch.uint8, 4),
+        )
+        yield f"an int64 label for each {name} image", (labels.dtype, labels.shape) == (torch.int64, images.shape[:1])
+        yield f"{name} images", len(labels) > 0
+        low, high = int(labels.min()), int(labels.max())
+        yield f"{name} labels from 0 to {len(dataset.classes) - 1}", 0 <= low <= high < len(dataset.classes)
+    yield "test images of the training images' size", dataset.train.images.shape[1:] == dataset.test.images.shape[1:]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -38,4 +39,19 @@ def cost(name: str) -> Cost:
     return found
 
 
-__all__ = ["COSTS", "ONNX", "Cost", "accuracy", "cost", "cost_names", "logits"]
+def checked(timing: object, name: str) -> Timing:
+    """What a cost returned, if it is an inference ratio.
+
+    Raises:
+        StudyFileError: it is none.
+    """
+    if isinstance(timing, Timing) and 0 < timing.low <= timing.ratio <= timing.high < math.inf:
+        return timing
+    raise StudyFileError(
+        f"the cost {name} must return a Timing with 0 < low <= ratio <= high",
+        got=" ".join(str(timing).split())[:200],
+        remedy="mend the package that brings it, or choose another --cost",
+    )
+
+
+__all__ = ["COSTS", "ONNX", "Cost", "accuracy", "checked", "cost", "cost_names", "logits"]

@@ -24,7 +24,7 @@ from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import ONNX, accuracy, cost, deployed, latency
+from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, latency
 from kdsearch.measure.quiet import Gate
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
@@ -145,7 +145,7 @@ class Workshop:
             if self.cost == ONNX:
                 return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
             batch = self.split.example(self.spec.latency.batch)
-            return cost(self.cost)(self.teacher.network, student, batch)
+            return checked(cost(self.cost)(self.teacher.network, student, batch), self.cost)
 
         with runtime.threads(self.spec.latency.threads):
             return latency.steady(take)

@@ -112,3 +112,31 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(DataError, match="imagenet"):
         data.check_name("imagenet")
     data.check_name("folder:/anywhere")
+
+
+def test_a_data_set_of_another_package_is_checked():
+    whole = numbered(20)
+    data.check(whole, "theirs")
+    train, test = whole.train, whole.test
+    wrong = [
+        (None, "a Dataset"),
+        (dataclasses.replace(whole, classes=("a",)), "at least two classes"),
+        (dataclasses.replace(whole, classes=("a", "b")), "train labels from 0 to 1"),
+        (dataclasses.replace(whole, train=ImageSet(train.images.float(), train.labels)), "train images of bytes"),
+        (dataclasses.replace(whole, train=ImageSet(train.images[:, 0], train.labels)), "train images of bytes"),
+        (dataclasses.replace(whole, test=ImageSet(test.images, test.labels[1:])), "an int64 label for each test image"),
+        (
+            dataclasses.replace(whole, test=ImageSet(test.images, test.labels.int())),
+            "an int64 label for each test image",
+        ),
+        (dataclasses.replace(whole, test=test.subset(torch.arange(0))), "test images"),
+        (dataclasses.replace(whole, test=ImageSet(test.images, test.labels - 1)), "test labels from 0 to 2"),
+        (
+            dataclasses.replace(whole, test=ImageSet(test.images.expand(-1, 3, -1, -1), test.labels)),
+            "training images' size",
+        ),
+    ]
+    for dataset, rule in wrong:
+        with pytest.raises(DataError, match=rule) as caught:
+            data.check(dataset, "theirs")
+        assert "\n" not in str(caught.value)

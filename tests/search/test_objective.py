@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import math
+import sys
+from types import SimpleNamespace
 from typing import Literal
 
 import optuna
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from torch import nn
 
 from kdsearch import networks
 from kdsearch.dimensions import Range
+from kdsearch.errors import StudyFileError
+from kdsearch.measure import COSTS
 from kdsearch.progress import Progress
-from kdsearch.records import Attr, EpochRecord
+from kdsearch.records import Attr, EpochRecord, Timing
 from kdsearch.search import objective
 from kdsearch.search.objective import Best, Objective, Workshop, known_timing
 from kdsearch.search.plan import Plan
@@ -107,6 +113,20 @@ def test_equal_architectures_share_one_timing(workshop: Workshop):
     assert first[Attr.RATIO] == same[Attr.RATIO] != other[Attr.RATIO]
     assert first[Attr.RATIO_LOW] <= first[Attr.RATIO] <= first[Attr.RATIO_HIGH]
     assert first[Attr.TIMING]["kind"] == "latency"
+
+
+@pytest.mark.parametrize(
+    "figures", [None, (2.0, 3.0, 4.0), (2.0, 0.0, 4.0), (math.nan, 1.0, 4.0), (2.0, 1.0, math.inf)]
+)
+def test_a_cost_that_returns_no_ratio_is_refused(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, figures: tuple[float, float, float] | None
+):
+    returned = figures and Timing(*figures, 1.0, 1.0, batch=1, pairs=1, kind="theirs")
+    monkeypatch.setitem(COSTS, "theirs", "theirs:measure")
+    monkeypatch.setitem(sys.modules, "theirs", SimpleNamespace(measure=lambda *_: returned))
+    theirs = Workshop(workshop.spec, workshop.split, workshop.teacher, "theirs")
+    with pytest.raises(StudyFileError, match="the cost theirs must return a Timing with 0 < low <= ratio <= high"):
+        theirs.measure(nn.Flatten())
 
 
 def test_the_timing_that_was_written_first_stands(workshop: Workshop):
