@@ -97,7 +97,7 @@ def timed(shop: Workshop, kind: str, student: formats.Run) -> Timing:
     alike = "onnx" if kind == formats.INT8 else kind
     batch = repeated(split.validation.images, how.batch)
     with tempfile.TemporaryDirectory() as folder, runtime.threads(how.threads), torch.inference_mode():
-        path = Path(folder) / "teacher"
+        path = Path(folder) / f"teacher.{alike}"
         formats.write(shop.teacher.network, split, alike, path, {})
         run = formats.load(path, split, alike, threads=how.threads, blank=copy.deepcopy(shop.teacher.network))
         with Gate(torch.device("cpu")).alone():

@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 
 from kdsearch.errors import shown
 
-MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&$:@]|\.(?!\d))")  # a dot may begin a list or a link, but for 0.5
+MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&$:@]|\.(?!\d))")  # a dot may begin a list or a link, but for 0.5
+BEGINNING = re.compile(r"^(\d*)([-+#=)])")  # of a list or a heading; nothing elsewhere
 
 
 def plain(text: object) -> str:
-    """Any text as words of a paragraph or a cell: every sign that Markdown or HTML might read is escaped."""
-    return MARKUP.sub(r"\\\1", shown(" ".join(str(text).split())))
+    """Any text as words of a paragraph or a cell: every sign that Markdown or HTML might read there is escaped."""
+    return BEGINNING.sub(r"\1\\\2", MARKUP.sub(r"\\\1", shown(" ".join(str(text).split()))))
 
 
 def code(text: object) -> str:
@@ -48,4 +49,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Colle
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:
     """A list of named facts; what is missing or empty is left out."""
-    return "\n".join(f"- {plain(name)}: {plain(value)}" for name, value in pairs if value not in (None, "", "–"))
+    return "\n".join(
+        f"- {plain(name.replace('_', ' '))}: {plain(value)}" for name, value in pairs if value not in (None, "", "–")
+    )

@@ -68,8 +68,8 @@ def test_the_card_says_what_the_files_reached_and_leaves_out_what_is_not_theirs(
     text = (out / f"trial-{number}.md").read_text(encoding="utf-8")
     assert text.startswith(f"# Trial {number} of study digits\n")
     for kind, each in found.items():
-        assert f"- SHA\\-256: {hashlib.sha256((out / f'trial-{number}.{kind}').read_bytes()).hexdigest()}" in text
-        assert f"- test accuracy there: {100 * each['test_accuracy']:.2f} % \\(" in text
+        assert f"- SHA-256: {hashlib.sha256((out / f'trial-{number}.{kind}').read_bytes()).hexdigest()}" in text
+        assert f"- test accuracy there: {100 * each['test_accuracy']:.2f} % (" in text
     assert found["onnx"]["runtime"] == f"onnxruntime {onnxruntime.__version__}"
     assert f"- ONNX opset: {found['onnx']['opset']}" in text
     assert "counted operations" in text
