@@ -29,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("kdsearch")]
+    return [line for line in lines if line.startswith(("kdsearch", "python "))]
 
 
 def shorter(command: str) -> str:
