@@ -118,6 +118,6 @@ def _import(study: Study, paths: list[Path], *, as_json: bool) -> None:
         return
     for each in found:
         ratio = words.interval(each["ratio"], each["low"], each["high"])
+        there = words.ratio(each["search_ratio"])
         new = "" if each["new"] else "; the study held it already"
-        print(shown(f"trial {each['trial']} on {each['device']}: ratio {ratio}{new}"))
-        print(f"in the search: {words.ratio(each['search_ratio'])}")
+        print(shown(f"trial {each['trial']} on {each['device']}: ratio {ratio}, {there} in the search{new}"))

@@ -141,8 +141,8 @@ def _readme(about: dict[str, Any]) -> str:
         "    pip install onnxruntime numpy",
         "    python measure.py --out device.json",
         "",
-        f"It takes {about['batch']} images a batch and {about['threads']} CPU threads, as the study does; --batch and "
-        "--threads change that,",
+        f"As in the study, it takes --batch {about['batch']} and --threads {about['threads']} (of a CPU); give others "
+        "to change them.",
         "--provider names another execution provider of onnxruntime, --device what the report is to call this device.",
         "",
         "Then, where the study is:",

@@ -197,7 +197,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ready = {name: session(folder / f"{name}.onnx", options.provider, threads) for name in NETWORKS}
     compared = [check(name, ready[name].run(None, {"images": images})[0], about["expected"][name]) for name in NETWORKS]
     fed = {"images": images[np.arange(count) % len(images)]}
-    print(f"predictions are as expected; timing {count} images a batch, {threads} threads ...", file=sys.stderr)
+    print(f"predictions are as expected; timing with --batch {count} --threads {threads} ...", file=sys.stderr)
     calls = [lambda name=name: ready[name].run(None, fed) for name in NETWORKS]
     timing = steady(lambda: compare(*calls))
     return {

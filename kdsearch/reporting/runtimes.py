@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from kdsearch.reporting import words
 from kdsearch.reporting.collect import StudyData, plain
+from kdsearch.reporting.figures import TICKS
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.labels import beside
 from kdsearch.reporting.measured import DEVICE, FILE, HERE
@@ -265,8 +266,9 @@ def figure(data: StudyData) -> go.Figure | None:
     traces.append(_numbers(shown, found, y_range))
     ticks = [textwrap.wrap(column.title, TICK) for column in found]
     x_axis = {"tickvals": [*range(len(found))], "ticktext": ["<br>".join(map(html.escape, tick)) for tick in ticks],
-              "range": [-0.3, len(found) - 0.6]}  # fmt: skip
-    y_axis = {"title": {"text": "inference ratio: teacher / student"}, "type": "log", "range": y_range}
+              "range": [-0.3, len(found) - 0.5]}  # fmt: skip
+    y_axis = {"title": {"text": "inference ratio: teacher / student"}, "type": "log", "range": y_range,
+              "tickvals": TICKS, "ticktext": [f"{tick:,g}" for tick in TICKS]}  # fmt: skip
     lines = max(map(len, ticks))
     drawn = go.Figure(traces, layout(x_axis, y_axis, HEIGHT + LABEL * lines))
     return drawn.update_layout(margin_b=BOTTOM + LABEL * lines, showlegend=False)
@@ -284,6 +286,7 @@ def _line(i: int, number: int, found: Sequence[Column]) -> go.Scatter:
             "arrayminus": rounded(ratio - low for ratio, low, _ in cells)}  # fmt: skip
     return go.Scatter(
         x=[*range(len(found))], y=rounded(ratio for ratio, *_ in cells), mode="lines+markers", name=f"trial {number}",
+        connectgaps=True,
         line={"color": color, "width": 1.5}, marker={"symbol": symbol, "size": 8, "color": color}, error_y=bars,
         hovertext=told, hoverinfo="text", customdata=[number] * len(found),
     )  # fmt: skip
@@ -296,7 +299,7 @@ def _numbers(shown: Sequence[int], found: Sequence[Column], y_range: Sequence[fl
         last = max(i for i, column in enumerate(found) if number in column.cells)
         ends.append((float(last), math.log10(found[last].cells[number][0])))
     gap = (y_range[1] - y_range[0]) * LABEL / (HEIGHT - TOP - BOTTOM)
-    places = beside(ends, near=0.1, gap=gap, reach=0.05)
+    places = beside(ends, near=0.1, gap=gap, reach=0.15)
     return go.Scatter(
         x=rounded(place.x for place in places), y=rounded(10**place.y for place in places), mode="text",
         text=[str(number) for number in shown], textposition="middle right", textfont={"size": 11},
