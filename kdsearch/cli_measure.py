@@ -26,23 +26,26 @@ def measure(
         list[Path] | None,
         typer.Option("--import", help="Store what measure.py wrote there; may be given several times."),
     ] = None,
+    trials: Annotated[
+        str | None, typer.Option(help="Numbers with commas between, to time here [default: the whole front].")
+    ] = None,
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Time the front in torch and ONNX Runtime here; or make a folder for a device, and import what was timed there."""
-    check(trial, out, imports)
+    check(trial, out, imports, trials)
     study = find_study(storage, name)
     if imports:
         _import(study, imports, as_json=as_json)
     elif trial is not None and out is not None:
         _carry(study, trial, out, storage, data_dir, as_json=as_json)
     else:
-        _here(study, storage, data_dir, as_json=as_json)
+        _here(study, trials, storage, data_dir, as_json=as_json)
 
 
-def check(trial: int | None, out: Path | None, imports: list[Path] | None) -> None:
+def check(trial: int | None, out: Path | None, imports: list[Path] | None, trials: str | None) -> None:
     """Refuses options that contradict each other.
 
     Raises:
@@ -53,6 +56,8 @@ def check(trial: int | None, out: Path | None, imports: list[Path] | None) -> No
             "--import goes with neither --trial nor --out",
             remedy="give --trial and --out to make a folder, then --import for what came back",
         )
+    if trials is not None and (imports or trial is not None or out is not None):
+        raise KdsearchError("--trials goes with neither --trial nor --import", remedy="give it alone, to measure here")
     if (trial is None) != (out is None):
         raise KdsearchError(
             "--trial and --out go together",
@@ -61,13 +66,13 @@ def check(trial: int | None, out: Path | None, imports: list[Path] | None) -> No
         )
 
 
-def _here(study: Study, storage: str, data_dir: str | None, *, as_json: bool) -> None:
+def _here(study: Study, trials: str | None, storage: str, data_dir: str | None, *, as_json: bool) -> None:
     from kdsearch.console import ConsoleProgress
     from kdsearch.export import here
     from kdsearch.reporting.collect import collect
 
     with ConsoleProgress() as progress:
-        measured = here.measure(study, data_dir=data_dir, progress=progress)
+        measured = here.measure(study, trials, data_dir=data_dir, progress=progress)
     found = here.result(collect(study, storage_url=storage), measured)
     if as_json:
         print(json.dumps(found, allow_nan=False))

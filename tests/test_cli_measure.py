@@ -20,7 +20,7 @@ from rich.console import Console
 
 from kdsearch import cli_measure, storage
 from kdsearch.export import device_script
-from kdsearch.measure import deployed
+from kdsearch.measure import deployed, latency
 from kdsearch.records import Attr, StudyAttr
 
 
@@ -47,7 +47,10 @@ def filled(url: str) -> str:
         (("--trial", "0", "--out", "study.log"), ("the folder must be writable", "got study.log", "another folder")),
         (("--import", "nowhere.json"), ("--import must name a file to read", "nowhere.json")),
         (("--import", "study.log"), ("a file to import must be JSON", "study.log", "run measure.py again")),
-        ((), ("the study must have been made by kdsearch", "got s")),
+        (("--trials", "0", "--trial", "0"), ("--trials goes with neither --trial nor --import", "give it alone")),
+        (("--trials", "0", "--import", "x"), ("--trials goes with neither --trial nor --import",)),
+        (("--trials", "0", "--out", "d"), ("--trials goes with neither",)),
+        ((), ("the study must have been made by `kdsearch optimize`", "got s")),
     ],
 )
 def test_what_cannot_be_is_one_line(kdsearch: Run, filled: str, words: tuple[str, ...], said: tuple[str, ...]):
@@ -66,9 +69,12 @@ def test_a_missing_package_is_one_line_with_the_command(
     assert not Path("d").exists()
 
 
-def test_a_study_without_a_front_is_one_line(kdsearch: Run, url: str):
-    optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
-    refused(kdsearch("measure", "--storage", url), "must have a front to measure", "run `kdsearch optimize` first")
+def test_what_is_not_there_to_be_timed_is_one_line(kdsearch: Run, url: str):
+    study = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
+    study.set_user_attr(StudyAttr.STUDY_FILE, {})
+    refused(kdsearch("measure", "--storage", url), "must have a front", "run `kdsearch optimize` first")
+    refused(kdsearch("measure", "--trials", "a", "--storage", url), "--trials must be numbers with commas", "got a")
+    refused(kdsearch("measure", "--trials", "4", "--storage", url), "which holds no trials", "got 4")
 
 
 def test_the_table_shows_names_as_they_are():
@@ -108,6 +114,7 @@ def on_the_device(folder: Path, *words: str) -> subprocess.CompletedProcess[str]
 def test_from_the_front_here_to_a_device_and_back_into_the_report(
     kdsearch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    monkeypatch.setattr(latency, "MAX_TIMINGS", 1)  # wide ones will do here
     front = json.loads(kdsearch("optimize", "--trials", "2", *SHORT, "--json").out)["front"]
     number = front[0]["trial"]
     _here(kdsearch("measure", "--json"), front)
@@ -141,7 +148,7 @@ def test_from_the_front_here_to_a_device_and_back_into_the_report(
     with monkeypatch.context() as patch:  # quick, and what was measured is not lost with its file
         patch.setattr(device_script, "MAX_PAIRS", 15)
         capsys.readouterr()
-        assert device_script.main(("--out", "nowhere/device.json"), tmp_path / "device") == 1
+        assert device_script.main(("--out", "nowhere/device.json", "--batch", "20"), tmp_path / "device") == 1
     printed, errors = capsys.readouterr()
     assert json.loads(printed)["fingerprint"] == found["fingerprint"]
     assert "measure.py: error: --out must be writable: No such file or directory (got nowhere/device.json)" in errors

@@ -20,7 +20,6 @@ from torch import nn
 from kdsearch import runtime
 from kdsearch.data import Split, repeated
 from kdsearch.distil import lesson, teacher
-from kdsearch.errors import StorageError
 from kdsearch.export import formats
 from kdsearch.measure import deployed, latency
 from kdsearch.measure.quiet import Gate
@@ -29,8 +28,9 @@ from kdsearch.records import Attr, Config, Timing, architecture
 from kdsearch.reporting import runtimes
 from kdsearch.reporting.collect import StudyData, plain
 from kdsearch.reporting.measured import HERE, Measured, frame
+from kdsearch.search.confirm import choose
 from kdsearch.search.plan import rejoin
-from kdsearch.search.retrain import check_data, find_trial
+from kdsearch.search.retrain import check_data
 from kdsearch.spec import LatencySpec, StudySpec
 
 TORCH, ONNX = "torch", "ONNX Runtime"
@@ -82,11 +82,12 @@ class Bench:
         return found
 
 
-def measure(study: Study, *, data_dir: str | None, progress: Progress) -> list[Measured]:
-    """Times all of a study's front, equal architectures once, and stores each timing with its trials at once.
+def measure(study: Study, trials: str | None, *, data_dir: str | None, progress: Progress) -> list[Measured]:
+    """Times students, equal architectures once, and stores each timing with its trials at once.
 
     Args:
         study: made by kdsearch.
+        trials: numbers with commas between; None: the whole front.
         data_dir: where data sets lie.
         progress: told of each student.
 
@@ -94,10 +95,10 @@ def measure(study: Study, *, data_dir: str | None, progress: Progress) -> list[M
         What is stored.
 
     Raises:
-        KdsearchError: a missing package, a study without a front, or other data or another teacher than the study's.
+        KdsearchError: a missing package, trials that are not there, other data or another teacher than the study's.
     """
     deployed.require("kdsearch measure")
-    groups = alike(front(study))
+    groups = alike(choose(study, trials))
     plan = rejoin(study, url="", data_dir=data_dir, device="cpu")
     check_data(study, plan)
     network = teacher.untrained(plan.spec.teacher, plan.split).eval()
@@ -106,36 +107,20 @@ def measure(study: Study, *, data_dir: str | None, progress: Progress) -> list[M
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(plan.spec, plan.split, network, Path(folder), Gate(torch.device("cpu")))
         bench.write(network, "teacher")
-        for trials in groups:
-            attrs = trials[0].user_attrs
-            progress.trial_started(trials[0].number, attrs.get(Attr.ANCHOR), attrs[Attr.CONFIG])
+        for group in groups:
+            first, attrs = group[0].number, group[0].user_attrs
+            progress.trial_started(first, attrs.get(Attr.ANCHOR), attrs[Attr.CONFIG])
             timings = bench.time(attrs[Attr.CONFIG], attrs[Attr.SEED])
             for name, timing in timings.items():
-                for trial in trials:
+                for trial in group:
                     found.append(measured(trial.number, name, timing, bench.how.threads))
                     study.set_user_attr(found[-1].key, found[-1].stored())
             text = ", ".join(f"ratio {timing.ratio:.4g} in {name}" for name, timing in timings.items())
-            progress.trial_finished(trials[0].number, "COMPLETE", text, counted=True)
+            progress.trial_finished(first, "COMPLETE", text, counted=True)
     return found
 
 
-def front(study: Study) -> list[FrozenTrial]:
-    """The trials on a study's front, by number.
-
-    Raises:
-        StorageError: there are none, or one has no configuration.
-    """
-    numbers = sorted(trial.number for trial in study.best_trials)
-    if not numbers:
-        raise StorageError(
-            "the study must have a front to measure: a complete trial at least",
-            got=study.study_name,
-            remedy="run `kdsearch optimize` first",
-        )
-    return [find_trial(study, number) for number in numbers]
-
-
-def alike(trials: list[FrozenTrial]) -> list[list[FrozenTrial]]:
+def alike(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
     """Trials of equal architecture together."""
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
@@ -152,7 +137,8 @@ def result(data: StudyData, found: Sequence[Measured]) -> dict[str, Any]:
         found: what `measure` returned.
     """
     columns = runtimes.columns(dataclasses.replace(data, measured=frame(found)))
-    numbers = [int(number) for number in data.front["number"]]
+    measured_here = {each.trial for each in found}
+    numbers = [number for number in runtimes.numbers(data, columns) if number in measured_here]
     accuracies = dict(zip(data.trials["number"], data.trials["test_accuracy"], strict=True))
     trials = [
         {"trial": number, "test_accuracy": accuracies[number], "ratios": {
@@ -162,7 +148,9 @@ def result(data: StudyData, found: Sequence[Measured]) -> dict[str, Any]:
     ]  # fmt: skip
     told = {"study": data.name, "cost": data.cost, **{key: getattr(found[0], key) for key in SETTING}}
     told |= {"columns": [column.title for column in columns], "trials": trials}
-    plained: dict[str, Any] = plain(told | {"sentence": runtimes.sentence(columns, numbers)})
+    plained: dict[str, Any] = plain(
+        told | {"sentence": runtimes.sentence(columns, [int(number) for number in data.front["number"]])}
+    )
     return plained
 
 
