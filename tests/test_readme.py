@@ -18,6 +18,7 @@ SHORTER = {
     "kdsearch claims --dataset mnist": "--only 5",
     "kdsearch confirm": "--repeats 1 --trials 0",
     "kdsearch measure --name digits": "--trials 0",
+    "python device/measure.py": "--batch 20",
     "kdsearch slides --dataset mnist": "--rows m1 --repeats 1 --train-size 300 --max-epochs 1",
     "kdsearch slides --dataset cifar10": "--rows c4 --repeats 1 --train-size 100 --max-epochs 1 --width 8",
 }  # what takes minutes is run with less of it

@@ -119,6 +119,10 @@ def read_about(folder: Path) -> tuple[dict[str, Any], str]:
     """
     try:
         about: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        _ = (
+            [about[key] for key in ("study", "trial", "batch", "threads")],
+            [about["expected"][name] for name in NETWORKS],
+        )
         found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
         changed = [name for name in FILES if found[name] != about["sha256"][name]]
     except OSError as error:
@@ -167,8 +171,8 @@ def check(name: str, logits: Any, expected: Sequence[int | None]) -> int:
     Raises:
         ProblemError: one is not what kdsearch expects.
     """
-    known = [i for i, label in enumerate(expected) if label is not None]
-    wrong = [i for i in known if int(logits[i].argmax()) != expected[i]]
+    known = [(i, label, int(row.argmax())) for i, (label, row) in enumerate(zip(expected, logits)) if label is not None]
+    wrong = [i for i, label, found in known if found != label]
     if wrong:
         raise ProblemError(
             f"the {name} must predict what it does in kdsearch: {len(wrong)} of {len(known)} images differ, "

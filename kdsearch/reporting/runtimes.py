@@ -18,7 +18,7 @@ from kdsearch.reporting.collect import StudyData, plain
 from kdsearch.reporting.figures import TICKS
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.labels import beside
-from kdsearch.reporting.measured import DEVICE, FILE, HERE
+from kdsearch.reporting.measured import DEVICE, FILE, HERE, is_figure
 from kdsearch.reporting.style import BOTTOM, CYCLE, LABEL, SYMBOLS, TOP, layout, padded, rounded
 
 HEIGHT = 420
@@ -87,7 +87,7 @@ def _of_search(data: StudyData) -> Column:
     cells = {
         int(row["number"]): (row["ratio"], row["ratio_low"], row["ratio_high"])
         for row in records(data.trials)
-        if row["ratio"] > 0
+        if is_figure(row["ratio"])
     }
     what = "counted operations" if data.cost == "flops" else f"as the search measured it, --cost {data.cost}"
     return Column(SEARCH, f"in {SEARCH}", what, cells)
@@ -261,7 +261,7 @@ def figure(data: StudyData) -> go.Figure | None:
     if len(shown) < 2:
         return None
     traces = [_line(i, number, found) for i, number in enumerate(shown)]
-    heights = [math.log10(y) for trace in traces for y in trace.y if y]
+    heights = [math.log10(column.cells[number][0]) for column in found for number in shown if number in column.cells]
     y_range = padded(min(heights), max(heights))
     traces.append(_numbers(shown, found, y_range))
     ticks = [textwrap.wrap(column.title, TICK) for column in found]

@@ -115,6 +115,14 @@ def test_an_about_that_is_not_ours_is_one_line(capsys: pytest.CaptureFixture[str
     assert "about.json must be the file that kdsearch wrote" in failed(capsys, folder)
 
 
+@pytest.mark.parametrize("key", ["study", "trial", "batch", "threads", "expected"])
+def test_an_about_that_lacks_a_value_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path, key: str):
+    about = json.loads((folder / "about.json").read_text())
+    del about[key]
+    (folder / "about.json").write_text(json.dumps(about))
+    assert "about.json must be the file that kdsearch wrote" in failed(capsys, folder)
+
+
 def test_what_onnxruntime_cannot_do_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path):
     assert "must load teacher.onnx" in failed(capsys, folder)
     said = failed(capsys, folder, "--provider", "TPUExecutionProvider")

@@ -10,7 +10,6 @@ import pytest
 from optuna import Study
 from optuna.trial import create_trial
 
-from kdsearch import storage
 from kdsearch.errors import KdsearchError
 from kdsearch.export import imports
 from kdsearch.records import Attr, StudyAttr
@@ -27,9 +26,9 @@ SOUND: dict[str, Any] = {
 
 
 @pytest.fixture
-def study(url: str) -> Study:
+def study() -> Study:
     """Two complete trials; of trial 1 a folder was made."""
-    found = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
+    found = optuna.create_study(study_name="s", directions=["maximize"] * 2)
     for _ in range(2):
         found.add_trial(create_trial(values=[0.9, 10.0], user_attrs={Attr.RATIO: 10.0}))
     found.set_user_attr(f"{StudyAttr.CARRIED}1", {PRINT: "2026-11-25"})

@@ -149,6 +149,15 @@ def test_the_figure_joins_a_students_ratios_over_runtimes(complete: optuna.Study
     assert numbers.text == ("4", "3", "0")
 
 
+def test_ratios_that_nobody_would_believe_are_drawn_all_the_same(holding: Holding, typical: optuna.Study, make_trial):
+    typical.add_trial(make_trial([0.5], 1e308))
+    drawn = runtimes.figure(holding(measured(3, 1e-9), measured(4, 1e11), measured(7, 5.0)))
+    assert drawn is not None
+    assert len(drawn.data) == 4
+    low, high = drawn.layout.yaxis.range
+    assert low < -9 < 11 < high < 20
+
+
 def test_one_student_alone_is_a_table_without_a_figure(holding: Holding):
     data = holding(measured(3, 50.0), **{"exported:3:onnx": EXPORTED})
     assert runtimes.figure(data) is None
