@@ -23,6 +23,7 @@ from typing import Any
 FORMAT, VERSION = "kdsearch device timing", 1
 NETWORKS, IMAGES = ("teacher", "student"), "batch.npz"
 FILES = (*(f"{name}.onnx" for name in NETWORKS), IMAGES)
+ABOUT = {"study", "trial", "batch", "threads", "expected", "sha256"}
 
 # the method is that of kdsearch/measure/latency.py, where the reasons stand; a test holds that both find the same
 MIN_PAIRS, SLOW_PAIRS, MAX_PAIRS = 15, 9, 61
@@ -119,10 +120,8 @@ def read_about(folder: Path) -> tuple[dict[str, Any], str]:
     """
     try:
         about: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        _ = (
-            [about[key] for key in ("study", "trial", "batch", "threads")],
-            [about["expected"][name] for name in NETWORKS],
-        )
+        if not (set(about) >= ABOUT and set(NETWORKS) <= set(about["expected"])):
+            raise ValueError("a key is missing")
         found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
         changed = [name for name in FILES if found[name] != about["sha256"][name]]
     except OSError as error:
