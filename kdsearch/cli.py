@@ -16,6 +16,7 @@ from kdsearch.cli_confirm import confirm
 from kdsearch.cli_dashboard import dashboard
 from kdsearch.cli_export import export, pick
 from kdsearch.cli_init import init
+from kdsearch.cli_measure import measure
 from kdsearch.cli_options import DataDir, Device, Json, Name, Storage
 from kdsearch.cli_output import command_line, find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.cli_report import ReportPath, report
@@ -43,6 +44,7 @@ app.command()(report)
 app.command()(init)
 app.command()(pick)
 app.command()(export)
+app.command()(measure)
 app.command()(dashboard)
 app.command()(confirm)
 

@@ -63,6 +63,8 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the command line that ran last
     EXPORTED = "exported:"  # begins exported:NUMBER:FORMAT, what an exported file reached in its own runtime
+    CARRIED = "carried:"  # begins carried:NUMBER, the fingerprints of the folders made for a device (export.device)
+    MEASURED = "measured:"  # begins measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
     CONFIRMED = "confirmed:"  # begins the names under which a trial's confirmation is kept, its number follows
     SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
 

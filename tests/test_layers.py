@@ -29,6 +29,7 @@ LAYERS = [
         "cli_confirm",
         "cli_dashboard",
         "cli_init",
+        "cli_measure",
         "cli_options",
         "cli_output",
         "cli_report",

@@ -19,6 +19,8 @@ SHORTER = {
     "kdsearch claims": "--only 5",
     "kdsearch claims --dataset mnist": "--only 5",
     "kdsearch confirm": "--repeats 1 --trials 0",
+    "kdsearch measure --name digits": "--trials 0",
+    "python device/measure.py": "--batch 20",
     "kdsearch slides --dataset cifar10": "--rows c4 --repeats 1 --train-size 100 --max-epochs 1 --width 8",
 }  # what takes minutes is run with less of it
 SLIDES = ("kdsearch slides", "kdsearch claims")
@@ -32,7 +34,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("kdsearch")]
+    return [line for line in lines if line.startswith(("kdsearch", "python "))]
 
 
 def shorter(command: str) -> str:

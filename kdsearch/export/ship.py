@@ -13,7 +13,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
-from kdsearch import files
+from kdsearch import files, runtime
 from kdsearch.data import Split
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
@@ -54,15 +54,16 @@ def export(
     check_choice("--format", kind, formats.KINDS)
     if kind in formats.OF_ONNX:
         deployed.require("--format onnx")
-    trial = _complete(study, number)
+    trial = complete(study, number)
     files.check_folder(out)
     plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
     check_data(study, plan)
     shop = Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split, progress=progress), plan.cost)
-    student, source = _student(study, trial, shop, url, data_dir, progress)
+    student, source = student_of(study, trial, shop, url, data_dir, progress)
     path = out / f"trial-{number}.{formats.ENDINGS[kind]}"
-    found = _written(path, student, shop, kind, _facts(study, number, plan.split))
+    found = _written(path, student, shop, kind, about(study, number, plan.split))
     found |= {"trial": number, "format": kind, "weights": source}
+    found |= {"device": runtime.cpu_model(), "threads": plan.spec.latency.threads}
     found |= {"search_ratio": trial.values[1], "search_test_accuracy": trial.user_attrs[Attr.TEST_ACCURACY]}
     study.set_user_attr(f"{StudyAttr.EXPORTED}{number}:{kind}", found)
     files.write_text(out / "classes.json", json.dumps(list(plan.split.classes)) + "\n")
@@ -70,7 +71,12 @@ def export(
     return found
 
 
-def _complete(study: Study, number: int) -> FrozenTrial:
+def complete(study: Study, number: int) -> FrozenTrial:
+    """The trial of that number.
+
+    Raises:
+        KdsearchError: there is none, or it is not complete.
+    """
     trial = find_trial(study, number)
     if trial.state != TrialState.COMPLETE:
         raise KdsearchError(
@@ -81,7 +87,7 @@ def _complete(study: Study, number: int) -> FrozenTrial:
     return trial
 
 
-def _student(
+def student_of(
     study: Study, trial: FrozenTrial, shop: Workshop, url: str, data_dir: str | None, progress: Progress
 ) -> tuple[nn.Module, str]:
     """The trial's student on the CPU, and where its weights are from."""
@@ -95,7 +101,7 @@ def _student(
     return student, "kept weights"
 
 
-def _facts(study: Study, number: int, split: Split) -> dict[str, Any]:
+def about(study: Study, number: int, split: Split) -> dict[str, Any]:
     """What a file says of itself."""
     return {"study": study.study_name, "trial": number, "classes": list(split.classes),
             "top": split.top, "mean": split.mean, "std": split.std}  # fmt: skip

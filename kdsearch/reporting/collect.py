@@ -18,6 +18,7 @@ from kdsearch.errors import StorageError
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting import confirmation, history, importance, slides, words
 from kdsearch.reporting.frames import records
+from kdsearch.reporting.measured import measurements
 from kdsearch.reporting.words import number
 from kdsearch.spec import StudySpec, from_dict
 from kdsearch.storage import masked
@@ -54,6 +55,7 @@ class StudyData:
         anchors: one row a slide row: see `slides.anchors`.
         history: the hypervolume so far: see `history.history`.
         confirmed: what `kdsearch confirm` found: see `confirmation.confirmations`.
+        measured: ratios outside of the search: see `measured.measurements`.
         importances: of the parameters for each objective: see `importance.importances`.
         spent: seconds of all runs by kind of work; empty where none has ended.
         teacher: TeacherFacts as a dictionary, or None.
@@ -72,6 +74,7 @@ class StudyData:
     anchors: pd.DataFrame
     history: pd.DataFrame
     confirmed: pd.DataFrame
+    measured: pd.DataFrame
     importances: pd.DataFrame
     spent: dict[str, float]
     teacher: dict[str, Any] | None
@@ -128,6 +131,7 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         anchors=slides.anchors(trials, spec, slides.by_recipe(study, dataset)),
         history=pd.DataFrame(columns=list(history.COLUMNS)) if volume is None else volume,
         confirmed=confirmation.confirmations(attrs),
+        measured=measurements(attrs),
         importances=importance.importances(found),
         spent=_spent(attrs),
         teacher=teacher or None,

@@ -13,7 +13,7 @@ import optuna
 import plotly.graph_objects as go
 
 from kdsearch.files import write_text
-from kdsearch.reporting import confirmation, curves, dimensions, figures, text, words
+from kdsearch.reporting import confirmation, curves, dimensions, figures, runtimes, text, words
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration
 from kdsearch.reporting.effort import effort
 from kdsearch.reporting.frames import records
@@ -108,6 +108,7 @@ def _figures(data: StudyData) -> dict[str, go.Figure | None]:
     points = finished or data.teacher or data.anchors["published_ratio"].notna().any()
     return {
         "front": figures.front(data) if points else None,
+        "runtimes": runtimes.figure(data),
         "curves": curves.learning_curves(data) if len(data.curves) else None,
         "hypervolume": curves.hypervolume(data) if len(data.history) else None,
         "importances": dimensions.importances(data) if len(data.importances) else None,
@@ -132,6 +133,7 @@ def _context(data: StudyData) -> dict[str, Any]:
         "front": front,
         "confirmed": confirmed,
         "order": confirmation.sentence(text.order(data)) if front else "",
+        "runtimes": runtimes.view(data),
         "confirm": command(data, None),
         "masked": "***" in data.storage,
         "hidden": figures.below(data),

@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal, cast, get_args
 
 from kdsearch.errors import KdsearchError
-from kdsearch.reporting import confirmation, words
+from kdsearch.reporting import confirmation, runtimes, words
 from kdsearch.reporting.collect import CONFIG, StudyData, configuration, plain, result
 from kdsearch.reporting.effort import effort
 from kdsearch.reporting.frames import records
@@ -46,6 +46,7 @@ def as_json(data: StudyData) -> str:
         "slides": records(data.anchors),
         "confirmed": records(data.confirmed),
         "order": confirmation.sentence(order(data)),
+        "runtimes": runtimes.result(data),
         "importances": records(data.importances),
         "seconds": data.spent,
         "command": data.command,
@@ -69,6 +70,9 @@ def as_markdown(data: StudyData) -> str:
         blocks += ["## Picks", _picks(data), "## The front", _front(data), escaped(confirmation.sentence(order(data)))]
     if not data.confirmed.empty:
         blocks += ["## Confirmed with new seeds, on the whole training set", _confirmed(data)]
+    told = runtimes.view(data)
+    if told:
+        blocks += ["## Runtimes", escaped(told["sentence"]), _runtimes(told), facts(told["what"])]
     if not data.anchors.empty:
         blocks += ["## The slides’ configurations", _slides(data)]
     if not data.importances.empty:
@@ -106,6 +110,15 @@ def _confirmed(data: StudyData) -> str:
         for row in records(data.confirmed)
     ]  # fmt: skip
     return table(("trial", "seeds", "test (95 %)", "ratio (95 %)"), rows)
+
+
+def _runtimes(told: dict[str, Any]) -> str:
+    rows = [
+        (f"{row['number']}" + ("" if row["on_front"] else " (not on the front)"), words.percent(row["test_accuracy"]),
+         *row["cells"])
+        for row in told["rows"]
+    ]  # fmt: skip
+    return table(("trial", "test", *map(escaped, told["titles"])), rows)
 
 
 def _slides(data: StudyData) -> str:

@@ -50,7 +50,7 @@ class Job:
 
 
 def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
-    """The trials to confirm, by number.
+    """The trials to confirm or to measure, by number.
 
     Args:
         study: made by kdsearch.
@@ -65,7 +65,7 @@ def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
         numbers = {trial.number for trial in study.best_trials}
         if not numbers:
             raise StorageError(
-                "the study must have a front to confirm: a complete trial at least",
+                "the study must have a front: a complete trial at least",
                 got=study.study_name,
                 remedy="run `kdsearch optimize` first",
             )

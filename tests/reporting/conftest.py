@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from elsewhere import MEASURED
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdsearch import spec
@@ -124,7 +125,7 @@ def data(typical: optuna.Study) -> StudyData:
 
 @pytest.fixture
 def complete(typical: optuna.Study) -> optuna.Study:
-    """The same with what a whole study has: slides by the deck's recipe beside it, confirmed members, seconds spent."""
+    """The same with what a whole study has: slides by the deck's recipe, confirmed members, runtimes, seconds spent."""
     other = optuna.create_study(storage=typical._storage, study_name="slides-mnist", directions=["maximize"] * 2)
     other.set_user_attr(StudyAttr.KIND, "slides")
     other.set_user_attr(StudyAttr.DEFINITION, {"dataset": "mnist"})
@@ -141,6 +142,8 @@ def complete(typical: optuna.Study) -> optuna.Study:
         ]
         value = {"trial": trial, "epochs": 2, "runs": runs, "environment": {}, "command": "", "date": ""}
         typical.set_user_attr(f"{StudyAttr.CONFIRMED}{trial}", value)
+    for each in MEASURED:
+        typical.set_user_attr(each.key, each.stored())
     typical.set_user_attr(f"{StudyAttr.SPENT} one", {"training": 90.0, "timing": 10.0})
     typical.set_user_attr(f"{StudyAttr.SPENT} two", {"training": 30.0, "timing": "much"})
     return typical

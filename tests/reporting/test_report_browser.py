@@ -13,6 +13,7 @@ from playwright.sync_api import Browser
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting import page, text
 from kdsearch.reporting.collect import StudyData, collect
+from kdsearch.reporting.measured import Measured
 
 A4, MARGIN = 794, 53  # pixels of 1/96 inch: the width of a page, and 14 mm
 
@@ -103,6 +104,19 @@ def test_the_table_is_sorted_filtered_and_saved(browser: Browser, data: StudyDat
     assert trouble == [] or all(line.startswith("blob:") for line in trouble)
 
 
+def test_the_runtimes_are_drawn_on_a_phone_with_a_line_and_a_number_a_student(
+    browser: Browser, complete: optuna.Study, tmp_path: Path
+):
+    path = page.write(collect(complete, storage_url="sqlite:///x.db"), tmp_path / "r.html")
+    shown, trouble = opened(browser, path, width=390)
+    assert shown.locator("#runtimes .scatterlayer .point").count() == 3 * 3 + 2
+    assert sorted(shown.locator("#runtimes .scatterlayer text").all_text_contents()) == ["0", "3", "4"]
+    ticks = shown.locator("#runtimes .xtick")
+    assert ticks.all_text_contents() == ["the search", "torch", "ONNX Runtime", "Raspberry Pi 5"]
+    assert shown.evaluate("document.documentElement.scrollWidth") == 390
+    assert trouble == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, complete: optuna.Study, tmp_path: Path, scheme: str):
     path = page.write(collect(complete, storage_url="sqlite:///x.db"), tmp_path / "r.html")
@@ -144,6 +158,11 @@ def hostile_study(make_trial, make_study) -> optuna.Study:
     study.set_user_attr(StudyAttr.ENVIRONMENT, {"torch": HOSTILE, HOSTILE: {HOSTILE: [HOSTILE]}, "data_dir": HOSTILE})
     study.set_user_attr(StudyAttr.TEACHER, study.user_attrs[StudyAttr.TEACHER] | {"family": HOSTILE})
     study.set_user_attr(StudyAttr.COMMAND, f"kdsearch optimize --name {HOSTILE}")
+    for trial, source in ((0, "here"), (2, "here"), (3, "device"), (3, "file")):
+        texts = dict.fromkeys(("runtime", "version", "device", "provider", "date"), HOSTILE)
+        each = Measured(trial=trial, source=source, threads=1, batch=1, ratio=9, low=8, high=10, teacher_seconds=1,
+                        student_seconds=1, **texts)  # fmt: skip
+        study.set_user_attr(f"{each.key}{HOSTILE}", each.stored())
     return study
 
 

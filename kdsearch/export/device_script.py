@@ -1,0 +1,285 @@
+"""Times a teacher and a student in ONNX Runtime on this device and prints what was found as one JSON object.
+
+`kdsearch measure --trial N --out DIR` copies this file to DIR/measure.py, beside both networks and a few images. It
+needs Python 3.9 or later, onnxruntime and numpy, and nothing of kdsearch. `kdsearch measure --import FILE` reads what
+it prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT, VERSION = "kdsearch device timing", 1
+NETWORKS, IMAGES = ("teacher", "student"), "batch.npz"
+FILES = (*(f"{name}.onnx" for name in NETWORKS), IMAGES)
+ABOUT = {"study", "trial", "batch", "threads", "expected", "sha256"}
+
+# the method is that of kdsearch/measure/latency.py, where the reasons stand; a test holds that both find the same
+MIN_PAIRS, SLOW_PAIRS, MAX_PAIRS = 15, 9, 61
+MAX_SECONDS, SLOW_SECONDS, SAMPLE_SECONDS = 5.0, 0.5, 0.004
+TARGET_WIDTH, TOO_WIDE, MAX_TIMINGS = 0.04, 0.1, 3
+WARM_UP_CALLS = 2
+CONFIDENCE = 0.95
+LONGEST = 200  # characters of a device's name
+
+Call = Callable[[], Any]
+
+
+class ProblemError(Exception):
+    """What the user can mend; one line."""
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and its distribution-free 95 % interval from order statistics; of less than 6 values their range."""
+    ordered = sorted(values)
+    n = len(ordered)
+    k, tail = 0, 0.0
+    while k < n // 2:
+        tail += math.comb(n, k) / 2**n
+        if 2 * tail > 1 - CONFIDENCE:
+            break
+        k += 1
+    k = max(k, 1)
+    return statistics.median(ordered), ordered[k - 1], ordered[n - k]
+
+
+def seconds_of(call: Call, repeats: int) -> float:
+    """Seconds a call, of so many calls in a row."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats
+
+
+def repeats_of(call: Call) -> int:
+    """How often to call in one sample; the call is warm afterwards."""
+    for _ in range(WARM_UP_CALLS):
+        if seconds_of(call, 1) > SLOW_SECONDS:
+            return 1
+    once = min(seconds_of(call, 1) for _ in range(3))
+    return max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-7)))
+
+
+def compare(teacher: Call, student: Call) -> dict[str, Any]:
+    """The ratio of two calls in turn, until its interval is narrow or time is up."""
+    often = repeats_of(teacher), repeats_of(student)
+    of_teacher: list[float] = []
+    of_student: list[float] = []
+    ratios: list[float] = []
+    begin = time.perf_counter()
+    while len(ratios) < MAX_PAIRS:
+        of_teacher.append(seconds_of(teacher, often[0]))
+        of_student.append(seconds_of(student, often[1]))
+        ratios.append(of_teacher[-1] / of_student[-1])
+        late = time.perf_counter() - begin > MAX_SECONDS
+        if len(ratios) < (SLOW_PAIRS if late else MIN_PAIRS):
+            continue
+        ratio, low, high = median_interval(ratios)
+        if late or high - low <= TARGET_WIDTH * ratio:
+            break
+    ratio, low, high = median_interval(ratios)
+    return {
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+        "teacher_seconds": statistics.median(of_teacher),
+        "student_seconds": statistics.median(of_student),
+        "pairs": len(ratios),
+    }
+
+
+def width(timing: dict[str, Any]) -> float:
+    """Of a timing's interval, relative to the ratio."""
+    return float((timing["high"] - timing["low"]) / timing["ratio"])
+
+
+def steady(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A timing; one whose interval is wide is taken again, a few times, and the narrowest is returned."""
+    taken: list[dict[str, Any]] = []
+    while not taken or (width(taken[-1]) > TOO_WIDE and len(taken) < MAX_TIMINGS):
+        taken.append(take())
+    return min(taken, key=width)
+
+
+def read_about(folder: Path) -> tuple[dict[str, Any], str]:
+    """What kdsearch wrote of the folder, and the fingerprint of its files.
+
+    Raises:
+        ProblemError: a file is missing or is not the one that kdsearch wrote.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        if not (set(about) >= ABOUT and set(NETWORKS) <= set(about["expected"])):
+            raise ValueError("a key is missing")
+        found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+        changed = [name for name in FILES if found[name] != about["sha256"][name]]
+    except OSError as error:
+        raise ProblemError(
+            f"{error.filename} must be readable: {error.strerror}; copy the whole folder again"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise ProblemError("about.json must be the file that kdsearch wrote; copy the whole folder again") from None
+    if changed:
+        raise ProblemError(f"{', '.join(changed)} must be what kdsearch wrote; copy the whole folder again")
+    return about, fingerprint(found)
+
+
+def fingerprint(digests: dict[str, str]) -> str:
+    """One digest of the files' digests."""
+    return hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
+
+
+def session(path: Path, provider: str, threads: int) -> Any:
+    """A network ready to run.
+
+    Raises:
+        ProblemError: this onnxruntime lacks the provider, or cannot run the network with it.
+    """
+    import onnxruntime
+
+    there = onnxruntime.get_available_providers()
+    if provider not in there:
+        raise ProblemError(f"--provider must be one that this onnxruntime has: {', '.join(there)} (got {provider})")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    try:
+        ready = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises classes of its own
+        raise ProblemError(f"onnxruntime {onnxruntime.__version__} must load {path.name}: {error}") from None
+    if ready.get_providers()[0] != provider:  # onnxruntime falls back in silence
+        raise ProblemError(f"{provider} must work on this device: onnxruntime fell back to {ready.get_providers()[0]}")
+    return ready
+
+
+def check(name: str, logits: Any, expected: Sequence[int | None]) -> int:
+    """How many predictions were compared; where kdsearch's own was nearly a tie it wrote None.
+
+    Raises:
+        ProblemError: one is not what kdsearch expects.
+    """
+    known = [(i, label, int(row.argmax())) for i, (label, row) in enumerate(zip(expected, logits)) if label is not None]
+    wrong = [i for i, label, found in known if found != label]
+    if wrong:
+        raise ProblemError(
+            f"the {name} must predict what it does in kdsearch: {len(wrong)} of {len(known)} images differ, "
+            f"the first is image {wrong[0]}; nothing was timed"
+        )
+    return len(known)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Checks the folder and both networks' predictions, times them, and returns what is to be printed.
+
+    Raises:
+        ProblemError: a package or provider is missing, or the folder or its networks are not as kdsearch wrote them.
+    """
+    try:
+        import numpy as np
+        import onnxruntime
+    except ImportError as error:
+        raise ProblemError(
+            f"onnxruntime and numpy must be installed ({error}); pip install onnxruntime numpy"
+        ) from None
+    about, print_of_files = read_about(folder)
+    threads, count = options.threads or about["threads"], options.batch or about["batch"]
+    with np.load(folder / IMAGES, allow_pickle=False) as stored:
+        images = stored["images"]
+    ready = {name: session(folder / f"{name}.onnx", options.provider, threads) for name in NETWORKS}
+    compared = [check(name, ready[name].run(None, {"images": images})[0], about["expected"][name]) for name in NETWORKS]
+    fed = {"images": images[np.arange(count) % len(images)]}
+    print(f"predictions are as expected; timing with --batch {count} --threads {threads} ...", file=sys.stderr)
+    calls = [lambda name=name: ready[name].run(None, fed) for name in NETWORKS]
+    timing = steady(lambda: compare(*calls))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        **{key: about[key] for key in ("study", "trial")},
+        "fingerprint": print_of_files,
+        **timing,
+        "batch": count,
+        "threads": threads,
+        "provider": options.provider,
+        "providers": ready["student"].get_providers(),
+        "onnxruntime": onnxruntime.__version__,
+        "compared": min(compared),
+        **facts(options.device),
+    }
+
+
+def facts(device: str | None) -> dict[str, str]:
+    """What this device says of itself."""
+    name = "".join(sign for sign in device or model() if sign.isprintable())[:LONGEST]
+    return {
+        "device": name or "unknown",
+        "machine": platform.machine() or "unknown",
+        "processor": platform.processor(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def model() -> str:
+    """The device's model where Linux knows it, else its processor."""
+    try:
+        board = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+    except OSError:
+        board = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return board or next(iter(names), "") or platform.processor() or platform.machine()
+
+
+def positive(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0 (got {text})")
+    return int(text)
+
+
+def main(words: Sequence[str] | None = None, folder: Path | None = None) -> int:
+    """Runs the script; the exit code."""
+    parser = argparse.ArgumentParser(prog="measure.py", description="Time both networks of this folder on this device.")
+    parser.add_argument("--out", type=Path, help="write the result there, too")
+    parser.add_argument("--batch", type=positive, help="images a batch [default: the study's]")
+    parser.add_argument("--threads", type=positive, help="threads inside an operation [default: the study's]")
+    parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime [default: %(default)s]")
+    parser.add_argument("--device", help="what the report is to call this device [default: its model]")
+    options = parser.parse_args(words)
+    try:
+        text = json.dumps(measure(options, folder or Path(__file__).resolve().parent), indent=1, allow_nan=False)
+        if options.out is not None:
+            options.out.write_text(text + "\n", encoding="utf-8")
+    except ProblemError as problem:
+        print(f"measure.py: error: {' '.join(str(problem).split())}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"measure.py: error: --out must be writable: {error.strerror} (got {options.out})", file=sys.stderr)
+        print(text)
+        return 1
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

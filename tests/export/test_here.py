@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from optuna.trial import FrozenTrial, create_trial
+
+from kdsearch import runtime
+from kdsearch.export import here
+from kdsearch.measure import deployed
+from kdsearch.records import Attr, Timing
+from kdsearch.reporting.measured import parsed
+
+
+def trial(**config: object) -> FrozenTrial:
+    return create_trial(values=[0.9, 2.0], user_attrs={Attr.CONFIG: {"epochs": 3, "loss_weight": 0.5} | config})
+
+
+def test_equal_architectures_are_timed_once():
+    trials = [trial(width=8), trial(width=300), trial(width=8, epochs=9, temperature=2.0), trial(width=8, blocks=[1])]
+    assert here.alike(trials) == [[trials[0], trials[2]], [trials[1]], [trials[3]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [(here.TORCH, f"torch {torch.__version__}"), (here.ONNX, deployed.version())]
+)
+def test_a_timing_is_kept_with_what_it_is_of(name: str, version: str):
+    found = here.measured(7, name, Timing(3.0, 2.5, 3.5, 0.3, 0.1, batch=100, pairs=15, kind="x"), threads=2)
+    assert parsed(found.stored()) == found
+    assert (found.trial, found.source, found.runtime, found.version) == (7, "here", name, version)
+    assert (found.ratio, found.low, found.high, found.batch, found.threads) == (3.0, 2.5, 3.5, 100, 2)
+    assert found.device == runtime.cpu_model()
