@@ -27,7 +27,8 @@ ABOUT = {"study", "trial", "batch", "threads", "expected", "sha256"}
 
 # the method is that of kdsearch/measure/latency.py, where the reasons stand; a test holds that both find the same
 MIN_PAIRS, SLOW_PAIRS, MAX_PAIRS = 15, 9, 61
-MAX_SECONDS, SLOW_SECONDS, SAMPLE_SECONDS = 5.0, 0.5, 0.004
+MAX_SECONDS, SLOW_SECONDS = 5.0, 0.5
+SAMPLE_SECONDS, SAMPLE_SHARE = 0.004, 0.1
 TARGET_WIDTH, TOO_WIDE, MAX_TIMINGS = 0.04, 0.1, 3
 WARM_UP_CALLS = 2
 CONFIDENCE = 0.95
@@ -62,18 +63,20 @@ def seconds_of(call: Call, repeats: int) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def repeats_of(call: Call) -> int:
-    """How often to call in one sample; the call is warm afterwards."""
+def once_warm(call: Call) -> float:
+    """Seconds of a warm call; one that is slow is not called again to see that."""
     for _ in range(WARM_UP_CALLS):
-        if seconds_of(call, 1) > SLOW_SECONDS:
-            return 1
-    once = min(seconds_of(call, 1) for _ in range(3))
-    return max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-7)))
+        seconds = seconds_of(call, 1)
+        if seconds > SLOW_SECONDS:
+            return seconds
+    return max(1e-7, min(seconds_of(call, 1) for _ in range(3)))
 
 
 def compare(teacher: Call, student: Call) -> dict[str, Any]:
     """The ratio of two calls in turn, until its interval is narrow or time is up."""
-    often = repeats_of(teacher), repeats_of(student)
+    once = once_warm(teacher), once_warm(student)
+    sample = max(SAMPLE_SECONDS, SAMPLE_SHARE * max(once))
+    often = [math.ceil(sample / seconds) for seconds in once]
     of_teacher: list[float] = []
     of_student: list[float] = []
     ratios: list[float] = []
