@@ -54,7 +54,7 @@ def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not true after {seconds} s"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def trials(url: str, name: str = "digits") -> list[FrozenTrial]:
