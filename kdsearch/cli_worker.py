@@ -46,9 +46,12 @@ def worker(
     """Join a study from any machine that reaches its storage, and run trials until it is done."""
     from kdsearch import signals
     from kdsearch.console import ConsoleProgress
-    from kdsearch.reporting.live import Page
     from kdsearch.search.worker import join
 
-    publish = Page(storage) if supervisor is None else None  # a supervisor keeps the live view itself
+    publish = None
+    if supervisor is None:  # which keeps the live view itself, and whose workers need not import what draws it
+        from kdsearch.reporting.live import Page
+
+        publish = Page(storage)
     with ConsoleProgress() as progress, ending(progress), signals.tied_to(supervisor):
         join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=publish)

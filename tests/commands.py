@@ -17,11 +17,12 @@ class Result(NamedTuple):
 Run = Callable[..., Result]
 
 
-def refused(result: Result, *words: str) -> None:
-    """One line on stderr with these words, nothing on stdout, exit code 1."""
+def refused(result: Result, *words: str) -> str:
+    """One line on stderr with these words, nothing on stdout, exit code 1; returns what the line says."""
     assert result.code == 1
     assert result.out == ""
     assert result.err.startswith("kdsearch: error: ")
     assert result.err.count("\n") == 1
     for word in words:
         assert word in result.err
+    return result.err.removeprefix("kdsearch: error: ").rstrip("\n")

@@ -9,9 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import storage
@@ -52,7 +54,7 @@ def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not true after {seconds} s"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def trials(url: str, name: str = "digits") -> list[FrozenTrial]:
@@ -68,14 +70,32 @@ def trials(url: str, name: str = "digits") -> list[FrozenTrial]:
             engine.dispose()
 
 
+@cache
+def _reader(url: str) -> BaseStorage:
+    """What looks at a storage again and again: made once, for that costs more than many looks."""
+    return optuna.storages.get_storage(storage.open_storage(url, log=False))
+
+
+def peek(url: str, name: str = "digits") -> list[FrozenTrial]:
+    """As `trials`, for who looks often beside processes that want the cores: each trial that has ended is read once."""
+    backend = _reader(url)
+    try:
+        return optuna.load_study(study_name=name, storage=backend).get_trials(deepcopy=False)
+    except KeyError:
+        return []
+    finally:
+        backend.remove_session()
+        backend._backend.engine.dispose()  # an open file would keep its log
+
+
 def finished(url: str, name: str = "digits") -> int:
     """How many finished trials the study holds."""
-    return sum(map(is_finished, trials(url, name)))
+    return sum(map(is_finished, peek(url, name)))
 
 
 def running(url: str, name: str = "digits") -> list[int]:
     """The processes that run a trial now, as the trials say."""
-    found = [t for t in trials(url, name) if t.state == TrialState.RUNNING and Attr.WORKER in t.user_attrs]
+    found = [t for t in peek(url, name) if t.state == TrialState.RUNNING and Attr.WORKER in t.user_attrs]
     return [trial.user_attrs[Attr.WORKER]["pid"] for trial in found]
 
 

@@ -97,11 +97,12 @@ def test_broken_folders_are_refused(kdsearch: Run, tmp_path: Path) -> None:
     for part in ("train", "test"):
         (tmp_path / "pictures" / part / "cat").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / part / "cat" / "1.png")
-    refused(kdsearch("optimize", "--dataset", "folder:pictures"), "at least two classes")
+    assert "at least two classes" in refused(kdsearch("optimize", "--dataset", "folder:pictures"), "pictures")
     for part in ("train", "test"):
         (tmp_path / "pictures" / part / "dog").mkdir()
         (tmp_path / "pictures" / part / "dog" / "bad.png").write_bytes(b"no image")
-    refused(kdsearch("optimize", "--dataset", "folder:pictures"), "bad.png", "no image")
+    assert "bad.png" in refused(kdsearch("optimize", "--dataset", "folder:pictures"), "no image")
+    assert not list(tmp_path.glob("kdsearch.db*"))  # nothing was begun
 
 
 def test_status_prints_one_trial_and_why_it_ended(kdsearch: Run) -> None:

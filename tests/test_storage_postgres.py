@@ -11,6 +11,8 @@ from commands import Run
 from postgres import PASSWORD, Server
 
 from kdsearch import storage
+from kdsearch.reporting.live import FIGURE_KEY, NOTE_KEY
+from kdsearch.reporting.shelf import PREFIX, Shelf
 from kdsearch.search.study import optimize
 
 pytestmark = [
@@ -54,10 +56,16 @@ def test_the_password_is_never_printed_or_written(server: Server, kdsearch: Run,
         kdsearch("status", "--storage", url.replace("/postgres", "/no_such_database"), "--json"),
     ]
     assert [result.code for result in results] == [0, 1, 0, 0, 1, 1, 1]
-    stored = optuna.load_study(study_name=name, storage=server.url).user_attrs
-    texts = [text for result in results for text in (result.out, result.err)] + [str(stored)]
+    study = optuna.load_study(study_name=name, storage=server.url)
+    assert Shelf(url, tmp_path / "artifacts").fill(study) == 2  # the only trial's curve and card
+    view = study._storage.get_study_system_attrs(study._study_id)
+    assert view[f"{FIGURE_KEY}0"].startswith('{"data":[{')
+    assert view[f"{NOTE_KEY}0"].startswith("**The run is over.**")
+    assert sum(key.startswith(PREFIX) for key in view) == 2
+    texts = [text for result in results for text in (result.out, result.err)] + [str(study.user_attrs), str(view)]
+    texts += [path.read_text(encoding="utf-8") for path in (tmp_path / "artifacts").iterdir() if path.is_file()]
     texts += [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")]
-    assert len(texts) == 17
+    assert len(texts) == 20
     assert any("ann:***@" in text or "password=***" in text for text in texts)
     for text in texts:
         assert PASSWORD not in text

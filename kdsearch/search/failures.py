@@ -22,8 +22,23 @@ OWN_IN_A_ROW = 50  # where they failed by their configurations, in a study in wh
 LONGEST = 200  # characters of somebody else's message
 
 
+class RefusedError(TrialError):
+    """A configuration that has failed often enough is not trained again.
+
+    Args:
+        rule: the line.
+        by: what it failed by, `MEMORY` or `LOSS`.
+    """
+
+    def __init__(self, rule: str, *, by: str) -> None:
+        self.by = by
+        super().__init__(rule)
+
+
 def cause(error: BaseException) -> str | None:
     """`MEMORY` or `LOSS` where a trial failed by its own configuration, else None."""
+    if isinstance(error, RefusedError):
+        return error.by
     if isinstance(error, TrialError):
         return LOSS
     full = isinstance(error, RuntimeError) and any(word in str(error) for word in FULL)
@@ -70,12 +85,13 @@ def release(error: BaseException) -> None:
 def failed(study: Study, config: Config) -> list[FrozenTrial]:
     """The trials of a configuration that failed by it; those that were killed or interrupted are not among them.
 
-    For memory, all are one configuration that have the same architecture and batch size: nothing else takes any.
+    For memory, all are one configuration that have the same architecture and batch size: nothing else takes any. What
+    a storage holds under the names of ours may be anybody's: where no configuration is stored, none failed.
     """
     return [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        if Attr.CONFIG in trial.user_attrs
+        if isinstance(trial.user_attrs.get(Attr.CONFIG), dict)
         and (by := trial.user_attrs.get(Attr.FAILED_BY)) is not None
         and _decisive(trial.user_attrs[Attr.CONFIG], by) == _decisive(config, by)
     ]
@@ -98,14 +114,17 @@ def refuse(trial: Trial, config: Config) -> None:
     """Refuses a configuration that has failed often enough; an anchor's tries are counted where it is enqueued.
 
     Raises:
-        TrialError: it has; it is told from which trials.
+        RefusedError: it has; it is told from which trials.
     """
-    before = failed(trial.study, config)
-    if Attr.ANCHOR not in trial.user_attrs and len(before) >= MAX_FAILURES:
-        numbers = ", ".join(str(other.number) for other in before[:MAX_FAILURES])
-        last = before[-1].user_attrs.get(Attr.FAIL_REASON)
-        raise TrialError(
-            f"a configuration that failed {MAX_FAILURES} times must not be trained again (trials {numbers}: {last})"
+    tries = failed(trial.study, config)[:MAX_FAILURES]  # the first of them were trained; later ones were refused too
+    if Attr.ANCHOR not in trial.user_attrs and len(tries) == MAX_FAILURES:
+        numbers = ", ".join(str(other.number) for other in tries)
+        last = tries[-1].user_attrs.get(Attr.FAIL_REASON)
+        # by memory only where all did: that counts against other configurations of the same size as well
+        by = MEMORY if all(other.user_attrs[Attr.FAILED_BY] == MEMORY for other in tries) else LOSS
+        raise RefusedError(
+            f"a configuration that failed {MAX_FAILURES} times must not be trained again (trials {numbers}: {last})",
+            by=by,
         )
 
 

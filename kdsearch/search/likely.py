@@ -38,7 +38,7 @@ class LikelyRatio:
         known: dict[float, float] = {}
         for trial in study.get_trials(deepcopy=False):
             ratio, other = trial.user_attrs.get(Attr.RATIO), trial.user_attrs.get(Attr.CONFIG)
-            if ratio is None or other is None:
+            if ratio is None or not isinstance(other, dict):
                 continue
             if architecture(other) == architecture(config):
                 return (float(ratio),)

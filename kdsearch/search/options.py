@@ -50,7 +50,7 @@ def stored(study: Study) -> Options:
     """The options of the run that opened a study last.
 
     Raises:
-        DefinitionError: none has stored any.
+        DefinitionError: none has stored any, or another version of kdsearch has.
     """
     found = study.user_attrs.get(StudyAttr.OPTIONS)
     if found is None:
@@ -58,5 +58,12 @@ def stored(study: Study) -> Options:
             "a study must have been started before workers join it",
             got=study.study_name,
             remedy="run `kdsearch optimize` with this --storage and --name first",
+        )
+    names = {field.name for field in dataclasses.fields(Options)}
+    if not isinstance(found, dict) or not found.keys() <= names:
+        raise DefinitionError(
+            "a study's options must be ones that this version of kdsearch knows",
+            got=study.study_name,
+            remedy="join it with the version that started it",
         )
     return Options(**found)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 import torch
 from optuna import Study
@@ -44,10 +44,25 @@ class Child:
     errors: IO[bytes]
 
     def last_words(self) -> str:
-        """The last line of its stderr."""
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").split("\n")
+        """The last line of its stderr, which is closed with it."""
+        with self.errors:
+            self.errors.seek(0)
+            lines = self.errors.read().decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+class Ended(NamedTuple):
+    """A worker that has ended.
+
+    Attributes:
+        pid: of its process.
+        code: it ended with; below 0 the number of the signal that killed it.
+        words: the last line of its stderr.
+    """
+
+    pid: int
+    code: int
+    words: str
 
 
 def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
@@ -107,13 +122,14 @@ class Crew:
         for index in self._children:
             self.start(index)
 
-    def ended(self) -> Iterator[tuple[int, Child]]:
-        """The workers that have ended since the last look."""
+    def ended(self) -> list[tuple[int, Ended]]:
+        """The workers that have ended since the last look, by their index."""
+        found = []
         for index, child in self._children.items():
-            if child is not None and child.process.poll() is not None:
+            if child is not None and (code := child.process.poll()) is not None:
                 self._children[index] = None
-                yield index, child
-                child.errors.close()
+                found.append((index, Ended(child.process.pid, code, child.last_words())))
+        return found
 
     @property
     def running(self) -> bool:
@@ -131,8 +147,7 @@ class Crew:
         self.signal(signal.SIGTERM)
         end = time.monotonic() + PARTING
         while self.running and time.monotonic() < end:
-            for _ in self.ended():
-                pass
+            self.ended()
             time.sleep(signals.NAP)
         self.signal(signal.SIGKILL)
 
@@ -187,11 +202,11 @@ def supervise(
     with _crew(plan, workers, seconds_left) as crew:
         while crew.running:
             signals.pause(LOOK)
-            for index, child in crew.ended():
-                _refuse(child)
-                if child.process.returncode != 0 and not budget.over(study.get_trials(deepcopy=False)):
+            for index, worker in crew.ended():
+                _refuse(worker)
+                if worker.code != 0 and not budget.over(study.get_trials(deepcopy=False)):
                     deaths += 1
-                    _tell(child, progress)
+                    _tell(worker, progress)
                     crew.start(index)
             hand_back_abandoned(study, monitor.look(), watch, progress)
             between()
@@ -207,14 +222,12 @@ def supervise(
     progress.study_finished(clock.shares({work: after[work] - before[work] for work in after}))
 
 
-def _refuse(child: Child) -> None:
+def _refuse(worker: Ended) -> None:
     """Goes on with a worker's own word that it cannot work: another one could not either."""
-    words = child.last_words() if child.process.returncode else ""
-    if words.startswith(OURS):
-        raise RunError(f"a worker cannot go on: {words.removeprefix(OURS)}", remedy="")
+    if worker.code and worker.words.startswith(OURS):
+        raise RunError(f"a worker cannot go on: {worker.words.removeprefix(OURS)}", remedy="")
 
 
-def _tell(child: Child, progress: Progress) -> None:
-    code = child.process.returncode
-    how = signal.Signals(-code).name if code < 0 else child.last_words()
-    progress.warning(f"worker {child.process.pid} died ({how}); another one takes its place")
+def _tell(worker: Ended, progress: Progress) -> None:
+    how = signal.Signals(-worker.code).name if worker.code < 0 else worker.words
+    progress.warning(f"worker {worker.pid} died ({how}); another one takes its place")

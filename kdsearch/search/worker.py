@@ -12,7 +12,7 @@ from kdsearch.progress import Progress
 from kdsearch.search import live, options
 from kdsearch.search.definition import check_definition
 from kdsearch.search.plan import rejoin
-from kdsearch.search.study import PRUNERS, warn_of_slowness, work
+from kdsearch.search.study import PRUNERS, check_options, warn_of_slowness, work
 
 
 def join(
@@ -42,6 +42,7 @@ def join(
     progress = progress or Progress()
     study = storage.load_study(patience.patient(storage.open_storage(url), progress.warning), name)
     found = options.stored(study)
+    check_options(found)  # a storage is anybody's
     if timeout is not None:
         found = dataclasses.replace(found, timeout=timeout)
     plan = rejoin(study, url=url, data_dir=data_dir, device=device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
 import sys
@@ -37,11 +36,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def command(*words: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdsearch", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | environment,
-    )  # fmt: skip
+def command(*words: str) -> subprocess.Popen[str]:
+    own = [sys.executable, "-m", "kdsearch", *words]
+    return subprocess.Popen(own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(process: subprocess.Popen[str]) -> Result:
@@ -66,7 +63,7 @@ def test_a_report_for_which_there_is_no_room_leaves_the_old_one(kdsearch: Run, d
     assert kdsearch("report", "--report", str(disk / "r.html"), "--json").code == 0
 
 
-def test_a_sqlite_study_goes_on_after_space_is_made(disk: Path, tmp_path: Path):
+def test_a_sqlite_study_goes_on_after_space_is_made(kdsearch: Run, disk: Path, tmp_path: Path):
     file = disk / "kd.db"
     words = ["optimize", *SMALL, "--storage", f"sqlite:///{file}", "--report", str(tmp_path / "r.html")]
     process = command(*words, "--trials", "400")
@@ -83,7 +80,7 @@ def test_a_sqlite_study_goes_on_after_space_is_made(disk: Path, tmp_path: Path):
     before = rows(file)
     assert len(before) >= 3
     ballast.unlink()
-    again = ended(command(*words, "--trials", str(len(before) + 3)))
+    again = kdsearch(*words, "--trials", str(len(before) + 3))
     assert (again.code, errors(again)) == (0, [])
     assert before.items() <= rows(file).items()
     assert sorted(path.name for path in disk.iterdir()) == ["kd.db", "kd.db-weights"]
@@ -113,11 +110,14 @@ def rows(file: Path) -> dict[int, tuple]:
         connection.close()
 
 
-def test_a_cache_for_which_there_is_no_room_is_one_line(disk: Path, tmp_path: Path):
+def test_a_cache_for_which_there_is_no_room_is_one_line(
+    kdsearch: Run, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     words = ["optimize", *SMALL, "--trials", "2", "--storage", f"sqlite:///{tmp_path}/kd.db"]
     words += ["--report", str(tmp_path / "r.html")]
     ballast = disks.fill(disk, leave=20_000)
-    (line,) = errors(ended(command(*words, KDSEARCH_CACHE_DIR=str(disk / "cache"))))
+    monkeypatch.setenv("KDSEARCH_CACHE_DIR", str(disk / "cache"))
+    (line,) = errors(kdsearch(*words))
     assert FULL in line
     assert "teachers" in line
     assert [path for path in disk.rglob("*") if path.is_file() and path.suffix != ".lock"] == [ballast]

@@ -124,7 +124,42 @@ def test_a_configuration_that_failed_three_times_is_not_trained_again(workshop: 
     assert found[3].startswith("a configuration that failed 3 times must not be trained again (trials 0, 1, 2: the we")
     assert [Attr.PARAMETERS in trial.user_attrs for trial in study.trials] == [True, True, True, False, True]
     study = run(workshop, NARROW, study=study)  # it would train well now; it has had its tries all the same
-    assert reasons(study)[5].startswith("a configuration that failed 3 times")
+    assert reasons(study)[5] == found[3]  # not a refusal that quotes another one
+    assert [trial.user_attrs[Attr.FAILED_BY] for trial in study.trials] == [failures.LOSS] * 6
+
+
+def failed_by(*causes: str) -> optuna.Study:
+    """A study in which a configuration failed by these, a trial each."""
+    study = optuna.create_study(directions=["maximize"] * 2)
+    study.add_trials(
+        [create_trial(state=FAIL, user_attrs={Attr.CONFIG: NARROW, Attr.FAILED_BY: cause}) for cause in causes]
+    )
+    return study
+
+
+def test_what_is_refused_for_its_memory_is_stored_so_and_counts_against_its_size_alone(workshop: Workshop):
+    study = run(workshop, NARROW, study=failed_by(*[failures.MEMORY] * 3))
+    assert study.trials[3].user_attrs[Attr.FAILED_BY] == failures.MEMORY
+    assert reasons(study)[3].startswith("a configuration that failed 3 times")
+    assert failures.is_exhausted(study, NARROW | {"loss_weight": 1.0})
+    assert not failures.is_exhausted(study, NARROW | {"batch_size": 16})
+
+
+def test_what_is_refused_for_more_than_its_memory_leaves_others_of_its_size_their_tries(workshop: Workshop):
+    study = run(workshop, *[NARROW] * 3, study=failed_by(failures.LOSS, failures.LOSS, failures.MEMORY))
+    assert [trial.user_attrs[Attr.FAILED_BY] for trial in study.trials[3:]] == [failures.LOSS] * 3
+    assert len(failures.failed(study, NARROW | {"loss_weight": 1.0})) == 1
+
+
+def test_whatever_a_storage_holds_in_the_place_of_a_configuration_no_other_one_failed(workshop: Workshop):
+    study = optuna.create_study(directions=["maximize"] * 2)
+    for config in (None, 7, "width", [NARROW], {}, {"width": {"a": [1]}}):
+        for cause in (failures.MEMORY, failures.LOSS, ["loss"], 7):
+            attrs = {Attr.CONFIG: config, Attr.FAILED_BY: cause, Attr.RATIO: 2.0 if config == 7 else None}
+            study.add_trials([create_trial(state=FAIL, user_attrs=attrs) for _ in range(3)])
+    assert not failures.is_exhausted(study, NARROW)
+    assert LikelyRatio(workshop)(study, NARROW) is None  # for want of a timing
+    assert run(workshop, NARROW, study=study).trials[-1].state == COMPLETE
 
 
 def test_no_candidate_is_one_that_failed_three_times(workshop: Workshop):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from optuna.trial import TrialState
@@ -18,24 +20,23 @@ WORKERS = 8
 
 def timed(url: str, wanted: int, seconds: float, workers: int = WORKERS) -> float:
     """Seconds from the common start of the workers to the end of the last one."""
-    words = [sys.executable, "-W", "ignore", TESTS / "simulated.py", url, str(wanted), str(seconds)]
+    words = [sys.executable, "-W", "ignore", TESTS / "simulated.py", url, *map(str, (wanted, seconds, workers))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    processes = [subprocess.Popen(words, **pipes) for _ in range(workers)]
-    try:
-        assert [process.stdout.readline() for process in processes] == ["ready\n"] * workers
-        begin = time.monotonic()
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        assert [process.stdout.readline() for process in processes] == ["done\n"] * workers
-        took = time.monotonic() - begin
-        assert [process.wait(timeout=60) for process in processes] == [0] * workers
-        return took
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as crew:
+        try:
+            assert crew.stdout.readline() == "ready\n"
+            begin = time.monotonic()
+            crew.stdin.write("\n")
+            crew.stdin.flush()
+            assert crew.stdout.readline() == "done\n"
+            took = time.monotonic() - begin
+            assert crew.wait(timeout=60) == 0
+            return took
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(crew.pid, signal.SIGKILL)
 
 
 def test_eight_processes_end_with_exactly_two_hundred(shared: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from processes import SHORT, TESTS, assert_whole, children, finished, lives, run
 from kdsearch.records import Attr, was_handed_back
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("teacher")]  # trained once, before any worker wants it
+TRIALS = 60
+SPREAD = 40  # of these, over which the kills are spread
 KILLS = int(os.environ.get("KDSEARCH_KILLS", "8"))
 RECIPE = TESTS.parent / "studies" / "slurm.sh"
 
@@ -31,26 +34,34 @@ def check_file(url: str) -> None:
 
 
 def kill_some(study: subprocess.Popen[bytes], url: str, kills: int) -> int:
-    """Kills random workers in the middle of their trials, each once the study has gone on since the last; how many."""
-    chosen, done = random.Random(0), 0
-    for number in range(kills):
-        enough = finished(url) + (1 if kills > 10 else 3)
-        until(lambda enough=enough: finished(url) >= enough or study.poll() is not None)
-        seen: list[int] = []
-        until(lambda seen=seen: seen.extend(running(url)) or seen or study.poll() is not None)
+    """Kills random workers in the middle of their trials, spread over the study's first trials; how many.
+
+    A kill is due by the number of finished trials. Where these run ahead, the kills follow one upon the other until no
+    worker is left to finish any: so trials of any length last for all kills.
+    """
+    chosen, killed = random.Random(0), set[int]()
+    while len(killed) < kills:
+        due = 1 + len(killed) * SPREAD // kills
+        until(lambda due=due: finished(url) >= due or study.poll() is not None)
+        alive: list[int] = []
+        # who was killed a moment ago still stands in the storage as running
+        until(lambda alive=alive: alive.extend(set(running(url)) - killed) or alive or study.poll() is not None)
         if study.poll() is not None:
             break
-        os.kill(chosen.choice(seen), signal.SIGKILL)
-        done = number + 1
-    return done
+        victim = chosen.choice(sorted(alive))
+        os.kill(victim, signal.SIGKILL)
+        killed.add(victim)
+    return len(killed)
 
 
 def test_killed_workers_lose_nothing(shared: str, tmp_path: Path) -> None:
-    with started("optimize", "--trials=60", "--workers=4", *SHORT, url=shared, folder=tmp_path) as study:
+    began = time.monotonic()
+    with started("optimize", f"--trials={TRIALS}", "--workers=4", *SHORT, url=shared, folder=tmp_path) as study:
         assert kill_some(study, shared, KILLS) == KILLS
         assert study.wait(timeout=300) == 0
     found = trials(shared)
-    assert_whole(found, wanted=60)
+    print(f"{KILLS} kills, {len(found)} trials, {time.monotonic() - began:.0f} s on {shared.partition(':')[0]}")
+    assert_whole(found, wanted=TRIALS)
     back = {trial.number: trial for trial in found if was_handed_back(trial.user_attrs)}
     again = {t.user_attrs[Attr.RETRY_OF]: t for t in found if t.user_attrs.get(Attr.RETRY_OF) is not None}
     assert back
@@ -63,7 +74,7 @@ def test_killed_workers_lose_nothing(shared: str, tmp_path: Path) -> None:
 
 def test_workers_end_with_their_supervisor_and_the_same_command_goes_on(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
-    words = ["optimize", "--trials=24", "--workers=2", *SHORT]
+    words = ["optimize", "--trials=15", "--workers=2", *SHORT]
     with started(*words, url=url, folder=tmp_path) as study:
         until(lambda: finished(url) >= 3)
         workers = children(study)
@@ -72,11 +83,11 @@ def test_workers_end_with_their_supervisor_and_the_same_command_goes_on(tmp_path
         study.wait()
         until(lambda: not any(map(lives, workers)), 12)
     kept = {t.number: t.values for t in trials(url) if t.state.is_finished() and t.values}
-    assert 3 <= len(kept) < 24
+    assert 3 <= len(kept) < 15
     with started(*words, url=url, folder=tmp_path) as study:
         assert study.wait(timeout=300) == 0
     found = trials(url)
-    assert_whole(found, wanted=24)
+    assert_whole(found, wanted=15)
     assert {number: found[number].values for number in kept} == kept
 
 

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import time
 
+import optuna
 import pytest
 import torch
 from torch import nn
 
 from kdsearch.measure import latency
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, Timing
+from kdsearch.search import objective
 from kdsearch.search.objective import Workshop
 
 
@@ -53,6 +57,42 @@ def test_a_study_times_with_its_own_threads_and_puts_them_back(workshop: Worksho
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def timing(ratio: float, width: float) -> Timing:
+    """One whose interval is `width` times as wide as its ratio is high."""
+    return Timing(ratio, ratio * (1 - width / 2), ratio * (1 + width / 2), 1.0, 1 / ratio, 1000, 61, "latency")
+
+
+@pytest.mark.parametrize(
+    ("widths", "taken", "kept"),
+    [
+        ([0.09], 1, 0),  # narrow enough, whatever might follow
+        ([0.5, 0.05], 2, 1),
+        ([0.5, 0.3, 0.05], 3, 2),
+        ([0.2, 0.5, 0.3], 3, 0),  # enough: the narrowest of them
+        ([0.5, 0.2, 0.3], 3, 1),
+    ],
+)
+def test_a_timing_whose_interval_is_too_wide_is_taken_again(widths: list[float], taken: int, kept: int):
+    timings = [timing(10.0 + number, width) for number, width in enumerate(widths)]
+    left = iter(timings)
+    assert latency.steady(lambda: next(left)) is timings[kept]
+    assert len(list(left)) == len(widths) - taken
+
+
+def test_it_is_taken_again_before_it_is_stored_and_never_after(workshop: Workshop, monkeypatch):
+    left = iter([timing(10.0, 0.5), timing(20.0, 0.3), timing(30.0, 0.4), timing(40.0, 0.01)])
+    monkeypatch.setattr(objective, "cost", lambda name: lambda teacher, student, batch: next(left))
+    timed = Workshop(workshop.spec, workshop.split, workshop.teacher, "latency")
+    study = optuna.create_study(directions=["maximize"] * 2, pruner=optuna.pruners.NopPruner())
+    stored: list[dict] = []
+    for epochs in (1, 2):
+        study.enqueue_trial({"width": 8, "loss_weight": 0.0, "epochs": epochs, "batch_size": 512})
+        study.optimize(objective.Objective(timed, seed=0, progress=Progress()), n_trials=1)
+        stored.append(study.trials[-1].user_attrs[Attr.TIMING])
+    assert [found["ratio"] for found in stored] == [20.0, 20.0]  # wide as it is
+    assert next(left).ratio == 40.0
 
 
 @pytest.mark.cuda

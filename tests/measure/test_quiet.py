@@ -64,8 +64,17 @@ def test_two_timings_do_not_overlap(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_had_keeps_nobody_waiting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    gate = Gate(CPU, tmp_path / "file")
-    with gate.working():
-        gate.step()
-    with gate.alone():
-        pass
+    first, second = (Gate(CPU, tmp_path / "file") for _ in range(2))
+    done: list[str] = []
+
+    def both() -> None:
+        with first.alone(), second.working():
+            second.step()
+            done.append("a step beside a timing")
+        with first.alone(), second.alone():
+            done.append("two timings")
+
+    thread = threading.Thread(target=both, daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert done == ["a step beside a timing", "two timings"]

@@ -140,6 +140,11 @@ def test_the_hypervolume_is_drawn_trial_by_trial(data: StudyData):
 def test_an_empty_study_draws_and_the_json_is_strict(make_study, draw, bare):
     figure = draw(collect(make_study([], bare=bare), storage_url=URL))
     json.loads(figure.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    drawn = {t.name.split(",")[0] for t in figure.data if t.x is not None and len(t.x) and t.name}  # others are labels
+    expected = set() if bare or draw is not figures.front else {"slides", "teacher"}
+    assert drawn == expected
+    ranges = [axis.range for axis in (figure.layout.xaxis, figure.layout.yaxis) if axis.range is not None]
+    assert all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in ranges)
 
 
 def test_figures_stay_small(data: StudyData):

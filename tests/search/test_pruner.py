@@ -571,13 +571,15 @@ def database(path: Path) -> BaseStorage:
     return storage
 
 
-def survives(study: optuna.Study, count: int) -> None:
-    """Trials are whole or pruned with a reason, the anchor is whole, and no pruned trial was worth more."""
+def pruned_of(study: optuna.Study, count: int) -> int:
+    """How many are pruned of a study's trials, which are whole or pruned with a reason, the anchor whole.
+
+    No pruned one was worth more than those on the front.
+    """
     trials = study.trials
     states = Counter(trial.state for trial in trials)
     assert set(states) == {COMPLETE, PRUNED}
     assert states.total() == count
-    assert states[PRUNED] > count / 10
     assert (trials[0].state, len(trials[0].user_attrs[Attr.CURVE])) == (COMPLETE, EPOCHS + 1)
     assert all((trial.state == PRUNED) == (Attr.PRUNED_BY in trial.user_attrs) for trial in trials)
     checkpoints = [
@@ -586,21 +588,21 @@ def survives(study: optuna.Study, count: int) -> None:
     different = sorted(set(checkpoints))
     on_front = {different[i] for i in pareto.front(different)}
     assert {tuple(trial.values) for trial in study.best_trials} == on_front
+    return states[PRUNED]
 
 
-def readable(study: optuna.Study) -> None:
-    """Optuna's own tools show every trial."""
-    assert len(study.trials_dataframe()) == len(study.trials)
+def shown(study: optuna.Study) -> tuple[int, int]:
+    """How many trials Optuna's own tools show: in a table, and as points of a figure."""
     figure = optuna.visualization.plot_pareto_front(study)
-    assert sum(len(part.x) for part in figure.data) == len(study.get_trials(states=(COMPLETE,)))
+    return len(study.trials_dataframe()), sum(len(part.x) for part in figure.data)
 
 
 def test_random_search_survives_pruning():
-    survives(pruned_study("random", 30), 30)
+    assert pruned_of(pruned_study("random", 30), 30) > 3
 
 
 def test_trials_may_run_in_threads():
-    survives(pruned_study("random", 30, jobs=4), 30)
+    assert pruned_of(pruned_study("random", 30, jobs=4), 30) > 3
 
 
 @pytest.fixture
@@ -636,5 +638,6 @@ def test_threads_that_ask_at_once_are_answered_as_if_alone():
 def test_samplers_survive_pruning_on_several_objectives(name, count, stored, tmp_path):
     # Optuna's TPE reads intermediate values of pruned trials and asks for the study's single direction
     study = pruned_study(name, count, database(tmp_path / "kd.db") if stored else None)
-    survives(study, count)
-    readable(study)
+    pruned = pruned_of(study, count)
+    assert pruned > count / 10
+    assert shown(study) == (count, count - pruned)

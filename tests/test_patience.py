@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+from optuna.trial import TrialState
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+
+from kdsearch import patience, signals
+
+AWAY = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> RDBStorage:
+    """A file that says at once when it is locked."""
+    return RDBStorage(f"sqlite:///{tmp_path}/s.db", engine_kwargs={"connect_args": {"timeout": 0}})
+
+
+@pytest.fixture
+def lock(tmp_path: Path, impatient: RDBStorage) -> Iterator[sqlite3.Connection]:
+    """Another connection, which holds that file for itself until it is closed."""
+    other = sqlite3.connect(tmp_path / "s.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    yield other
+    other.close()
+
+
+@pytest.fixture
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal leaves behind in this process is gone after the test."""
+    monkeypatch.setattr(signals, "_state", signals._state)
+
+
+def refusal(url: str, *statements: str) -> DBAPIError:
+    """What a database says to these statements, of which it refuses one."""
+    engine = sqlalchemy.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.execute(sqlalchemy.text(statement))
+    except DBAPIError as error:
+        return error
+    finally:
+        engine.dispose()
+    pytest.fail("nothing was refused")
+
+
+def test_a_server_that_is_not_there_passes():
+    pytest.importorskip("psycopg")
+    error = refusal("postgresql+psycopg://ann@127.0.0.1:1/kd")
+    assert patience.passes(error)
+    wrapped = StorageInternalError("the commit failed")
+    wrapped.__cause__ = error
+    assert patience.passes(wrapped)
+
+
+def test_a_proxy_that_is_not_there_passes():
+    grpc = pytest.importorskip("grpc")
+    with grpc.insecure_channel("127.0.0.1:1") as channel, pytest.raises(grpc.RpcError) as gone:
+        channel.unary_unary("/s/m")(b"", timeout=5)
+    assert patience.passes(gone.value)
+
+
+@pytest.mark.usefixtures("lock")
+def test_a_file_that_another_one_writes_passes(impatient: RDBStorage):
+    with pytest.raises((StorageInternalError, OperationalError)) as locked:
+        optuna.create_study(storage=impatient)
+    assert patience.passes(locked.value)
+
+
+def test_a_full_disk_a_wrong_statement_and_other_errors_do_not_pass(tmp_path: Path):
+    full = refusal(
+        f"sqlite:///{tmp_path}/full.db", "PRAGMA max_page_count = 2", "CREATE TABLE a (x)", "CREATE TABLE b (x)"
+    )
+    assert "full" in str(full)
+    assert not patience.passes(full)
+    assert not patience.passes(refusal("sqlite://", "SELEKT 1"))
+    assert not patience.passes(ProgrammingError("SELEKT 1", {}, Exception("syntax error")))
+    assert not patience.passes(KeyError("no such study"))
+    assert not patience.passes(StorageInternalError("without a cause"))
+
+
+def test_a_call_waits_until_the_file_is_free_and_says_so_once(impatient: RDBStorage, lock: sqlite3.Connection):
+    told: list[str] = []
+    release = threading.Timer(0.3, lock.close)
+    release.start()
+    begin = time.monotonic()
+    study = optuna.create_study(storage=patience.patient(impatient, told.append), study_name="s")
+    assert time.monotonic() - begin >= 0.3
+    release.join()
+    assert told == ["the storage does not answer; waiting for it"]
+    assert [found.study_name for found in impatient.get_all_studies()] == [study.study_name]
+
+
+def test_a_study_runs_on_a_patient_storage_as_on_its_own(impatient: RDBStorage):
+    backend = patience.patient(impatient)
+    assert isinstance(backend, BaseStorage)
+    study = optuna.create_study(storage=backend, study_name="s", directions=["maximize"] * 2)
+    study.set_user_attr("kept", {"a": 1})
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), trial.number), n_trials=3)
+    found = optuna.load_study(study_name="s", storage=impatient)
+    assert [trial.values for trial in found.trials] == [[trial.params["x"], trial.number] for trial in study.trials]
+    assert found.user_attrs == {"kept": {"a": 1}}
+
+
+@pytest.mark.usefixtures("lock")
+def test_it_gives_up_after_its_time_and_waits_longer_each_time(impatient: RDBStorage, monkeypatch: pytest.MonkeyPatch):
+    now, waits = [0.0], []
+
+    def pause(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(patience.signals, "pause", pause)
+    with pytest.raises((StorageInternalError, OperationalError), match=r"."):
+        patience.patient(impatient).get_all_studies()
+    assert waits[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
+    assert set(waits[6:]) == {5.0}
+    assert patience.LONGEST < sum(waits) <= patience.LONGEST + patience.LONGEST_WAIT
+
+
+@pytest.mark.usefixtures("lock", "_as_it_was")
+def test_a_process_that_was_told_to_end_waits_for_seconds_only(impatient: RDBStorage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(patience, "LAST", 0.1)
+    backend = patience.patient(impatient)
+    with signals.handled():
+        with pytest.raises(signals.Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        with pytest.raises((StorageInternalError, OperationalError), match=r"."):
+            backend.get_all_studies()
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.usefixtures("lock", "_as_it_was")
+def test_a_wait_ends_where_the_process_is_told_to_end(impatient: RDBStorage):
+    with signals.handled():
+        teller = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        teller.start()
+        with pytest.raises(signals.Stopped):
+            patience.patient(impatient).get_all_studies()
+        teller.join()
+
+
+def test_another_error_comes_at_once(monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    monkeypatch.setattr(patience.signals, "pause", lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(KeyError):
+        patience.patient(InMemoryStorage(), told.append).get_study_id_from_name("nobody")
+    assert told == []
+
+
+class Forgetful(InMemoryStorage):
+    """Does what it is asked, and loses the first answers."""
+
+    def __init__(self, losses: int) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def set_trial_state_values(self, *args, **options) -> bool:
+        done = super().set_trial_state_values(*args, **options)
+        if self.losses:
+            self.losses -= 1
+            raise AWAY
+        return done
+
+
+@pytest.mark.parametrize("losses", [0, 1])
+def test_what_was_done_before_its_answer_was_lost_is_done_and_no_more(losses: int):
+    backend = patience.patient(Forgetful(losses))
+    study = optuna.create_study(storage=backend)
+    number = backend.create_new_trial(study._study_id)
+    assert backend.set_trial_state_values(number, TrialState.COMPLETE, [0.5])
+    assert [(trial.state, trial.values) for trial in study.trials] == [(TrialState.COMPLETE, [0.5])]
+    with pytest.raises(UpdateFinishedTrialError):  # asked once, it is an error
+        backend.set_trial_state_values(number, TrialState.FAIL)
