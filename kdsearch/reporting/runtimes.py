@@ -193,8 +193,10 @@ def _swaps(each: Order) -> str:
     clear = sum(sure for *_, sure in each.swapped)
     if len(each.swapped) > NAMED:
         pairs = math.comb(each.trials, 2)
-        return f"{len(each.swapped)} of {pairs} pairs of students change places, {clear or 'none'} of them clearly"
-    named = [f"{slow} and {fast} ({'clear' if sure else 'within noise'})" for slow, fast, sure in each.swapped]
+        return f"{len(each.swapped)} of {pairs} pairs of students change places, intervals apart for {clear or 'none'}"
+    named = [
+        f"{slow} and {fast} ({'intervals apart' if sure else 'within noise'})" for slow, fast, sure in each.swapped
+    ]
     return f"trials {_listed(named, ', and ')} change places"
 
 

@@ -29,3 +29,10 @@ def test_a_timing_is_kept_with_what_it_is_of(name: str, version: str):
     assert (found.trial, found.source, found.runtime, found.version) == (7, "here", name, version)
     assert (found.ratio, found.low, found.high, found.batch, found.threads) == (3.0, 2.5, 3.5, 100, 2)
     assert found.device == runtime.cpu_model()
+
+
+def test_two_sittings_are_one_timing_whose_interval_holds_both():
+    one = Timing(4.0, 3.5, 4.5, 0.4, 0.1, batch=100, pairs=15, kind="x")
+    other = Timing(9.0, 8.0, 9.5, 0.6, 0.3, batch=100, pairs=20, kind="x")
+    assert here.joined(None, one) == one
+    assert here.joined(one, other) == Timing(6.0, 3.5, 9.5, 0.5, 0.2, batch=100, pairs=35, kind="x")

@@ -95,13 +95,13 @@ NONE = "Fewer than two students of the front were measured outside of the search
         (columns(cells(1, 2, 3, 4)), f"In a {SAME}."),
         (columns(cells(1, 2, 3, 4), cells(5, 6, 7, 8)), f"In a and in b {SAME}."),
         (columns(cells(1, 2, 3, 4), cells(5, 6, 7)), f"In a {SAME}; in b {SAME.replace('4', '3')}."),
-        (columns(cells(1, 2, 4, 3)), "In a trials 3 and 4 (clear) change places."),
+        (columns(cells(1, 2, 4, 3)), "In a trials 3 and 4 (intervals apart) change places."),
         (columns(cells(1, 2, 4, 3.9)), "In a trials 3 and 4 (within noise) change places."),
         (columns(cells(1, 2, 4, 3), ratios=(10, 20, 30, 31)), "In a trials 3 and 4 (within noise) change places."),
         (columns(cells(2, 1, 4, 3), cells(1, 2, 3, 4)),
-         f"In b {SAME}; in a trials 1 and 2 (clear), and 3 and 4 (clear) change places."),
-        (columns(cells(4, 3, 2, 1)), "In a 6 of 6 pairs of students change places, 6 of them clearly."),
-        (columns(cells(4, 3, 2, 1, spread=0.9)), "In a 6 of 6 pairs of students change places, none of them clearly."),
+         f"In b {SAME}; in a trials 1 and 2 (intervals apart), and 3 and 4 (intervals apart) change places."),
+        (columns(cells(4, 3, 2, 1)), "In a 6 of 6 pairs of students change places, intervals apart for 6."),
+        (columns(cells(4, 3, 2, 1, spread=0.9)), "In a 6 of 6 pairs of students change places, intervals apart for none."),
         (columns(cells(1, 2, 4, 3), ratios=(10, 20, 30, 30)), f"In a {SAME}."),
         (columns({1: (5, 4, 6)}), NONE),
         (columns({1: (5, 4, 6), 9: (4, 3, 5)}), NONE),
@@ -124,7 +124,7 @@ def test_page_markdown_and_json_hold_the_same(complete: optuna.Study):
     found = json.loads(text.as_json(data))["runtimes"]
     sentence = (
         "In torch the order of the 3 students is that of the search; in ONNX Runtime trials 3 and 0 (within noise) "
-        "change places; on Raspberry Pi 5 trials 3 and 0 (clear) change places."
+        "change places; on Raspberry Pi 5 trials 3 and 0 (intervals apart) change places."
     )
     assert found["sentence"] == sentence
     assert f"<p>{escape(sentence)}</p>" in source
