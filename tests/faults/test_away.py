@@ -18,7 +18,7 @@ from kdsearch.search import liveness
 @pytest.mark.postgres
 @pytest.mark.usefixtures("teacher")
 def test_workers_wait_for_a_server_that_is_away(server: Server, tmp_path: Path) -> None:
-    words = ["optimize", "--trials=24", "--workers=2", "--name=away", *SHORT]
+    words = ["optimize", "--trials=30", "--workers=2", "--name=away", *SHORT]
     with started(*words, url=server.url, folder=tmp_path) as study:
         until(lambda: finished(server.url, "away") >= 5)
         kept = {t.number: t.values for t in trials(server.url, "away") if t.state.is_finished()}
@@ -30,7 +30,7 @@ def test_workers_wait_for_a_server_that_is_away(server: Server, tmp_path: Path) 
             server.start()
         assert study.wait(timeout=300) == 0
     found = trials(server.url, "away")
-    assert_whole(found, wanted=24)
+    assert_whole(found, wanted=30)
     assert {number: found[number].values for number in kept} == kept
     log = "".join(path.read_text() for path in tmp_path.glob("*.log"))
     assert "the storage does not answer; waiting for it" in log

@@ -74,7 +74,7 @@ def test_killed_workers_lose_nothing(shared: str, tmp_path: Path) -> None:
 
 def test_workers_end_with_their_supervisor_and_the_same_command_goes_on(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
-    words = ["optimize", "--trials=15", "--workers=2", *SHORT]
+    words = ["optimize", "--trials=24", "--workers=2", *SHORT]
     with started(*words, url=url, folder=tmp_path) as study:
         until(lambda: finished(url) >= 3)
         workers = children(study)
@@ -83,11 +83,11 @@ def test_workers_end_with_their_supervisor_and_the_same_command_goes_on(tmp_path
         study.wait()
         until(lambda: not any(map(lives, workers)), 12)
     kept = {t.number: t.values for t in trials(url) if t.state.is_finished() and t.values}
-    assert 3 <= len(kept) < 15
+    assert 3 <= len(kept) < 24
     with started(*words, url=url, folder=tmp_path) as study:
         assert study.wait(timeout=300) == 0
     found = trials(url)
-    assert_whole(found, wanted=15)
+    assert_whole(found, wanted=24)
     assert {number: found[number].values for number in kept} == kept
 
 
