@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import select
@@ -38,6 +39,7 @@ def _handle(number: int, _: FrameType | None) -> None:
     if _state.received is not None:
         return  # a launcher signals the whole job, and the supervisor its workers: a second SIGTERM is no news
     _state.received = number
+    logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)  # a query cut short here logs a traceback
     if _state.shields:
         _state.pending = True
         return

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -99,3 +100,15 @@ def test_handlers_are_put_back():
     with signals.handled():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_query_that_a_signal_cuts_short_logs_no_traceback():
+    pool = logging.getLogger("sqlalchemy.pool.impl.NullPool")
+    before = logging.getLogger("sqlalchemy").level
+    assert pool.isEnabledFor(logging.ERROR)
+    try:
+        with signals.handled(), pytest.raises(signals.Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        assert not pool.isEnabledFor(logging.ERROR)
+    finally:
+        logging.getLogger("sqlalchemy").setLevel(before)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -56,7 +57,7 @@ class StudyData:
         history: the hypervolume so far: see `history.history`.
         confirmed: what `kdsearch confirm` found: see `confirmation.confirmations`.
         measured: ratios outside of the search: see `measured.measurements`.
-        importances: of the parameters for each objective: see `importance.importances`.
+        stored: the trials as Optuna has them.
         spent: seconds of all runs by kind of work; empty where none has ended.
         teacher: TeacherFacts as a dictionary, or None.
         environment, definition, study_file: as stored with the study, empty where missing.
@@ -75,7 +76,7 @@ class StudyData:
     history: pd.DataFrame
     confirmed: pd.DataFrame
     measured: pd.DataFrame
-    importances: pd.DataFrame
+    stored: tuple[FrozenTrial, ...]
     spent: dict[str, float]
     teacher: dict[str, Any] | None
     environment: dict[str, Any]
@@ -87,6 +88,11 @@ class StudyData:
         """The rows of `trials` that no other complete trial dominates, by ratio ascending, then by number."""
         rows = self.trials[self.trials["on_front"].astype(bool)]
         return rows.sort_values(["ratio", "number"])
+
+    @cached_property
+    def importances(self) -> pd.DataFrame:
+        """Of the parameters for each objective, computed where it is asked for: see `importance.importances`."""
+        return importance.importances(self.stored)
 
 
 def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
@@ -132,7 +138,7 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         history=pd.DataFrame(columns=list(history.COLUMNS)) if volume is None else volume,
         confirmed=confirmation.confirmations(attrs),
         measured=measurements(attrs),
-        importances=importance.importances(found),
+        stored=tuple(found),
         spent=_spent(attrs),
         teacher=teacher or None,
         environment=environment,
