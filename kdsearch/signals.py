@@ -16,6 +16,7 @@ from types import FrameType
 
 LIMIT = 9.0  # seconds after a signal, when a process ends however far it is: launchers kill after 10 or more
 NAP = 0.1  # seconds between two looks for a signal
+QUERIES = logging.getLogger("sqlalchemy")
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,7 +40,7 @@ def _handle(number: int, _: FrameType | None) -> None:
     if _state.received is not None:
         return  # a launcher signals the whole job, and the supervisor its workers: a second SIGTERM is no news
     _state.received = number
-    logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)  # a query cut short here logs a traceback
+    QUERIES.setLevel(logging.CRITICAL)  # one that is cut short here logs a traceback
     if _state.shields:
         _state.pending = True
         return
@@ -58,13 +59,14 @@ def handled(limit: float = LIMIT) -> Iterator[None]:
     heard, told = os.pipe()
     os.set_blocking(told, False)
     before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    other = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    other, level = signal.set_wakeup_fd(told, warn_on_full_buffer=False), QUERIES.level
     watch = threading.Thread(target=_watch, args=(heard, limit), daemon=True)
     watch.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(other)
+        QUERIES.setLevel(level)
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(told)

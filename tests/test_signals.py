@@ -104,11 +104,9 @@ def test_handlers_are_put_back():
 
 def test_a_query_that_a_signal_cuts_short_logs_no_traceback():
     pool = logging.getLogger("sqlalchemy.pool.impl.NullPool")
-    before = logging.getLogger("sqlalchemy").level
     assert pool.isEnabledFor(logging.ERROR)
-    try:
-        with signals.handled(), pytest.raises(signals.Stopped):
+    with signals.handled():
+        with pytest.raises(signals.Stopped):
             signal.raise_signal(signal.SIGTERM)
         assert not pool.isEnabledFor(logging.ERROR)
-    finally:
-        logging.getLogger("sqlalchemy").setLevel(before)
+    assert pool.isEnabledFor(logging.ERROR)
