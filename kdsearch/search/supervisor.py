@@ -150,6 +150,20 @@ class Crew:
             self.ended()
             time.sleep(signals.NAP)
         self.signal(signal.SIGKILL)
+        for child in self._children.values():
+            if child is not None:
+                child.process.wait()  # else it seems to live
+
+
+@contextmanager
+def _tidied(study: Study, watch: liveness.Watch, progress: Progress) -> Iterator[None]:
+    """Hands back after an interruption what a worker could not: the signal may have met it in the middle of a query."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with signals.shield():
+            hand_back_abandoned(study, study.get_trials(deepcopy=False), watch, progress)
+        raise
 
 
 @contextmanager
@@ -199,7 +213,7 @@ def supervise(
     def seconds_left() -> float | None:
         return None if options.timeout is None else max(0.0, options.timeout - (time.monotonic() - begin))
 
-    with _crew(plan, workers, seconds_left) as crew:
+    with _tidied(study, watch, progress), _crew(plan, workers, seconds_left) as crew:
         while crew.running:
             signals.pause(LOOK)
             for index, worker in crew.ended():

@@ -17,7 +17,7 @@ from processes import lives, until
 from kdsearch.errors import RunError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr
-from kdsearch.search import supervisor
+from kdsearch.search import liveness, supervisor
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan
 from kdsearch.search.supervisor import DEATHS_IN_A_ROW, Crew, environment, supervise
@@ -197,3 +197,16 @@ def test_an_interruption_leaves_no_worker(own: Plan, workers, study: optuna.Stud
     with pytest.raises(KeyboardInterrupt):
         supervise(study, own, Options(trials=1), workers=2, progress=Progress(), between=between)
     assert not any(lives(int(words[0])) for words in started())
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RunError])
+def test_what_an_interrupted_worker_could_not_hand_back_is_handed_back_for_it(study: optuna.Study, kind):
+    trial = study.ask()
+    trial.suggest_int("width", 1, 9)
+    trial.set_user_attr(Attr.WORKER, liveness.myself() | {"started": "another time"})
+    mine = study.ask()
+    mine.set_user_attr(Attr.WORKER, liveness.myself())
+    with pytest.raises(kind), supervisor._tidied(study, liveness.Watch(), Told()):
+        raise kind("x")
+    states = [each.state.name for each in study.trials]
+    assert states == (["FAIL", "RUNNING", "WAITING"] if kind is KeyboardInterrupt else ["RUNNING", "RUNNING"])
