@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,8 +43,9 @@ class _Asks(BaseStorage):
 
         Raises:
             StorageInternalError, sqlalchemy.exc.SQLAlchemyError: the server stayed away, or it is another error.
+            Stopped: a signal came, whatever a library made of it.
         """
-        since, wait = time.monotonic(), FIRST_WAIT
+        since, wait, handled = time.monotonic(), FIRST_WAIT, sys.exception()
         while True:
             again = wait > FIRST_WAIT
             try:
@@ -53,6 +55,8 @@ class _Asks(BaseStorage):
                     return True  # it was done before, and the answer was lost
                 raise
             except Exception as error:
+                if signals.replaced(error, handled):
+                    raise signals.Stopped from error
                 longest = LONGEST if signals.received() is None else LAST
                 if not passes(error) or time.monotonic() - since > longest:
                     raise

@@ -106,6 +106,20 @@ def at_once(action: Callable[[], object]) -> Iterator[None]:
         _state.at_once = before
 
 
+def replaced(error: BaseException | None, handled: BaseException | None) -> bool:
+    """Whether a library's own error took the place of `Stopped`: a query that it cut short could not be closed.
+
+    Args:
+        error: that came.
+        handled: what was being handled when the library was called; what came before it is no news.
+    """
+    while error is not None and error is not handled:
+        if isinstance(error, Stopped):
+            return True
+        error = error.__context__
+    return False
+
+
 def received() -> int | None:
     """The signal that arrived first, or None."""
     return _state.received

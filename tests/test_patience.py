@@ -186,3 +186,35 @@ def test_what_was_done_before_its_answer_was_lost_is_done_and_no_more(losses: in
     assert [(trial.state, trial.values) for trial in study.trials] == [(TrialState.COMPLETE, [0.5])]
     with pytest.raises(UpdateFinishedTrialError):  # asked once, it is an error
         backend.set_trial_state_values(number, TrialState.FAIL)
+
+
+class Unclosed(InMemoryStorage):
+    """A signal cuts its query short, and closing that goes wrong as well."""
+
+    cut = True
+
+    def get_all_studies(self):
+        try:
+            if self.cut:
+                raise signals.Stopped
+        finally:
+            # an error that passes: who did not look would ask again and go on as if nothing had come
+            raise OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
+
+
+def test_a_signal_that_a_library_turned_into_its_own_error_is_not_lost():
+    storage = patience.patient(Unclosed())
+    with pytest.raises(signals.Stopped) as caught:
+        storage.get_all_studies()
+    assert isinstance(caught.value.__cause__, OperationalError)
+
+
+def test_an_error_while_a_signal_is_dealt_with_is_that_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(patience, "LONGEST", 0.0)
+    backend = Unclosed()
+    backend.cut = False
+    try:
+        raise signals.Stopped
+    except signals.Stopped:
+        with pytest.raises(OperationalError):
+            patience.patient(backend).get_all_studies()
