@@ -18,16 +18,12 @@ from torch import Tensor, nn
 
 from kdsearch import files
 from kdsearch.data import Split, repeated
-from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, ship
 from kdsearch.export.device_script import FILES, IMAGES, NETWORKS, fingerprint
 from kdsearch.measure import deployed
 from kdsearch.progress import Progress
 from kdsearch.records import StudyAttr
-from kdsearch.search.objective import Workshop
-from kdsearch.search.plan import rejoin
-from kdsearch.search.retrain import check_data
 
 MOST_IMAGES = 100  # in the folder; the script repeats them to the batch, for time does not depend on what they show
 CLOSE = 0.05  # of the largest logit: predictions nearer to a tie may change on a device that computes in 16 bits
@@ -56,19 +52,14 @@ def write(
             that says something else in ONNX Runtime.
     """
     deployed.require("kdsearch measure")
-    trial = ship.complete(study, number)
-    files.check_folder(out)
-    plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
-    check_data(study, plan)
-    shop = Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split, progress=progress), plan.cost)
-    student, _ = ship.student_of(study, trial, shop, url, data_dir, progress)
-    how = plan.spec.latency
+    _, shop, student, _ = ship.opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
+    how = shop.spec.latency
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "study": study.study_name, "trial": number}
     about |= {"batch": how.batch, "threads": how.threads}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         networks = {"teacher": shop.teacher.network, "student": student}
-        expected = _written(folder, networks, plan.split, how.batch, ship.about(study, number, plan.split))
+        expected = _written(folder, networks, shop.split, how.batch, ship.about(study, number, shop.split))
         digests = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in FILES}
         about |= {"expected": expected, "sha256": digests, "fingerprint": fingerprint(digests)}
         (folder / ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")

@@ -54,29 +54,38 @@ def export(
     check_choice("--format", kind, formats.KINDS)
     if kind in formats.OF_ONNX:
         deployed.require("--format onnx")
-    trial = complete(study, number)
+    trial, shop, student, source = opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
+    path = out / f"trial-{number}.{formats.ENDINGS[kind]}"
+    found = _written(path, student, shop, kind, about(study, number, shop.split))
+    found |= {"trial": number, "format": kind, "weights": source}
+    found |= {"device": runtime.cpu_model(), "threads": shop.spec.latency.threads}
+    found |= {"search_ratio": trial.values[1], "search_test_accuracy": trial.user_attrs[Attr.TEST_ACCURACY]}
+    study.set_user_attr(f"{StudyAttr.EXPORTED}{number}:{kind}", found)
+    files.write_text(out / "classes.json", json.dumps(list(shop.split.classes)) + "\n")
+    files.write_text(out / f"trial-{number}.md", model_card.text(study, number, url=url, folder=out, split=shop.split))
+    return found
+
+
+def opened(
+    study: Study, number: int, *, out: Path, url: str, data_dir: str | None, progress: Progress
+) -> tuple[FrozenTrial, Workshop, nn.Module, str]:
+    """A trial to ship, its workshop with the teacher, its student on the CPU, and where the student's weights are from.
+
+    Args:
+        study, number, out, url, data_dir, progress: as of `export`.
+
+    Raises:
+        KdsearchError: a trial that is not complete, a folder that cannot be written, or other data than the study's.
+    """
+    trial = _complete(study, number)
     files.check_folder(out)
     plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
     check_data(study, plan)
     shop = Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split, progress=progress), plan.cost)
-    student, source = student_of(study, trial, shop, url, data_dir, progress)
-    path = out / f"trial-{number}.{formats.ENDINGS[kind]}"
-    found = _written(path, student, shop, kind, about(study, number, plan.split))
-    found |= {"trial": number, "format": kind, "weights": source}
-    found |= {"device": runtime.cpu_model(), "threads": plan.spec.latency.threads}
-    found |= {"search_ratio": trial.values[1], "search_test_accuracy": trial.user_attrs[Attr.TEST_ACCURACY]}
-    study.set_user_attr(f"{StudyAttr.EXPORTED}{number}:{kind}", found)
-    files.write_text(out / "classes.json", json.dumps(list(plan.split.classes)) + "\n")
-    files.write_text(out / f"trial-{number}.md", model_card.text(study, number, url=url, folder=out, split=plan.split))
-    return found
+    return trial, shop, *_student(study, trial, shop, url, data_dir, progress)
 
 
-def complete(study: Study, number: int) -> FrozenTrial:
-    """The trial of that number.
-
-    Raises:
-        KdsearchError: there is none, or it is not complete.
-    """
+def _complete(study: Study, number: int) -> FrozenTrial:
     trial = find_trial(study, number)
     if trial.state != TrialState.COMPLETE:
         raise KdsearchError(
@@ -87,7 +96,7 @@ def complete(study: Study, number: int) -> FrozenTrial:
     return trial
 
 
-def student_of(
+def _student(
     study: Study, trial: FrozenTrial, shop: Workshop, url: str, data_dir: str | None, progress: Progress
 ) -> tuple[nn.Module, str]:
     """The trial's student on the CPU, and where its weights are from."""
