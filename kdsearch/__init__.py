@@ -12,12 +12,12 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "KdsearchError": "kdsearch.errors",
-    "ParetoPruner": "kdsearch.search.pruner",
+    "ParetoPruner": "kdsearch.pruning.pruner",
     "optimize": "kdsearch.search.study",
-    "report": "kdsearch.search.pruner",
-    "should_prune": "kdsearch.search.pruner",
-    "should_stop": "kdsearch.search.pruner",
-    "write_report": "kdsearch.reporting.page",
+    "report": "kdsearch.pruning.pruner",
+    "should_prune": "kdsearch.pruning.pruner",
+    "should_stop": "kdsearch.pruning.pruner",
+    "write_report": "kdsearch.reporting.pages.study_page",
 }
 
 __all__ = [
@@ -33,8 +33,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from kdsearch.errors import KdsearchError
-    from kdsearch.reporting.page import write_report
-    from kdsearch.search.pruner import ParetoPruner, report, should_prune, should_stop
+    from kdsearch.pruning.pruner import ParetoPruner, report, should_prune, should_stop
+    from kdsearch.reporting.pages.study_page import write_report
     from kdsearch.search.study import optimize
 
 

@@ -12,16 +12,16 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from commands import Result, Run
+from helpers.commands import Result, Run
+from helpers.postgres import Server, serving
 from PIL import Image
-from postgres import Server, serving
 
 from kdsearch import cli, spec
 from kdsearch.data import ImageSet
 from kdsearch.distil.teacher import Teacher, obtain
 from kdsearch.measure import latency
-from kdsearch.search.objective import Workshop
 from kdsearch.search.plan import Plan, make_plan
+from kdsearch.search.trial import Workshop
 
 hypothesis.settings.register_profile(
     "tests", deadline=None, derandomize=True, database=None, max_examples=60

@@ -137,7 +137,7 @@ def test_no_module_is_longer_than_it_may_be(module):
     assert len(SOURCES[module].read_text(encoding="utf-8").splitlines()) <= LINES
 
 
-@pytest.mark.parametrize("module", ["kdsearch", "kdsearch.cli", "kdsearch.console"])
+@pytest.mark.parametrize("module", ["kdsearch", "kdsearch.cli", "kdsearch.cli.progress"])
 def test_importing_it_is_quick(module):
     heavy = {"torch", "torchvision", "optuna", "plotly", "pandas", "sklearn", "numpy", "pydantic"}
     code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kdsearch import plugins
 from kdsearch.data.base import Dataset, ImageSet, Split, check, fingerprint, repeated, split, stratified, whole
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
+from kdsearch.system import plugins
 
 Loader = Callable[[DataSpec, Path], Dataset]
 """From a study's `[data]` and the data folder to the whole data set; downloads what is missing where it can."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from kdsearch import runtime
 from kdsearch.data import pictures
 from kdsearch.data.base import Dataset, ImageSet, stratified
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
+from kdsearch.system import machine
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 DEFAULT_SIZE = 32
@@ -172,7 +172,7 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     if test.classes != train.classes:
         odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
         raise DataError("train and test must have the same classes", got=odd, remedy="add or remove these folders")
-    check_memory(len(train.paths) + len(test.paths), size, runtime.free_memory())
+    check_memory(len(train.paths) + len(test.paths), size, machine.free_memory())
     images = read_files(train.paths + test.paths, size)
     whole = ImageSet(images, torch.cat([train.labels, test.labels]).to(torch.int64))
     notes = _unevenness(train)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdsearch import files, networks
+from kdsearch import networks
 from kdsearch.data import ImageSet, fingerprint
 from kdsearch.distil.step import format_for
 from kdsearch.measure.accuracy import BATCH
+from kdsearch.system import files
 
 Prepare = Callable[[Tensor], Tensor]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from kdsearch import networks, runtime
+from kdsearch import networks
 from kdsearch.data import ImageSet, Split
 from kdsearch.distil import train
 from kdsearch.distil.answers import Answers, Prepare
@@ -18,6 +18,7 @@ from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import StudyFileError
 from kdsearch.records import Config, EpochRecord, architecture
 from kdsearch.spec import StudentSpec
+from kdsearch.system import machine
 
 
 def build(spec: StudentSpec, config: Config, *, seed: int, split: Split) -> nn.Module:
@@ -33,7 +34,7 @@ def build(spec: StudentSpec, config: Config, *, seed: int, split: Split) -> nn.M
         StudyFileError: the family is unknown.
     """
     family = networks.student_family(spec.family)
-    with runtime.seeded(runtime.derive_seed("weights", seed), torch.device("cpu")):
+    with machine.seeded(machine.derive_seed("weights", seed), torch.device("cpu")):
         student = family.build(architecture(config), split.shape, len(split.classes))
         if spec.recipe.init == "glorot":
             networks.glorot_(student)
@@ -64,7 +65,7 @@ def feature_map(student: nn.Module, answers: Answers | ViewAnswers, *, seed: int
         )
     if inputs == outputs:
         return nn.Identity()
-    with runtime.seeded(runtime.derive_seed("map", seed), torch.device("cpu")):
+    with machine.seeded(machine.derive_seed("map", seed), torch.device("cpu")):
         mapping = nn.Linear(inputs, outputs, bias=False)
     return mapping.to(answers.centres.device)
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdsearch import files, networks, runtime
+from kdsearch import networks
 from kdsearch.data import ImageSet, Split, views
 from kdsearch.distil import answers, train, view_answers
 from kdsearch.distil.answers import Answers
@@ -22,11 +22,12 @@ from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.measure import accuracy
-from kdsearch.networks import brought
+from kdsearch.networks import custom
 from kdsearch.progress import Progress
 from kdsearch.records import TeacherFacts
 from kdsearch.spec import Augment, TeacherSpec
 from kdsearch.stats import proportion_interval
+from kdsearch.system import files, machine
 
 FACTS = "facts"
 NETWORK = ("family", "build", "options", "mean", "std", "size")  # keys of [teacher] that say what is computed
@@ -99,7 +100,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _folder(name: str) -> Path:
-    return runtime.cache_folder() / name
+    return machine.cache_folder() / name
 
 
 def cached_file(spec: TeacherSpec, split: Split) -> Path:
@@ -164,13 +165,13 @@ def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
         TeacherError: its function cannot be found or fails, or its network makes no logits of the data's classes.
     """
     device = split.train.labels.device
-    with runtime.seeded(runtime.derive_seed("teacher", spec.seed), torch.device("cpu")):
+    with machine.seeded(machine.derive_seed("teacher", spec.seed), torch.device("cpu")):
         network = networks.teacher_network(spec, split.shape, len(split.classes))
         if spec.recipe is not None and spec.recipe.init == "glorot":
             networks.glorot_(network)
-    network = brought.adapted(network, spec, (split.mean, split.std))
+    network = custom.adapted(network, spec, (split.mean, split.std))
     if spec.brought:
-        brought.check_output(network, spec.title, split.shape, len(split.classes))
+        custom.check_output(network, spec.title, split.shape, len(split.classes))
     return network.to(device)
 
 
@@ -178,7 +179,7 @@ def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
     network = untrained(spec, split)
     start = time.perf_counter()
     if spec.weights is not None:
-        load_weights(brought.core(network), Path(spec.weights).expanduser())
+        load_weights(custom.core(network), Path(spec.weights).expanduser())
         seconds = 0.0
     else:
         _train(network, spec, split, progress)
@@ -210,7 +211,7 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
         teacher_logits=None,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        seed=runtime.derive_seed("teacher", spec.seed),
+        seed=machine.derive_seed("teacher", spec.seed),
         on_step=lambda step: progress.teacher_batch(step / (recipe.epochs * lesson.steps)),
     )
     progress.teacher_started(spec.title, recipe.epochs)

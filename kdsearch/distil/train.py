@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdsearch import networks, runtime
+from kdsearch import networks
 from kdsearch.data import ImageSet, views
 from kdsearch.distil.optimizer import make_optimizer, schedule, set_rate, shown_weights
 from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.errors import TrialError
 from kdsearch.records import EpochRecord
 from kdsearch.spec import Augment, Recipe
+from kdsearch.system import machine
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Lesson:
 
 def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor]:
     """A permutation of the images, and a view for each place in it; drawn on the CPU, so alike on every device."""
-    generator = torch.Generator().manual_seed(runtime.derive_seed("order", lesson.seed, epoch))
+    generator = torch.Generator().manual_seed(machine.derive_seed("order", lesson.seed, epoch))
     order = torch.randperm(len(lesson.data), generator=generator)
     drawn = torch.randint(views.count(augment), (len(lesson.data),), generator=generator)
     device = lesson.data.labels.device
@@ -239,12 +240,12 @@ def train(
     _check_views(lesson, recipe)
     device = lesson.data.labels.device
     if device.type == "cpu":
-        runtime.keep_freed_memory()
+        machine.keep_freed_memory()
     training = Training(network, lesson, recipe)
     for epoch in range(1, lesson.epochs + 1):
         start = time.perf_counter()
-        seed = runtime.derive_seed("epoch", lesson.seed, epoch)
-        with runtime.threads(lesson.threads), runtime.seeded(seed, device):
+        seed = machine.derive_seed("epoch", lesson.seed, epoch)
+        with machine.threads(lesson.threads), machine.seeded(seed, device):
             loss = training.epoch(epoch)
         seconds = time.perf_counter() - start  # the epoch has waited for the device
         if not math.isfinite(loss):
@@ -253,6 +254,6 @@ def train(
                 got=loss,
                 remedy="lower the recipe's lr",
             )
-        with runtime.threads(lesson.threads):
+        with machine.threads(lesson.threads):
             accuracy = validate(network)
         yield EpochRecord(epoch, loss, accuracy, seconds)

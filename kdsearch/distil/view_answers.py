@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdsearch import files
 from kdsearch.data import ImageSet, fingerprint, views
 from kdsearch.distil import answers
 from kdsearch.distil.answers import Answers, Prepare
 from kdsearch.measure.accuracy import BATCH
 from kdsearch.spec import Augment
+from kdsearch.system import files
 
 KEEP_SECONDS = 300.0  # between two writes of a table that can have 200 MB
 

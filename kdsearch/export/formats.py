@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdsearch import files
 from kdsearch.data import Split
 from kdsearch.measure import deployed
+from kdsearch.system import files
 
 FORMATS = ("onnx", "pt2", "safetensors")
 INT8 = "int8"

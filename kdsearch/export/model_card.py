@@ -12,12 +12,12 @@ from optuna import Study
 from kdsearch.data import Split
 from kdsearch.export.formats import INT8, KINDS
 from kdsearch.records import StudyAttr
-from kdsearch.reporting import words
-from kdsearch.reporting.card import card
+from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.confirmation import confirmations
 from kdsearch.reporting.frames import records
-from kdsearch.reporting.markdown import code, facts
+from kdsearch.reporting.pages.card import card
+from kdsearch.reporting.pages.markdown import code, facts
 from kdsearch.stats import proportion_interval
 
 LICENCE = (
@@ -52,13 +52,13 @@ def _confirmed(study: Study, number: int) -> dict[str, str] | None:
     row = next((row for row in rows if row["trial"] == number), None)
     if row is None:
         return None
-    accuracy = words.percent(row["test_accuracy"])
-    if not words.missing(row["test_low"]):  # one repeat has no interval
-        accuracy += f" ({words.percent(row['test_low'])} to {words.percent(row['test_high'])})"
+    accuracy = formatting.percent(row["test_accuracy"])
+    if not formatting.missing(row["test_low"]):  # one repeat has no interval
+        accuracy += f" ({formatting.percent(row['test_low'])} to {formatting.percent(row['test_high'])})"
     return {
         "trained again with other seeds on the whole training set": f"{row['repeats']:.0f} times",
         "mean test accuracy": accuracy,
-        "mean ratio": words.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
+        "mean ratio": formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
     }
 
 
@@ -76,12 +76,15 @@ def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> 
         ("verified in", found["runtime"]),
         ("test accuracy there", _accuracy(found)),
         ("predictions that are not torch's", f"{found['changed']} of {found['test_images']:,}"),
-        ("test accuracy in the search", words.percent(row["test_accuracy"])),
-        ("ratio there", f"{words.interval(found['ratio'], found['low'], found['high'])}, batch {found['batch']}, CPU"),
-        ("ratio in the search", f"{words.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} ({what})"),
+        ("test accuracy in the search", formatting.percent(row["test_accuracy"])),
+        (
+            "ratio there",
+            f"{formatting.interval(found['ratio'], found['low'], found['high'])}, batch {found['batch']}, CPU",
+        ),
+        ("ratio in the search", f"{formatting.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} ({what})"),
         ("seconds a batch, teacher and student", f"{found['teacher_seconds']:.3g}, {found['student_seconds']:.3g}"),
         ("weights from", found["weights"]),
-        ("size", words.size(found["bytes"])),
+        ("size", formatting.size(found["bytes"])),
         ("SHA-256", found["sha256"]),
     ]
 
@@ -89,7 +92,7 @@ def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> 
 def _accuracy(found: Mapping[str, Any]) -> str:
     """With Wilson's 95 % interval for so many test images."""
     share = proportion_interval(found["test_accuracy"], found["test_images"])
-    return f"{words.percent(share.mean)} ({words.percent(share.low)} to {words.percent(share.high)})"
+    return f"{formatting.percent(share.mean)} ({formatting.percent(share.low)} to {formatting.percent(share.high)})"
 
 
 def _input(split: Split) -> list[tuple[str, object]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdsearch import pareto
 from kdsearch.errors import KdsearchError
-from kdsearch.reporting import words
+from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, configuration, plain
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.verdict import knee
@@ -127,10 +127,10 @@ def _nearest(rows: list[dict[str, Any]], wish: Wish) -> dict[str, Any]:
 def figures(row: Mapping[str, Any]) -> str:
     """A row of `StudyData.trials` in words."""
     return (
-        f"trial {row['number']} with {words.percent(row['accuracy'])} validation accuracy, "
-        f"{words.percent(row['test_accuracy'])} test accuracy, "
-        f"ratio {words.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} "
-        f"and {words.count(row['parameters'])} parameters"
+        f"trial {row['number']} with {formatting.percent(row['accuracy'])} validation accuracy, "
+        f"{formatting.percent(row['test_accuracy'])} test accuracy, "
+        f"ratio {formatting.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} "
+        f"and {formatting.count(row['parameters'])} parameters"
     )
 
 

@@ -13,7 +13,6 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
-from kdsearch import files, runtime
 from kdsearch.data import Split
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
@@ -22,10 +21,11 @@ from kdsearch.export.verify import verify
 from kdsearch.measure import deployed
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, StudyAttr
-from kdsearch.search import keep
-from kdsearch.search.objective import Workshop
+from kdsearch.search import weights
 from kdsearch.search.plan import check_choice, rejoin
 from kdsearch.search.retrain import check_data, find_trial, retrain
+from kdsearch.search.trial import Workshop
+from kdsearch.system import files, machine
 
 
 def export(
@@ -58,7 +58,7 @@ def export(
     path = out / f"trial-{number}.{formats.ENDINGS[kind]}"
     found = _written(path, student, shop, kind, about(study, number, shop.split))
     found |= {"trial": number, "format": kind, "weights": source}
-    found |= {"device": runtime.cpu_model(), "threads": shop.spec.latency.threads}
+    found |= {"device": machine.cpu_model(), "threads": shop.spec.latency.threads}
     found |= {"search_ratio": trial.values[1], "search_test_accuracy": trial.user_attrs[Attr.TEST_ACCURACY]}
     study.set_user_attr(f"{StudyAttr.EXPORTED}{number}:{kind}", found)
     files.write_text(out / "classes.json", json.dumps(list(shop.split.classes)) + "\n")
@@ -102,7 +102,7 @@ def _student(
     """The trial's student on the CPU, and where its weights are from."""
     student = shop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
     try:
-        student.load_state_dict(keep.load(url, study.study_name, trial))
+        student.load_state_dict(weights.load(url, study.study_name, trial))
     except (KdsearchError, RuntimeError) as error:
         progress.warning(f"trial {trial.number} is trained again: {error}")
         again = retrain(study, trial.number, data_dir=data_dir, device="cpu", progress=progress)

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdsearch import runtime
 from kdsearch.data import repeated
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats
 from kdsearch.measure import deployed, latency
 from kdsearch.measure.accuracy import BATCH
-from kdsearch.measure.quiet import Gate
+from kdsearch.measure.gate import Gate
 from kdsearch.records import Timing
-from kdsearch.search.objective import Workshop
+from kdsearch.search.trial import Workshop
+from kdsearch.system import machine
 
 POINTS = 0.001  # of accuracy that a file may differ by from the network in torch, a fraction
 INT8_POINTS = 0.01  # that one in integers may lose: its predictions are its own
@@ -96,7 +96,7 @@ def timed(shop: Workshop, kind: str, student: formats.Run) -> Timing:
     how, split = shop.spec.latency, shop.split
     alike = "onnx" if kind == formats.INT8 else kind
     batch = repeated(split.validation.images, how.batch)
-    with tempfile.TemporaryDirectory() as folder, runtime.threads(how.threads), torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, machine.threads(how.threads), torch.inference_mode():
         path = Path(folder) / f"teacher.{alike}"
         formats.write(shop.teacher.network, split, alike, path, {})
         run = formats.load(path, split, alike, threads=how.threads, blank=copy.deepcopy(shop.teacher.network))

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from kdsearch import plugins
 from kdsearch.errors import StudyFileError
 from kdsearch.measure.accuracy import accuracy, logits
 from kdsearch.records import Timing
+from kdsearch.system import plugins
 
 Cost = Callable[[nn.Module, nn.Module, Tensor], Timing]
 """From teacher, student and a batch of input to the inference ratio."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from kdsearch import runtime
 from kdsearch.data import Split, repeated
 from kdsearch.errors import KdsearchError
 from kdsearch.measure import latency
 from kdsearch.records import Timing
 from kdsearch.spec import LatencySpec
+from kdsearch.system import machine
 
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
@@ -55,7 +55,7 @@ def require(what: str) -> None:
 
 def version() -> str:
     """The runtime, as figures that were measured in it quote it."""
-    return f"onnxruntime {runtime.package_version('onnxruntime')}"
+    return f"onnxruntime {machine.package_version('onnxruntime')}"
 
 
 def measure(teacher: nn.Module, student: nn.Module, split: Split, how: LatencySpec) -> Timing:

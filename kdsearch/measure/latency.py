@@ -12,9 +12,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from kdsearch import runtime
 from kdsearch.records import Timing
 from kdsearch.stats import median_interval
+from kdsearch.system import machine
 
 Call = Callable[[], object]
 
@@ -98,7 +98,7 @@ def compare(teacher: Call, student: Call, *, batch: int, kind: str) -> Timing:
         batch: its images.
         kind: what the timing is called.
     """
-    runtime.keep_freed_memory()
+    machine.keep_freed_memory()
     of_teacher, of_student = _pairs(teacher, student, torch.device("cpu"))
     return summary(of_teacher, of_student, batch=batch, kind=kind)
 
@@ -156,7 +156,7 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     _alike(teacher, student)
     device = batch.device
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    runtime.keep_freed_memory()
+    machine.keep_freed_memory()
     with torch.inference_mode(), on_device:
         timed = eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
         if device.type == "cuda":
@@ -186,6 +186,6 @@ def eager_pairs(
         return lambda: network(batch).argmax(1).cpu() if to_host else network(batch)
 
     on_device = torch.cuda.device(batch.device) if batch.device.type == "cuda" else nullcontext()
-    runtime.keep_freed_memory()
+    machine.keep_freed_memory()
     with torch.inference_mode(), on_device:
         return _pairs(call(teacher), call(student), batch.device, least)

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from kdsearch import plugins
 from kdsearch.errors import StudyFileError
-from kdsearch.networks.brought import construct, find
+from kdsearch.networks.custom import construct, find
 from kdsearch.records import DISTILLATION, OPTIONAL
 from kdsearch.spec import StudySpec, TeacherSpec
+from kdsearch.system import plugins
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""

@@ -17,10 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch import pareto
 from kdsearch.errors import StorageError
 from kdsearch.records import Attr, StudyAttr
-from kdsearch.reporting import confirmation, history, importance, slides, words
+from kdsearch.reporting import confirmation, deck_rows, formatting, growth, importance
+from kdsearch.reporting.formatting import number
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.measured import measurements
-from kdsearch.reporting.words import number
 from kdsearch.spec import StudySpec, from_dict
 from kdsearch.storage import masked
 
@@ -123,7 +123,7 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
     counts["untrained"] = sum(map(untrained, records(trials)))
     counts["pruned"] -= counts["untrained"]
     dataset = spec.data.name if spec else _mapping(definition.get("data")).get("name")
-    volume = history.history(trials, _classes(environment, definition), begin=_begin(found))
+    volume = growth.history(trials, _classes(environment, definition), begin=_begin(found))
     return StudyData(
         name=study.study_name,
         storage=masked(storage_url),
@@ -134,8 +134,8 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         hypervolume=None if volume is None else float(volume["hypervolume"].max()) if len(volume) else 0.0,
         trials=trials,
         curves=_curves(found),
-        anchors=slides.anchors(trials, spec, slides.by_recipe(study, dataset)),
-        history=pd.DataFrame(columns=list(history.COLUMNS)) if volume is None else volume,
+        anchors=deck_rows.anchors(trials, spec, deck_rows.by_recipe(study, dataset)),
+        history=pd.DataFrame(columns=list(growth.COLUMNS)) if volume is None else volume,
         confirmed=confirmation.confirmations(attrs),
         measured=measurements(attrs),
         stored=tuple(found),
@@ -150,7 +150,7 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
 def configuration(row: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration in a row of `StudyData.trials`, without what that trial did not set."""
     pairs = {str(key): value for key, value in row.items() if str(key).startswith(CONFIG)}
-    return {key.removeprefix(CONFIG): value for key, value in pairs.items() if not words.missing(value)}
+    return {key.removeprefix(CONFIG): value for key, value in pairs.items() if not formatting.missing(value)}
 
 
 def plain(value: Any) -> Any:
@@ -195,7 +195,7 @@ def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
 def measured(row: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured of a row of `StudyData.trials`; accuracies are those after `best_epoch`."""
     found = {name: row[name] for name in ("accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high")}
-    return found | {"best_epoch": None if words.missing(row["best_epoch"]) else int(row["best_epoch"])}
+    return found | {"best_epoch": None if formatting.missing(row["best_epoch"]) else int(row["best_epoch"])}
 
 
 def untrained(row: Mapping[str, Any]) -> bool:
@@ -291,7 +291,7 @@ def _ending(trial: FrozenTrial) -> tuple[dict[str, Any] | None, str]:
     stored = {TrialState.PRUNED: Attr.PRUNED_BY, TrialState.COMPLETE: Attr.STOPPED_BY}.get(trial.state)
     if stored is None or not attrs.get(stored):
         return None, str(attrs.get(Attr.FAIL_REASON) or "")
-    text = words.pruning(attrs[stored])
+    text = formatting.pruning(attrs[stored])
     return _mapping(attrs[stored]) or None, text if trial.state == TrialState.PRUNED else f"stopped {text}"
 
 

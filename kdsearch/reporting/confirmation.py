@@ -11,7 +11,7 @@ import pandas as pd
 
 from kdsearch import pareto
 from kdsearch.records import StudyAttr, confirmed_runs
-from kdsearch.reporting import words
+from kdsearch.reporting import formatting
 from kdsearch.stats import mean_interval, student_t
 
 COLUMNS = (
@@ -89,7 +89,7 @@ def _row(key: str, value: object) -> tuple[float, ...] | None:
         or not isinstance(value, Mapping)
     ):
         return None
-    epochs = words.number(value.get("epochs"))
+    epochs = formatting.number(value.get("epochs"))
     runs = confirmed_runs(value)
     if not runs or value.get("trial") != int(number) or not epochs >= 1:
         return None
@@ -127,7 +127,7 @@ def order(front: pd.DataFrame, confirmed: pd.DataFrame) -> Order:
 
 
 def _point(row: Mapping[Any, Any]) -> tuple[float, float]:
-    return words.number(row["test_accuracy"]), words.number(row["ratio"])
+    return formatting.number(row["test_accuracy"]), formatting.number(row["ratio"])
 
 
 def is_clear(better: Mapping[Any, Any], worse: Mapping[Any, Any]) -> bool:
@@ -155,7 +155,7 @@ def _error(row: Mapping[Any, Any], prefix: str) -> float:
     repeats = int(row["repeats"])
     if repeats < 2:
         return math.nan
-    half = (words.number(row[f"{prefix}_high"]) - words.number(row[f"{prefix}_low"])) / 2
+    half = (formatting.number(row[f"{prefix}_high"]) - formatting.number(row[f"{prefix}_low"])) / 2
     return half / student_t(repeats - 1)
 
 
@@ -216,7 +216,7 @@ def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame) -> dict[str
         known = search.get(int(row["trial"]), {})
         figures = {str(key): _plain(value) for key, value in row.items()}
         before = {f"search_{name}": _plain(known.get(name)) for name in ("test_accuracy", "ratio")}
-        gap = _plain(row["test_accuracy"] - words.number(before["search_test_accuracy"]))
+        gap = _plain(row["test_accuracy"] - formatting.number(before["search_test_accuracy"]))
         on_front = bool(known.get("on_front", False))
         trials.append({**figures, **before, "test_difference": gap, "on_front": on_front})
     behind = [{"trial": p.trial, "by": p.by, "clear": p.clear, "before": p.before} for p in found.behind]
@@ -235,5 +235,5 @@ def _plain(value: object) -> int | float | None:
     """A number for JSON: whole ones whole, None for NaN."""
     if isinstance(value, int):
         return int(value)
-    number = words.number(value)
+    number = formatting.number(value)
     return None if math.isnan(number) else number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdsearch.reporting.collect import CONFIG, StudyData
-from kdsearch.reporting.words import number
+from kdsearch.reporting.formatting import number
 
 PLANNED = CONFIG + "epochs"
 

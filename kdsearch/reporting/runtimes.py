@@ -13,13 +13,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdsearch.reporting import words
+from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, plain
-from kdsearch.reporting.figures import TICKS
+from kdsearch.reporting.figures.front import TICKS
+from kdsearch.reporting.figures.labels import beside
+from kdsearch.reporting.figures.style import BOTTOM, CYCLE, LABEL, SYMBOLS, TOP, layout, padded, rounded
 from kdsearch.reporting.frames import records
-from kdsearch.reporting.labels import beside
 from kdsearch.reporting.measured import DEVICE, FILE, HERE, is_figure
-from kdsearch.reporting.style import BOTTOM, CYCLE, LABEL, SYMBOLS, TOP, layout, padded, rounded
 
 HEIGHT = 420
 TICK = 14  # characters of a line below the figure
@@ -217,7 +217,7 @@ def rows(data: StudyData, found: Sequence[Column]) -> list[dict[str, Any]]:
     missing: Cell = (math.nan,) * 3
     return [
         {key: by_number[number][key] for key in ("number", "on_front", "test_accuracy")}
-        | {"cells": [words.interval(*column.cells.get(number, missing)) for column in found]}
+        | {"cells": [formatting.interval(*column.cells.get(number, missing)) for column in found]}
         for number in numbers(data, found)
     ]
 
@@ -280,7 +280,7 @@ def _line(i: int, number: int, found: Sequence[Column]) -> go.Scatter:
     cells = [column.cells.get(number, (math.nan,) * 3) for column in found]
     color, symbol = CYCLE[i % len(CYCLE)], SYMBOLS[i % len(SYMBOLS)]
     told = [
-        f"<b>trial {number}</b><br>{html.escape(column.title)}: {words.interval(*cell)}"
+        f"<b>trial {number}</b><br>{html.escape(column.title)}: {formatting.interval(*cell)}"
         for column, cell in zip(found, cells, strict=True)
     ]
     bars = {"type": "data", "symmetric": False, "thickness": 1.3, "width": 4, "color": color,

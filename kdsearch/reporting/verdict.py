@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from kdsearch.reporting import words
+from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, configuration
+from kdsearch.reporting.formatting import number
 from kdsearch.reporting.frames import records
-from kdsearch.reporting.words import number
 
 LEAST_GAIN = 0.05  # points of accuracy: less would be printed as 0.0
 
@@ -83,8 +83,8 @@ def speed(data: StudyData, row: dict[str, Any]) -> str:
     word = {False: "faster than the teacher", True: "slower than the teacher"}[slower]
     if data.cost == "flops":
         word = {False: "fewer operations than the teacher", True: "more operations than the teacher"}[slower]
-    span = words.interval(value, low, high).removeprefix(words.ratio(value))
-    return f"{words.ratio(value)}x {word}{span}"
+    span = formatting.interval(value, low, high).removeprefix(formatting.ratio(value))
+    return f"{formatting.ratio(value)}x {word}{span}"
 
 
 def confirmed(data: StudyData, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -112,10 +112,10 @@ def verdict(data: StudyData) -> str:
     sentence += f" (slide row {row['anchor']})" if row["anchor"] else ""
     shown, sure = confirmed(data, row)
     sentence += f" needs {speed(data, shown)}" if data.cost == "flops" else f" is {speed(data, shown)}"
-    sentence += f" at {words.percent(shown[key], 1)} {kind} accuracy{sure}"
+    sentence += f" at {formatting.percent(shown[key], 1)} {kind} accuracy{sure}"
     theirs = number((data.teacher or {}).get("accuracy" if tested else "validation_accuracy"))
     if not math.isnan(theirs):
-        sentence += f" against its {words.percent(theirs, 1)}"
+        sentence += f" against its {formatting.percent(theirs, 1)}"
     return sentence + _beaten(data, row) + "."
 
 

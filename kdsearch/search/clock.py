@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.records import StudyAttr
-from kdsearch.search.samplers import WrappedSampler
+from kdsearch.search.sampling.samplers import WrappedSampler
 
 Work = Literal["training", "scoring", "timing", "search", "storage and the rest"]
 WORK: tuple[Work, ...] = get_args(Work)

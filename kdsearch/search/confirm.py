@@ -12,15 +12,15 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from kdsearch import runtime, signals
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError, StorageError, TrialError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, ConfirmedRun, StudyAttr, confirmed_runs
 from kdsearch.search.definition import check, definition, differences
-from kdsearch.search.objective import Workshop
 from kdsearch.search.plan import rejoin
 from kdsearch.search.retrain import find_finished, taught_to
+from kdsearch.search.trial import Workshop
+from kdsearch.system import machine, signals
 
 MAX_REPEATS = 1000
 MATTERS = ("kdsearch", "torch", "device_model", "threads")  # of an environment, to accuracies and ratios
@@ -41,7 +41,7 @@ class Job:
     @property
     def seed(self) -> int:
         """Of this run: the same at every start of the command, and no trial's."""
-        return runtime.derive_seed("confirm", self.trial.user_attrs[Attr.SEED], self.trial.number, self.repeat)
+        return machine.derive_seed("confirm", self.trial.user_attrs[Attr.SEED], self.trial.number, self.repeat)
 
     @property
     def key(self) -> str:
@@ -122,7 +122,7 @@ def confirm(
     plan = rejoin(study, url="", data_dir=data_dir, device=device)
     remedy = "confirm with the study's data and teacher and on its device (studies of --cost flops take any device)"
     check(study, definition(plan), remedy=remedy)
-    environment = runtime.environment(plan.device)
+    environment = machine.environment(plan.device)
     for job in {job.key: job for job in todo}.values():
         _warn_of_changes(study, job, environment, progress)
     known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)

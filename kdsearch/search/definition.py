@@ -13,11 +13,12 @@ import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
 
-from kdsearch import runtime, storage
+from kdsearch import storage
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError
 from kdsearch.records import METRICS, StudyAttr
 from kdsearch.search.plan import Plan
+from kdsearch.system import machine
 
 DIFFERENCES_SHOWN = 4
 BEING_MADE = 0.5  # seconds at most from a study's creation to its definition
@@ -35,7 +36,7 @@ def definition(plan: Plan) -> dict[str, Any]:
     described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
     described["cost"] = plan.cost
     if plan.cost != "flops":
-        described["device_model"] = runtime.cpu_model() if plan.cost == "onnx" else runtime.device_model(plan.device)
+        described["device_model"] = machine.cpu_model() if plan.cost == "onnx" else machine.device_model(plan.device)
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
 

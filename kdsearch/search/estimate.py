@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import torch
 
-from kdsearch import networks, runtime
+from kdsearch import networks
 from kdsearch.data import views
 from kdsearch.distil import teacher, train
 from kdsearch.distil.loss import distillation_loss
@@ -24,6 +24,7 @@ from kdsearch.search import space
 from kdsearch.search.budget import Budget
 from kdsearch.search.plan import Plan
 from kdsearch.spec import Recipe
+from kdsearch.system import machine
 
 SECONDS = 8.0  # spent on seeing what a trial costs, of anchors and of configurations drawn from the space alike
 STEPS = {"cpu": 2, "cuda": 4 * EAGER_STEPS}  # optimiser steps timed of each configuration; most of a graph's replays
@@ -81,7 +82,7 @@ def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe:
 
 
 def _now(device: torch.device) -> float:
-    runtime.synchronize(device)
+    machine.synchronize(device)
     return time.perf_counter()
 
 
@@ -114,7 +115,7 @@ def trial_seconds(plan: Plan, config: Config) -> float:
     """Seconds of training and scoring a configuration to its end."""
     family = networks.student_family(plan.spec.student.family)
     student = family.build(architecture(config), plan.split.shape, len(plan.split.classes)).to(plan.device)
-    with runtime.threads(plan.spec.student.threads):
+    with machine.threads(plan.spec.student.threads):
         step = seconds_per_image(student, plan, config["batch_size"], plan.spec.student.recipe)
         once = forward_seconds(student, plan)
     epochs = int(config["epochs"])
@@ -137,7 +138,7 @@ def timing_seconds(plan: Plan, configs: list[Config]) -> float:
     """Seconds of timing teacher and student, once for each architecture among the configurations."""
     if plan.cost == "flops":
         return 0.0
-    with runtime.threads(plan.spec.latency.threads):
+    with machine.threads(plan.spec.latency.threads):
         once = forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * plan.spec.latency.batch
     different = {json.dumps(architecture(config)) for config in configs}
     return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
@@ -213,7 +214,7 @@ def estimate(plan: Plan, budget: Budget) -> dict[str, Any]:
         "study": plan.name,
         "dataset": plan.spec.data.name,
         "images": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
-        "device": f"{plan.device} ({runtime.device_model(plan.device)})",
+        "device": f"{plan.device} ({machine.device_model(plan.device)})",
         "cost": plan.cost,
         "trials": budget.trials,
         "epochs_budget": budget.epochs,

@@ -10,7 +10,7 @@ from optuna import Study
 from kdsearch.errors import DefinitionError
 from kdsearch.records import StudyAttr
 from kdsearch.search.budget import Budget
-from kdsearch.search.proposals import CANDIDATES
+from kdsearch.search.sampling.proposals import CANDIDATES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from optuna import Study
 
-from kdsearch import data, networks, plugins, runtime, spec
+from kdsearch import data, networks, spec
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.measure import COSTS, ONNX, deployed
 from kdsearch.measure import cost as find_cost
 from kdsearch.records import StudyAttr
 from kdsearch.storage import DEFAULT_STORAGE
+from kdsearch.system import machine, plugins
 
 DEFAULT_DATASET = "digits"
 
@@ -94,10 +95,10 @@ def make_plan(
     Raises:
         KdsearchError: anything is unknown, missing or broken.
     """
-    chosen = runtime.resolve_device(device)
+    chosen = machine.resolve_device(device)
     check_cost(cost)
     loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs)
-    split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
+    split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)
     title = name or Path(loaded.data.name.replace(":", "/")).name
     url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
     return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir)
@@ -114,8 +115,8 @@ def rejoin(study: Study, *, url: str, data_dir: str | None = None, device: str =
         raise DefinitionError("the study must have been made by kdsearch", got=study.study_name)
     loaded = spec.from_dict(stored)
     networks.check_families(loaded)
-    chosen = runtime.resolve_device(device)
-    split = data.split(data.load(loaded.data, runtime.data_folder(data_dir)), loaded.data, chosen)
+    chosen = machine.resolve_device(device)
+    split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)
     cost = study.user_attrs[StudyAttr.DEFINITION]["cost"]
     check_cost(cost)
     return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kdsearch import data, runtime
+from kdsearch import data
 from kdsearch.data.cifar10 import CLASSES
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
+from kdsearch.system import machine
 
 
 def draw(folder: Path, *, size: int = 32, classes: tuple[str, ...] = CLASSES) -> Path:
@@ -63,7 +64,7 @@ def test_broken_batches_are_one_line_with_a_remedy(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_the_real_cifar10_has_its_counts():
-    cifar10 = load(runtime.data_folder())
+    cifar10 = load(machine.data_folder())
     assert cifar10.train.images.shape == (50_000, 3, 32, 32)
     assert cifar10.test.images.shape == (10_000, 3, 32, 32)
     assert torch.bincount(cifar10.train.labels).tolist() == [5_000] * 10

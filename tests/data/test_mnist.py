@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdsearch import data, runtime
+from kdsearch import data
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
+from kdsearch.system import machine
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -60,7 +61,7 @@ def test_files_that_are_missing_are_named_and_nothing_is_downloaded(folder: Path
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_the_real_mnist_has_its_counts():
-    mnist = load(runtime.data_folder())
+    mnist = load(machine.data_folder())
     assert mnist.train.images.shape == (60_000, 1, 28, 28)
     assert mnist.test.images.shape == (10_000, 1, 28, 28)
     assert mnist.train.images.dtype == torch.uint8

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from kdsearch import networks, runtime
+from kdsearch import networks
 from kdsearch.data import ImageSet, views
 from kdsearch.distil import step
 from kdsearch.distil.loss import cls_loss, distillation_loss, nd_loss
 from kdsearch.distil.step import EAGER_STEPS, Steps, format_for
 from kdsearch.distil.train import Batch, Lesson, Training, train
 from kdsearch.spec import Augment, Recipe
+from kdsearch.system import machine
 
 RECIPES = {
     "deck": Recipe(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
@@ -206,7 +207,7 @@ def test_a_network_that_waits_for_the_device_runs_as_it_is():
 def test_an_epoch_waits_for_the_device_only_at_its_end():
     recipe = RECIPES["views"]
     training = Training(student().cuda(), lesson(recipe, "cuda"), recipe)
-    with warnings.catch_warnings(), runtime.seeded(0, torch.device("cuda")):
+    with warnings.catch_warnings(), machine.seeded(0, torch.device("cuda")):
         warnings.simplefilter("ignore")
         training.epoch(1)
         torch.cuda.set_sync_debug_mode("error")

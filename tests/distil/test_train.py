@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdsearch import runtime
 from kdsearch.data import ImageSet
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.optimizer import schedule
 from kdsearch.distil.train import Batch, Lesson, train
 from kdsearch.errors import TrialError
 from kdsearch.spec import Augment, Recipe
+from kdsearch.system import machine
 
 
 def prepare(images: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def test_a_training_has_its_own_number_of_threads_and_puts_the_others_back(noise
         seen.append(torch.get_num_threads())
         return 0.5
 
-    with runtime.threads(2):
+    with machine.threads(2):
         for _ in train(network(), lesson(noise, loss=loss, threads=1), Recipe(), validate=validate):
             assert torch.get_num_threads() == 2
         assert set(seen) == {1}

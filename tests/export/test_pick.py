@@ -6,7 +6,7 @@ import sys
 
 import optuna
 import pytest
-from commands import Run, refused
+from helpers.commands import Run, refused
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import storage

@@ -17,8 +17,8 @@ from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card, ship, verify
 from kdsearch.progress import Progress
 from kdsearch.records import StudyAttr
-from kdsearch.search.objective import Workshop
 from kdsearch.search.study import optimize
+from kdsearch.search.trial import Workshop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_pairs")]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from postgres import Server
+from helpers.postgres import Server
 
 from kdsearch import storage
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import optuna
 import pytest
-from postgres import Server
-from processes import SHORT, assert_whole, finished, started, trials, until
+from helpers.postgres import Server
+from helpers.processes import SHORT, assert_whole, finished, started, trials, until
 
 from kdsearch.records import Attr
-from kdsearch.search import liveness
+from kdsearch.search.workers import liveness
 
 
 @pytest.mark.slow

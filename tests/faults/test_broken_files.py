@@ -14,14 +14,14 @@ import torch
 from kdsearch import data
 from kdsearch.distil.teacher import load_weights
 from kdsearch.errors import DataError, TeacherError
-from kdsearch.files import STALE_SECONDS, load_tensors, save_tensors, write_text
 from kdsearch.networks import student_family
 from kdsearch.spec import DataSpec
+from kdsearch.system.files import STALE_SECONDS, load_tensors, save_tensors, write_text
 
 HALF = """
 import sys
 from pathlib import Path
-from kdsearch.files import write_whole
+from kdsearch.system.files import write_whole
 
 def half(beside):
     beside.write_text("ha")

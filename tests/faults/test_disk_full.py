@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import disks
 import pytest
 import torch
-from commands import Result, Run, refused
+from helpers import disks
+from helpers.commands import Result, Run, refused
 from test_storage_files import count
 
 from kdsearch.data import ImageSet
@@ -20,8 +20,8 @@ from kdsearch.distil import view_answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.records import HANDED_BACK
-from kdsearch.search.objective import Workshop
 from kdsearch.search.plan import Plan
+from kdsearch.search.trial import Workshop
 from kdsearch.spec import Augment
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.processes import children, lives, running, started, trials, until
 from optuna.trial import TrialState
-from processes import children, lives, running, started, trials, until
 
 from kdsearch.records import HANDED_BACK, Attr
 

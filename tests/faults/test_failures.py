@@ -7,10 +7,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import greedy
 import optuna
 import pytest
 import torch
+from helpers import greedy
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import OperationalError
@@ -21,11 +21,11 @@ from kdsearch.errors import KdsearchError, RunError
 from kdsearch.progress import Progress
 from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr
 from kdsearch.search import failures
-from kdsearch.search.likely import LikelyRatio
-from kdsearch.search.objective import Objective, Workshop
 from kdsearch.search.plan import make_plan
+from kdsearch.search.sampling.ratio_guess import LikelyRatio
 from kdsearch.search.space import trial_parameters
 from kdsearch.search.study import optimize
+from kdsearch.search.trial import Objective, Workshop
 
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
 NARROW = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 1, "batch_size": 32}

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import optuna
 import pytest
-from commands import Run
+from helpers.commands import Run
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from kdsearch import cli_output, storage
-from kdsearch.console import ConsoleProgress, front_table
+from kdsearch import storage
+from kdsearch.cli import output
+from kdsearch.cli.progress import ConsoleProgress, front_table
 from kdsearch.errors import KdsearchError, shown
-from kdsearch.files import write_text
 from kdsearch.records import Attr, EpochRecord
+from kdsearch.system.files import write_text
 
 ORDERS = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\b\u202e"  # clears, sets the title, paints, overwrites, turns around
 NAME = f"{ORDERS}\nwarning: [red]all is lost[/red] [link=http://x] :bomb: \\"
@@ -92,7 +93,7 @@ def test_the_command_that_a_report_names_has_no_password(monkeypatch: pytest.Mon
     given = url or "postgresql://ann:s%40cret@db/kd"
     words = ["--storage", given, f"--storage={given}", "--storage", "redis://bob:other-s@cret@host/0"]
     monkeypatch.setattr(sys, "argv", ["kdsearch", "optimize", *words, "--name", "a b", "--trials", "3"])
-    line = cli_output.command_line(url)
+    line = output.command_line(url)
     assert "cret" not in line
     assert line.endswith("--name 'a b' --trials 3")
 

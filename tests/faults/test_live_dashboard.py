@@ -14,7 +14,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from processes import SHORT, started, until
+from helpers.processes import SHORT, started, until
 
 SECONDS = float(os.environ.get("KDSEARCH_LIVE_SECONDS", "60"))
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

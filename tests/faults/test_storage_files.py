@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import disks
 import optuna
 import pytest
-from commands import Run, refused
+from helpers import disks
+from helpers.commands import Run, refused
 
 from kdsearch import storage
 from kdsearch.errors import StorageError

@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 
 import pytest
+from helpers.processes import TESTS, assert_whole, trials
+from helpers.simulated import NAME
 from optuna.trial import TrialState
-from processes import TESTS, assert_whole, trials
-from simulated import NAME
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("teacher")]
 WORKERS = 8

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from postgres import Server
-from processes import SHORT, TESTS, assert_whole, children, finished, lives, running, started, trials, until
+from helpers.postgres import Server
+from helpers.processes import SHORT, TESTS, assert_whole, children, finished, lives, running, started, trials, until
 
 from kdsearch.records import Attr, was_handed_back
 

@@ -12,9 +12,9 @@ import torch
 from kdsearch.data import ImageSet
 from kdsearch.errors import KdsearchError
 from kdsearch.measure import deployed
-from kdsearch.measure.quiet import Gate
-from kdsearch.search.objective import Workshop
+from kdsearch.measure.gate import Gate
 from kdsearch.search.plan import Plan, make_plan
+from kdsearch.search.trial import Workshop
 
 
 def test_bytes_in_give_the_logits_of_prepared_images(workshop: Workshop):

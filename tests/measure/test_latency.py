@@ -10,8 +10,8 @@ from torch import nn
 from kdsearch.measure import latency
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, Timing
-from kdsearch.search import objective
-from kdsearch.search.objective import Workshop
+from kdsearch.search import trial
+from kdsearch.search.trial import Workshop
 
 
 def mlp(width: int) -> nn.Module:
@@ -83,13 +83,13 @@ def test_a_timing_whose_interval_is_too_wide_is_taken_again(widths: list[float],
 
 def test_it_is_taken_again_before_it_is_stored_and_never_after(workshop: Workshop, monkeypatch):
     left = iter([timing(10.0, 0.5), timing(20.0, 0.3), timing(30.0, 0.4), timing(40.0, 0.01)])
-    monkeypatch.setattr(objective, "cost", lambda name: lambda teacher, student, batch: next(left))
+    monkeypatch.setattr(trial, "cost", lambda name: lambda teacher, student, batch: next(left))
     timed = Workshop(workshop.spec, workshop.split, workshop.teacher, "latency")
     study = optuna.create_study(directions=["maximize"] * 2, pruner=optuna.pruners.NopPruner())
     stored: list[dict] = []
     for epochs in (1, 2):
         study.enqueue_trial({"width": 8, "loss_weight": 0.0, "epochs": epochs, "batch_size": 512})
-        study.optimize(objective.Objective(timed, seed=0, progress=Progress()), n_trials=1)
+        study.optimize(trial.Objective(timed, seed=0, progress=Progress()), n_trials=1)
         stored.append(study.trials[-1].user_attrs[Attr.TIMING])
     assert [found["ratio"] for found in stored] == [20.0, 20.0]  # wide as it is
     assert next(left).ratio == 40.0

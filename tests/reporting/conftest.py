@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
-from elsewhere import MEASURED
+from helpers.elsewhere import MEASURED
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdsearch import spec

@@ -11,8 +11,8 @@ from kdsearch import pareto
 from kdsearch.errors import StorageError
 from kdsearch.records import Attr
 from kdsearch.reporting.collect import StudyData, collect, configuration, plain, result
+from kdsearch.reporting.figures.layers import layers
 from kdsearch.reporting.frames import records
-from kdsearch.reporting.layers import layers
 
 URL = "postgresql://ann:secret@db/kd"
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import optuna
 import pytest
-from elsewhere import MEASURED, PI, TORCH, measured
+from helpers.elsewhere import MEASURED, PI, TORCH, measured
 from markupsafe import escape
 
-from kdsearch.reporting import page, runtimes, text
+from kdsearch.reporting import runtimes
 from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.measured import Measured
+from kdsearch.reporting.pages import study_page, text
 from kdsearch.reporting.runtimes import Column
 
 URL = "sqlite:///x.db"
@@ -41,7 +42,7 @@ def test_a_study_that_was_measured_nowhere_else_says_nothing(data: StudyData):
     assert runtimes.result(data) is None
     assert runtimes.figure(data) is None
     assert runtimes.sentence([], FRONT) == ""
-    assert "Runtimes" not in page.render(data, plotlyjs="cdn")
+    assert "Runtimes" not in study_page.render(data, plotlyjs="cdn")
     assert "## Runtimes" not in text.as_markdown(data)
 
 
@@ -121,7 +122,7 @@ def test_a_swap_without_an_interval_is_noise():
 def test_page_markdown_and_json_hold_the_same(complete: optuna.Study):
     complete.set_user_attr("exported:2:onnx", EXPORTED | {"trial": 2})
     data = collect(complete, storage_url=URL)
-    source, markdown = page.render(data, plotlyjs="cdn"), text.as_markdown(data)
+    source, markdown = study_page.render(data, plotlyjs="cdn"), text.as_markdown(data)
     found = json.loads(text.as_json(data))["runtimes"]
     sentence = (
         "In torch the order of the 3 students is that of the search; in ONNX Runtime trials 3 and 0 (within noise) "
@@ -166,7 +167,7 @@ def test_one_student_alone_is_a_table_without_a_figure(holding: Holding):
     assert found is not None
     assert [row["number"] for row in found["rows"]] == FRONT
     assert found["rows"][0]["cells"][1:] == ["–", "–"]
-    assert "<h2>Runtimes</h2>" in page.render(data, plotlyjs="cdn")
+    assert "<h2>Runtimes</h2>" in study_page.render(data, plotlyjs="cdn")
 
 
 def test_a_measurement_of_a_trial_that_is_not_there_is_left_out(holding: Holding):

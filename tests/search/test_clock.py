@@ -6,8 +6,8 @@ import pytest
 from kdsearch.progress import Progress
 from kdsearch.search import clock as clocks
 from kdsearch.search.clock import WORK, Clock, TimedSampler, shares
-from kdsearch.search.objective import Objective, Workshop
 from kdsearch.search.space import trial_parameters
+from kdsearch.search.trial import Objective, Workshop
 
 
 @pytest.fixture

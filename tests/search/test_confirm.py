@@ -4,14 +4,14 @@ import optuna
 import pytest
 import torch
 
-from kdsearch import runtime, signals
 from kdsearch.errors import DefinitionError, KdsearchError, StorageError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, EpochRecord, StudyAttr, confirmed_runs
 from kdsearch.search import study as searching
 from kdsearch.search.confirm import choose, confirm, missing
-from kdsearch.search.objective import Workshop
 from kdsearch.search.retrain import retrain, taught_to
+from kdsearch.search.trial import Workshop
+from kdsearch.system import machine, signals
 
 pytestmark = pytest.mark.usefixtures("teacher")
 
@@ -176,5 +176,5 @@ def test_a_student_is_taught_the_prefix_of_its_configurations_training(workshop:
 
 
 def test_seeds_are_those_of_trial_and_repeat():
-    assert runtime.derive_seed("confirm", 3, 1, 0) != runtime.derive_seed("confirm", 3, 1, 1)
-    assert runtime.derive_seed("confirm", 3, 1, 0) != runtime.derive_seed("trial", 3, 1)
+    assert machine.derive_seed("confirm", 3, 1, 0) != machine.derive_seed("confirm", 3, 1, 1)
+    assert machine.derive_seed("confirm", 3, 1, 0) != machine.derive_seed("trial", 3, 1)

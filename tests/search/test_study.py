@@ -16,18 +16,19 @@ import kdsearch
 from kdsearch import pareto, spec
 from kdsearch.errors import DataError, DefinitionError, DeviceError, KdsearchError, RunError, StudyFileError
 from kdsearch.progress import Progress
+from kdsearch.pruning.pruner import ParetoPruner, Verdict
 from kdsearch.records import Attr, EpochRecord, StudyAttr, was_handed_back
-from kdsearch.reporting import page
 from kdsearch.reporting.collect import collect
+from kdsearch.reporting.pages import study_page
 from kdsearch.search import budget as budgets
-from kdsearch.search import clock, failures, liveness
+from kdsearch.search import clock, failures
 from kdsearch.search import plan as plans
 from kdsearch.search import study as search
 from kdsearch.search.anchors import enqueue_missing
 from kdsearch.search.budget import Budget, epochs_spent, finished_count
 from kdsearch.search.definition import open_study
-from kdsearch.search.objective import Objective, Workshop
-from kdsearch.search.pruner import ParetoPruner, Verdict
+from kdsearch.search.trial import Objective, Workshop
+from kdsearch.search.workers import liveness
 from kdsearch.storage import load_study, open_storage
 
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
@@ -367,7 +368,7 @@ def test_a_trial_refused_before_its_first_epoch_is_told_and_does_not_count(study
     assert (finished_count(study.trials), epochs_spent(study.trials)) == (2, 2)
     found = collect(study, storage_url=url)
     assert (found.counts["pruned"], found.counts["untrained"]) == (0, 1)
-    assert "before its first epoch: it could hope for 50.00 %" in page.render(found, plotlyjs="cdn")
+    assert "before its first epoch: it could hope for 50.00 %" in study_page.render(found, plotlyjs="cdn")
 
 
 def test_a_study_holds_what_the_report_needs(study_file, url):

@@ -1,0 +1,214 @@
+"""The commands under `kdsearch bench`: replays of searches, tables of curves, a decision's cost, the training loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs
+from kdsearch.cli.output import command_line
+from kdsearch.errors import KdsearchError
+
+if TYPE_CHECKING:
+    from kdsearch.experiments.search_bench.comparison import Bar
+
+bench = typer.Typer(help="Measure the search on real learning curves, what these are made of, and the training loop.",
+                    no_args_is_help=True)  # fmt: skip
+
+
+@bench.command()
+def search(
+    tables: Annotated[
+        str | None, typer.Option(help="Names or paths of tables, with commas between [default: those that ship].")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Replays of each arm.")] = 30,
+    first_seed: Annotated[int, typer.Option(min=0, help="The others follow it.")] = 0,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of a replay [default: what unpruned TPE spends on 100 trials].")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="TPE with pruning, NSGA-II, GP and 4 asynchronous workers, too: hours.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes [default: one a core].")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of bench-search.html and bench-search.md.")] = Path("reports"),
+    plotlyjs: PlotlyJs = "inline",
+    as_json: Json = False,
+) -> None:
+    """Replay searches on tables of learning curves: pruning rules and proposals at equal epochs."""
+    from kdsearch.cli.progress import ConsoleProgress
+    from kdsearch.experiments.search_bench import comparison, page
+    from kdsearch.experiments.search_bench import run as replays
+    from kdsearch.experiments.search_bench.tables import shipped
+    from kdsearch.reporting.pages import assets
+
+    way = assets.checked(plotlyjs)  # before the replays, which take long
+    with ConsoleProgress() as progress:
+        measured = replays.measure(
+            shipped() if tables is None else [name.strip() for name in tables.split(",")],
+            seeds=range(first_seed, first_seed + seeds),
+            budget=budget,
+            full=full,
+            jobs=jobs or os.cpu_count() or 1,
+            progress=progress,
+        )
+        summaries = {table.table.name: comparison.summarise(table) for table in measured}
+        path = page.write(measured, summaries, out, ["kdsearch", *sys.argv[1:]], way)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}")
+    if as_json:
+        print(page.as_json(summaries))
+    else:
+        _print_bars([bar for table in measured for bar in comparison.bars(table, summaries[table.table.name])])
+
+
+def _print_bars(bars: list[Bar]) -> None:
+    for bar in bars:
+        print(f"{'met' if bar.met else 'NOT MET':<8} {bar.table}: {bar.what}: {bar.figure} (bar: {bar.bar})")
+
+
+@bench.command()
+def tabulate(
+    out: Annotated[Path, typer.Option(help="The table's file, NAME.json.gz.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].")
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Different configurations, drawn at random.")] = 450,
+    epochs: Annotated[int, typer.Option(min=1, help="Of every configuration.")] = 30,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread [default: one a core].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the configurations and their training.")] = 0,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train random configurations of a study to their end and keep every epoch's accuracy; goes on where it stopped."""
+    if not out.name.endswith(".json.gz"):
+        raise KdsearchError("--out must end with .json.gz", got=out, remedy="give NAME.json.gz")
+    from kdsearch.cli.progress import ConsoleProgress
+    from kdsearch.experiments.search_bench.tables import load
+    from kdsearch.experiments.search_bench.tabulate import tabulate as make
+
+    options: dict[str, Any] = {"dataset": dataset, "study": study, "data_dir": data_dir, "train_size": train_size}
+    with ConsoleProgress() as progress:
+        path = make(out, count=count, epochs=epochs, workers=workers or os.cpu_count() or 1, seed=seed,
+                    progress=progress, device=device, **options)  # fmt: skip
+    rows = len(load(str(path)).configs)
+    text = f"{path}: {rows} configurations, {epochs} epochs"
+    print(json.dumps({"table": str(path), "rows": rows}) if as_json else text)
+
+
+@bench.command()
+def decision(
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials in the history.")] = 1000,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Time one decision of ParetoPruner in a long study: CPU time besides the storage's own read."""
+    from kdsearch.experiments.search_bench.decision import decision as measure
+
+    found = measure(trials=trials, epochs=epochs)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"history   {trials} trials x {epochs} epochs; the storage's read alone {found['read_ms']:.3f} ms")
+    print(f"decision  median {found['median_ms']:.2f} ms, worst of {found['decisions']} {found['worst_ms']:.2f} ms")
+    print(f"first     {found['cold_ms']:.1f} ms: reads the whole history, once a process")
+
+
+@bench.command()
+def train(
+    rows: Annotated[str, typer.Option(help="Of the slides, with commas between.")] = "c1,c5,m7",
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Images a step [default: the row's].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of a sample [default: a few seconds' worth by device and data set].")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Rounds, of each loop in turn; 6 give an interval of 95 %.")] = 7,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Of the plain loop's DataLoader [default: one for two cores].")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of bench-train.html, .md and .json.")] = Path("reports"),
+    plotlyjs: PlotlyJs = "inline",
+    as_json: Json = False,
+) -> None:
+    """Time our epoch loop and a plain PyTorch loop in turn on the slides' rows, once both are seen to do the same."""
+    from kdsearch.cli.progress import ConsoleProgress
+    from kdsearch.experiments.train_bench import page as train_page
+    from kdsearch.experiments.train_bench import run as training
+    from kdsearch.reporting.pages import assets
+    from kdsearch.system import machine
+
+    way = assets.checked(plotlyjs)
+    names = list(dict.fromkeys(name.strip() for name in rows.split(",") if name.strip()))
+    options = training.Options(
+        names=names, device=device, data_dir=data_dir, steps=steps, samples=samples, batch=batch, workers=workers
+    )
+    with ConsoleProgress() as progress:
+        load = training.load()
+        measured = training.measure(options, progress)
+        there = machine.resolve_device(device)
+        found = train_page.result(measured, there, command=command_line(), load=load)
+        path = train_page.write(found, measured, out, plotlyjs=way)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print(json.dumps(found, allow_nan=False) if as_json else train_page.text(measured, there))
+
+
+@bench.command()
+def recipes(
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].")
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="An anchor, or a JSON object that changes the first one [default: the first].")
+    ] = None,
+    epochs: Annotated[str, typer.Option(help="Lengths of training, with commas between.")] = "1,2,4,8,15",
+    rates: Annotated[str, typer.Option(help="Multiples of the study file's learning rate.")] = "0.3,1",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 2,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of bench-recipes.html, .md and .json.")] = Path("reports"),
+    plotlyjs: PlotlyJs = "inline",
+    as_json: Json = False,
+) -> None:
+    """Compare recipes that are worth something at every epoch with a one-cycle rate planned for each length."""
+    from kdsearch.cli.progress import ConsoleProgress
+    from kdsearch.experiments.train_bench import anytime as compared
+    from kdsearch.experiments.train_bench import anytime_page
+    from kdsearch.reporting.pages import assets
+    from kdsearch.search.plan import make_plan
+
+    way = assets.checked(plotlyjs)
+    lengths = [int(number) for number in _numbers("--epochs", epochs)]
+    plan = make_plan(dataset=dataset, study=study, data_dir=data_dir, device=device, train_size=train_size)
+    options = compared.Options(
+        config=compared.student_config(plan.spec, student),
+        lengths=sorted(set(lengths)),
+        rates=_numbers("--rates", rates),
+        seeds=list(range(seeds)),
+    )
+    with ConsoleProgress() as progress:
+        found = compared.measure(plan, options, progress)
+        made = anytime_page.result(found, options, plan, command=command_line())
+        path = anytime_page.write(found, options, made, out, plotlyjs=way)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print(json.dumps(made, allow_nan=False) if as_json else anytime_page.text(found, options, made))
+
+
+def _numbers(option: str, given: str) -> list[float]:
+    """Numbers with commas between.
+
+    Raises:
+        KdsearchError: one of them is none.
+    """
+    try:
+        return [float(number) for number in given.split(",") if number.strip()]
+    except ValueError:
+        raise KdsearchError(f"{option} must be numbers with commas between", got=given) from None

@@ -1,0 +1,132 @@
+"""What the command line prints and writes of a study; heavy packages are imported inside the functions."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdsearch.errors import shown
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from kdsearch.cli.progress import ConsoleProgress
+    from kdsearch.reporting.collect import StudyData
+    from kdsearch.reporting.pages.text import Format
+
+
+def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
+    """Prints what `search.estimate` found."""
+    if as_json:
+        print(json.dumps(plan))
+        return
+    images, seconds = plan["images"], plan["seconds"]
+    limits = {"finished trials": plan["trials"], "epochs": plan["epochs_budget"], "s": plan["timeout"]}
+    ends = " or ".join(f"{value:,.10g} {unit}" for unit, value in limits.items() if value is not None)
+    print(f"study     {shown(plan['study'])}: {ends} of {shown(plan['dataset'])}, cost {plan['cost']}")
+    print(f"images    {images['train']} train, {images['validation']} validation, {images['test']} test")
+    print(f"device    {plan['device']}")
+    print(f"anchors   {shown(', '.join(plan['anchors'])) or 'none'}")
+    for key, values in plan["space"].items():
+        print(f"space     {shown(f'{key}: {values}')}")
+    parts = ", ".join(f"{key} {value / 60:.1f} min" for key, value in seconds.items() if key != "all")
+    print(f"estimate  {seconds['all'] / 60:.1f} min {_unpruned(plan)}({parts})")
+
+
+def _unpruned(plan: dict[str, Any]) -> str:
+    """What the estimate is of: pruning makes a number of trials cheaper, while a budget is spent all the same."""
+    return "without pruning " if plan["trials"] is not None else ""
+
+
+def command_line(storage: str | None = None) -> str:
+    """The command that runs, as a report names it, a password in the storage's URL masked."""
+    from kdsearch.storage import hidden
+
+    return shlex.join(hidden(word, storage) for word in ["kdsearch", *sys.argv[1:]])
+
+
+def find_study(storage: str, name: str | None) -> Study:
+    """The study of that name, or the only search in the storage: what the slides' rows left there does not count.
+
+    Raises:
+        StorageError: there is no such study, or no name and not exactly one search.
+    """
+    from kdsearch import storage as storages
+    from kdsearch.errors import StorageError
+
+    backend = storages.open_storage(storage, log=False)
+    known = storages.study_names(backend, searches=name is None)
+    if name is None and len(known) != 1:
+        there = ", ".join(known) or "none yet"
+        raise StorageError(
+            f"--name must say which study (studies there: {there})",
+            got=storages.masked(storage),
+            remedy="give --name" if known else "run `kdsearch optimize` first",
+        )
+    return storages.load_study(backend, name or known[0])
+
+
+def write_report(
+    study: Study,
+    storage: str,
+    path: Path | None,
+    *,
+    plotlyjs: Any = "inline",
+    form: Format = "html",
+    refresh: int | None = None,
+) -> tuple[StudyData, Path]:
+    """Writes a study's report; returns its data and where it went."""
+    from kdsearch.reporting import collect
+    from kdsearch.reporting.pages import study_page
+
+    data = collect.collect(study, storage_url=storage)
+    target = path or Path("reports") / (re.sub(r"[^\w.-]+", "_", study.study_name) + f".{form}")
+    return data, study_page.write(data, target, plotlyjs=plotlyjs, form=form, refresh=refresh)
+
+
+def show_result(data: StudyData, path: Path | None, *, as_json: bool, progress: ConsoleProgress | None = None) -> None:
+    """Prints a study's result: JSON on stdout, or its front as a table on stderr."""
+    from kdsearch.cli.progress import ConsoleProgress, front_table
+    from kdsearch.reporting import collect
+    from kdsearch.reporting.effort import effort
+    from kdsearch.reporting.verdict import verdict
+
+    result = collect.result(data, report=None if path is None else str(path))
+    progress = progress or ConsoleProgress()
+    if result["front"]:
+        progress.console.print(front_table(result))
+        progress.line(verdict(data))
+    counts = data.counts
+    untrained = f", {counts['untrained']} not trained" if counts["untrained"] else ""
+    progress.line(
+        f"trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed{untrained}"
+    )
+    if effort(data):
+        progress.line(effort(data))
+    if path is not None:
+        progress.line(f"report: {path}")
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+
+
+def print_trial(study: Study, number: int, storage: str, *, as_json: bool) -> None:
+    """Prints one trial of a study and why it ended.
+
+    Raises:
+        StorageError: the study holds no such trial, or has other objectives.
+    """
+    from kdsearch.reporting import collect
+    from kdsearch.reporting.pages import one_trial
+    from kdsearch.storage import load_trial
+
+    load_trial(study, number)
+    found = one_trial.facts(collect.collect(study, storage_url=storage), number)
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+        return
+    for title, text in one_trial.lines(found):
+        print(f"{title:<12}{shown(text)}")

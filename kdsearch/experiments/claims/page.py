@@ -1,0 +1,214 @@
+"""The claims' page: each with its experiment, its effect, its verdict and its figure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from kdsearch.experiments.claims.findings import Finding, as_json
+from kdsearch.experiments.claims.lab import Lab
+from kdsearch.experiments.claims.theory import SHOWN
+from kdsearch.reporting.figures import style
+from kdsearch.reporting.pages import assets, document
+from kdsearch.reporting.pages.document import Document, Grid, Mark, Section
+from kdsearch.system import machine
+
+MARKS: dict[str, Mark] = {"confirmed": "good", "refuted": "bad", "undecided": "unsure", "not measured": "unsure"}
+COUNTED = ("confirmed", "refuted", "undecided", "not measured")
+PLACES = {"exact": "exact arithmetic", "cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
+
+
+def result(lab: Lab, findings: Sequence[Finding], command: str) -> dict[str, Any]:
+    """What `--json` prints and `claims.json` holds."""
+    return {
+        "dataset": lab.dataset,
+        "seeds": lab.seeds,
+        "claims": as_json(findings),
+        "command": command,
+        "environment": machine.environment(lab.device),
+        "made": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def write(lab: Lab, findings: Sequence[Finding], folder: Path, *, command: str, plotlyjs: str = "inline") -> Path:
+    """Writes the page, the Markdown and the JSON, each whole or not at all.
+
+    Args:
+        lab: where they were tried.
+        findings: of `run.run`.
+        folder: made where it is missing.
+        command: that ran.
+        plotlyjs: "inline" or "cdn".
+
+    Returns:
+        The page's path: `claims.html`, on MNIST `claims-mnist.html`.
+
+    Raises:
+        KdsearchError: they cannot be written, or `plotlyjs` is neither.
+    """
+    way = assets.checked(plotlyjs)
+    name = "claims" if lab.dataset == "digits" else f"claims-{lab.dataset}"
+    found = result(lab, findings, command)
+    return document.write(report(lab, findings, command), folder, name, plotlyjs=way, result=found)
+
+
+def report(lab: Lab, findings: Sequence[Finding], command: str) -> Document:
+    """The page, as text, tables and figures."""
+    sections = [Section("Verdicts", _how(lab), grid=_verdicts(findings))]
+    sections += [_section(one) for one in findings]
+    return Document(
+        f"The slides' claims, tried on {PLACES[lab.dataset]}", counts(findings), _facts(lab, command), sections
+    )
+
+
+def counts(findings: Sequence[Finding]) -> str:
+    """One sentence: how many claims came out how; a claim tried in two places counts twice."""
+    verdicts = [one.verdict for one in findings]
+    parts = [f"{verdicts.count(word)} {word}" for word in COUNTED if word in verdicts]
+    return f"{len(verdicts)} experiments on {len({one.number for one in findings})} claims: {', '.join(parts)}."
+
+
+def _how(lab: Lab) -> list[str]:
+    return [
+        f"Every experiment has a control and a margin fixed beforehand, and {lab.seeds} seeds that are paired: with "
+        "one seed all arms start from the same weights and draw the order of their images from the same generator. An "
+        "effect is confirmed where the whole 95 % interval (Student's t over seeds) lies above its margin, "
+        "refuted where it lies below, else undecided. One teacher teaches all seeds: its own luck is in every arm. No "
+        "correction is made for trying several claims."
+    ]
+
+
+def _title(one: Finding) -> str:
+    return f"Claim {one.number} on {PLACES[one.dataset]}" if one.dataset != "exact" else f"Claim {one.number}"
+
+
+def _verdicts(findings: Sequence[Finding]) -> Grid:
+    rows = []
+    for one in findings:
+        deciding = [effect for effect in one.effects if effect.decides]
+        effects = "; ".join(
+            f"{effect.name}: {effect.interval.mean:+.2f} ({effect.interval.low:+.2f} to {effect.interval.high:+.2f})"
+            for effect in deciding
+        )
+        rows.append([str(one.number), PLACES[one.dataset], one.claim, effects or "-", one.verdict])
+    return Grid(("claim", "tried on", "the deck says", "effect in points (95 % interval)", "verdict"), rows, MARKS)
+
+
+def _section(one: Finding) -> Section:
+    text = [one.claim, one.experiment, *([one.said] if one.said else [])]
+    figure, caption = _dots(one), "Each point a seed; a line joins the arms of one seed." if one.arms else ""
+    if one.number in SHOWN:
+        figure = _curves(one)
+        caption = (
+            "Points: simulated, with 95 % intervals; lines: the formula (for a teacher fitted on S, as if it were not)."
+        )
+    return Section(
+        _title(one),
+        text,
+        figure,
+        caption,
+        _effects(one),
+        f"Verdict: {one.verdict}.",
+        f"claim-{one.number}-{one.dataset}",
+    )
+
+
+def _effects(one: Finding) -> Grid | None:
+    if not one.effects:
+        return None
+    header = ("effect", "points", "95 % interval", "seeds", "margin", "decides", "")
+    rows = [
+        [
+            effect.name,
+            f"{effect.interval.mean:+.2f}",
+            f"{effect.interval.low:+.2f} to {effect.interval.high:+.2f}",
+            str(effect.interval.n),
+            f"above {effect.margin:+g}",
+            "yes" if effect.decides else "no",
+            effect.verdict if effect.decides else "",
+        ]
+        for effect in one.effects
+    ]
+    return Grid(header, rows, MARKS)
+
+
+def _dots(one: Finding) -> go.Figure | None:
+    """Each arm's accuracies, a point a seed; a thin line joins what is paired."""
+    if not one.arms:
+        return None
+    figure = go.Figure()
+    names = list(one.arms)
+    for paired in zip(*one.arms.values(), strict=True):
+        figure.add_scatter(
+            x=names, y=style.rounded(paired), mode="lines", line={"color": style.GREY, "width": 1}, opacity=0.5,
+            showlegend=False, hoverinfo="skip",
+        )  # fmt: skip
+    for index, (name, values) in enumerate(one.arms.items()):
+        figure.add_scatter(
+            x=[name] * len(values), y=style.rounded(values), mode="markers", name=name, showlegend=False,
+            marker={"size": 10, "opacity": 0.8, "color": style.CYCLE[index % len(style.CYCLE)],
+                    "symbol": style.SYMBOLS[index % len(style.SYMBOLS)]},
+        )  # fmt: skip
+    every = [value for values in one.arms.values() for value in values]
+    x_axis = {"title": {"text": ""}, "type": "category", "range": [-0.6, len(names) - 0.4]}
+    y_axis = {"title": {"text": "test accuracy, %"}, "range": style.padded(min(every), max(every))}
+    figure.update_layout(style.layout(x_axis, y_axis, 300))
+    return figure
+
+
+def _curves(one: Finding) -> go.Figure:
+    """The simulated quantities of a lemma against N."""
+    figure = go.Figure()
+    simulated = one.facts["simulated"]
+    for index, quantity in enumerate(SHOWN[one.number]):
+        rows = [row for row in simulated if row["quantity"] == quantity]
+        sizes = [row["size"] for row in rows]
+        colour = style.CYCLE[index % len(style.CYCLE)]
+        figure.add_scatter(
+            x=sizes, y=[row["estimate"] for row in rows], mode="markers", name=quantity,
+            marker={"color": colour, "size": 9, "symbol": style.SYMBOLS[index]},
+            error_y={
+                "type": "data", "symmetric": False, "color": colour,
+                "array": [row["high"] - row["estimate"] for row in rows],
+                "arrayminus": [row["estimate"] - row["low"] for row in rows],
+            },
+        )  # fmt: skip
+        figure.add_scatter(
+            x=sizes, y=[row["expected"] for row in rows], mode="lines", name=quantity, showlegend=False,
+            line={"color": colour, "width": 1.5}, hoverinfo="skip",
+        )  # fmt: skip
+    x_axis = {"title": {"text": "N, examples"}, "type": "log", "tickvals": sorted({row["size"] for row in simulated})}
+    what = "variance" if one.number == 5 else "squared error"
+    figure.update_layout(style.layout(x_axis, {"title": {"text": what}, "type": "log"}, 400, rows=2))
+    return figure
+
+
+def _facts(lab: Lab, command: str) -> list[str]:
+    facts = [
+        f"Made by `{command}` on {time.strftime('%Y-%m-%d', time.gmtime())}.",
+        document.versions(machine.environment(lab.device)),
+        f"Students: one hidden layer, Adam, {lab.settings.epochs} epochs, batch {lab.settings.batch_size}; scored on "
+        f"the {len(lab.split.test):,} test images after the last epoch.",
+    ]
+    if lab.taught:
+        teacher = lab.whole.facts
+        told = f"Teacher: {teacher.family}, fingerprint {teacher.fingerprint}"
+        facts.append(f"{told}, test accuracy {100 * teacher.accuracy:.2f} %.")
+    return facts
+
+
+def text(findings: Sequence[Finding]) -> str:
+    """A line a claim, for a terminal."""
+    lines = []
+    for one in findings:
+        effects = ", ".join(
+            f"{effect.name} {effect.interval.mean:+.2f} ({effect.interval.low:+.2f} to {effect.interval.high:+.2f})"
+            for effect in one.effects
+            if effect.decides
+        )
+        lines.append(f"claim {one.number} {one.dataset:<8} {one.verdict:<13} {effects}".rstrip())
+    return "\n".join(lines)

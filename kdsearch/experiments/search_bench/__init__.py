@@ -1,0 +1,1 @@
+"""Replays of searches on tables of real learning curves."""

@@ -1,0 +1,193 @@
+"""The rows of a table as an Optuna study sees them, and a sampler that proposes nothing but rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from pydantic import TypeAdapter
+
+from kdsearch.dimensions import Dimension, Range
+from kdsearch.experiments.search_bench.tables import Table
+from kdsearch.records import Config
+from kdsearch.search import space
+from kdsearch.search.sampling.proposals import Draft
+from kdsearch.system import machine
+
+EPOCHS = "epochs"
+Params = dict[str, Any]
+Key = frozenset[tuple[str, Any]]
+
+
+def _key(params: Params) -> Key:
+    return frozenset((name, value) for name, value in params.items() if name != EPOCHS)
+
+
+def _place(value: Any, distribution: BaseDistribution) -> float:
+    """A parameter's place between the ends of its range, 0 to 1; on a log scale where it is one, or is a list."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices: list[Any] = list(distribution.choices)
+        low, high = min(choices), max(choices)
+        log = low > 0
+    else:
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        low, high, log = distribution.low, distribution.high, distribution.log
+    if low == high:
+        return 0.0
+    if log:
+        return math.log(value / low) / math.log(high / low)
+    return float((value - low) / (high - low))
+
+
+class Rows:
+    """What a study on a table may train: its rows.
+
+    Args:
+        table: with the search space in its provenance.
+        sampled_epochs: a trial's number of epochs is a parameter, 1 to the table's; else every trial has them all.
+
+    Attributes:
+        table: as given.
+        dimensions: the search space, with `epochs` as said.
+        params: a row's parameters, without `epochs`.
+        distributions: of these parameters, and of `epochs` where it is one.
+        free: (rows,), those that no trial has had yet.
+    """
+
+    def __init__(self, table: Table, *, sampled_epochs: bool) -> None:
+        spaces: TypeAdapter[dict[str, Dimension]] = TypeAdapter(dict[str, Dimension])
+        self.table = table
+        self.dimensions = spaces.validate_python(table.provenance["study_file"]["space"])
+        self.dimensions[EPOCHS] = Range(low=1, high=table.epochs) if sampled_epochs else table.epochs
+        self.params: list[Params] = []
+        self.distributions: list[dict[str, BaseDistribution]] = []
+        for config in table.configs:
+            fixed = FixedTrial(space.trial_parameters(config | {EPOCHS: 1}, self.dimensions))
+            space.suggest(fixed, self.dimensions)  # type: ignore[arg-type]  # it has what suggest calls
+            self.params.append({name: value for name, value in fixed.params.items() if name != EPOCHS})
+            self.distributions.append(dict(fixed.distributions))
+        self.free = np.ones(len(self.params), dtype=np.bool_)
+        self._index = {_key(params): row for row, params in reversed(list(enumerate(self.params)))}
+        self._names = sorted({name for params in self.params for name in params})
+        self._places = np.array([
+            self._numbers(params, held) for params, held in zip(self.params, self.distributions, strict=True)
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def find(self, params: Params) -> int:
+        """The row with these parameters, whatever `epochs` says.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._index[_key(params)]
+
+    def take(self, row: int) -> None:
+        """A trial has this row now; when all rows have been had, all are free again."""
+        self.free[row] = False
+        if not self.free.any():
+            self.free[:] = True
+
+    def epochs(self, params: Params) -> int:
+        """How many epochs a trial with these parameters may run."""
+        return int(params.get(EPOCHS, self.table.epochs))
+
+    def ratio(self, config: Config) -> float:
+        """The inference ratio of the row with this configuration, whatever its `epochs`.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        return float(self.table.ratio[self.find(space.trial_parameters(config, self.dimensions))])
+
+    def nearest(self, params: Params, held: dict[str, BaseDistribution]) -> int:
+        """The free row nearest to some parameters.
+
+        The distance is Gower's (Biometrics 1971): the mean, over the parameters that both have, of the difference of
+        their places in the range (on a log scale for log ranges and for lists of sizes).
+
+        Args:
+            params: drawn anywhere in the space.
+            held: their distributions.
+        """
+        apart = np.abs(self._places - self._numbers(params, held))
+        both = ~np.isnan(apart)
+        distance = np.where(both, apart, 0.0).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+        return int(np.argmin(np.where(self.free, distance, np.inf)))
+
+    def draw(self, trial: Any) -> Config:
+        """Suggests a whole configuration on a trial or a draft of one."""
+        return space.suggest(trial, self.dimensions)
+
+    def _numbers(self, params: Params, held: dict[str, BaseDistribution]) -> NDArray[np.float64]:
+        """(names,), NaN for a parameter that is not there."""
+        return np.array([
+            _place(params[name], held[name]) if name in params else math.nan for name in self._names
+        ])  # fmt: skip
+
+
+class TableSampler(BaseSampler):
+    """Proposes rows alone: what another sampler draws is moved to the nearest row that no trial has had yet.
+
+    The trial gets the row's own parameters, so every sampler learns from what was really trained.
+
+    Args:
+        rows: of the table.
+        inner: draws anywhere in the space. None: each free row is equally likely.
+        seed: of the draws without an inner sampler.
+    """
+
+    def __init__(self, rows: Rows, inner: BaseSampler | None, *, seed: int) -> None:
+        self._rows = rows
+        self._inner = inner
+        self._random = np.random.default_rng(machine.derive_seed("rows", seed))
+        self._drawn: Params = {}
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """As the inner sampler does."""
+        if self._inner is not None:
+            self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Draws a row; all its parameters."""
+        if self._inner is None:
+            row = int(self._random.choice(np.flatnonzero(self._rows.free)))
+            epochs: int | None = int(self._random.integers(1, self._rows.table.epochs + 1))
+        else:
+            draft = Draft(self._inner, study, trial)
+            self._rows.draw(draft)
+            row = self._rows.nearest(draft.parameters, draft.distributions)
+            epochs = draft.parameters.get(EPOCHS)
+        held = self._rows.distributions[row]
+        self._drawn = self._rows.params[row] | ({EPOCHS: epochs} if EPOCHS in held else {})
+        return held
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The row that was drawn last."""
+        return {name: self._drawn[name] for name in search_space}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Never needed: a row has all its parameters.
+
+        Raises:
+            KeyError: always; the study asks for what its table does not have.
+        """
+        raise KeyError(param_name)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """As the inner sampler does."""
+        if self._inner is not None:
+            self._inner.after_trial(study, trial, state, values)

@@ -1,0 +1,106 @@
+"""Tables of full learning curves from real training: read, written, and made by a command."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdsearch import pareto
+from kdsearch.errors import KdsearchError
+from kdsearch.records import Config
+from kdsearch.system import files
+
+Row = dict[str, Any]
+"""`config`, `ratio` (with `low` and `high`), `parameters`, `accuracy` (validation, one an epoch), `seconds` (one an
+epoch, training alone); `failed` where the training failed."""
+
+FOLDER = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Full learning curves of many configurations of one study.
+
+    Attributes:
+        name: of the file.
+        provenance: study file, epochs, seed, teacher, environment, date.
+        configs: one a row.
+        accuracy: (rows, epochs), validation accuracy, fractions.
+        ratio: (rows,), inference ratio.
+        seconds: (rows, epochs), of training alone.
+    """
+
+    name: str
+    provenance: dict[str, Any]
+    configs: list[Config]
+    accuracy: NDArray[np.float64]
+    ratio: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of every row."""
+        return int(self.accuracy.shape[1])
+
+    @cached_property
+    def reference(self) -> tuple[float, float]:
+        """The worst final accuracy and the lowest log10 ratio: where hypervolume is taken from."""
+        return float(self.accuracy[:, -1].min()), float(np.log10(self.ratio.min()))
+
+    @cached_property
+    def best(self) -> float:
+        """Hypervolume of the front of all rows' checkpoints."""
+        points = zip(self.accuracy.max(axis=1).tolist(), np.log10(self.ratio).tolist(), strict=True)
+        return pareto.hypervolume(list(points), self.reference)
+
+
+def shipped() -> list[str]:
+    """Names of the tables that ship with the package."""
+    folder = resources.files("kdsearch.experiments.search_bench") / FOLDER
+    return sorted(entry.name.removesuffix(".json.gz") for entry in folder.iterdir() if entry.name.endswith(".json.gz"))
+
+
+def load(name: str) -> Table:
+    """A table by the name under which it ships, or by its path; rows whose training failed are left out.
+
+    Raises:
+        KdsearchError: there is none, or it is no table.
+    """
+    folder = Path(str(resources.files("kdsearch.experiments.search_bench"))) / FOLDER
+    path = Path(name) if name.endswith(".gz") else folder / f"{name}.json.gz"
+    try:
+        raw = json.loads(gzip.decompress(path.read_bytes()))
+        rows = [row for row in raw["rows"] if "failed" not in row]
+        return Table(
+            name=path.name.removesuffix(".json.gz"),
+            provenance=raw["provenance"],
+            configs=[row["config"] for row in rows],
+            accuracy=np.array([row["accuracy"] for row in rows], dtype=np.float64),
+            ratio=np.array([row["ratio"] for row in rows], dtype=np.float64),
+            seconds=np.array([row["seconds"] for row in rows], dtype=np.float64),
+        )
+    except FileNotFoundError:
+        remedy = f"choose one of {', '.join(shipped())}, or give the path of a table (*.json.gz)"
+        raise KdsearchError("a table must exist", got=name, remedy=remedy) from None
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        remedy = "make it anew with `kdsearch bench tabulate`"
+        raise KdsearchError(f"a table must be readable: {error}", got=path, remedy=remedy) from None
+
+
+def save(path: Path, provenance: dict[str, Any], rows: list[Row]) -> None:
+    """Writes a table as compressed JSON, whole or not at all.
+
+    Raises:
+        KdsearchError: it cannot be written.
+    """
+    text = json.dumps({"provenance": provenance, "rows": rows}, separators=(",", ":"))
+    packed = gzip.compress(text.encode(), mtime=0)
+    files.write_whole(path, lambda beside: beside.write_bytes(packed))

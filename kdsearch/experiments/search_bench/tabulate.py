@@ -1,0 +1,152 @@
+"""Makes a table: random configurations of a study, each trained to the end, with every epoch's accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from kdsearch import networks
+from kdsearch.distil import teacher
+from kdsearch.errors import KdsearchError, TrialError
+from kdsearch.experiments.search_bench.tables import Row, save
+from kdsearch.progress import Progress
+from kdsearch.records import Config
+from kdsearch.search import space
+from kdsearch.search.plan import Plan, make_plan
+from kdsearch.search.trial import Workshop
+from kdsearch.system import machine
+
+ACCURACY_DIGITS, SECONDS_DIGITS = 5, 4  # more would be noise, and a larger file
+
+_workshop: Workshop  # of a worker process
+
+
+def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Config]:
+    """Different configurations drawn at random from a study's space, all of them `epochs` long."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=seed))
+    drawn: dict[str, Config] = {}
+    while len(drawn) < count:
+        config = space.suggest(study.ask(), plan.spec.space) | {"epochs": epochs}
+        drawn.setdefault(json.dumps(config, sort_keys=True), config)
+    return list(drawn.values())
+
+
+def _workshop_of(plan: Plan) -> Workshop:
+    return Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split), plan.cost)
+
+
+def _begin(options: dict[str, Any]) -> None:
+    """Makes a worker's workshop; one thread each, for two workers of one thread beat one of two on small networks."""
+    global _workshop
+    torch.set_num_threads(1)
+    _workshop = _workshop_of(make_plan(**options))
+
+
+def _row(index: int, config: Config, seed: int) -> tuple[int, Row]:
+    own = machine.derive_seed("table", seed, index)
+    student = _workshop.build(config, own)
+    row: Row = {"config": config, "parameters": networks.parameters(student), "accuracy": [], "seconds": []}
+    try:
+        for record in _workshop.teach(student, config, own):
+            row["accuracy"].append(round(record.accuracy, ACCURACY_DIGITS))
+            row["seconds"].append(round(record.seconds, SECONDS_DIGITS))
+    except TrialError as error:
+        row["failed"] = str(error)
+    return index, row
+
+
+class Partial:
+    """Finished rows beside the table that they will become: a run that was cut goes on where it stopped."""
+
+    def __init__(self, out: Path, wanted: dict[str, Any]) -> None:
+        self.path = out.with_name(out.name + ".partial")
+        self.rows: dict[int, Row] = {}
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        if lines and json.loads(lines[0]) != wanted:
+            raise KdsearchError(
+                "a table that was begun must go on with the same options",
+                got=self.path,
+                remedy="remove that file to begin anew",
+            )
+        for line in lines[1:]:
+            if line.endswith("}"):  # else the last one, cut while it was written
+                found = json.loads(line)
+                self.rows[found.pop("index")] = found
+        out.parent.mkdir(parents=True, exist_ok=True)
+        written = [wanted, *({"index": index, **row} for index, row in self.rows.items())]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in written), encoding="utf-8")
+
+    def add(self, index: int, row: Row) -> None:
+        """Keeps a finished row."""
+        self.rows[index] = row
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"index": index, **row}) + "\n")
+
+
+def _ratios(workshop: Workshop, configs: list[Config], progress: Progress) -> dict[str, dict[str, float]]:
+    """One measurement for each architecture, in this process alone and before any worker starts."""
+    found: dict[str, dict[str, float]] = {}
+    for config in configs:
+        key = workshop.timing_key(config)
+        if key not in found:
+            timing = workshop.measure(workshop.build(config, 0))
+            found[key] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
+    return found
+
+
+def tabulate(
+    out: Path, *, count: int, epochs: int, workers: int, seed: int, progress: Progress, **options: Any
+) -> Path:
+    """Trains random configurations of a study to their end and writes their curves as a table.
+
+    Args:
+        out: the table's file, `NAME.json.gz`; finished rows are kept in `NAME.json.gz.partial` until all are done.
+        count: different configurations.
+        epochs: of every one.
+        workers: processes, of one CPU thread each.
+        seed: of the configurations, and with their index of each training.
+        progress: told of rows.
+        options: of `make_plan`: data set or study file, where data lie, device, train size.
+
+    Raises:
+        KdsearchError: as `make_plan`; or the rows begun before are of other options.
+    """
+    plan = make_plan(**options)
+    workshop = _workshop_of(plan)
+    configs = configurations(plan, count=count, epochs=epochs, seed=seed)
+    wanted = {"study_file": plan.spec.model_dump(mode="json", exclude={"anchors"}), "epochs": epochs, "seed": seed}
+    partial = Partial(out, wanted)
+    ratios = _ratios(workshop, configs, progress)
+    progress.study_started(len(partial.rows), count)
+    missing = [(index, config) for index, config in enumerate(configs) if index not in partial.rows]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(options,)) as pool:
+        futures = [pool.submit(_row, index, config, seed) for index, config in missing]
+        for future in as_completed(futures):
+            index, row = future.result()
+            partial.add(index, row | ratios[workshop.timing_key(row["config"])])
+            progress.trial_finished(index, "FAIL" if "failed" in row else "COMPLETE", _line(row), counted=True)
+    provenance = wanted | {
+        "teacher": dataclasses.asdict(workshop.teacher.facts),
+        "images": {"train": len(plan.split.train), "validation": len(plan.split.validation)},
+        "classes": len(plan.split.classes),
+        "environment": machine.environment(plan.device),
+        "workers": workers,
+        "made": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    save(out, provenance, [partial.rows[index] for index in range(count)])
+    partial.path.unlink()
+    return out
+
+
+def _line(row: Row) -> str:
+    return str(row["failed"]) if "failed" in row else f"accuracy {row['accuracy'][-1]:.2%} at the end"

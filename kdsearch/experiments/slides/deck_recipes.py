@@ -1,0 +1,208 @@
+"""The deck's recipes: how it trained its teachers and students, what loss it took, how it timed inference.
+
+Where the deck says nothing, its authors' published code does (see the README's section on the slides).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch import data, spec
+from kdsearch.data import Split
+from kdsearch.distil import lesson, teacher, train
+from kdsearch.distil.answers import Answers
+from kdsearch.distil.loss import cls_loss, div_loss, soft_cross_entropy
+from kdsearch.distil.train import Batch
+from kdsearch.experiments.slides.rows import Dataset, Settings
+from kdsearch.progress import Progress
+from kdsearch.records import EpochRecord
+
+RAMP_EPOCHS = 10  # CIFAR-10: div_loss weighs min(1, epoch / 10), epochs counted from 0
+KERAS = {"optimizer": "adam", "lr": 1e-3, "epsilon": 1e-7, "init": "glorot"}
+HELD_BACK = 0.2  # of MNIST's training images, from the teacher
+
+
+def mnist_loss(settings: Settings) -> Callable[[Batch], Tensor]:
+    """Soft cross-entropy with the teacher alone, no label, no factor T^2."""
+
+    def loss(batch: Batch) -> Tensor:
+        assert batch.teacher_logits is not None
+        assert settings.temperature is not None
+        return soft_cross_entropy(
+            batch.logits,
+            batch.teacher_logits,
+            settings.temperature,
+            teacher_temperature=settings.teacher_temperature,
+        )
+
+    return loss
+
+
+def cifar10_loss(settings: Settings) -> Callable[[Batch], Tensor]:
+    """cls_loss + min(1, epoch / 10) div_loss with epochs counted from 0, or cls_loss alone without a temperature."""
+
+    def loss(batch: Batch) -> Tensor:
+        labelled = cls_loss(batch.logits, batch.labels)
+        if settings.temperature is None:
+            return labelled
+        assert batch.teacher_logits is not None
+        ramp = ((batch.epoch - 1) / RAMP_EPOCHS).clamp(max=1.0)
+        return labelled + ramp * div_loss(batch.logits, batch.teacher_logits, settings.temperature)
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Deck:
+    """How the deck taught on a data set.
+
+    Attributes:
+        student: family, recipe, threads.
+        loss: from a row's settings to the loss of a batch.
+        batch: images of a timing's batch; None: the whole test set at once.
+        to_host: whether bringing the predictions back to the host was timed.
+        text: the recipe in words.
+    """
+
+    student: spec.StudentSpec
+    loss: Callable[[Settings], Callable[[Batch], Tensor]]
+    batch: int | None
+    to_host: bool
+    text: str
+
+
+DECKS: dict[Dataset, Deck] = {
+    "mnist": Deck(
+        student=spec.StudentSpec(family="mlp", threads=1, recipe=spec.Recipe.model_validate(KERAS)),
+        loss=mnist_loss,
+        batch=None,
+        to_host=False,
+        text=(
+            "Student: one hidden layer, taught by the teacher's outputs alone (cross-entropy of softmax(student / T) "
+            "with softmax(teacher / T), no label, no factor T^2), Adam at 1e-3 with Keras' epsilon and weights, all "
+            "60,000 training images. Teacher: conv 32, dense 1200, dense 1200, dropout 0.5, softmax of logits / 3.5, "
+            "one epoch on 48,000 images. Ratio: the whole test set as one batch."
+        ),
+    ),
+    "cifar10": Deck(
+        student=spec.StudentSpec(
+            family="resnet",
+            recipe=spec.Recipe(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        ),
+        loss=cifar10_loss,
+        batch=100,
+        to_host=True,
+        text=(
+            "Student: a ResNet of basic blocks, cls_loss + min(1, epoch / 10) div_loss with T = 4 and epochs counted "
+            "from 0, SGD with Nesterov momentum 0.9 at a constant 0.1, weight decay 5e-4, no augmentation, all 50,000 "
+            "training images (c8 and c9: the first 500 of each class). Teacher: ResNet50 by the recipe of our study "
+            "file. Ratio: batches of 100, the prediction brought back to the host."
+        ),
+    ),
+}
+
+
+def teacher_spec(dataset: Dataset, *, max_epochs: int | None) -> spec.TeacherSpec:
+    """The teacher's recipe: the deck's on MNIST; on CIFAR-10, where it gives none, that of the shipped study file."""
+    shipped = spec.load(spec.shipped(dataset)).limited(max_epochs=max_epochs).teacher
+    if dataset == "cifar10" or shipped.recipe is None:
+        return shipped
+    recipe = spec.TeacherRecipe.model_validate(shipped.recipe.model_dump() | KERAS)
+    return shipped.model_copy(update={"recipe": recipe})
+
+
+def teacher_split(dataset: Dataset, whole: data.Dataset, device: torch.device, *, train_size: int | None) -> Split:
+    """What the teacher is trained on: 80 % of MNIST's training images, all of CIFAR-10's."""
+    if dataset == "cifar10":
+        return data.whole(whole, device, train_size=train_size)
+    return data.split(whole, spec.DataSpec(name=dataset, validation=HELD_BACK, train_size=train_size), device)
+
+
+@dataclass(frozen=True)
+class School:
+    """All that a training of a row needs and no training changes.
+
+    Attributes:
+        dataset: "mnist" or "cifar10".
+        split: the students' data, nothing held back.
+        teacher: frozen.
+        answers: the teacher's, to the students' training images.
+    """
+
+    dataset: Dataset
+    split: Split
+    teacher: teacher.Teacher
+    answers: Answers
+
+    @property
+    def deck(self) -> Deck:
+        """The recipe."""
+        return DECKS[self.dataset]
+
+    def build(self, settings: Settings, seed: int) -> nn.Module:
+        """An untrained student."""
+        return lesson.build(self.deck.student, settings.architecture, seed=seed, split=self.split)
+
+    def teach(self, student: nn.Module, settings: Settings, seed: int) -> Iterator[EpochRecord]:
+        """Trains a student as its row says, an epoch a step; nothing is scored on the way: the deck took the end.
+
+        Raises:
+            TrialError: the loss or the weights are not finite.
+        """
+        recipe = self.deck.student.recipe
+        return train.train(student, self.lesson(settings, seed), recipe, validate=lambda _: float("nan"))
+
+    def lesson(self, settings: Settings, seed: int) -> train.Lesson:
+        """What a student of a row is taught with."""
+        chosen = first_of_each_class(self.split.train.labels, settings.per_class)
+        return train.Lesson(
+            data=self.split.train.subset(chosen),
+            prepare=self.split.prepare,
+            loss=self.deck.loss(settings),
+            teacher_logits=None if settings.temperature is None else self.answers.logits[chosen],
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            seed=seed,
+            threads=self.deck.student.threads,
+        )
+
+
+def first_of_each_class(labels: Tensor, count: int | None) -> Tensor:
+    """Indices of the first `count` images of each class, ascending; None: of all images.
+
+    Args:
+        labels: (images,), int64.
+        count: at least 1; a class with fewer images gives all it has.
+    """
+    if count is None:
+        return torch.arange(len(labels), device=labels.device)
+    firsts = [(labels == label).nonzero().flatten()[:count] for label in labels.unique()]
+    return torch.cat(firsts).sort().values
+
+
+def open_school(
+    dataset: Dataset,
+    split: Split,
+    seen: Split,
+    *,
+    max_epochs: int | None = None,
+    progress: Progress | None = None,
+) -> School:
+    """The deck's teacher, trained or found, and its answers to the students' images.
+
+    Args:
+        dataset: of the rows.
+        split: the students' data.
+        seen: what the teacher is trained on, of `teacher_split`.
+        max_epochs: no training of a teacher is longer than this.
+        progress: told of the teacher's training.
+
+    Raises:
+        KdsearchError: the teacher's training did not stay finite.
+    """
+    known = teacher.obtain(teacher_spec(dataset, max_epochs=max_epochs), seen, progress=progress)
+    return School(dataset, split, known, known.answers(split.train))

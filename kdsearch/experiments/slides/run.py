@@ -1,0 +1,245 @@
+"""Runs the deck's rows: each (row, reading, repeat) trained once, stored whole in an Optuna study of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from kdsearch import data, spec, storage
+from kdsearch.distil import teacher as teachers
+from kdsearch.errors import KdsearchError
+from kdsearch.experiments.slides import int8_row, training
+from kdsearch.experiments.slides.deck_recipes import DECKS, School, open_school, teacher_spec, teacher_split
+from kdsearch.experiments.slides.rows import READINGS, Dataset, Job, Settings, rows
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.search.definition import open_defined
+from kdsearch.system import machine
+
+KIND = "slides"
+MAX_REPEATS = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and with how much less work.
+
+    Attributes:
+        dataset: of the rows.
+        jobs: rows in their readings.
+        repeats: seeds of each.
+        url: of the storage.
+        name: of the Optuna study.
+        data_dir: where data sets lie.
+        device: as of `optimize`.
+        train_size, max_epochs: less work, for a first look.
+        width: channels of the CIFAR-10 students' first stage; None: the deck's 64.
+    """
+
+    dataset: Dataset
+    jobs: Sequence[Job]
+    repeats: int
+    url: str
+    name: str
+    data_dir: str | None = None
+    device: str = "auto"
+    train_size: int | None = None
+    max_epochs: int | None = None
+    width: int | None = None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether less is run than the deck ran: then nothing can be compared with what it published."""
+        return (self.train_size, self.max_epochs, self.width) != (None, None, None)
+
+    def settings(self, job: Job) -> Settings:
+        """A row's training, with less work where that was asked for."""
+        found = job.settings
+        if self.max_epochs is not None:
+            found = dataclasses.replace(found, epochs=min(found.epochs, self.max_epochs))
+        if self.width is not None:
+            found = dataclasses.replace(found, architecture=found.architecture | {"width": self.width})
+        return found
+
+
+def without_missing(options: Options, progress: Progress) -> Options:
+    """The same options without int8 rows where packages for them are missing, and a warning that says so."""
+    lacking = int8_row.missing()
+    if not lacking:
+        return options
+    progress.warning(f"the int8 row is left out: no {', '.join(lacking)}; pip install 'kdsearch[int8]' brings them")
+    return dataclasses.replace(options, jobs=[job for job in options.jobs if job.settings.bits is None])
+
+
+def check(options: Options) -> None:
+    """Refuses what cannot be run, before anything else is done.
+
+    Raises:
+        KdsearchError: a number is out of its range, or an int8 row lacks its packages.
+    """
+    if not 1 <= options.repeats <= MAX_REPEATS:
+        raise KdsearchError(f"--repeats must lie between 1 and {MAX_REPEATS}", got=options.repeats, remedy="correct it")
+    if options.width is not None and (options.dataset != "cifar10" or options.width < 1):
+        raise KdsearchError(
+            "--width narrows the CIFAR-10 students and must be at least 1",
+            got=f"{options.width} on {options.dataset}",
+            remedy="leave it out",
+        )
+    if any(job.settings.bits is not None for job in options.jobs):
+        int8_row.require()
+    for option, value in {"--train-size": options.train_size, "--max-epochs": options.max_epochs}.items():
+        if value is not None and value < 1:
+            raise KdsearchError(f"{option} must be at least 1", got=value, remedy="give a whole number above 0")
+
+
+def run(options: Options, *, command: str | None = None, progress: Progress | None = None) -> Study:
+    """Runs what the study does not hold yet.
+
+    Args:
+        options: what to run.
+        command: what to name in the report as the command that ran.
+        progress: told of what happens.
+
+    Returns:
+        The study: a COMPLETE trial a training, its values the test accuracy (a fraction) and the inference ratio.
+
+    Raises:
+        KdsearchError: bad options, data that are missing, a storage that cannot be reached, a study of another
+            definition, or a training that did not stay finite.
+    """
+    check(options)
+    progress = progress or Progress()
+    device = machine.resolve_device(options.device)
+    backend = storage.open_storage(options.url)
+    whole = data.load(spec.DataSpec(name=options.dataset), machine.data_folder(options.data_dir))
+    seen = teacher_split(options.dataset, whole, device, train_size=options.train_size)
+    study = open_defined(backend, options.name, definition(options, seen))
+    study.set_user_attr(StudyAttr.KIND, KIND)
+    todo = missing(study, options)
+    if command is not None:
+        study.set_user_attr(StudyAttr.COMMAND, command)
+    if todo:
+        school = open_school(
+            options.dataset, data.whole(whole, device, train_size=options.train_size), seen,
+            max_epochs=options.max_epochs, progress=progress,
+        )  # fmt: skip
+        study.set_user_attr(StudyAttr.TEACHER, vars(school.teacher.facts))
+        study.set_user_attr(StudyAttr.ENVIRONMENT, machine.environment(device))
+        try:
+            run_all(study, options, school, todo, progress)
+        finally:
+            storage.fold(backend)
+    return study
+
+
+def definition(options: Options, split: data.Split) -> dict[str, Any]:
+    """What must stay the same for two trainings of the rows to stand in one table, as JSON.
+
+    Args:
+        options: what to run.
+        split: what the teacher is trained on.
+    """
+    deck = DECKS[options.dataset]
+    taught = teacher_spec(options.dataset, max_epochs=options.max_epochs)
+    described = {
+        "kind": KIND,
+        "dataset": options.dataset,
+        "data": {"fingerprint": split.fingerprint, "train_size": options.train_size},
+        "teacher": {"fingerprint": teachers.fingerprint(taught, split)},
+        "student": deck.student.model_dump(mode="json"),
+        "max_epochs": options.max_epochs,
+        "width": options.width,
+        "device_model": machine.device_model(split.train.labels.device),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def stored(study: Study) -> dict[tuple[str, str, int], FrozenTrial]:
+    """Finished trainings by row, reading and repeat; where two processes ran the same one, the first stands."""
+    found: dict[tuple[str, str, int], FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        attrs = trial.user_attrs
+        found.setdefault((attrs[Attr.ROW], attrs[Attr.READING], attrs[Attr.REPEAT]), trial)
+    return found
+
+
+def missing(study: Study, options: Options) -> list[tuple[Job, int]]:
+    """The trainings that the study does not hold yet, all rows of a repeat before the next one."""
+    there = stored(study)
+    return [
+        (job, repeat)
+        for repeat in range(options.repeats)
+        for job in options.jobs
+        if (job.row.name, job.reading, repeat) not in there
+    ]
+
+
+def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job, int]], progress: Progress) -> None:
+    """Runs trainings and adds each to the study as soon as it is whole.
+
+    Args:
+        study: of these options.
+        options: what to run.
+        school: data, teacher and recipe.
+        todo: of `missing`.
+        progress: told of each.
+
+    Raises:
+        KdsearchError: a training did not stay finite.
+    """
+    total = len(options.jobs) * options.repeats
+    progress.study_started(total - len(todo), total)
+    for number, (job, repeat) in enumerate(todo, start=total - len(todo)):
+        progress.trial_started(number, f"{job.row.name}, {job.reading}, repeat {repeat}", {})
+        settings = options.settings(job)
+        seed = machine.derive_seed("slides", repeat)  # rows of a repeat share it: they are paired
+        on_epoch = partial(progress.trial_epoch, number, epochs=settings.epochs)
+        key = timing_key(settings, repeat)
+        if settings.bits is not None:
+            found = training.in_int8(school, settings, seed, on_epoch)
+        else:
+            pairs = known_pairs(study, key) or training.time(school, settings)
+            found = training.in_float(school, settings, seed, pairs, on_epoch)
+        shared = {Attr.ROW: job.row.name, Attr.READING: job.reading, Attr.REPEAT: repeat, Attr.SEED: seed}
+        about = {Attr.CONFIG: dataclasses.asdict(settings), Attr.TIMING_KEY: key}
+        study.add_trial(_trial(school.dataset, shared | about | found))
+        text = f"test accuracy {found[Attr.TEST_ACCURACY]:.2%}, ratio {found[Attr.RATIO]:.4g}"
+        progress.trial_finished(number, "COMPLETE", f"{text}, {found[Attr.TRAIN_SECONDS]:.1f} s", counted=True)
+
+
+def timing_key(settings: Settings, repeat: int) -> str:
+    """What two trainings must share to share one timing: equal architectures, in one arithmetic, in one repeat."""
+    return json.dumps([settings.architecture, settings.bits, repeat], sort_keys=True)
+
+
+def known_pairs(study: Study, key: str) -> training.Pairs | None:
+    """The paired seconds that the first training with this key stored, or None."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        if trial.user_attrs[Attr.TIMING_KEY] == key:
+            pairs: training.Pairs = trial.user_attrs[Attr.PAIRS]
+            return pairs
+    return None
+
+
+def _trial(dataset: Dataset, attrs: dict[str, Any]) -> FrozenTrial:
+    """A finished training as a trial."""
+    distributions: dict[str, BaseDistribution] = {
+        Attr.ROW: CategoricalDistribution(list(rows(dataset))),
+        Attr.READING: CategoricalDistribution(list(READINGS)),
+        Attr.REPEAT: IntDistribution(0, MAX_REPEATS - 1),
+    }
+    return create_trial(
+        values=[attrs[Attr.TEST_ACCURACY], attrs[Attr.RATIO]],
+        params={name: attrs[name] for name in distributions},
+        distributions=distributions,
+        user_attrs=attrs,
+    )

@@ -1,0 +1,226 @@
+"""What the stored trainings say of each row: accuracy, ratio and time with intervals, beside what was published."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from kdsearch.experiments.slides.deck_recipes import DECKS
+from kdsearch.experiments.slides.rows import PUBLISHED_TEACHER, Dataset, Job
+from kdsearch.experiments.slides.run import Options, stored
+from kdsearch.measure.latency import ratios
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.spec import Published
+from kdsearch.stats import Interval, difference_from_one_run, mean_interval, median_interval, proportion_interval
+
+REACH = 1.5  # points below the deck's accuracy at most: then a row counts as reproduced
+TEST_IMAGES = 10_000  # of both data sets
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What int8 did to a student.
+
+    Attributes:
+        gain: its time in float / in int8, both in ONNX Runtime: median, low, high.
+        trained_accuracy: mean accuracy of the fake-quantised network in training, percent.
+        float_ratio: the inference ratio of the same student in float, in ONNX Runtime: median.
+        float_bytes: of the file in float.
+        float_products: products that did not run in int8.
+    """
+
+    gain: tuple[float, float, float]
+    trained_accuracy: float
+    float_ratio: float
+    float_bytes: int
+    float_products: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether int8 is faster here than float."""
+        _, low, high = self.gain
+        if low > 1:
+            return "faster"
+        return "slower" if high < 1 else "even"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row as measured, in percent and seconds.
+
+    Attributes:
+        job: the row in its reading.
+        accuracies: test accuracy of each repeat, percent.
+        accuracy: their mean, with the interval over seeds; of one repeat, that of the test images alone.
+        difference: measured minus published, points, with the interval that one published run leaves; None where
+            nothing was published.
+        ratio: median, low, high of all paired ratios of the row's architecture.
+        teacher_seconds, student_seconds: an image of inference, medians.
+        seconds: of one training, median.
+        parameters, bytes: of the student.
+        scaled: whether less was run than the deck ran.
+        int8: of an int8 row, None of others.
+    """
+
+    job: Job
+    accuracies: Sequence[float]
+    accuracy: Interval
+    difference: Interval | None
+    ratio: tuple[float, float, float]
+    teacher_seconds: float
+    student_seconds: float
+    seconds: float
+    parameters: int
+    bytes: int
+    scaled: bool
+    int8: Int8 | None = None
+
+    @property
+    def published(self) -> Published:
+        """What was published; only of a row that has it."""
+        assert self.job.row.published is not None
+        return self.job.row.published
+
+    @property
+    def verdict(self) -> str:
+        """matches, higher or lower: whether the interval of the difference in accuracy holds 0.
+
+        Where less was run than the deck ran, the row is not measured. Of an int8 row, which has no published figure:
+        faster, slower or even, by the interval of the same student's time in float / in int8.
+        """
+        if self.scaled:
+            return "not measured"
+        if self.difference is None:
+            assert self.int8 is not None
+            return self.int8.verdict
+        if self.difference.low <= 0 <= self.difference.high:
+            return "matches"
+        return "higher" if self.difference.mean > 0 else "lower"
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether the mean accuracy is within 1.5 points of the published one, or better."""
+        return self.difference is None or self.difference.mean >= -REACH
+
+
+def summarise(study: Study, options: Options) -> list[Measured]:
+    """The rows asked for, as far as they were measured."""
+    there = stored(study)
+    found = []
+    for job in options.jobs:
+        trials = [there.get((job.row.name, job.reading, repeat)) for repeat in range(options.repeats)]
+        kept = [trial for trial in trials if trial is not None]
+        if kept:
+            found.append(_measured(job, kept, options))
+    return found
+
+
+def _measured(job: Job, trials: list[FrozenTrial], options: Options) -> Measured:
+    attrs = [trial.user_attrs for trial in trials]
+    accuracies = [found[Attr.TEST_ACCURACY] for found in attrs]
+    several = len(accuracies) > 1
+    accuracy = mean_interval(accuracies) if several else proportion_interval(accuracies[0], TEST_IMAGES)
+    published = job.row.published
+    difference = difference_from_one_run(accuracies, published.accuracy / 100, TEST_IMAGES) if published else None
+    by_teacher, by_student = _seconds(attrs)
+    images = images_a_batch(options.dataset)
+    return Measured(
+        job=job,
+        accuracies=[100 * value for value in accuracies],
+        accuracy=_percent(accuracy, len(accuracies)),
+        difference=_percent(difference, len(accuracies)) if difference else None,
+        ratio=median_interval(ratios(by_teacher, by_student)),
+        teacher_seconds=statistics.median(by_teacher) / images,
+        student_seconds=statistics.median(by_student) / images,
+        seconds=statistics.median(found[Attr.TRAIN_SECONDS] for found in attrs),
+        parameters=attrs[0][Attr.PARAMETERS],
+        bytes=attrs[0][Attr.BYTES],
+        scaled=options.scaled,
+        int8=_int8(attrs) if job.settings.bits is not None else None,
+    )
+
+
+def _seconds(attrs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """The teacher's and the student's paired seconds of all repeats."""
+    teacher, student = ([seconds for one in attrs for seconds in one[Attr.PAIRS][side]] for side in (0, 1))
+    return teacher, student
+
+
+def _int8(attrs: list[dict[str, Any]]) -> Int8:
+    found = [one[Attr.INT8] for one in attrs]
+    in_float = [seconds for one in found for seconds in one["float_seconds"]]
+    teacher, in_int8 = _seconds(attrs)
+    return Int8(
+        gain=median_interval(ratios(in_float, in_int8)),
+        trained_accuracy=100 * statistics.fmean(one["trained_accuracy"] for one in found),
+        float_ratio=statistics.median(ratios(teacher, in_float)),
+        float_bytes=found[0]["float_bytes"],
+        float_products=max(one["float_products"] for one in found),
+    )
+
+
+def images_a_batch(dataset: Dataset) -> int:
+    """Images of a timing's batch."""
+    return DECKS[dataset].batch or TEST_IMAGES
+
+
+def _percent(interval: Interval, n: int) -> Interval:
+    return Interval(100 * interval.mean, 100 * interval.low, 100 * interval.high, n)
+
+
+def teacher(study: Study, dataset: Dataset, measured: Sequence[Measured]) -> dict[str, Any]:
+    """The teacher: accuracies in percent, size, seconds of its training and of an image's inference."""
+    facts = dict(study.user_attrs.get(StudyAttr.TEACHER, {}))
+    facts["accuracy"] = 100 * facts["accuracy"]
+    facts.pop("validation_accuracy", None)
+    return facts | {
+        "published": {"accuracy": PUBLISHED_TEACHER[dataset]},
+        "seconds_per_image": measured[0].teacher_seconds if measured else None,
+    }
+
+
+def as_json(study: Study, options: Options, measured: Sequence[Measured]) -> dict[str, Any]:
+    """What `--json` prints: accuracies in percent, times in seconds."""
+    return {
+        "dataset": options.dataset,
+        "scaled": options.scaled,
+        "rows": [_row_json(one) for one in measured],
+        "teacher": teacher(study, options.dataset, measured),
+        "command": study.user_attrs.get(StudyAttr.COMMAND),
+        "environment": study.user_attrs.get(StudyAttr.ENVIRONMENT),
+    }
+
+
+def _row_json(one: Measured) -> dict[str, Any]:
+    median, low, high = one.ratio
+    several = len(one.accuracies) > 1
+    published = one.job.row.published
+    said: dict[str, Any] = {"accuracy": None, "ratio": None, "seconds": None}
+    return {
+        "row": one.job.row.name,
+        "reading": one.job.reading,
+        "open": one.job.row.open,
+        "published": said if published is None else published.model_dump(),
+        "measured": {
+            "accuracy": asdict(one.accuracy) | {"interval": "seeds" if several else "test images"},
+            "accuracies": list(one.accuracies),
+            "ratio": {"median": median, "low": low, "high": high},
+            "seconds": one.seconds,
+            "seconds_per_image": {"teacher": one.teacher_seconds, "student": one.student_seconds},
+            "parameters": one.parameters,
+            "bytes": one.bytes,
+        },
+        "difference": published
+        and {
+            "accuracy": one.difference and asdict(one.difference),
+            "ratio": median / published.ratio,
+            "seconds": one.seconds - published.seconds,
+        },
+        "int8": one.int8 and asdict(one.int8),
+        "verdict": one.verdict,
+    }

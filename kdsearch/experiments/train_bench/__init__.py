@@ -1,0 +1,1 @@
+"""The training loop timed against a plain PyTorch loop, and recipes compared."""

@@ -1,0 +1,261 @@
+"""What `bench train` times on a row: our epochs, the plain loop's, their parts; and the check that both do the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch import data, networks, spec
+from kdsearch.data import Split
+from kdsearch.distil import answers, train
+from kdsearch.distil.optimizer import make_optimizer
+from kdsearch.distil.step import Format, format_for
+from kdsearch.distil.teacher import Teacher
+from kdsearch.distil.train import Batch, Lesson
+from kdsearch.errors import KdsearchError
+from kdsearch.experiments.slides.deck_recipes import School, teacher_spec
+from kdsearch.experiments.slides.rows import Dataset, Settings
+from kdsearch.experiments.train_bench import floor
+from kdsearch.experiments.train_bench.plain_loop import PlainLoop, asks_teacher
+from kdsearch.records import TeacherFacts
+from kdsearch.system import machine
+
+SEED = 0
+LATE = 10  # the epoch of the check: on CIFAR-10 the teacher's term weighs nothing in the first and 0.9 in the tenth
+READY = 8  # batches on the device for the bare steps; one alone would soon be learnt by heart
+FEWEST = 100  # images in a draw by class
+# how far both loops may lie apart after a step: the loss, relative, and all parameters, as a share of the step. Inputs
+# differ in the last bit (b / 255, b * (1 / 255)), so a ReLU or a max-pool at a tie may go the other way: measured on
+# c1, 4e-3 of the step at most, and 2e-6 with one and the same input. On CUDA both convolve in bfloat16, each in its own
+# layout: a rounding there is 2^-8. That column is not measured yet.
+TOLERANCES = {"cpu": (1e-5, 2e-2), "cuda": (1e-2, 1e-1)}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far ours and the plain loop lie apart after one step.
+
+    Attributes:
+        loss: difference of the losses, relative.
+        step: length of the difference of all parameters over the length of the step.
+    """
+
+    loss: float
+    step: float
+
+
+def open_school(dataset: Dataset, whole: data.Dataset, device: torch.device, *, images: int) -> School:
+    """So many training images, and an untrained teacher of the deck's family with its outputs: time knows no better.
+
+    Args:
+        dataset: of the rows.
+        whole: its data.
+        device: to train on.
+        images: of the training set, drawn by class.
+
+    Raises:
+        KdsearchError: there are not so many.
+    """
+    if images > len(whole.train):
+        raise KdsearchError(
+            f"--steps x --batch must not exceed the {len(whole.train):,} training images of {dataset}",
+            got=f"{images:,}",
+            remedy="take fewer steps",
+        )
+    split = data.whole(whole, device, train_size=max(images, FEWEST))
+    mixed = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(SEED))  # they may come by class
+    split = replace(split, train=split.train.subset(mixed[:images].to(device)))
+    network = _untrained_teacher(teacher_spec(dataset, max_epochs=None), split)
+    size = networks.parameters(network), networks.size_bytes(network)
+    facts = TeacherFacts(type(network).__name__, "untrained", 0.0, None, *size, 0.0)
+    said = answers.ask(network, split.train, split.prepare)
+    return School(dataset, split, Teacher(network, split.prepare, facts), said)
+
+
+def _untrained_teacher(wanted: spec.TeacherSpec, split: Split) -> nn.Module:
+    """In evaluation mode; batch norm has seen a batch, without which a deep network's outputs have no bounds."""
+    with machine.seeded(SEED, torch.device("cpu")):
+        network = networks.teacher_network(wanted, split.shape, len(split.classes))
+    network.to(split.train.labels.device).requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over batches seen
+    with torch.no_grad():
+        network.train()(split.prepare(split.train.images[:FEWEST]))
+    return network.eval()
+
+
+def calls(
+    school: School, settings: Settings, student: nn.Module, *, rounds: int, steps: int, workers: int
+) -> dict[str, Callable[[], object]]:
+    """What is timed in turn: each does so many steps a call, with a student of its own from the same start.
+
+    Args:
+        school: images, of which an epoch is a call; teacher; recipe.
+        settings: of the row.
+        student: where all start; left as it is.
+        rounds: how often ours can be called.
+        steps: of a call.
+        workers: of the plain loop's loader.
+
+    Returns:
+        "ours", "plain", "student" (steps on tensors that are ready) and, where the plain loop asks it, "teacher"
+        (forward passes of batches that are ready).
+    """
+    recipe, threads = school.deck.student.recipe, school.deck.student.threads
+    epochs = train.train(copy.deepcopy(student), lesson(school, settings, epochs=rounds), recipe, validate=_no_score)
+    plain = PlainLoop(copy.deepcopy(student), school, settings, workers=workers, bf16=_form(school, student).bf16)
+    bare = _bare_steps(school, settings, copy.deepcopy(student))
+
+    def bare_steps() -> None:
+        with machine.threads(threads):
+            for _ in range(steps):
+                next(bare)
+
+    turns: dict[str, Callable[[], object]] = {
+        "ours": lambda: next(epochs),
+        "plain": plain.epoch,
+        "student": bare_steps,
+    }
+    if asks_teacher(school, settings):
+        turns["teacher"] = lambda: _ask(school, settings, steps)
+    return turns
+
+
+def _form(school: School, student: nn.Module) -> Format:
+    """How we compute on the school's device."""
+    return format_for(student, school.split.train.labels.device)
+
+
+def _no_score(_: nn.Module) -> float:
+    return float("nan")
+
+
+def lesson(
+    school: School,
+    settings: Settings,
+    *,
+    epochs: int,
+    first: int = 1,
+    before_epoch: Callable[[Tensor, Tensor], None] | None = None,
+) -> Lesson:
+    """A row's lesson, as `School.teach` gives it, of any length and from any epoch.
+
+    Args:
+        school: images, the teacher's outputs, recipe.
+        settings: of the row.
+        epochs: how many.
+        first: what the loss takes the first one for.
+        before_epoch: as of `Lesson`.
+    """
+    loss = school.deck.loss(settings)
+    return replace(
+        school.lesson(replace(settings, per_class=None), SEED),  # a sample is all that the school has
+        loss=loss if first == 1 else lambda batch: loss(replace(batch, epoch=batch.epoch + (first - 1))),
+        epochs=epochs,
+        before_epoch=before_epoch,
+    )
+
+
+def _ready(school: School, settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Input, labels and the teacher's logits of some batches, on the device."""
+    count = READY * settings.batch_size
+    parts = (school.split.prepare(school.split.train.images[:count]), school.split.train.labels[:count])
+    batches = (part.split(settings.batch_size) for part in (*parts, school.answers.logits[:count]))
+    return list(zip(*batches, strict=True))
+
+
+def _bare_steps(school: School, settings: Settings, student: nn.Module) -> Iterator[None]:
+    """Steps of our optimiser on batches that are ready, without end: the least that any loop around them can take."""
+    optimizer = make_optimizer(student, school.deck.student.recipe, settings.batch_size)
+    loss, form = school.deck.loss(settings), _form(school, student)
+    student.to(memory_format=form.memory)  # type: ignore[call-overload]
+    ready = [(form.lay_out(images), labels, logits) for images, labels, logits in _ready(school, settings)]
+    epoch = torch.ones((), device=school.split.train.labels.device)
+    student.train()
+    while True:
+        for images, labels, logits in ready:
+            with form.autocast(images.device):
+                out = student(images)
+            optimizer.zero_grad(set_to_none=True)
+            loss(Batch(out.float(), labels, logits, epoch)).backward()
+            optimizer.step()
+            yield
+
+
+def _ask(school: School, settings: Settings, steps: int) -> None:
+    """The teacher's forward pass of so many batches, as a loop that asks it would need it."""
+    images = school.split.train.images[: settings.batch_size]
+    ready, form = school.split.prepare(images), _form(school, school.teacher.network)
+    with torch.inference_mode(), form.autocast(ready.device):
+        for _ in range(steps):
+            school.teacher.network(ready)
+
+
+def work(school: School, settings: Settings, student: nn.Module) -> floor.Work:
+    """The counted work of one of our steps; the student is left as it is."""
+    images, labels, logits = _ready(school, settings)[0]
+    loss = school.deck.loss(settings)
+    epoch = torch.full((), LATE, device=images.device)
+    return floor.count(
+        student,
+        images,
+        lambda out: loss(Batch(out, labels, logits, epoch)),
+        school.deck.student.recipe,
+        bf16=_form(school, student).bf16,
+    )
+
+
+def first_images(school: School, count: int) -> School:
+    """The same school with its first `count` images alone, and the teacher's answers to them."""
+    split, said = school.split, school.answers
+    chosen = torch.arange(count, device=split.train.labels.device)
+    return replace(
+        school,
+        split=replace(split, train=split.train.subset(chosen)),
+        answers=replace(said, logits=said.logits[chosen], norms=said.norms[chosen]),
+    )
+
+
+def check(school: School, settings: Settings, *, plain: Settings | None = None) -> Agreement:
+    """Takes one step of both loops, from the same start and with the same images in the same order.
+
+    Args:
+        school: of whose images the first batch is taken.
+        settings: of the row.
+        plain: of the plain loop; None: the same.
+
+    Raises:
+        KdsearchError: losses or parameters differ by more than rounding (`TOLERANCES`).
+    """
+    one = first_images(school, settings.batch_size)
+    start = school.build(settings, SEED)
+    ours, theirs = copy.deepcopy(start), copy.deepcopy(start)
+    orders: list[list[int]] = []
+    taught = lesson(one, settings, epochs=1, first=LATE, before_epoch=lambda order, _: orders.append(order.tolist()))
+    record = next(train.train(ours, taught, school.deck.student.recipe, validate=_no_score))
+    bf16 = _form(school, start).bf16
+    loop = PlainLoop(theirs, one, plain or settings, workers=0, order=orders[0], epoch=LATE, bf16=bf16)
+    loss = loop.epoch()
+    agreement = Agreement(
+        loss=abs(record.loss - loss) / abs(loss), step=_distance(ours, theirs) / max(_distance(ours, start), 1e-30)
+    )
+    allowed = TOLERANCES[one.split.train.labels.device.type]
+    if not (agreement.loss <= allowed[0] and agreement.step <= allowed[1]):
+        raise KdsearchError(
+            f"both loops must take the same step, the losses to {allowed[0]:g} and the parameters to {allowed[1]:g} of "
+            "the step",
+            got=f"{agreement.loss:.2g} and {agreement.step:.2g}",
+            remedy="this is an error in kdsearch: please report it",
+        )
+    return agreement
+
+
+def _distance(one: nn.Module, other: nn.Module) -> float:
+    """Length of the difference of all parameters."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return torch.stack([(a - b).detach().double().square().sum() for a, b in pairs]).sum().sqrt().item()

@@ -1,0 +1,291 @@
+"""The page of `bench train`: our loop's images a second beside the plain one's, its ceiling and its floor."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+
+from kdsearch.experiments.train_bench.floor import COUNTED
+from kdsearch.experiments.train_bench.loops import TOLERANCES
+from kdsearch.experiments.train_bench.run import Measured
+from kdsearch.reporting import formatting
+from kdsearch.reporting.figures import style
+from kdsearch.reporting.pages import document
+from kdsearch.reporting.pages.assets import Library
+from kdsearch.reporting.pages.document import Document, Grid, Mark, Section
+from kdsearch.system import machine
+
+NAME = "bench-train"
+KEYS = ("kdsearch", "torch", "torchvision", "numpy", "python", "platform", "device_model", "cores")
+HEIGHT = 340  # pixels of the figure
+MARKS: dict[str, Mark] = {"met": "good", "not met": "bad"}
+SHARE_BAR = 0.95  # of the ceiling, on a CPU with CIFAR-10, where the plain loop asks the teacher
+SPEEDUP_BARS = {"m7": 3.0}  # on a CPU
+RATE_BARS = {("c1", 100): 60e3, ("c5", 100): 100e3, ("c1", 512): 100e3, ("c5", 512): 250e3}  # images/s on an H100
+CPU_BATCHES = {"cifar10": 100, "mnist": 32}  # at which the bars hold on a CPU
+HOW = (
+    "Ours is the epoch loop that trains every student: the whole set as one tensor on the device, the teacher's logits "
+    "asked before, a fused optimiser. The plain loop has a data set that gives one image at a time through Pillow, "
+    "torchvision's ToTensor and Normalize, a shuffling DataLoader with workers that stay, and torch's optimiser as it "
+    "comes. On CIFAR-10 it asks the teacher in each step without gradients; on MNIST the teacher's outputs were "
+    "computed beforehand and come with the images, as the deck has it. Both: same batch, same student, same start, "
+    "same precision (float32; on CUDA convolutions under autocast to bfloat16); no loss is read before the epoch's "
+    "end. Ours keeps convolutions channels last, and on CUDA replays its step as a graph.",
+    "A round times both and their parts in turn, a sample each; the speed-up is the median of the ratios of a round. "
+    "Ceiling: (teacher + student) / student where the plain loop asks the teacher, else plain / student; student is a "
+    "step of our optimiser on batches that are ready on the device, teacher a forward pass for inference. Reading "
+    "images and waiting for workers cost the plain loop on CIFAR-10 time beyond the ceiling's, so more than 100 % of "
+    "it is possible.",
+    "The teacher is untrained, of the deck's family: its weights change no time. What glibc is told about freed memory "
+    "holds for the whole process, so the plain loop gains by it, too.",
+)
+
+OF = "Medians over rounds. Of the ceiling: speed-up / ceiling. Of the floor: the floor's seconds / ours."
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar that a row was held against.
+
+    Attributes:
+        name: of the row.
+        what: is compared.
+        bar, figure: as text.
+        met: whether it is.
+    """
+
+    name: str
+    what: str
+    bar: str
+    figure: str
+    met: bool
+
+
+def bars(row: Measured, device: torch.device) -> list[Bar]:
+    """The bars that hold for a row on a device at its batch."""
+    ours, (speedup, *_) = row.images_a_second("ours"), row.speedup
+    if device.type == "cuda":
+        least = RATE_BARS.get((row.name, row.batch)) if "H100" in machine.device_model(device) else None
+        text = f"images/s at batch {row.batch}"
+        return [] if least is None else [Bar(row.name, text, f"{least:,.0f}", f"{ours:,.0f}", ours >= least)]
+    if row.batch != CPU_BATCHES[row.dataset]:
+        return []
+    if "teacher" in row.seconds:
+        share = speedup / row.ceiling
+        return [Bar(row.name, "share of the ceiling", f"{SHARE_BAR:.0%}", f"{share:.1%}", share >= SHARE_BAR)]
+    bar = SPEEDUP_BARS.get(row.name)
+    text = "times the plain loop"
+    return (
+        [] if bar is None else [Bar(row.name, text, formatting.ratio(bar), formatting.ratio(speedup), speedup >= bar)]
+    )
+
+
+def as_json(row: Measured) -> dict[str, Any]:
+    """A row of the result: rates in images/s, times in seconds a step."""
+    speedup, low, high = row.speedup
+    return {
+        "ours": row.images_a_second("ours"),
+        "plain": row.images_a_second("plain"),
+        "speedup": speedup,
+        "low": low,
+        "high": high,
+        "ceiling": row.ceiling,
+        "share_of_ceiling": speedup / row.ceiling,
+        "floor_fraction": row.floor_fraction,
+        "batch": row.batch,
+        "losses_agree_to": row.agreement.loss,
+        "steps_agree_to": row.agreement.step,
+        "steps": row.steps,
+        "threads": dict(zip(("ours", "plain"), row.threads, strict=True)),
+        "workers": row.workers,
+        "floor": {
+            "seconds": row.floor.seconds,
+            "bound": row.floor.bound,
+            "operations": row.floor.work.operations,
+            "bytes": row.floor.work.octets,
+            "operations_per_second": row.floor.rate,
+            "bytes_per_second": row.floor.bandwidth,
+        },
+        "seconds": {which: list(spent) for which, spent in row.seconds.items()},
+    }
+
+
+def result(
+    measured: Sequence[Measured], device: torch.device, *, command: str, load: float | None = None
+) -> dict[str, Any]:
+    """What `--json` prints and `bench-train.json` holds.
+
+    Args:
+        measured: rows.
+        device: that they were measured on.
+        command: that ran.
+        load: of the machine before it ran, or None.
+    """
+    return {
+        "rows": {row.name: as_json(row) for row in measured},
+        "bars": [asdict(bar) for row in measured for bar in bars(row, device)],
+        "device": machine.device_model(device),
+        "environment": machine.environment(device),
+        "load": load,
+        "command": command,
+        "made": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def write(found: dict[str, Any], measured: Sequence[Measured], folder: Path, *, plotlyjs: Library = "inline") -> Path:
+    """Writes `bench-train.html`, `.md` and `.json`, each whole or not at all.
+
+    Args:
+        found: of `result`.
+        measured: the same rows.
+        folder: made where it is missing.
+        plotlyjs: see `reporting.pages.document.html`.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        KdsearchError: they cannot be written.
+    """
+    return document.write(report(found, measured), folder, NAME, plotlyjs=plotlyjs, result=found)
+
+
+def report(found: dict[str, Any], measured: Sequence[Measured]) -> Document:
+    """The page, as text, figure and tables."""
+    sections = [
+        Section("Images a second", grid=_rates(measured), note=OF),
+        Section("Round by round", figure=figure(measured), caption="A point a round; the bar is the row's ceiling."),
+        Section("How it was measured", HOW),
+        Section("The floor", [COUNTED], grid=_floors(measured)),
+        Section("Both take the same step", [_agreement(found)], grid=_agreements(measured)),
+    ]
+    held = found["bars"]
+    if held:
+        grid = Grid(
+            ("row", "what", "bar", "figure", ""),
+            [[b["name"], b["what"], b["bar"], b["figure"], "met" if b["met"] else "not met"] for b in held],
+            MARKS,
+        )
+        sections.insert(1, Section("Bars", grid=grid))
+    gains = ", ".join(f"{formatting.ratio(row.speedup[0])} on {row.name}" for row in measured)
+    verdict = f"Our epoch loop's images a second, as a multiple of the plain loop's: {gains}."
+    return Document("Bench of the training loop", verdict, _facts(found, measured), sections)
+
+
+def _rates(measured: Sequence[Measured]) -> Grid:
+    header = ("row", "batch", "ours", "plain", "speed-up (95 %)", "ceiling", "of the ceiling", "of the floor")
+    rows = [
+        [
+            row.name,
+            str(row.batch),
+            f"{row.images_a_second('ours'):,.0f}",
+            f"{row.images_a_second('plain'):,.0f}",
+            formatting.interval(*row.speedup),
+            formatting.ratio(row.ceiling),
+            formatting.percent(row.speedup[0] / row.ceiling, 1),
+            formatting.percent(row.floor_fraction, 1),
+        ]
+        for row in measured
+    ]
+    return Grid(header, rows)
+
+
+def _floors(measured: Sequence[Measured]) -> Grid:
+    header = ("row", "GFLOP a step", "MB a step", "GFLOP/s here", "GB/s here", "bound by", "floor, ms", "ours, ms",
+              "student alone, ms", "plain, ms", "teacher, ms")  # fmt: skip
+    rows = []
+    for row in measured:
+        took = {which: 1e3 * statistics.median(spent) for which, spent in row.seconds.items()}
+        rows.append(
+            [
+                row.name,
+                f"{row.floor.work.operations / 1e9:.4g}",
+                f"{row.floor.work.octets / 1e6:.4g}",
+                f"{row.floor.rate / 1e9:.4g}",
+                f"{row.floor.bandwidth / 1e9:.4g}",
+                row.floor.bound,
+                f"{1e3 * row.floor.seconds:.4g}",
+                *(f"{took[which]:.4g}" if which in took else "-" for which in ("ours", "student", "plain", "teacher")),
+            ]
+        )
+    return Grid(header, rows)
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    loss, step = TOLERANCES["cpu" if found["environment"]["device"] == "cpu" else "cuda"]
+    return (
+        "Before the timing, one step of each from the same start with the same images in the same order, in epoch 10, "
+        f"where the teacher weighs most. Refused where the losses differ by more than {loss:g} of the loss, or all "
+        f"parameters together by more than {step:g} of the step's length."
+    )
+
+
+def _agreements(measured: Sequence[Measured]) -> Grid:
+    rows = [[row.name, f"{row.agreement.loss:.1e}", f"{row.agreement.step:.1e}"] for row in measured]
+    return Grid(("row", "losses differ by", "steps differ by"), rows)
+
+
+def _facts(found: dict[str, Any], measured: Sequence[Measured]) -> list[str]:
+    here, load = found["environment"], found["load"]
+
+    def rounds(row: Measured) -> str:
+        count = len(row.seconds["ours"])
+        return "1 round" if count == 1 else f"{count} rounds"
+
+    return [
+        f"Made by `{found['command']}` on {found['made']}.",
+        document.versions(here, KEYS),
+        *([] if load is None else [f"Load average of the machine before the start: {load:.2f}."]),
+        *(
+            f"{row.name}: {row.steps} steps a sample, {rounds(row)} after one that warms up; "
+            f"threads {row.threads[0]} in ours and in the student alone, {row.threads[1]} in the plain loop and the "
+            f"teacher; {row.workers} {'worker' if row.workers == 1 else 'workers'} in the plain loop's DataLoader."
+            for row in measured
+        ),
+    ]
+
+
+def figure(measured: Sequence[Measured]) -> go.Figure:
+    """Each round's speed-up by row, and the row's ceiling."""
+    drawn = go.Figure()
+    pairs = [
+        (row.name, plain / ours)
+        for row in measured
+        for plain, ours in zip(row.seconds["plain"], row.seconds["ours"], strict=True)
+    ]
+    names, ratios = [name for name, _ in pairs], [ratio for _, ratio in pairs]
+    drawn.add_scatter(
+        x=names, y=style.rounded(ratios), mode="markers", name="plain / ours, a round",
+        marker={"color": style.BLUE, "size": 9, "opacity": 0.7},
+    )  # fmt: skip
+    ceilings = [row.ceiling for row in measured]
+    drawn.add_scatter(
+        x=[row.name for row in measured], y=style.rounded(ceilings), mode="markers", name="ceiling",
+        marker={"color": style.ORANGE, "size": 30, "symbol": "line-ew", "line": {"width": 3, "color": style.ORANGE}},
+    )  # fmt: skip
+    x_axis = {"title": {"text": "row of the slides"}, "type": "category", "range": [-0.6, len(measured) - 0.4]}
+    y_axis = {"title": {"text": "times the plain loop's images/s"}, "range": [0, 1.1 * max([*ratios, *ceilings])]}
+    drawn.update_layout(style.layout(x_axis, y_axis, HEIGHT, rows=1))
+    return drawn
+
+
+def text(measured: Sequence[Measured], device: torch.device) -> str:
+    """A line a row and a line a bar, for a terminal."""
+    lines = [
+        f"{row.name:<4} batch {row.batch}: ours {row.images_a_second('ours'):,.0f} images/s, plain "
+        f"{row.images_a_second('plain'):,.0f}, speed-up {formatting.interval(*row.speedup)} of at most "
+        f"{formatting.ratio(row.ceiling)}, {formatting.percent(row.floor_fraction, 1)} of the floor's speed"
+        for row in measured
+    ]
+    judged = [bar for row in measured for bar in bars(row, device)]
+    lines += [
+        f"{'met' if bar.met else 'NOT MET':<8} {bar.name}: {bar.what} {bar.figure} (bar: {bar.bar})" for bar in judged
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,221 @@
+"""Our epoch loop against a plain one, in turn on the deck's rows: images a second, ceiling and floor."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from kdsearch import data, spec
+from kdsearch.errors import KdsearchError
+from kdsearch.experiments.slides.deck_recipes import School
+from kdsearch.experiments.slides.rows import DATASETS, Dataset, Settings, rows
+from kdsearch.experiments.train_bench import floor, loops
+from kdsearch.experiments.train_bench.floor import Floor
+from kdsearch.experiments.train_bench.loops import SEED, Agreement
+from kdsearch.progress import Progress
+from kdsearch.stats import median_interval
+from kdsearch.system import machine
+
+STEPS: dict[tuple[str, Dataset], int] = {
+    ("cpu", "cifar10"): 4,
+    ("cpu", "mnist"): 300,
+    ("cuda", "cifar10"): 100,
+    ("cuda", "mnist"): 500,
+}  # of a sample: long beside what starting an epoch costs, short enough for all samples
+
+QUIET = 0.5  # load average up to which a machine counts as idle
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure.
+
+    Attributes:
+        names: of the deck's rows.
+        device: as of `optimize`.
+        data_dir: where data sets lie.
+        steps: of a sample; None: `STEPS`.
+        samples: rounds that count, after one that warms up.
+        batch: images a step; None: as the row says.
+        workers: of the plain loop's loader; None: one for two cores.
+    """
+
+    names: Sequence[str]
+    device: str = "auto"
+    data_dir: str | None = None
+    steps: int | None = None
+    samples: int = 7
+    batch: int | None = None
+    workers: int | None = None
+
+    @property
+    def loaders(self) -> int:
+        """The plain loop's workers."""
+        return self.workers if self.workers is not None else max(1, (os.cpu_count() or 1) // 2)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a row.
+
+    Attributes:
+        name: of the row.
+        dataset: of the row.
+        batch, steps: images a step, steps a sample.
+        threads: of ours and of the plain loop, on a CPU.
+        workers: of the plain loop.
+        seconds: a step, of each round: "ours", "plain", "student" (a step on tensors that are ready) and, where the
+            plain loop asks it, "teacher" (a forward pass).
+        floor: of a step.
+        agreement: of both loops.
+    """
+
+    name: str
+    dataset: Dataset
+    batch: int
+    steps: int
+    threads: tuple[int, int]
+    workers: int
+    seconds: Mapping[str, Sequence[float]]
+    floor: Floor
+    agreement: Agreement
+
+    def images_a_second(self, which: str) -> float:
+        """The median of "ours" or of "plain"."""
+        return self.batch / statistics.median(self.seconds[which])
+
+    @cached_property
+    def speedup(self) -> tuple[float, float, float]:
+        """Plain over ours, pair by pair: median and its 95 % interval."""
+        return median_interval([p / o for p, o in zip(self.seconds["plain"], self.seconds["ours"], strict=True)])
+
+    @property
+    def ceiling(self) -> float:
+        """What a loop would gain that does nothing but the student's bare steps.
+
+        (teacher + student) / student where the plain loop asks the teacher, else plain / student.
+        """
+        student = self.seconds["student"]
+        if "teacher" in self.seconds:
+            whole = [t + s for t, s in zip(self.seconds["teacher"], student, strict=True)]
+        else:
+            whole = list(self.seconds["plain"])
+        return statistics.median(w / s for w, s in zip(whole, student, strict=True))
+
+    @property
+    def floor_fraction(self) -> float:
+        """The floor's seconds over ours."""
+        return self.floor.seconds / statistics.median(self.seconds["ours"])
+
+
+def choose(names: Sequence[str]) -> dict[str, tuple[Dataset, Settings]]:
+    """The rows of these names, as the deck states them, with all training images.
+
+    Raises:
+        KdsearchError: a row is unknown, or trained in int8.
+    """
+    known: dict[str, tuple[Dataset, Settings]] = {}
+    for dataset in DATASETS:
+        for name, row in rows(dataset).items():
+            if row.readings["stated"].bits is None:
+                known[name] = dataset, replace(row.readings["stated"], per_class=None)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise KdsearchError(
+            "--rows must name rows of the slides that train in float",
+            got=", ".join(unknown) or "none",
+            remedy=f"choose among {','.join(known)}",
+        )
+    return {name: known[name] for name in names}
+
+
+def load() -> float | None:
+    """Processes that ran or waited to run in the last minute, on average; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def measure(options: Options, progress: Progress | None = None) -> list[Measured]:
+    """Measures each row once.
+
+    Args:
+        options: what to measure.
+        progress: told of each row.
+
+    Raises:
+        KdsearchError: an unknown row or device, data that are missing or too few, or loops that do not agree.
+    """
+    progress = progress or Progress()
+    chosen = choose(options.names)
+    device = machine.resolve_device(options.device)
+    if (load() or 0.0) > QUIET:
+        progress.warning(
+            f"other work runs on this machine (load average {load():.1f}): wait for it, or trust no figure"
+        )
+    if device.type == "cpu":
+        machine.keep_freed_memory()  # ours asks for it, and it holds for all that follow: so for all alike
+    found: list[Measured] = []
+    read: dict[Dataset, data.Dataset] = {}
+    progress.study_started(0, len(chosen))
+    for number, (name, (dataset, row)) in enumerate(chosen.items()):
+        progress.trial_started(number, name, {})
+        if dataset not in read:
+            read[dataset] = data.load(spec.DataSpec(name=dataset), machine.data_folder(options.data_dir))
+        settings = replace(row, batch_size=options.batch or row.batch_size)
+        steps = options.steps or STEPS[device.type, dataset]
+        school = loops.open_school(dataset, read[dataset], device, images=steps * settings.batch_size)
+        one = measure_row(name, school, settings, samples=options.samples, workers=options.loaders)
+        found.append(one)
+        text = f"ours {one.images_a_second('ours'):,.0f} images/s, {one.speedup[0]:.2f} times the plain loop's"
+        progress.trial_finished(number, "COMPLETE", text, counted=True)
+    return found
+
+
+def measure_row(name: str, school: School, settings: Settings, *, samples: int, workers: int) -> Measured:
+    """Checks that both loops do the same, then times them and their parts in turn.
+
+    Args:
+        name: of the row.
+        school: images, of which an epoch is one sample; teacher; recipe.
+        settings: of the row.
+        samples: rounds that count, after one that warms up.
+        workers: of the plain loop's loader.
+
+    Raises:
+        KdsearchError: the loops do not agree, or a training did not stay finite.
+    """
+    agreement = loops.check(school, settings)
+    device, steps = school.split.train.labels.device, len(school.split.train) // settings.batch_size
+    student = school.build(settings, SEED)
+    threads = school.deck.student.threads
+    work = loops.work(school, settings, student)
+    measured = floor.measure(work, device, threads=threads)
+    calls = loops.calls(school, settings, student, rounds=samples + 1, steps=steps, workers=workers)
+    seconds: dict[str, list[float]] = {which: [] for which in calls}
+    for _ in range(samples + 1):
+        for which, call in calls.items():
+            seconds[which].append(_seconds(call, device) / steps)
+    return Measured(
+        name=name,
+        dataset=school.dataset,
+        batch=settings.batch_size,
+        steps=steps,
+        threads=(threads or torch.get_num_threads(), torch.get_num_threads()),
+        workers=workers,
+        seconds={which: spent[1:] for which, spent in seconds.items()},
+        floor=measured,
+        agreement=agreement,
+    )
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    machine.synchronize(device)
+    begin = time.perf_counter()
+    call()
+    machine.synchronize(device)
+    return time.perf_counter() - begin

@@ -1,0 +1,143 @@
+"""The folder to carry to a real device: both networks, some images, a script that times them there."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from optuna import Study
+from torch import Tensor, nn
+
+from kdsearch.data import Split, repeated
+from kdsearch.errors import KdsearchError
+from kdsearch.export import formats, ship
+from kdsearch.export.device_script import FILES, IMAGES, NETWORKS, fingerprint
+from kdsearch.measure import deployed
+from kdsearch.progress import Progress
+from kdsearch.records import StudyAttr
+from kdsearch.system import files
+
+MOST_IMAGES = 100  # in the folder; the script repeats them to the batch, for time does not depend on what they show
+CLOSE = 0.05  # of the largest logit: predictions nearer to a tie may change on a device that computes in 16 bits
+SCRIPT, ABOUT, README = "measure.py", "about.json", "README.txt"
+FORMAT, VERSION = "kdsearch device folder", 1
+
+
+def write(
+    study: Study, number: int, *, out: Path, url: str, data_dir: str | None, progress: Progress
+) -> dict[str, Any]:
+    """Writes a trial's folder for a device, and its fingerprint into the study, for `imports` to know what comes back.
+
+    Args:
+        study: made by kdsearch.
+        number: of a complete trial.
+        out: the folder, made where it is missing; files of the same names are replaced.
+        url: of the study's storage, beside which weights are kept.
+        data_dir: where data sets lie.
+        progress: told where the student has to be trained again.
+
+    Returns:
+        `study`, `trial`, `folder`, `fingerprint` and `bytes` of all its files.
+
+    Raises:
+        KdsearchError: a trial that is not complete, a missing package, a folder that cannot be written, or a network
+            that says something else in ONNX Runtime.
+    """
+    deployed.require("kdsearch measure")
+    _, shop, student, _ = ship.opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
+    how = shop.spec.latency
+    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "study": study.study_name, "trial": number}
+    about |= {"batch": how.batch, "threads": how.threads}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        networks = {"teacher": shop.teacher.network, "student": student}
+        expected = _written(folder, networks, shop.split, how.batch, ship.about(study, number, shop.split))
+        digests = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in FILES}
+        about |= {"expected": expected, "sha256": digests, "fingerprint": fingerprint(digests)}
+        (folder / ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
+        (folder / README).write_text(_readme(about), encoding="utf-8")
+        script = resources.files("kdsearch.export").joinpath("device_script.py")
+        (folder / SCRIPT).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+        size = _moved(folder, out)
+    _remember(study, number, about["fingerprint"])
+    return {"study": study.study_name, "trial": number, "folder": str(out), "fingerprint": about["fingerprint"],
+            "bytes": size}  # fmt: skip
+
+
+def _written(
+    folder: Path, networks: dict[str, nn.Module], split: Split, batch: int, facts: dict[str, Any]
+) -> dict[str, list[int | None]]:
+    """Writes both networks and the images; what each network predicts of those, None where that is nearly a tie.
+
+    Raises:
+        KdsearchError: a network predicts something else in ONNX Runtime here.
+    """
+    from kdsearch.measure import onnx
+
+    images = repeated(split.validation.images, min(batch, MOST_IMAGES, len(split.validation)))
+    np.savez_compressed(folder / IMAGES, images=images.numpy())
+    expected = {}
+    for name in NETWORKS:
+        path = folder / f"{name}.onnx"
+        formats.write(networks[name], split, "onnx", path, facts)
+        with torch.inference_mode():
+            expected[name] = labels(deployed.Prepared(networks[name], split).eval()(images))
+        there = onnx.logits(onnx.session(path), images).argmax(1).tolist()
+        if any(wanted not in (None, found) for wanted, found in zip(expected[name], there, strict=True)):
+            raise KdsearchError(f"the {name} must predict in ONNX Runtime what it does in torch", remedy="report this")
+    return expected
+
+
+def labels(logits: Tensor) -> list[int | None]:
+    """Predictions by logits, (count, classes); None where a device may change them: nearly a tie."""
+    top = logits.topk(2, dim=1).values
+    clear = (top[:, 0] - top[:, 1]) > CLOSE * logits.abs().amax(1)
+    return [label if sure else None for label, sure in zip(logits.argmax(1).tolist(), clear.tolist(), strict=True)]
+
+
+def _moved(folder: Path, out: Path) -> int:
+    """Copies the files, each whole or not at all; bytes of all."""
+    size = 0
+    for name in (*FILES, SCRIPT, README, ABOUT):
+        source = folder / name
+        files.write_whole(out / name, lambda beside, source=source: shutil.copyfile(source, beside))  # type: ignore[misc]
+        size += source.stat().st_size
+    return size
+
+
+def _remember(study: Study, number: int, found: str) -> None:
+    """Adds a fingerprint to those that the study knows: a folder made earlier may be on a device still."""
+    key = f"{StudyAttr.CARRIED}{number}"
+    stored = study.user_attrs.get(key)
+    before = stored if isinstance(stored, dict) else {}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if found not in before:
+        study.set_user_attr(key, before | {found: now})
+
+
+def _readme(about: dict[str, Any]) -> str:
+    lines = (
+        f"Times trial {about['trial']} of study {about['study']!r} against its teacher on this device.",
+        "",
+        "Needs Python 3.9 or later with onnxruntime and numpy:",
+        "",
+        "    pip install onnxruntime numpy",
+        "    python measure.py --out device.json",
+        "",
+        f"As in the study, it takes --batch {about['batch']} and --threads {about['threads']} (of a CPU); give others "
+        "to change them.",
+        "--provider names another execution provider of onnxruntime, --device what the report is to call this device.",
+        "",
+        "Then, where the study is:",
+        "",
+        "    kdsearch measure --import device.json",
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,192 @@
+"""The front's students timed on this machine's CPU, in torch and in ONNX Runtime: weights do not matter for that."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna import Study
+from optuna.trial import FrozenTrial
+from torch import nn
+
+from kdsearch.data import Split, repeated
+from kdsearch.distil import lesson, teacher
+from kdsearch.export import formats
+from kdsearch.measure import deployed, latency
+from kdsearch.measure.gate import Gate
+from kdsearch.progress import Progress
+from kdsearch.records import Attr, Config, Timing, architecture
+from kdsearch.reporting import runtimes
+from kdsearch.reporting.collect import StudyData, plain
+from kdsearch.reporting.measured import HERE, Measured, frame
+from kdsearch.search.confirm import choose
+from kdsearch.search.plan import rejoin
+from kdsearch.search.retrain import check_data
+from kdsearch.spec import LatencySpec, StudySpec
+from kdsearch.system import machine
+
+TORCH, ONNX = "torch", "ONNX Runtime"
+SETTING = ("device", "threads", "batch")
+SITTINGS = 2  # a busy machine may slow one network for seconds on end, which the interval of one sitting does not see
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The teacher, ready to be timed against students in both runtimes.
+
+    Attributes:
+        spec: the study file.
+        split: data on the CPU.
+        teacher: untrained.
+        folder: of ONNX files; the teacher's is there.
+        gate: keeps this machine's other timings and trainings away.
+    """
+
+    spec: StudySpec
+    split: Split
+    teacher: nn.Module
+    folder: Path
+    gate: Gate
+
+    @property
+    def how(self) -> LatencySpec:
+        """Threads and images a batch."""
+        return self.spec.latency
+
+    def write(self, network: nn.Module, name: str) -> Path:
+        """A network's ONNX file, from bytes to logits."""
+        path = self.folder / f"{name}.onnx"
+        formats.write(network, self.split, "onnx", path, {})
+        return path
+
+    def time(self, config: Config, seed: int) -> dict[str, Timing]:
+        """A student's ratio in torch, as the search takes it, and then in ONNX Runtime, as --cost onnx does."""
+        student = lesson.build(self.spec.student, config, seed=seed, split=self.split)
+        path = self.write(student, "student")
+        batch = repeated(self.split.validation.images, self.how.batch)
+        takes: dict[str, Callable[[], Timing]] = {
+            TORCH: partial(latency.measure, self.teacher, student, self.split.example(self.how.batch)),
+            ONNX: partial(deployed.timed, self.folder / "teacher.onnx", path, batch, self.how),
+        }
+        found = {}
+        for name, take in takes.items():
+            with machine.threads(self.how.threads), self.gate.alone():
+                found[name] = latency.steady(take)
+        return found
+
+
+def measure(study: Study, trials: str | None, *, data_dir: str | None, progress: Progress) -> list[Measured]:
+    """Times students, equal architectures together, in two sittings, and stores each timing with its trials at once.
+
+    Args:
+        study: made by kdsearch.
+        trials: numbers with commas between; None: the whole front.
+        data_dir: where data sets lie.
+        progress: told of each student.
+
+    Returns:
+        What is stored.
+
+    Raises:
+        KdsearchError: a missing package, trials that are not there, other data or another teacher than the study's.
+    """
+    deployed.require("kdsearch measure")
+    groups = alike(choose(study, trials))
+    plan = rejoin(study, url="", data_dir=data_dir, device="cpu")
+    check_data(study, plan)
+    network = teacher.untrained(plan.spec.teacher, plan.split).eval()
+    progress.study_started(0, SITTINGS * len(groups), "timings")
+    found: dict[str, Measured] = {}
+    before: dict[tuple[int, str], Timing] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(plan.spec, plan.split, network, Path(folder), Gate(torch.device("cpu")))
+        bench.write(network, "teacher")
+        for group in SITTINGS * groups:
+            first, attrs = group[0].number, group[0].user_attrs
+            progress.trial_started(first, attrs.get(Attr.ANCHOR), attrs[Attr.CONFIG])
+            timings = bench.time(attrs[Attr.CONFIG], attrs[Attr.SEED])
+            for name, timing in timings.items():
+                before[first, name] = joined(before.get((first, name)), timing)
+                for trial in group:
+                    kept = measured(trial.number, name, before[first, name], bench.how.threads)
+                    found[kept.key] = kept
+                    study.set_user_attr(kept.key, kept.stored())
+            text = ", ".join(f"ratio {timing.ratio:.4g} in {name}" for name, timing in timings.items())
+            progress.trial_finished(first, "COMPLETE", text, counted=True)
+    return list(found.values())
+
+
+def joined(before: Timing | None, timing: Timing) -> Timing:
+    """A timing with an earlier sitting's: the geometric mean of both ratios, and an interval that holds both's."""
+    if before is None:
+        return timing
+    return dataclasses.replace(
+        timing,
+        ratio=math.sqrt(before.ratio * timing.ratio),
+        low=min(before.low, timing.low),
+        high=max(before.high, timing.high),
+        teacher_seconds=(before.teacher_seconds + timing.teacher_seconds) / 2,
+        student_seconds=(before.student_seconds + timing.student_seconds) / 2,
+        pairs=before.pairs + timing.pairs,
+    )
+
+
+def alike(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
+    """Trials of equal architecture together."""
+    groups: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        key = json.dumps(architecture(trial.user_attrs[Attr.CONFIG]), sort_keys=True)
+        groups.setdefault(key, []).append(trial)
+    return list(groups.values())
+
+
+def result(data: StudyData, found: Sequence[Measured]) -> dict[str, Any]:
+    """What `kdsearch measure --json` prints: the search's ratios and those measured here, by trial.
+
+    Args:
+        data: the study, collected.
+        found: what `measure` returned.
+    """
+    columns = runtimes.columns(dataclasses.replace(data, measured=frame(found)))
+    measured_here = {each.trial for each in found}
+    numbers = [number for number in runtimes.numbers(data, columns) if number in measured_here]
+    accuracies = dict(zip(data.trials["number"], data.trials["test_accuracy"], strict=True))
+    trials = [
+        {"trial": number, "test_accuracy": accuracies[number], "ratios": {
+            column.title: dict(zip(("ratio", "low", "high"), column.cells[number], strict=True))
+            for column in columns if number in column.cells}}
+        for number in numbers
+    ]  # fmt: skip
+    told = {"study": data.name, "cost": data.cost, **{key: getattr(found[0], key) for key in SETTING}}
+    told |= {"columns": [column.title for column in columns], "trials": trials}
+    plained: dict[str, Any] = plain(
+        told | {"sentence": runtimes.sentence(columns, [int(number) for number in data.front["number"]])}
+    )
+    return plained
+
+
+def measured(number: int, name: str, timing: Timing, threads: int) -> Measured:
+    """A timing of this machine as the study keeps it."""
+    figures = {
+        key: value for key, value in dataclasses.asdict(timing).items() if key not in ("pairs", "kind", "eager_ratio")
+    }
+    return Measured(
+        trial=number,
+        source=HERE,
+        runtime=name,
+        version=f"torch {torch.__version__}" if name == TORCH else deployed.version(),
+        device=machine.cpu_model(),
+        provider="",
+        threads=threads,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **figures,
+    )

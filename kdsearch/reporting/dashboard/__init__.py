@@ -1,0 +1,1 @@
+"""A study's page in optuna-dashboard: figure, note and artifacts."""

@@ -1,0 +1,98 @@
+"""The slide deck's rows beside a study: published, by the deck's recipe, in this study, and the best as fast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean, median
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.trial import TrialState
+
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.reporting.formatting import number
+from kdsearch.reporting.frames import records
+from kdsearch.spec import StudySpec
+
+MEASURED = ("trial", "accuracy", "test_accuracy", "ratio")
+RECIPE = ("recipe_test_accuracy", "recipe_ratio", "recipe_seeds")
+COLUMNS = (
+    "anchor", "published_accuracy", "published_ratio", "published_seconds", *RECIPE, *MEASURED,
+    *(f"best_{name}" for name in MEASURED), "gain",
+)  # fmt: skip
+STATED = "stated"  # the reading of the deck that the marks show
+
+Recipe = Mapping[str, tuple[float, float, int]]
+
+
+def by_recipe(study: optuna.Study, dataset: object) -> dict[str, tuple[float, float, int]]:
+    """What `kdsearch slides` measured of the rows, where it lies in the study's storage.
+
+    Args:
+        study: of a search.
+        dataset: of the search; only the slides' rows on the same one count.
+
+    Returns:
+        For each row, as the deck states it: mean test accuracy, median ratio, seeds.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for other in study._storage.get_all_studies():
+        if other.user_attrs.get(StudyAttr.KIND) != "slides" or not _same_data(other.user_attrs, dataset):
+            continue
+        for trial in study._storage.get_all_trials(other._study_id, deepcopy=False, states=(TrialState.COMPLETE,)):
+            row, attrs = trial.user_attrs.get(Attr.ROW), trial.user_attrs
+            point = number(attrs.get(Attr.TEST_ACCURACY)), number(attrs.get(Attr.RATIO))
+            if isinstance(row, str) and attrs.get(Attr.READING) == STATED and not any(map(math.isnan, point)):
+                found.setdefault(row, []).append(point)
+    return {
+        row: (fmean(accuracy for accuracy, _ in points), median(ratio for _, ratio in points), len(points))
+        for row, points in found.items()
+    }
+
+
+def _same_data(attrs: Mapping[str, Any], dataset: object) -> bool:
+    definition = attrs.get(StudyAttr.DEFINITION)
+    return isinstance(definition, Mapping) and dataset is not None and definition.get("dataset") == dataset
+
+
+def anchors(trials: pd.DataFrame, spec: StudySpec | None, recipe: Recipe) -> pd.DataFrame:
+    """One row a slide row.
+
+    Args:
+        trials: `StudyData.trials`.
+        spec: of the study; None: it is not known, and with it what was published.
+        recipe: of `by_recipe`.
+
+    Returns:
+        What was published, what the deck's own recipe measured here (`recipe_*`), the trial that ran it in this study,
+        and the best trial at least as fast as that one (chosen by validation accuracy), `gain` being the difference of
+        the two test accuracies.
+    """
+    complete = records(trials[trials["state"] == "COMPLETE"])
+    named = dict.fromkeys([*(spec.anchors if spec else ()), *(a for a in trials["anchor"] if a)])
+    rows = []
+    for name in named:
+        published = spec.anchors[name].published if spec and name in spec.anchors else None
+        here = next((row for row in complete if row["anchor"] == name), None)
+        best = _best_at_least_as_fast(complete, here["ratio"]) if here else None
+        gain = best["test_accuracy"] - here["test_accuracy"] if here and best else math.nan
+        figures = [math.nan] * 3
+        if published:
+            figures = [published.accuracy / 100, published.ratio, published.seconds]
+        by_deck = recipe.get(name, (math.nan, math.nan, 0))
+        rows.append([name, *figures, *by_deck, *_measured(here), *_measured(best), gain])
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _best_at_least_as_fast(complete: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
+    """Chosen by validation: a choice by test accuracy would flatter the gain that is reported."""
+    fast = [row for row in complete if row["ratio"] >= ratio]
+    return max(fast, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
+
+
+def _measured(row: dict[str, Any] | None) -> list[float]:
+    if row is None:
+        return [math.nan] * len(MEASURED)
+    return [float(row["number"]), row["accuracy"], row["test_accuracy"], row["ratio"]]

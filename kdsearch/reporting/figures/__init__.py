@@ -1,0 +1,1 @@
+"""Plotly figures of a study: data gathered first, then drawn."""

@@ -1,0 +1,135 @@
+"""Figures of how the search went: learning curves and hypervolume."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import plotly.graph_objects as go
+
+from kdsearch.reporting import formatting
+from kdsearch.reporting.collect import StudyData
+from kdsearch.reporting.figures.labels import beside
+from kdsearch.reporting.figures.layers import curve_groups
+from kdsearch.reporting.figures.style import (
+    BLUE,
+    BOTTOM,
+    CYCLE,
+    GREY,
+    LABEL,
+    LEGEND_ROW,
+    MENU,
+    SYMBOLS,
+    TITLES,
+    TOP,
+    buttons_above,
+    layout,
+    padded,
+    rounded,
+)
+from kdsearch.reporting.frames import records
+
+HEIGHT = 420
+AXES = {"finished": "finished trials", "epochs": "epochs of training", "hours": "hours since the first trial began"}
+# the numbers stand in the trace already: a text for each point would double the page of a long study
+HOVER = "trial %{text} · epoch %{x}: %{y:.2f} %<extra></extra>"
+
+
+def learning_curves(data: StudyData) -> go.Figure:
+    """Validation accuracy against epoch, a line a trial.
+
+    The front is coloured and numbered at its lines' ends, pruned trials are dotted and end in a cross.
+    """
+    groups = curve_groups(data)
+    every = [curve for group in groups.values() for curve in group]
+    percents = sorted(y for curve in every for y in curve["percents"]) or [0.0, 100.0]
+    longest = max((curve["epochs"][-1] for curve in every), default=1)
+    # an untrained start would flatten what lies above: the lowest twentieth may fall off the view
+    y_range = padded(percents[len(percents) // 20], percents[-1])
+    x_range = [0.5, longest + max(0.5, 0.06 * longest)]
+    traces = []
+    for name, text, line in (("other", "dominated", {}), ("pruned", "pruned", {"dash": "dot"})):
+        if groups[name]:
+            traces.append(_bundle(groups[name], text, {"color": GREY, "width": 1} | line))
+    if groups["pruned"]:
+        traces.append(_ends(groups["pruned"]))
+    traces += [_curve(i, curve) for i, curve in enumerate(groups["front"])]
+    rows = math.ceil(len(traces) / 5)
+    if groups["front"]:
+        traces.append(_numbers(groups["front"], x_range, y_range))
+    x_axis: dict[str, Any] = {"title": {"text": "epoch"}, "range": x_range, "tickformat": ",d"}
+    if longest <= 12:
+        x_axis["dtick"] = 1
+    y_axis = {"title": {"text": TITLES["accuracy"]}, "range": y_range}
+    return go.Figure(traces, layout(x_axis, y_axis, HEIGHT + LEGEND_ROW * rows, rows))
+
+
+def hypervolume(data: StudyData) -> go.Figure:
+    """Hypervolume of the complete trials, a step line over finished trials, epochs of training or hours."""
+    rows = records(data.history)
+    axes = [
+        (key, title) for key, title in AXES.items() if rows and not any(formatting.missing(row[key]) for row in rows)
+    ]
+    text = [f"after {row['finished']} finished trials (trial {row['trial']}): {row['hypervolume']:.4f}" for row in rows]
+    figure = go.Figure(
+        go.Scatter(
+            x=[row["finished"] for row in rows], y=rounded((row["hypervolume"] for row in rows), 5),
+            mode="lines+markers", line={"shape": "hv", "color": BLUE, "width": 2},
+            hovertext=text, hoverinfo="text", marker={"size": 4}, showlegend=False,
+        )
+    )  # fmt: skip
+    x_axis = {"title": {"text": "finished trials"}, "tickformat": ",d"}
+    figure.update_layout(layout(x_axis, {"title": {"text": "hypervolume"}}, 320))
+    if len(axes) > 1:
+        buttons = [
+            {"label": title.split(" ")[0] if key == "hours" else title, "method": "update",
+             "args": [{"x": [rounded(row[key] for row in rows)]}, {"xaxis.title.text": title}]}
+            for key, title in axes
+        ]  # fmt: skip
+        figure.update_layout(margin_t=MENU, updatemenus=[buttons_above(buttons)])
+    return figure
+
+
+def _curve(i: int, curve: dict[str, Any]) -> go.Scatter:
+    name = f"trial {curve['trial']}" + (f" ({curve['anchor']})" if curve["anchor"] else "")
+    color, symbol = CYCLE[i % len(CYCLE)], SYMBOLS[i % len(SYMBOLS)]
+    return go.Scatter(
+        x=curve["epochs"], y=rounded(curve["percents"]), name=f"{name}, ratio {formatting.ratio(curve['ratio'])}",
+        mode="lines+markers", line={"color": color, "width": 2}, marker={"symbol": symbol, "size": 7},
+        text=[str(curve["trial"])] * len(curve["epochs"]), hovertemplate=HOVER,
+    )  # fmt: skip
+
+
+def _numbers(curves: list[dict[str, Any]], x_range: list[float], y_range: list[float]) -> go.Scatter:
+    """The trials' numbers at the ends of their lines, so that no colour need be looked up."""
+    width = x_range[1] - x_range[0]
+    gap = (y_range[1] - y_range[0]) * LABEL / (HEIGHT - TOP - BOTTOM)
+    ends = [(float(curve["epochs"][-1]), curve["percents"][-1]) for curve in curves]
+    places = beside(ends, near=0.02 * width, gap=gap, reach=0.012 * width)
+    return go.Scatter(
+        x=rounded(place.x for place in places), y=rounded(place.y for place in places), mode="text",
+        text=[str(curve["trial"]) for curve in curves], textposition="middle right", textfont={"size": 11},
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+
+
+def _bundle(curves: list[dict[str, Any]], name: str, line: dict[str, Any]) -> go.Scatter:
+    """Many faint curves as one trace with gaps: a thousand traces would be slow."""
+    x, y, text = [], [], []
+    for curve in curves:
+        x += [*curve["epochs"], None]
+        y += [*curve["percents"], None]
+        text += [str(curve["trial"])] * (len(curve["epochs"]) + 1)
+    return go.Scatter(
+        x=x, y=rounded(y), name=name, mode="lines+markers", marker={"size": 3}, line=line, opacity=0.5,
+        text=text, hovertemplate=HOVER,
+    )  # fmt: skip
+
+
+def _ends(curves: list[dict[str, Any]]) -> go.Scatter:
+    return go.Scatter(
+        x=[curve["epochs"][-1] for curve in curves], y=rounded(curve["percents"][-1] for curve in curves),
+        mode="markers", name="stopped here", opacity=0.7,
+        text=[str(curve["trial"]) for curve in curves], hovertemplate=HOVER,
+        marker={"symbol": "x-thin", "size": 7, "line": {"width": 1.6, "color": GREY}},
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""HTML, Markdown and other texts made of a study's data."""

@@ -1,0 +1,107 @@
+"""The model card of a trial's student: what it is, how good, how sure, and how to train it again; Markdown."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from kdsearch.errors import StorageError
+from kdsearch.reporting import formatting
+from kdsearch.reporting.collect import StudyData, configuration
+from kdsearch.reporting.frames import records
+from kdsearch.reporting.pages.markdown import block, facts, plain
+
+UNCONFIRMED = "One seed, not confirmed: the front of a search holds lucky members."
+
+
+def card(data: StudyData, number: int, *, confirmed: Mapping[str, Any] | None = None) -> str:
+    """A trial's model card.
+
+    Args:
+        data: a collected study.
+        number: of the trial.
+        confirmed: the study's attribute `confirmed:NUMBER`; None: the student was not trained again with other seeds.
+
+    Raises:
+        StorageError: the study holds no such trial, or it has no accuracy.
+    """
+    row = next((row for row in records(data.trials) if row["number"] == number), None)
+    if row is None or formatting.missing(row["accuracy"]):
+        raise StorageError("a model card needs a trial that was trained", got=f"trial {number}")
+    config = configuration(row)
+    parts = [
+        f"# Trial {number} of study {plain(data.name)}",
+        _summary(data, row),
+        f"**Confirmed.** {_confirmed(confirmed)}" if confirmed else f"**{UNCONFIRMED}**",
+        "## Figures", facts(_figures(data, row)),
+        "## Configuration", facts((key.replace("_", " "), formatting.setting(value)) for key, value in config.items()),
+        "## Data", facts(_data(data)),
+        "## Teacher", facts(_teacher(data)),
+        "## Train it again", block(retrain(data, number)), _password(data),
+        "## Made with", facts(_made(data)),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def retrain(data: StudyData, number: int) -> str:
+    """The command that trains a trial's student again, quoted for a shell; the storage's password is masked."""
+    parts = ["kdsearch", "train", "--trial", str(number), "--name", data.name, "--storage", data.storage]
+    folder = data.environment.get("data_dir")
+    return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
+
+
+def _summary(data: StudyData, row: dict[str, Any]) -> str:
+    tested = not formatting.missing(row["test_accuracy"])
+    accuracy = (
+        f"{formatting.percent(row['test_accuracy' if tested else 'accuracy'])} {'test' if tested else 'validation'}"
+    )
+    speed = "times fewer operations than" if data.cost == "flops" else "times as fast as"
+    ratio = formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+    return f"{accuracy} accuracy, {ratio} {speed} its teacher."
+
+
+def _confirmed(confirmed: Mapping[str, Any]) -> str:
+    return "; ".join(f"{plain(key)}: {plain(value)}" for key, value in formatting.flat(confirmed))
+
+
+def _figures(data: StudyData, row: dict[str, Any]) -> list[tuple[str, object]]:
+    what = "counted operations" if data.cost == "flops" else "measured time, 95 % interval in brackets"
+    return [
+        ("test accuracy", formatting.percent(row["test_accuracy"])),
+        ("validation accuracy", formatting.percent(row["accuracy"])),
+        ("inference ratio", f"{formatting.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} ({what})"),
+        ("at epoch", f"{formatting.count(row['best_epoch'])} of {formatting.count(row['epochs_run'])} trained"),
+        ("weights", formatting.count(row["parameters"])),
+        ("size", formatting.size(row["bytes"])),
+        ("training", formatting.seconds(row["train_seconds"])),
+        ("slide row", row["anchor"]),
+    ]
+
+
+def _data(data: StudyData) -> list[tuple[str, object]]:
+    return [("data set", data.dataset), *formatting.flat(_mapping(data.definition.get("data")))]
+
+
+def _teacher(data: StudyData) -> list[tuple[str, object]]:
+    teacher = data.teacher or {}
+    return [
+        ("family", teacher.get("family")),
+        ("test accuracy", formatting.percent(teacher.get("accuracy"))),
+        ("weights", formatting.count(teacher.get("parameters"))),
+        ("size", formatting.size(teacher.get("bytes"))),
+        ("fingerprint", teacher.get("fingerprint")),
+    ]
+
+
+def _password(data: StudyData) -> str:
+    return "The storage's password is hidden: put it in the place of `***`." if "***" in data.storage else ""
+
+
+def _made(data: StudyData) -> list[tuple[str, object]]:
+    left_out = {"data_dir", "workers", "classes"}
+    return [(key, value) for key, value in formatting.flat(data.environment) if key not in left_out]
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}

@@ -1,0 +1,122 @@
+"""Several studies in one page: their fronts over one another, hypervolumes, picks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from kdsearch.reporting import formatting
+from kdsearch.reporting.collect import StudyData, plain, result
+from kdsearch.reporting.effort import effort
+from kdsearch.reporting.figures.layers import hover
+from kdsearch.reporting.figures.style import CYCLE, LEGEND_ROW, SYMBOLS, TITLES, layout, rounded
+from kdsearch.reporting.frames import records
+from kdsearch.reporting.pages.document import Document, Grid, Section
+from kdsearch.reporting.verdict import picks
+
+HEIGHT = 520
+
+
+def fronts(studies: Sequence[StudyData]) -> go.Figure:
+    """Test accuracy against inference ratio of each study's front, a step line and a shape a study."""
+    traces = []
+    for i, data in enumerate(studies):
+        rows = [row for row in records(data.front) if row["ratio"] > 0 and not formatting.missing(row["test_accuracy"])]
+        color, symbol = CYCLE[i % len(CYCLE)], SYMBOLS[i % len(SYMBOLS)]
+        traces.append(
+            go.Scatter(
+                x=rounded(row["ratio"] for row in rows), y=rounded(100 * row["test_accuracy"] for row in rows),
+                mode="lines+markers", name=html.escape(data.name), line={"shape": "vh", "color": color, "width": 2},
+                marker={"symbol": symbol, "size": 9, "color": color}, hovertext=[hover(row) for row in rows],
+                hoverinfo="text",
+            )
+        )  # fmt: skip
+    x_axis = {"title": {"text": "inference ratio: teacher / student"}, "type": "log"}
+    return go.Figure(traces, layout(x_axis, {"title": {"text": TITLES["test_accuracy"]}}, HEIGHT + LEGEND_ROW, 1))
+
+
+def grid(studies: Sequence[StudyData]) -> Grid:
+    """One row a study: trials, front, hypervolume, knee, data set, cost and machine."""
+    header = ("study", "data set", "cost", "finished trials", "on the front", "hypervolume", "knee", "test", "ratio",
+              "machine")  # fmt: skip
+    return Grid(header, [_cells(data) for data in studies])
+
+
+def _cells(data: StudyData) -> list[str]:
+    chosen = picks(data)
+    knee = chosen[1].row if chosen else None
+    finished = data.counts["complete"] + data.counts["pruned"]
+    volume = formatting.NOTHING if data.hypervolume is None else f"{data.hypervolume:.4f}"
+    of_knee = [formatting.NOTHING] * 3
+    if knee:
+        ratio = formatting.interval(knee["ratio"], knee["ratio_low"], knee["ratio_high"])
+        of_knee = [f"{knee['number']}", formatting.percent(knee["test_accuracy"]), ratio]
+    machine = str(data.environment.get("device_model") or formatting.NOTHING)
+    return [data.name, str(data.dataset or formatting.NOTHING), data.cost, f"{finished}", f"{len(data.front)}", volume,
+            *of_knee, machine]  # fmt: skip
+
+
+def page(studies: Sequence[StudyData]) -> Document:
+    """The page; its verdict says whose hypervolume is largest, or that the studies do not compare."""
+    notes = [f"{data.name}: {effort(data)}." for data in studies if effort(data)]
+    sections = [
+        Section("The fronts", figure=fronts(studies), caption="Each front is chosen by validation accuracy and ratio.",
+                anchor="fronts"),
+        Section("The studies", grid=grid(studies), text=[*unlike(studies), *notes], anchor="studies"),
+    ]  # fmt: skip
+    facts = [f"{data.name}: `{data.command}`" for data in studies if data.command]
+    return Document(
+        title=" and ".join(data.name for data in studies), verdict=verdict(studies), facts=facts, sections=sections
+    )
+
+
+def verdict(studies: Sequence[StudyData]) -> str:
+    """Which study's front covers most."""
+    known = [(data.hypervolume, data.name) for data in studies if data.hypervolume is not None]
+    if unlike(studies):
+        return "These studies differ in data, cost or machine, so their fronts do not compare."
+    if not known:
+        return "No study has a complete trial yet."
+    most = max(known)[0]
+    if sum(f"{volume:.4f}" == f"{most:.4f}" for volume, _ in known) > 1:
+        return f"No front covers more than all others; the largest hypervolume is {most:.4f}."
+    ordered = ", ".join(f"{name} {volume:.4f}" for volume, name in sorted(known, reverse=True))
+    return f"The front of {max(known)[1]} covers most; hypervolumes: {ordered}. One run each: no interval."
+
+
+def unlike(studies: Sequence[StudyData]) -> list[str]:
+    """What the studies do not have in common though a comparison needs it."""
+    asked = {
+        "data": lambda data: (data.definition.get("data") or {}).get("fingerprint"),
+        "cost": lambda data: data.cost,
+        "machine": lambda data: data.environment.get("device_model") if data.cost != "flops" else None,
+        "teacher": lambda data: (data.teacher or {}).get("fingerprint"),
+    }
+    return [
+        f"The studies differ in their {name}."
+        for name, find in asked.items()
+        if len({str(find(data)) for data in studies}) > 1
+    ]
+
+
+def text(studies: Sequence[StudyData]) -> str:
+    """The comparison for a terminal."""
+    found = grid(studies)
+    columns = list(zip(found.header, *found.rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    rows = [found.header, *found.rows]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, verdict(studies)]) + "\n"
+
+
+def compared(studies: Sequence[StudyData]) -> dict[str, Any]:
+    """What `--compare ... --json` prints: each study's result, the verdict, and what they do not have in common."""
+    found = {
+        "studies": [result(data, report=None) for data in studies],
+        "verdict": verdict(studies),
+        "unlike": unlike(studies),
+    }
+    return {key: plain(value) for key, value in found.items()}

@@ -1,0 +1,207 @@
+"""A page of sections, each of text, a figure and a table: as HTML in the report's look, and as Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import plotly.graph_objects as go
+from markupsafe import Markup, escape
+
+from kdsearch.reporting.pages.assets import Library, parts, templates
+from kdsearch.system.files import write_text
+
+Mark = Literal["good", "bad", "unsure"]
+FACTS = "Where this comes from"
+VERSIONS = ("kdsearch", "torch", "torchvision", "optuna", "python", "platform", "device_model", "cores")
+LONG = 40  # characters: a column with a longer cell may break its lines
+MANY = 8  # columns: a table with more is set smaller
+# starts with a number and holds no word longer than a unit ("1 min 36 s", "1.86x (1.26 to 2.27)", "15 / 1 / 14")
+NUMERIC = re.compile(r"[^\w.]*\.?\d(?!.*[^\W\d_]{4})", re.DOTALL)
+NOTHING = ("", "-", "–", "—")
+CODE = re.compile(r"`([^`]+)`")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table.
+
+    Attributes:
+        header: of its columns.
+        rows: text, as wide as the header.
+        marks: cells that say how something went, by their text: HTML shows them in a colour behind a sign.
+
+    Raises:
+        ValueError: a row of another width, or an unknown mark.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"a row must be as wide as the header, {len(self.header)} cells (got {list(row)})")
+        for mark in self.marks.values():
+            if mark not in get_args(Mark):
+                raise ValueError(f"a mark must be one of {', '.join(get_args(Mark))} (got {mark})")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a document, shown in this order; what is empty is left out.
+
+    Attributes:
+        title: above it.
+        text: paragraphs.
+        figure: of `style.layout`, so that it fits pages and phones.
+        caption: below the figure.
+        grid: a table.
+        note: above the table, small.
+        anchor: its name in addresses (`page.html#anchor`); "" gives "section-1" and so on to HTML, none to Markdown.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    figure: go.Figure | None = None
+    caption: str = ""
+    grid: Grid | None = None
+    note: str = ""
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A page. All text is shown as it is, but for `code` between backticks.
+
+    Attributes:
+        title: of the page.
+        verdict: one sentence at the top, in large letters; may be empty.
+        facts: command, seeds, machine and the like: a list at the end.
+        sections: in their order.
+    """
+
+    title: str
+    verdict: str = ""
+    facts: Sequence[str] = ()
+    sections: Sequence[Section] = ()
+
+
+def html(document: Document, plotlyjs: Library = "inline") -> str:
+    """The document as one page.
+
+    Args:
+        document: what to show.
+        plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
+
+    Raises:
+        KdsearchError: `plotlyjs` is neither.
+    """
+    environment = templates()
+    environment.filters |= {"marked": _marked, "plain": lambda text: text.replace("`", "")}
+    drawn = {f"figure-{i}": section.figure for i, section in enumerate(document.sections, 1)}
+    return environment.get_template("document.html.j2").render(
+        document=document, facts_title=FACTS, columns=columns, many=MANY, **parts(drawn, plotlyjs)
+    )
+
+
+def markdown(document: Document, page: str = "") -> str:
+    """The document as Markdown: its text and tables, and a note where a figure is.
+
+    Args:
+        document: what to show.
+        page: name of the HTML file that shows the figures, beside this one; "": the notes link to none.
+    """
+
+    def blocks() -> Iterator[str]:
+        yield f"# {_line(document.title)}"
+        if document.verdict:
+            yield f"**{_line(document.verdict)}**"
+        for section in document.sections:
+            yield from _section_blocks(section, page)
+        if document.facts:
+            yield f"## {FACTS}"
+            yield "\n".join(f"- {_line(fact)}" for fact in document.facts)
+
+    return "\n\n".join(blocks()) + "\n"
+
+
+def versions(environment: Mapping[str, object], keys: Sequence[str] = VERSIONS) -> str:
+    """One line of `runtime.environment`: what machine and versions a figure came from; ? for what it lacks."""
+    return ", ".join(f"{key} {environment.get(key, '?')}" for key in keys) + "."
+
+
+def write(
+    document: Document, folder: Path, name: str, *, plotlyjs: Library = "inline", result: object | None = None
+) -> Path:
+    """Writes NAME.html and NAME.md, with a result NAME.json too, each whole or not at all.
+
+    Args:
+        document: what to show.
+        folder: made where it is missing.
+        name: of the files, without an ending.
+        plotlyjs: see `html`.
+        result: plain data for the JSON; None: there is none.
+
+    Returns:
+        The page's path, NAME.html.
+
+    Raises:
+        KdsearchError: they cannot be written, or `plotlyjs` is neither.
+    """
+    page = folder / f"{name}.html"
+    texts = {page: html(document, plotlyjs), folder / f"{name}.md": markdown(document, page.name)}
+    if result is not None:
+        texts[folder / f"{name}.json"] = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    for path, text in texts.items():
+        write_text(path, text)
+    return page
+
+
+def columns(grid: Grid) -> list[str]:
+    """The class of each column: "n" for numbers, "wrap" for long text, "" for the rest."""
+    return [_column([row[i] for row in grid.rows]) for i in range(len(grid.header))]
+
+
+def _column(cells: Sequence[str]) -> str:
+    told = [cell for cell in cells if cell not in NOTHING]
+    if told and all(NUMERIC.match(cell) for cell in told):
+        return "n"
+    return "wrap" if any(len(cell) > LONG for cell in told) else ""
+
+
+def _marked(text: str) -> Markup:
+    """Text for HTML: everything escaped, code where backticks were."""
+    pieces = CODE.split(text)  # text and code by turns
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)
+    )
+
+
+def _section_blocks(section: Section, page: str) -> Iterator[str]:
+    if section.anchor:
+        yield f'<a id="{escape(section.anchor)}"></a>'
+    yield f"## {_line(section.title)}"
+    yield from (_line(paragraph) for paragraph in section.text)
+    if section.figure is not None:
+        place = f"[{page}]({page})" if page else "the HTML page"
+        yield f"(Figure: see {place}.)" + (f" {_line(section.caption)}" if section.caption else "")
+    if section.note:
+        yield _line(section.note)
+    if section.grid is not None:
+        rows = [section.grid.header, *section.grid.rows]
+        lines = ["| " + " | ".join(_line(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
+        yield "\n".join([lines[0], "|" + "---|" * len(section.grid.header), *lines[1:]])
+
+
+def _line(text: str) -> str:
+    """Text for Markdown in one line, whose < opens no HTML."""
+    pieces = CODE.split(" ".join(text.split()))
+    return "".join(
+        f"`{piece}`" if i % 2 else re.sub(r"<(?=[A-Za-z/!?])", "&lt;", piece) for i, piece in enumerate(pieces)
+    )

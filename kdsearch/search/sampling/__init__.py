@@ -1,0 +1,1 @@
+"""Which configuration is tried next: samplers, candidates and the model that chooses among them."""

@@ -1,0 +1,80 @@
+"""The ratio that a candidate has or may have, at no timing's cost."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import torch
+from optuna import Study
+
+from kdsearch import networks
+from kdsearch.measure import flops
+from kdsearch.records import Attr, Config, architecture
+from kdsearch.search.failures import is_exhausted
+from kdsearch.search.trial import Workshop
+
+
+class LikelyRatio:
+    """Guesses inference ratios from those that a study has timed.
+
+    An architecture that was timed has its ratio. Between two of these, log ratios are interpolated over the log of the
+    ratio of counted operations, and beyond them they go on as the last two did.
+
+    Args:
+        workshop: its teacher and students are counted.
+    """
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._teacher = float(flops.count(workshop.teacher.network, workshop.split.example(1)))
+        self._counted: dict[str, float] = {}
+
+    def __call__(self, study: Study, config: Config) -> tuple[float] | None:
+        """The likely ratio of a configuration; None while nothing was timed, and of one that is not to be proposed."""
+        if is_exhausted(study, config):
+            return None
+        known: dict[float, float] = {}
+        for trial in study.get_trials(deepcopy=False):
+            ratio, other = trial.user_attrs.get(Attr.RATIO), trial.user_attrs.get(Attr.CONFIG)
+            if ratio is None or not isinstance(other, dict):
+                continue
+            if architecture(other) == architecture(config):
+                return (float(ratio),)
+            known[self.counted(other)] = ratio
+        if not known:
+            return None
+        return (interpolated(self.counted(config), known),)
+
+    def counted(self, config: Config) -> float:
+        """Teacher's operations / student's, of a student without weights."""
+        key = json.dumps(architecture(config), sort_keys=True)
+        if key not in self._counted:
+            workshop = self._workshop
+            family = networks.student_family(workshop.spec.student.family)
+            with torch.device("meta"):
+                student = family.build(architecture(config), workshop.split.shape, len(workshop.split.classes))
+                image = torch.zeros(1, *workshop.split.shape)
+            self._counted[key] = self._teacher / flops.count(student, image)
+        return self._counted[key]
+
+
+def interpolated(counted: float, known: dict[float, float]) -> float:
+    """A ratio from a counted ratio, by straight lines between the known pairs on logarithmic axes.
+
+    Args:
+        counted: ratio of counted operations.
+        known: measured ratio by counted ratio; at least one.
+    """
+    counts = sorted(known)
+    if len(counts) == 1:
+        return known[counts[0]] * counted / counts[0]
+    logs = np.log10(counts), np.log10([known[count] for count in counts])
+    inside = float(np.interp(math.log10(counted), *logs))
+    for end, inner in ((0, 1), (-1, -2)):
+        beyond = math.log10(counted) - logs[0][end]
+        if (beyond < 0) if end == 0 else (beyond > 0):
+            slope = (logs[1][end] - logs[1][inner]) / (logs[0][end] - logs[0][inner])
+            inside = float(logs[1][end] + min(max(slope, 0.0), 1.0) * beyond)
+    return 10**inside

@@ -1,0 +1,137 @@
+"""The weights of the trials on the front, kept beside the storage, so that shipping one needs no training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from optuna import Study, Trial
+from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
+
+from kdsearch import pareto
+from kdsearch.errors import KdsearchError
+from kdsearch.progress import Progress
+from kdsearch.records import Attr
+from kdsearch.storage import GRPC, JOURNAL, masked
+from kdsearch.system import files
+
+FOLDER = "KDSEARCH_WEIGHTS_DIR"
+NAME = re.compile(r"trial-(\d+)-[0-9a-f]{32}\.safetensors")
+
+
+def folder(url: str, study: str) -> Path:
+    """Where this machine keeps a study's weights.
+
+    Beside the file of a sqlite or journal storage, in `FILE-weights/STUDY`. Those of a server are in the user's data
+    folder (or `KDSEARCH_WEIGHTS_DIR`): each machine has those of the trials that it ran.
+    """
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', study)[:40]}-{_hash(study)}"
+    path = _storage_file(url)
+    if path is not None:
+        return path.with_name(f"{path.name}-weights") / name
+    base = Path(os.environ.get(FOLDER) or Path(platformdirs.user_data_dir("kdsearch")) / "weights")
+    return base.expanduser() / _hash(masked(url)) / name
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=4).hexdigest()
+
+
+def _storage_file(url: str) -> Path | None:
+    if url.startswith(JOURNAL):
+        return Path(url.removeprefix(JOURNAL))
+    if url.startswith(GRPC) or not url.startswith("sqlite"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    found = make_url(url).database
+    return None if not found or found == ":memory:" or found.startswith("file:") else Path(found)
+
+
+def _on_front(trials: list[FrozenTrial]) -> set[int]:
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return {complete[i].number for i in pareto.front([trial.values for trial in complete])}
+
+
+class Keeper:
+    """Keeps the weights of trials that stand on the front, and drops those that left it: whoever did, it is for good.
+
+    Several processes may do so at once. A file is named after its trial and the digest of its tensors, and it is
+    written whole before its trial names it, so that a process that is killed leaves at most a file that the next
+    `sweep` removes.
+
+    Args:
+        place: the folder.
+        progress: told where nothing can be written there; a trial is worth more than its file.
+    """
+
+    def __init__(self, place: Path, progress: Progress) -> None:
+        self._place = place
+        self._progress = progress
+
+    def keep(self, trial: Trial, weights: dict[str, Tensor], values: tuple[float, float]) -> None:
+        """Keeps the weights of a trial that is about to end with these values, if no complete trial dominates it."""
+        others = trial.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        if any(pareto.dominates(other.values, values) for other in others):
+            return
+        plain = {key: value.detach().contiguous().cpu() for key, value in weights.items()}
+        digest = files.digest(plain)
+        path = self._place / f"trial-{trial.number}-{digest}.safetensors"
+        try:
+            files.save_tensors(path, plain, {"config": json.dumps(trial.user_attrs[Attr.CONFIG])})
+        except KdsearchError as error:
+            self._progress.warning(f"the weights of trial {trial.number} were not kept: {error}")
+            return
+        trial.set_user_attr(Attr.WEIGHTS, {"file": path.name, "digest": digest})
+
+    def sweep(self, study: Study) -> None:
+        """Removes the files of trials that are not on the front any more, or never came to their end."""
+        if not self._place.is_dir():
+            return
+        found = [path for path in self._place.iterdir() if NAME.fullmatch(path.name)]
+        trials = study.get_trials(deepcopy=False)  # after the files: each one's trial is among these
+        front = _on_front(trials)
+        for path in found:
+            match = NAME.fullmatch(path.name)
+            number = int(match[1]) if match else -1
+            trial = trials[number] if number < len(trials) else None
+            if trial is not None and trial.state == TrialState.RUNNING:
+                continue  # its file may not be named yet
+            if number not in front or trial is None or named(trial).get("file") != path.name:
+                with suppress(OSError):  # what cannot be removed stays, and harms nobody
+                    path.unlink()
+
+
+def named(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial says of its weights: `file` and `digest`; empty where they were never kept."""
+    found = trial.user_attrs.get(Attr.WEIGHTS)
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def load(url: str, study: str, trial: FrozenTrial) -> dict[str, Tensor]:
+    """The kept weights of a trial, on the CPU.
+
+    Raises:
+        KdsearchError: there are none on this machine, or they are not those that the trial names.
+    """
+    import torch
+
+    said = named(trial)
+    path = folder(url, study) / Path(str(said.get("file", f"trial-{trial.number}"))).name
+    try:
+        if not said:
+            raise ValueError("the trial names none")
+        tensors, _ = files.load_tensors(path, torch.device("cpu"))
+        if files.digest(tensors) != said["digest"]:
+            raise ValueError("they are not the trial's: another digest")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise KdsearchError(f"the kept weights must be there and whole: {reason}", got=path) from None
+    return tensors

@@ -1,0 +1,1 @@
+"""Many processes on one study: claimed trials, signs of life, the supervisor, the live view."""

@@ -1,0 +1,159 @@
+"""The live view of a study: one process at a time keeps it, between its trials, and nothing of it can end a study."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna import Study
+
+from kdsearch.progress import Progress
+from kdsearch.search.workers import liveness
+from kdsearch.system import signals
+
+EVERY = 10.0  # seconds between two refreshes
+SHARE = 0.01  # of the time at most goes into refreshing: a slow storage or a long study is refreshed more rarely
+LONGEST = 600.0  # seconds between two tries where the storage refuses
+MISSED = 3  # looks at a lease that stands still, after which somebody else takes it
+LEASE = "kdsearch:live"
+
+Publish = Callable[[Study, bool], object]
+"""Writes a study's view; the flag says whether its run is over."""
+
+
+class Lease:
+    """Who of all processes keeps the view: a name and a count in the study, and no clock of any machine.
+
+    A process takes the lease where nobody has it, where its holder died on this machine, or where the holder's count
+    stands still over several of its own looks: then the holder sits in a long trial, and whoever has time keeps the
+    view. Two may take it in the same moment; the storage keeps the later one, and the other sees so at its next look.
+    Until then both write, which harms nothing: each part of the view is one attribute, replaced whole.
+
+    Args:
+        study: of the storage that all processes share.
+        missed: looks.
+    """
+
+    def __init__(self, study: Study, missed: int = MISSED) -> None:
+        self._study, self._missed = study, missed
+        self._name = uuid.uuid4().hex
+        self._count = 0
+        self._seen: tuple[object, int] = (None, 0)
+
+    def mine(self) -> bool:
+        """Whether this process keeps the view now: the lease is read, and counted up or taken where it may be."""
+        held = self._read()
+        if held.get("name") not in (None, self._name) and not self._is_left(held):
+            return False
+        self._count += 1
+        self._write({"name": self._name, "count": self._count, "worker": liveness.myself()})
+        return bool(self._read().get("name") == self._name)
+
+    def release(self) -> None:
+        """Lets somebody else have it at once."""
+        if self._read().get("name") == self._name:
+            self._write(None)
+
+    def _is_left(self, held: dict[str, Any]) -> bool:
+        sign = held.get("name"), held.get("count")
+        self._seen = (sign, self._seen[1] + 1 if sign == self._seen[0] else 0)
+        return liveness.is_gone(held.get("worker")) or self._seen[1] >= self._missed
+
+    def _read(self) -> dict[str, Any]:
+        found = self._study._storage.get_study_system_attrs(self._study._study_id).get(LEASE)
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, value: dict[str, Any] | None) -> None:
+        self._study._storage.set_study_system_attr(self._study._study_id, LEASE, value)
+
+
+class Live:
+    """A study's view, refreshed when trials have ended since, and never more often than it may be.
+
+    Args:
+        study: that this process runs.
+        publish: writes the view.
+        progress: warned once where that fails.
+        every: seconds between two refreshes.
+
+    Attributes:
+        refreshes: written so far.
+        seconds: that all of it took.
+    """
+
+    def __init__(self, study: Study, publish: Publish, progress: Progress, every: float = EVERY) -> None:
+        self._study, self._publish, self._progress, self._every = study, publish, progress, every
+        self._lease: Lease | None = None
+        self._due = 0.0
+        self._shown = -1  # ended trials in the view
+        self._failures = 0
+        self.refreshes, self.seconds = 0, 0.0
+
+    def look(self) -> None:
+        """Refreshes the view if it is due and this process keeps it; never raises what a storage raises."""
+        if time.monotonic() >= self._due:
+            self._try(lambda lease: self._refresh(lease))
+
+    def end(self) -> None:
+        """Writes the view a last time and gives the lease away; a process that is told to end only does the latter."""
+        if signals.received() is None:
+            self._try(lambda lease: self._refresh(lease, over=True))
+        self._try(lambda lease: lease.release())
+
+    def _refresh(self, lease: Lease, *, over: bool = False) -> None:
+        if not lease.mine():
+            return
+        trials = self._own().get_trials(deepcopy=False)
+        ended = sum(trial.state.is_finished() for trial in trials)
+        if over or ended != self._shown:
+            self._publish(self._own(), over)
+            self.refreshes += 1
+            self._shown = ended
+
+    def _own(self) -> Study:
+        """The study without the patience of the search: where the storage is away, the view is simply late."""
+        if not hasattr(self, "_impatient"):
+            backend = getattr(self._study._storage, "backend", self._study._storage)
+            self._impatient = optuna.load_study(study_name=self._study.study_name, storage=backend)
+        return self._impatient
+
+    def _try(self, act: Callable[[Lease], None]) -> None:
+        begin = time.monotonic()
+        try:
+            if self._lease is None:
+                self._lease = Lease(self._own())
+            act(self._lease)
+        except Exception as error:
+            self._failures += 1
+            if self._failures == 1:
+                said = str(error).splitlines()[:1] or [type(error).__name__]
+                self._progress.warning(f"the live view in optuna-dashboard is late, the study goes on: {said[0]}")
+            self._due = time.monotonic() + min(LONGEST, self._every * 2**self._failures)
+        else:
+            now = time.monotonic()
+            self._due = now + max(self._every, (now - begin) / SHARE)
+        self.seconds += time.monotonic() - begin
+
+
+@contextmanager
+def kept(study: Study, publish: Publish | None, progress: Progress) -> Iterator[Callable[[], None]]:
+    """Runs its body with a study's view kept: written at the start, at each call of what it is given, and at the end.
+
+    Args:
+        study: that this process runs or supervises.
+        publish: writes the view; None: there is none.
+        progress: warned once where that fails.
+    """
+    if publish is None:
+        yield lambda: None
+        return
+    live = Live(study, publish, progress)
+    live.look()
+    try:
+        yield live.look
+    finally:
+        live.end()

@@ -1,0 +1,114 @@
+"""The trials of one process: claimed, run, told, and handed back where the process is told to end."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from optuna import Study, Trial, TrialPruned
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from kdsearch.errors import RunError
+from kdsearch.progress import Progress
+from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr, was_handed_back
+from kdsearch.search import anchors
+from kdsearch.search.budget import Budget, is_finished
+from kdsearch.search.failures import Streak
+from kdsearch.search.plan import Plan
+from kdsearch.search.trial import Objective
+from kdsearch.search.workers import liveness, slots
+from kdsearch.search.workers.monitor import describe
+from kdsearch.system import signals
+
+LOOK = 1.0  # seconds between two looks at a study whose trials are all taken by others
+
+
+def run(
+    study: Study,
+    objective: Objective,
+    plan: Plan,
+    *,
+    budget: Budget,
+    progress: Progress,
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs trials until the budget lets no new one start; a running one goes back to the study on an interruption.
+
+    Args:
+        study, objective, plan: what runs.
+        budget: of the study.
+        progress: told of trials.
+        between: called between trials, and while there is none to run.
+
+    Raises:
+        RunError: too many trials in a row failed (see `failures.Streak`).
+        KeyboardInterrupt: as it came.
+    """
+    streak = Streak()
+    watch = liveness.Watch()
+    budget.start()
+    progress.study_started(*budget.progress(study))
+    try:
+        while not budget.over(trials := study.get_trials(deepcopy=False)):
+            changed = hand_back_abandoned(study, trials, watch, progress)
+            changed |= anchors.enqueue_missing(study, plan.spec, at_most=budget.trials, trials=trials)
+            claimed = slots.claim(study, budget.trials, None if changed else trials)
+            if claimed is None:
+                between()
+                signals.pause(LOOK * random.uniform(0.5, 1))  # of workers that wait together one looks first
+                continue
+            trial = run_one(study, objective, claimed)
+            progress.trial_finished(trial.number, trial.state.name, describe(trial), counted=is_finished(trial))
+            if not was_handed_back(trial.user_attrs) and streak.ends(study, trial):
+                reason = trial.user_attrs.get(Attr.FAIL_REASON)
+                raise RunError(
+                    f"{streak.count} trials in a row failed, the last one with: {reason}",
+                    remedy="mend the cause and run the same command again: finished trials are kept",
+                )
+            between()
+    except KeyboardInterrupt:
+        hand_back_own(study)
+        raise
+
+
+def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
+    """Runs a claimed trial and tells its outcome; whoever handed it back meanwhile has the last word.
+
+    Args:
+        study: of the trial.
+        objective: stores why it fails.
+        trial_id: of a trial that this process has claimed.
+    """
+    study._thread_local.cached_all_trials = None  # as `Study.ask` does
+    trial = Trial(study, trial_id)
+    values, state = None, TrialState.FAIL
+    with liveness.beating(study, trial_id):
+        try:
+            values, state = objective(trial), TrialState.COMPLETE
+        except TrialPruned:
+            state = TrialState.PRUNED
+        except Exception:
+            pass
+        with signals.shield(), suppress(UpdateFinishedTrialError):
+            study.tell(trial, values, state, skip_if_finished=True)
+    return study._storage.get_trial(trial_id)
+
+
+def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: liveness.Watch, progress: Progress) -> bool:
+    """Hands back the trials of workers that are gone, among these just read, and says so; whether there were any."""
+    abandoned = watch.abandoned(trials, time.monotonic())
+    for trial, reason in abandoned:
+        if slots.hand_back(study, trial, reason):
+            progress.warning(f"trial {trial.number} is run again: {reason}")
+    return bool(abandoned)
+
+
+def hand_back_own(study: Study) -> None:
+    """Hands back what this process was running."""
+    reason = INTERRUPTED.removeprefix(HANDED_BACK)
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.RUNNING and trial.user_attrs.get(Attr.WORKER) == liveness.myself():
+            slots.hand_back(study, trial, reason)

@@ -1,0 +1,248 @@
+"""Several workers on one machine: started, watched, started again where they die, and stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, NamedTuple
+
+import torch
+from optuna import Study
+
+from kdsearch.errors import RunError
+from kdsearch.progress import Progress
+from kdsearch.search import anchors, clock
+from kdsearch.search.options import Options
+from kdsearch.search.plan import Plan
+from kdsearch.search.workers import liveness
+from kdsearch.search.workers.loop import hand_back_abandoned
+from kdsearch.search.workers.monitor import Monitor
+from kdsearch.system import signals
+
+LOOK = 0.5  # seconds between two looks at the study and its workers
+DEATHS_IN_A_ROW = 5  # of as many processes as there are workers, without a finished trial between them
+PARTING = 8.0  # seconds that workers are given to end in order
+OURS = "kdsearch: error: "
+
+
+@dataclass
+class Child:
+    """A worker's process.
+
+    Attributes:
+        process: of the worker; its stdout goes nowhere.
+        errors: where its stderr goes.
+    """
+
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+
+    def last_words(self) -> str:
+        """The last line of its stderr, which is closed with it."""
+        with self.errors:
+            self.errors.seek(0)
+            lines = self.errors.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+class Ended(NamedTuple):
+    """A worker that has ended.
+
+    Attributes:
+        pid: of its process.
+        code: it ended with; below 0 the number of the signal that killed it.
+        words: the last line of its stderr.
+    """
+
+    pid: int
+    code: int
+    words: str
+
+
+def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
+    """The environment of worker `index`: its storage, its GPU where there are several, its share of the cores.
+
+    The storage's URL may hold a password: everybody on the machine reads a command line, only the user the environment.
+    """
+    changed = {"OPTUNA_STORAGE": plan.url}
+    if plan.device.type == "cuda" and torch.cuda.device_count() > 1 and plan.device.index in (None, 0):
+        there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        names = there.split(",")
+        changed["CUDA_VISIBLE_DEVICES"] = names[index % len(names)]
+    if plan.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        changed["OMP_NUM_THREADS"] = str(max(1, cores() // workers))
+    return {**os.environ, **changed}
+
+
+def cores() -> int:
+    """Cores that this process may use: a container or a job may have fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Crew:
+    """The workers of one machine.
+
+    Args:
+        plan: of the study that they join.
+        workers: how many.
+        seconds_left: of the study's timeout, asked at each start of a worker; None: there is no such limit.
+    """
+
+    def __init__(self, plan: Plan, workers: int, seconds_left: Callable[[], float | None]) -> None:
+        self._plan, self._seconds_left = plan, seconds_left
+        self._children: dict[int, Child | None] = dict.fromkeys(range(workers))
+
+    def start(self, index: int) -> None:
+        """Starts worker `index`, in a process group of its own: a terminal's Ctrl-C is the supervisor's alone."""
+        plan, left = self._plan, self._seconds_left()
+        several = plan.device.type == "cuda" and torch.cuda.device_count() > 1
+        device = str(plan.device) if not several or plan.device.index else "cuda"
+        words = ["worker", f"--name={plan.name}", f"--device={device}", f"--supervisor={os.getpid()}"]
+        words += [] if plan.data_dir is None else [f"--data-dir={plan.data_dir}"]
+        words += [] if left is None else [f"--timeout={left}"]
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 -- the worker's, closed with it
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kdsearch", *words],
+            env=environment(plan, len(self._children), index),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        self._children[index] = Child(process, errors)
+
+    def start_all(self) -> None:
+        """Starts all workers."""
+        for index in self._children:
+            self.start(index)
+
+    def ended(self) -> list[tuple[int, Ended]]:
+        """The workers that have ended since the last look, by their index."""
+        found = []
+        for index, child in self._children.items():
+            if child is not None and (code := child.process.poll()) is not None:
+                self._children[index] = None
+                found.append((index, Ended(child.process.pid, code, child.last_words())))
+        return found
+
+    @property
+    def running(self) -> bool:
+        """Whether any worker still runs."""
+        return any(child is not None for child in self._children.values())
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to all workers that run."""
+        for child in self._children.values():
+            if child is not None and child.process.poll() is None:
+                child.process.send_signal(number)
+
+    def stop(self) -> None:
+        """Lets all workers hand back their trials and end; whoever takes too long is killed."""
+        self.signal(signal.SIGTERM)
+        end = time.monotonic() + PARTING
+        while self.running and time.monotonic() < end:
+            self.ended()
+            time.sleep(signals.NAP)
+        self.signal(signal.SIGKILL)
+        for child in self._children.values():
+            if child is not None:
+                child.process.wait()  # else it seems to live
+
+
+@contextmanager
+def _tidied(study: Study, watch: liveness.Watch, progress: Progress) -> Iterator[None]:
+    """Hands back after an interruption what a worker could not: the signal may have met it in the middle of a query."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with signals.shield():
+            hand_back_abandoned(study, study.get_trials(deepcopy=False), watch, progress)
+        raise
+
+
+@contextmanager
+def _crew(plan: Plan, workers: int, seconds_left: Callable[[], float | None]) -> Iterator[Crew]:
+    """The workers, started; none is left however the body ends."""
+    crew = Crew(plan, workers, seconds_left)
+    with signals.at_once(lambda: crew.signal(signal.SIGKILL)):
+        try:
+            crew.start_all()
+            yield crew
+        finally:
+            with signals.shield():
+                crew.stop()
+
+
+def supervise(
+    study: Study,
+    plan: Plan,
+    options: Options,
+    *,
+    workers: int,
+    progress: Progress,
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs a study with workers until its budget is spent.
+
+    Args:
+        study: opened, with its options stored.
+        plan: of the study; its teacher is in the cache.
+        options: of the run.
+        workers: processes to run.
+        progress: told of all trials of the study, whoever runs them.
+        between: called between two looks at the workers.
+
+    Raises:
+        RunError: a worker says that it cannot go on, or workers die without finishing anything.
+        KeyboardInterrupt: this process was told to end; the workers have handed back their trials.
+    """
+    budget = options.budget()
+    begin, before = time.monotonic(), clock.spent(study)
+    budget.start()
+    anchors.enqueue_missing(study, plan.spec, at_most=budget.trials)
+    monitor, watch = Monitor(study, progress), liveness.Watch()
+    progress.study_started(*budget.progress(study))
+    deaths, finished = 0, 0
+
+    def seconds_left() -> float | None:
+        return None if options.timeout is None else max(0.0, options.timeout - (time.monotonic() - begin))
+
+    with _tidied(study, watch, progress), _crew(plan, workers, seconds_left) as crew:
+        while crew.running:
+            signals.pause(LOOK)
+            for index, worker in crew.ended():
+                _refuse(worker)
+                if worker.code != 0 and not budget.over(study.get_trials(deepcopy=False)):
+                    deaths += 1
+                    _tell(worker, progress)
+                    crew.start(index)
+            hand_back_abandoned(study, monitor.look(), watch, progress)
+            between()
+            if monitor.finished > finished:
+                deaths, finished = 0, monitor.finished
+            if deaths >= DEATHS_IN_A_ROW * workers:
+                raise RunError(
+                    f"{deaths} workers died and no trial was finished meanwhile",
+                    remedy="look at the system's log (memory?) and run the same command again",
+                )
+    monitor.look()
+    after = clock.spent(study)
+    progress.study_finished(clock.shares({work: after[work] - before[work] for work in after}))
+
+
+def _refuse(worker: Ended) -> None:
+    """Goes on with a worker's own word that it cannot work: another one could not either."""
+    if worker.code and worker.words.startswith(OURS):
+        raise RunError(f"a worker cannot go on: {worker.words.removeprefix(OURS)}", remedy="")
+
+
+def _tell(worker: Ended, progress: Progress) -> None:
+    how = signal.Signals(-worker.code).name if worker.code < 0 else worker.words
+    progress.warning(f"worker {worker.pid} died ({how}); another one takes its place")

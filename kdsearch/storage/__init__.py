@@ -1,0 +1,29 @@
+"""Optuna storages: opened by URL, without their passwords in print, patient with servers that are away."""
+
+from kdsearch.storage.opening import (
+    DEFAULT_STORAGE,
+    GRPC,
+    JOURNAL,
+    fold,
+    hidden,
+    load_study,
+    load_trial,
+    masked,
+    open_storage,
+    study_names,
+    trouble,
+)
+
+__all__ = [
+    "DEFAULT_STORAGE",
+    "GRPC",
+    "JOURNAL",
+    "fold",
+    "hidden",
+    "load_study",
+    "load_trial",
+    "masked",
+    "open_storage",
+    "study_names",
+    "trouble",
+]

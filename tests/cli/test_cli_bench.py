@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdsearch.experiments.search_bench import tables
+
+SPACE = {"width": [8, 32, 128], "loss_weight": 0.0, "temperature": 1.0, "batch_size": [16, 64],
+         "epochs": {"low": 1, "high": 4, "log": False, "step": None}}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The path of a table of six rows."""
+    rows = [
+        {
+            "config": {"width": width, "loss_weight": 0.0, "epochs": 4, "batch_size": batch},
+            "ratio": 1000 / width,
+            "accuracy": [1 - 0.5 * width**-0.2 * (1 + batch / 500) * epoch**-0.4 for epoch in range(1, 5)],
+            "seconds": [1.0] * 4,
+        }
+        for width in (8, 32, 128)
+        for batch in (16, 64)
+    ]
+    provenance = {"study_file": {"space": SPACE, "data": {"name": "digits", "split_seed": 0}}, "seed": 0}
+    tables.save(tmp_path / "small.json.gz", provenance, rows)
+    return "small.json.gz"
+
+
+def test_help_names_the_commands(kdsearch):
+    code, out, _ = kdsearch("bench", "--help")
+    assert code == 0
+    for command in ("search", "tabulate", "decision", "train"):
+        assert command in out
+
+
+def test_decision_prints_json_alone(kdsearch):
+    code, out, err = kdsearch("bench", "decision", "--trials", "10", "--epochs", "3", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["trials"], found["epochs"]) == (10, 3)
+    assert found["median_ms"] <= found["worst_ms"]
+
+
+def test_decision_prints_lines(kdsearch):
+    code, out, _ = kdsearch("bench", "decision", "--trials", "10", "--epochs", "3")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["history", "decision", "first"]
+
+
+@pytest.mark.parametrize("name", ["table.json", "table.gz", "table"])
+def test_tabulate_refuses_another_kind_of_file(kdsearch, name):
+    code, out, err = kdsearch("bench", "tabulate", "--out", name)
+    assert (code, out) == (1, "")
+    assert err == f"kdsearch: error: --out must end with .json.gz (got {name}); give NAME.json.gz\n"
+
+
+def test_search_refuses_an_unknown_table(kdsearch):
+    code, out, err = kdsearch("bench", "search", "--tables", "digits,nothing", "--json")
+    assert (code, out) == (1, "")
+    assert "a table must exist (got nothing)" in err
+
+
+def test_search_refuses_another_way_to_get_plotly_before_it_replays(kdsearch, tmp_path):
+    code, out, err = kdsearch("bench", "search", "--tables", "nothing", "--plotlyjs", "none")
+    assert (code, out) == (1, "")
+    assert err == "kdsearch: error: plotly.js must come inline or cdn (got none); choose one of the two\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_errors_exit_with_2(kdsearch):
+    assert kdsearch("bench", "search", "--seeds", "0")[0] == 2
+    assert kdsearch("bench", "tabulate")[0] == 2
+
+
+@pytest.mark.slow
+def test_search_prints_json_alone_and_writes_reports(kdsearch, small, tmp_path):
+    words = ("bench", "search", "--tables", small, "--seeds", "2", "--first-seed", "5", "--jobs", "1", "--budget", "12")
+    code, out, err = kdsearch(*words, "--out", "here", "--json")
+    assert code == 0, err
+    found = json.loads(out)["tables"]["small"]
+    assert (found["budget"], found["seeds"]) == (12, [5, 6])
+    assert found["speedup"].keys() == {"0.95", "0.98"}
+    assert {"ours", "none"} <= found["reach_99"].keys()
+    assert found["epochs_to_tpe_final"].keys() == {"ours", "tpe"}
+    assert "report: here/bench-search.html" in err
+    for name in ("bench-search.html", "bench-search.md"):
+        assert "--first-seed 5" in (tmp_path / "here" / name).read_text()
+    assert "https://cdn" not in (tmp_path / "here" / "bench-search.html").read_text()
+
+
+@pytest.mark.slow
+def test_tabulate_makes_a_table_that_search_can_read(kdsearch):
+    words = ("--dataset", "digits", "--count", "2", "--epochs", "2", "--workers", "1", "--train-size", "100")
+    code, out, err = kdsearch("bench", "tabulate", "--out", "t.json.gz", *words, "--device", "cpu", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"table": "t.json.gz", "rows": 2}
+    assert tables.load("t.json.gz").epochs == 2
+
+
+def test_train_refuses_what_it_cannot_measure_before_it_reads_data(kdsearch, tmp_path):
+    code, out, err = kdsearch("bench", "train", "--rows", "c1,x9")
+    assert (code, out) == (1, "")
+    assert "--rows must name rows of the slides that train in float (got x9)" in err
+    code, out, err = kdsearch("bench", "train", "--plotlyjs", "none")
+    assert (code, out) == (1, "")
+    assert "plotly.js must come inline or cdn" in err
+    assert kdsearch("bench", "train", "--samples", "0")[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_train_prints_json_alone_and_writes_reports(kdsearch, tmp_path):
+    words = ("--rows", "m7", "--device", "cpu", "--steps", "3", "--samples", "2", "--workers", "1")
+    code, out, err = kdsearch("bench", "train", *words, "--plotlyjs", "cdn", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    row = found["rows"]["m7"]
+    assert (row["batch"], row["steps"], row["workers"]) == (32, 3, 1)
+    assert row["losses_agree_to"] < 1e-5
+    assert row["ours"] > 0
+    assert json.loads((tmp_path / "reports" / "bench-train.json").read_text()) == found
+    assert "report: reports/bench-train.html" in err
+    assert "--steps 3" in (tmp_path / "reports" / "bench-train.md").read_text()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdsearch.errors import KdsearchError
+from kdsearch.experiments.search_bench import tables, tabulate
+from kdsearch.progress import Progress
+
+TINY = {"train_size": 200, "max_epochs": 2, "device": "cpu", "cost": "flops"}  # the session's teacher was trained so
+
+
+class Told(Progress):
+    def __init__(self):
+        self.started, self.finished = None, []
+
+    def study_started(self, done, total, unit="trials"):
+        self.started = (done, total)
+
+    def trial_finished(self, number, state, text, *, counted):
+        self.finished.append(number)
+
+
+def test_configurations_are_different_follow_the_seed_and_are_as_long_as_asked(plan):
+    made = tabulate.configurations(plan, count=20, epochs=7, seed=1)
+    assert len({json.dumps(config, sort_keys=True) for config in made}) == 20
+    assert {config["epochs"] for config in made} == {7}
+    assert made == tabulate.configurations(plan, count=20, epochs=7, seed=1)
+    assert made[:10] == tabulate.configurations(plan, count=10, epochs=7, seed=1)
+    assert made != tabulate.configurations(plan, count=20, epochs=7, seed=2)
+
+
+def test_finished_rows_are_kept_but_not_a_line_cut_in_its_middle(tmp_path):
+    out, wanted = tmp_path / "t.json.gz", {"epochs": 2}
+    partial = tabulate.Partial(out, wanted)
+    partial.add(3, {"ratio": 1.0})
+    partial.add(1, {"ratio": 2.0})
+    with partial.path.open("a") as file:
+        file.write('{"index": 5, "ra')
+    again = tabulate.Partial(out, wanted)
+    assert again.rows == {3: {"ratio": 1.0}, 1: {"ratio": 2.0}}
+    again.add(5, {"ratio": 3.0})
+    assert tabulate.Partial(out, wanted).rows == again.rows
+
+
+def test_rows_of_other_options_are_refused(tmp_path):
+    tabulate.Partial(tmp_path / "t.json.gz", {"epochs": 2})
+    with pytest.raises(KdsearchError, match="same options"):
+        tabulate.Partial(tmp_path / "t.json.gz", {"epochs": 3})
+
+
+@pytest.mark.slow
+def test_a_table_goes_on_where_it_stopped_and_comes_out_alike(tmp_path, teacher):
+    options = {"count": 3, "epochs": 2, "seed": 1, "dataset": "digits", **TINY}
+    whole, cut = tmp_path / "whole.json.gz", tmp_path / "cut.json.gz"
+    first, second = Told(), Told()
+    assert tabulate.tabulate(whole, workers=1, progress=first, **options) == whole
+    table = tables.load(str(whole))
+    assert (table.accuracy.shape, table.epochs) == ((3, 2), 2)
+    assert ((table.accuracy > 0) & (table.accuracy <= 1)).all()
+    assert table.provenance["seed"] == 1
+    assert table.provenance["images"]["train"] == 200
+    assert table.provenance["environment"]["device"] == "cpu"
+    assert not list(tmp_path.glob("*.partial"))
+    begun = tabulate.Partial(cut, {key: table.provenance[key] for key in ("study_file", "epochs", "seed")})
+    kept = {"config": table.configs[1], "ratio": 5.0, "low": 5.0, "high": 5.0, "parameters": 1,
+            "accuracy": [0.25, 0.5], "seconds": [1.0, 1.0]}  # fmt: skip
+    begun.add(1, kept)
+    tabulate.tabulate(cut, workers=2, progress=second, **options)
+    again = tables.load(str(cut))
+    assert again.accuracy[1].tolist() == [0.25, 0.5]  # not trained again
+    assert again.accuracy[[0, 2]].tolist() == table.accuracy[[0, 2]].tolist()
+    assert again.configs == table.configs
+    assert (first.started, second.started) == ((0, 3), (1, 3))
+    assert sorted(second.finished) == [0, 2]

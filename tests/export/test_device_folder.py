@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+
+import optuna
+import pytest
+import torch
+
+from kdsearch.export import device_folder
+from kdsearch.records import StudyAttr
+
+
+def test_predictions_that_are_nearly_a_tie_are_not_expected():
+    logits = torch.tensor([[5.0, 1.0, 0.0], [5.0, 4.9, 0.0], [-1.0, -2.0, -100.0], [0.1, 0.2, 0.0]])
+    assert device_folder.labels(logits) == [0, None, None, 1]
+
+
+@pytest.mark.parametrize("stored", [None, 3, ["a"]])
+def test_the_study_keeps_every_fingerprint_and_when_it_was_first_made(stored: object):
+    study = optuna.create_study(directions=["maximize"] * 2)
+    key = f"{StudyAttr.CARRIED}5"
+    if stored is not None:
+        study.set_user_attr(key, stored)
+    device_folder._remember(study, 5, "a")
+    first = study.user_attrs[key]
+    assert list(first) == ["a"]
+    device_folder._remember(study, 5, "a")
+    assert study.user_attrs[key] == first
+    device_folder._remember(study, 5, "b")
+    assert list(study.user_attrs[key]) == ["a", "b"]
+
+
+def test_the_readme_names_the_commands_and_obeys_no_name():
+    name = "it's\x1b[2J\nrm -rf"
+    text = device_folder._readme({"study": name, "trial": 3, "batch": 1000, "threads": 2})
+    assert "python measure.py --out device.json" in text
+    assert "kdsearch measure --import device.json" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert json.dumps(text)
+    assert not any(line.startswith("rm") for line in text.split("\n"))

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from kdsearch.distil import teacher as teachers
+from kdsearch.errors import TeacherError
+from kdsearch.networks import custom
+from kdsearch.search.plan import Plan
+from kdsearch.spec import TeacherSpec
+
+
+def wanted(build: str, **changes: object) -> TeacherSpec:
+    return TeacherSpec.model_validate({"build": build, "weights": "w.safetensors", **changes})
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "words"),
+    [
+        ("no.such:thing", {}, "must be importable"),
+        ("torch.nn:Nothing", {}, "must name what torch.nn holds"),
+        ("math:pi", {}, "must name a function or a class"),
+        ("builtins:dict", {}, "must return an nn.Module"),
+        ("torch.nn:Linear", {"inputs": 3}, "must take the teacher's options"),
+    ],
+)
+def test_a_function_that_is_none_is_refused_in_one_line(build: str, options: dict[str, int], words: str) -> None:
+    with pytest.raises(TeacherError, match=words) as caught:
+        custom.construct(wanted(build, options=options))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_classes_is_refused() -> None:
+    network = custom.construct(wanted("torchvision.models:resnet18", options={"num_classes": 4}))
+    custom.check_output(network, "mine", (3, 32, 32), 4)
+    with pytest.raises(TeacherError, match=r"number of classes, 3 \(got 4 from mine\).*num_classes = 3"):
+        custom.check_output(network, "mine", (3, 32, 32), 3)
+
+
+def test_the_input_is_what_the_teacher_is_used_to() -> None:
+    spec = wanted("x:y", mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.2], size=8)
+    pixels = torch.full((1, 1, 4, 4), 0.6)
+    seen = custom.adapted(nn.Identity(), spec, (0.5, 0.5))((pixels - 0.5) / 0.5)
+    assert seen.shape == (1, 3, 8, 8)
+    torch.testing.assert_close(seen[0, :, 5, 5], torch.tensor([1.0, 1.6, 1.5]))
+
+
+def test_weights_that_do_not_fit_name_their_first_keys(tmp_path) -> None:
+    torch.save(resnet18(num_classes=3).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"size mismatch \(2\): fc.weight \(3, 512\) for \(5, 512\), fc.bias"):
+        teachers.load_weights(resnet18(num_classes=5), tmp_path / "w.pt")
+
+
+def test_a_teacher_near_chance_is_refused(plan: Plan, teacher: teachers.Teacher) -> None:
+    teachers.check_accuracy(teacher.facts, plan.split)
+    poor = dataclasses.replace(teacher.facts, validation_accuracy=0.11)
+    with pytest.raises(TeacherError, match="better than naming the most frequent class"):
+        teachers.check_accuracy(poor, plan.split)

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
+from kdsearch import report
+from kdsearch.pruning.history import Encoder, History, observed_objective, read, signs
+from kdsearch.records import Attr
+
+MAX2 = ["maximize", "maximize"]
+COMPLETE, FAIL, PRUNED, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING
+NAN = math.nan
+
+
+def curve(accuracies, ratio, first=1):
+    return {"0": [None, ratio], **{str(step): [a, ratio] for step, a in enumerate(accuracies, first)}}
+
+
+def add(study, found, *, state=RUNNING, params=None, distributions=None):
+    values = [0.5] * len(study.directions) if state == COMPLETE else None
+    study.add_trial(
+        create_trial(
+            state=state,
+            values=values,
+            params=params or {},
+            distributions=distributions or {},
+            user_attrs={Attr.CURVE: found},
+        )
+    )
+
+
+def study_of(*curves, directions=MAX2, state=RUNNING):
+    study = optuna.create_study(directions=directions)
+    for found in curves:
+        add(study, found, state=state)
+    return study
+
+
+def updated(study, number=None):
+    history = History()
+    history.update(study, number)
+    return history
+
+
+def encoded(distribution, value):
+    encoder = Encoder()
+    encoder.see({"x": distribution})
+    return encoder.encode({} if value is None else {"x": value})
+
+
+def test_more_is_better_whatever_the_direction():
+    assert signs([StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]).tolist() == [1.0, -1.0]
+
+
+def test_the_observed_objective_is_the_one_that_was_not_known_at_first():
+    assert observed_objective([curve([0.5], 3.0)]) == 0
+    assert observed_objective([{"0": [3.0, None], "1": [3.0, 0.5]}]) == 1
+    assert observed_objective([{"0": [None, None, None]}, {"0": [1.0, 2.0, None]}]) == 2
+    assert observed_objective([{"1": [0.5, 3.0]}]) == 0  # never told: the first
+    assert observed_objective([]) == 0
+
+
+def test_a_curve_holds_the_best_so_far_and_what_is_known():
+    trial = create_trial(state=RUNNING, user_attrs={Attr.CURVE: curve([0.5, 0.4, 0.7], 3.0)})
+    found = read(trial, np.array([1.0, -1.0]), 0)
+    assert found.steps.tolist() == [1, 2, 3]
+    assert found.best.tolist() == [0.5, 0.5, 0.7]
+    assert math.isnan(found.known[0])
+    assert found.known[1] == -3.0
+
+
+def test_the_best_of_an_objective_to_be_minimised_is_the_lowest():
+    trial = create_trial(state=RUNNING, user_attrs={Attr.CURVE: curve([0.5, 0.4, 0.7], 3.0)})
+    assert read(trial, np.array([-1.0, 1.0]), 0).best.tolist() == [-0.5, -0.4, -0.4]
+
+
+def test_steps_are_in_the_order_of_their_numbers():
+    trial = create_trial(state=RUNNING, user_attrs={Attr.CURVE: {"10": [0.6, 1.0], "9": [0.5, 1.0]}})
+    assert read(trial, np.ones(2), 0).steps.tolist() == [9, 10]
+
+
+@pytest.mark.parametrize("nothing", [NAN, math.inf, -math.inf, None])
+def test_a_checkpoint_without_a_finite_value_is_left_out(nothing):
+    trial = create_trial(state=RUNNING, user_attrs={Attr.CURVE: curve([nothing, 0.4, nothing], 3.0)})
+    found = read(trial, np.ones(2), 0)
+    assert (found.steps.tolist(), found.best.tolist()) == ([2], [0.4])
+
+
+def test_a_known_objective_that_was_never_told_is_nan():
+    trial = create_trial(state=RUNNING, user_attrs={Attr.CURVE: {"1": [0.5, NAN]}})
+    assert np.isnan(read(trial, np.ones(2), 0).known).all()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "value", "expected"),
+    [
+        (FloatDistribution(0.0, 10.0), 2.5, [0.25]),
+        (FloatDistribution(0.01, 100.0, log=True), 1.0, [0.5]),
+        (IntDistribution(1, 5), 4, [0.75]),
+        (IntDistribution(1, 100, log=True), 10, [0.5]),
+        (IntDistribution(7, 7), 7, [0.5]),
+        (CategoricalDistribution([8, 10, 12]), 10, [0.5]),
+        (CategoricalDistribution([12, 8, 10]), 12, [1.0]),  # by value, not by place
+        (CategoricalDistribution([1, 10, 100]), 10, [0.5]),  # a factor of ten: by logarithm
+        (CategoricalDistribution([0, 10, 100]), 10, [0.1]),
+        (CategoricalDistribution([0.5]), 0.5, [0.5]),
+        (CategoricalDistribution(["a", "b", "c"]), "b", [0.0, 0.5, 0.0]),
+        (CategoricalDistribution(["a", 1]), 1, [0.0, 0.5]),
+        (CategoricalDistribution([False, True]), True, [0.0, 0.5]),  # no numbers
+        (FloatDistribution(0.0, 10.0), None, [0.5]),
+        (IntDistribution(1, 100, log=True), None, [0.5]),
+        (CategoricalDistribution([1, 2]), None, [0.5]),
+        (CategoricalDistribution(["a", "b"]), None, [0.5, 0.5]),
+    ],
+)
+def test_parameters_become_numbers_from_0_to_1(distribution, value, expected):
+    assert encoded(distribution, value) == pytest.approx(expected)
+
+
+@given(st.sampled_from(["a", "b", "c"]), st.sampled_from(["a", "b", "c"]))
+def test_other_choices_lie_as_far_apart_as_the_ends_of_a_range(one, other):
+    choices = CategoricalDistribution(["a", "b", "c"])
+    distance = np.abs(np.subtract(encoded(choices, one), encoded(choices, other))).sum()
+    assert distance == (one != other)
+
+
+def test_a_parameter_keeps_the_distribution_first_seen():
+    encoder = Encoder()
+    encoder.see({"x": FloatDistribution(0.0, 10.0)})
+    encoder.see({"x": FloatDistribution(0.0, 100.0), "y": FloatDistribution(0.0, 1.0)})
+    assert encoder.encode({"y": 0.25, "x": 5.0}) == [0.5, 0.25]
+
+
+def test_a_study_without_a_trial_or_a_report_has_no_curves():
+    study = optuna.create_study(directions=MAX2)
+    assert len(updated(study).curves()) == 0
+    study.add_trial(create_trial(state=RUNNING))
+    history = updated(study, 0)
+    assert (len(history.curves()), history.own, history.observed) == (0, None, None)
+
+
+def test_curves_are_stacked_on_every_step_at_which_something_was_observed():
+    history = updated(study_of(curve([0.5, 0.4, 0.7], 3.0), {"2": [0.9, 4.0], "7": [0.8, 4.0]}))
+    assert history.grid.tolist() == [1, 2, 3, 7]
+    stack = history.curves()
+    assert stack.number.tolist() == [0, 1]
+    assert stack.last.tolist() == [3, 7]
+    np.testing.assert_array_equal(stack.best, [[0.5, 0.5, 0.7, NAN], [NAN, 0.9, 0.9, 0.9]])
+    assert stack.points.tolist() == [[0.7, 3.0], [0.9, 4.0]]
+
+
+def test_the_grid_grows_and_old_curves_with_it():
+    study = study_of(curve([0.5, 0.6], 3.0), state=PRUNED)
+    history = updated(study)
+    add(study, curve([0.1, 0.2, 0.3], 4.0), state=COMPLETE)
+    history.update(study)
+    assert history.grid.tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(history.ended.best, [[0.5, 0.6, NAN], [0.1, 0.2, 0.3]])
+
+
+def test_new_parameters_are_in_the_middle_for_trials_that_lack_them():
+    study = optuna.create_study(directions=MAX2)
+    unit = FloatDistribution(0.0, 1.0)
+    add(study, curve([0.5], 3.0), state=COMPLETE, params={"x": 0.25}, distributions={"x": unit})
+    history = updated(study)
+    assert history.ended.features.tolist() == [[0.25]]
+    add(study, curve([0.5], 3.0), params={"x": 1.0, "y": 0.0}, distributions={"x": unit, "y": unit})
+    history.update(study)
+    assert history.curves().features.tolist() == [[0.25, 0.5], [1.0, 0.0]]
+
+
+def test_ended_and_running_trials_are_told_apart_and_failed_ones_left_out():
+    study = optuna.create_study(directions=MAX2)
+    for state in (COMPLETE, FAIL, RUNNING, PRUNED):
+        add(study, curve([0.5], 3.0), state=state)
+    study.enqueue_trial({})
+    history = updated(study)
+    assert history.ended.number.tolist() == [0, 3]
+    assert history.running.number.tolist() == [2]
+    assert history.curves().number.tolist() == [0, 3, 2]
+
+
+def test_the_trial_asked_about_is_in_neither():
+    study = study_of(curve([0.5], 3.0), curve([0.6], 4.0))
+    history = updated(study, 1)
+    assert history.curves().number.tolist() == [0]
+    assert history.own is not None
+    assert history.own.number == 1
+    history.update(study, 0)
+    assert history.curves().number.tolist() == [1]
+    assert history.own.number == 0
+    history.update(study)
+    assert history.own is None
+
+
+def test_a_trial_without_a_known_objective_or_a_checkpoint_has_no_curve_to_learn_from():
+    history = updated(study_of({"1": [0.5, None]}, {"1": [0.5, NAN]}, curve([], 3.0), curve([NAN], 3.0)))
+    assert len(history.curves()) == 0
+
+
+def test_directions_are_turned_so_that_more_is_better():
+    history = updated(study_of(curve([0.5, 0.4], 3.0), directions=["minimize", "maximize"]))
+    assert history.curves().points.tolist() == [[-0.4, 3.0]]
+
+
+numbers = st.integers(0, 3)
+operations = st.one_of(
+    st.tuples(st.just("ask"), numbers),
+    st.tuples(st.just("report"), numbers, st.integers(0, 4).map(lambda i: i / 4) | st.just(NAN)),
+    st.tuples(st.just("report"), numbers, st.integers(0, 4).map(lambda i: i / 4)),
+    st.tuples(st.just("suggest"), numbers, st.sampled_from(["unit", "factor", "kind"])),
+    st.tuples(st.just("end"), numbers, st.sampled_from([PRUNED, COMPLETE, FAIL])),
+    st.tuples(st.just("look"), st.booleans()),
+)
+
+
+def suggest(trial, name):
+    if name == "unit":
+        trial.suggest_float(name, 0.0, 1.0)
+    elif name == "factor":
+        trial.suggest_int(name, 1, 100, log=True)
+    else:
+        trial.suggest_categorical(name, ["a", "b", "c"])
+
+
+def columns(history):
+    """Where each parameter's columns lie."""
+    found, start = {}, 0
+    for name, distribution in history.encoder.distributions.items():
+        width = len(encoded(distribution, None))
+        found[name] = list(range(start, start + width))
+        start += width
+    return found
+
+
+def assert_alike(kept, fresh):
+    """All that is known is the same; rows and columns may be in another order.
+
+    A trial that has failed since may have left steps and parameters that no other trial has.
+    """
+    assert kept.observed == fresh.observed
+    assert set(fresh.grid) <= set(kept.grid)
+    same_steps = np.isin(kept.grid, fresh.grid)
+    where, elsewhere = columns(kept), columns(fresh)
+    for one, other in ((kept.ended, fresh.ended), (kept.running, fresh.running)):
+        rows, others = np.argsort(one.number), np.argsort(other.number)
+        for name in ("number", "last", "points"):
+            np.testing.assert_array_equal(getattr(one, name)[rows], getattr(other, name)[others])
+        if len(one):
+            np.testing.assert_array_equal(one.best[rows][:, same_steps], other.best[others])
+            for name in elsewhere:
+                np.testing.assert_array_equal(
+                    one.features[rows][:, where[name]], other.features[others][:, elsewhere[name]]
+                )
+    assert (kept.own is None) == (fresh.own is None)
+    if kept.own is not None and fresh.own is not None:
+        assert kept.own.number == fresh.own.number
+        np.testing.assert_array_equal(kept.own.best, fresh.own.best)
+        np.testing.assert_array_equal(kept.own.known, fresh.own.known)
+
+
+@given(st.lists(operations, max_size=30))
+def test_reading_what_is_new_is_reading_everything_anew(operations):
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
+    kept = History()
+    running: list[optuna.Trial] = []
+    for operation, *arguments in [*operations, ("look", False), ("look", True)]:
+        if operation == "ask":
+            running.append(study.ask())
+            report(running[-1], (None, 2.0 + arguments[0]), 0)
+        elif operation == "look":
+            number = running[0].number if arguments[0] and running else None
+            kept.update(study, number)
+            assert_alike(kept, updated(study, number))
+        elif running:
+            trial = running[arguments[0] % len(running)]
+            if operation == "report":
+                steps = len(trial.user_attrs[Attr.CURVE]) + arguments[0]  # some are skipped
+                report(trial, (arguments[1], 2.0 + arguments[0]), steps)
+            elif operation == "suggest":
+                suggest(trial, arguments[1])
+            else:
+                study.tell(trial, (0.5, 1.0) if arguments[1] == COMPLETE else None, arguments[1])
+                running.remove(trial)

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+from optuna.samplers import RandomSampler
+from optuna.trial import TrialState
+
+from kdsearch import pareto, report
+from kdsearch.search.sampling import samplers
+from kdsearch.search.sampling.proposals import ProposalSampler
+
+MAX2 = ["maximize", "maximize"]
+STEPS = 4
+
+
+def suggest(trial):
+    """A configuration: of a trial, or of a draft."""
+    config = {
+        "width": trial.suggest_int("width", 4, 256, log=True),
+        "rate": trial.suggest_float("rate", 1e-4, 1.0, log=True),
+        "kind": trial.suggest_categorical("kind", ["plain", "soft"]),
+    }
+    if config["kind"] == "soft":
+        config["share"] = trial.suggest_float("share", 0.0, 1.0)  # a conditional parameter
+    return config
+
+
+def ratio(config):
+    return 1024 / config["width"]
+
+
+def accuracies(config):
+    """After each step: the wider the better, at the right rate, and a little more with the right share."""
+    skill = (1 - 2 / math.sqrt(config["width"])) * math.exp(-((math.log10(config["rate"]) + 2) ** 2))
+    skill *= 0.9 if config["kind"] == "plain" else 1 - (config["share"] - 0.7) ** 2
+    return [skill * (1 - 0.5 / step) for step in range(1, STEPS + 1)]
+
+
+def objective(trial):
+    config = suggest(trial)
+    report(trial, (None, ratio(config)), 0)
+    for step, accuracy in enumerate(accuracies(config), 1):
+        report(trial, (accuracy, ratio(config)), step)
+    return accuracies(config)[-1], ratio(config)
+
+
+def proposing(inner="random", seed=0, draw=suggest, known=lambda study, config: (ratio(config),), **options):
+    return ProposalSampler(
+        samplers.make(inner, seed),
+        samplers.make("random", seed + 1000),
+        draw,
+        known,
+        steps=lambda config: STEPS,
+        **options,
+    )
+
+
+def study_of(sampler, count, directions=MAX2):
+    study = optuna.create_study(directions=directions, sampler=sampler)
+    study.optimize(objective, n_trials=count)
+    return study
+
+
+def parameters(study):
+    return [trial.params for trial in study.trials]
+
+
+def spread(study):
+    """Hypervolume over (accuracy, log10 ratio)."""
+    return pareto.hypervolume([(t.values[0], math.log10(t.values[1])) for t in study.trials], (0.0, 0.0))
+
+
+class Constant(RandomSampler):
+    """Draws the same again and again."""
+
+    PARAMETERS = {"width": 16, "rate": 0.01, "kind": "soft", "share": 0.5}  # noqa: RUF012
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return self.PARAMETERS[param_name]
+
+
+def test_only_what_was_drawn_is_proposed():
+    drafts = []
+
+    def draw(draft):
+        drafts.append(draft)
+        return suggest(draft)
+
+    study = study_of(proposing(draw=draw, candidates=6), 12)
+    assert len(drafts) == 7 * 6  # five trials are drawn as ever
+    offered = [[draft.parameters for draft in drafts[i : i + 6]] for i in range(0, len(drafts), 6)]
+    for trial, choices in zip(study.trials[5:], offered, strict=True):
+        assert trial.params in choices
+        assert all(trial.distributions[name] == drafts[0].distributions[name] for name in ("width", "rate", "kind"))
+
+
+def test_a_share_of_the_candidates_is_the_inner_samplers():
+    drafts = []
+
+    def draw(draft):
+        drafts.append(draft)
+        return suggest(draft)
+
+    for candidates, share, expected in ((12, 0.25, 3), (12, 0.0, 1), (4, 1.0, 4), (1, 1 / 6, 1)):
+        drafts.clear()
+        sampler = ProposalSampler(
+            Constant(), RandomSampler(seed=0), draw, lambda study, config: (ratio(config),),
+            steps=lambda config: STEPS, candidates=candidates, share=share,
+        )  # fmt: skip
+        study_of(sampler, 6)
+        assert len(drafts) == candidates
+        assert sum(draft.parameters == Constant.PARAMETERS for draft in drafts) == expected
+
+
+def test_enqueued_trials_are_left_alone():
+    drafts = []
+
+    def draw(draft):
+        drafts.append(draft)
+        return suggest(draft)
+
+    study = study_of(proposing(draw=draw), 6)
+    drafts.clear()
+    wanted = {"width": 7, "rate": 0.5, "kind": "soft", "share": 0.125}
+    study.enqueue_trial(wanted)
+    study.enqueue_trial({"width": 9})
+    study.optimize(objective, n_trials=2)
+    assert study.trials[-2].params == wanted
+    assert study.trials[-1].params["width"] == 9
+    assert drafts == []
+
+
+def test_with_fewer_than_five_trials_the_inner_sampler_draws():
+    alone = study_of(samplers.make("random", 3), 6)
+    study = study_of(proposing(seed=3), 6)
+    assert parameters(study)[:5] == parameters(alone)[:5]
+    assert parameters(study)[5] != parameters(alone)[5]
+
+
+def test_while_nobody_knows_the_other_objectives_the_inner_sampler_draws():
+    sampler = ProposalSampler(
+        Constant(), RandomSampler(seed=0), suggest, lambda study, config: None, steps=lambda config: STEPS
+    )
+    assert all(trial.params == Constant.PARAMETERS for trial in study_of(sampler, 8).trials)
+
+
+def test_a_candidate_of_which_nothing_is_known_is_not_proposed():
+    def known(study, config):
+        return None if config["kind"] == "plain" else (ratio(config),)
+
+    study = study_of(proposing(known=known), 12)
+    assert {trial.params["kind"] for trial in study.trials[5:]} == {"soft"}
+
+
+def test_of_all_widths_those_that_fill_the_front_are_proposed():
+    # what is wide enough and no trial has yet; with one wide and one narrow optimum known the gain lies between
+    study = optuna.create_study(directions=MAX2, sampler=proposing())
+    for width in (4, 8, 128, 256, 200):
+        study.enqueue_trial({"width": width, "rate": 0.01, "kind": "soft", "share": 0.7})
+    study.optimize(objective, n_trials=8)
+    assert all(8 < trial.params["width"] < 128 for trial in study.trials[5:])
+
+
+@pytest.mark.parametrize("inner", ["random", "tpe", "nsga2"])
+def test_a_seed_repeats_the_proposals(inner):
+    once = parameters(study_of(proposing(inner, seed=5, candidates=6), 9))
+    assert once == parameters(study_of(proposing(inner, seed=5, candidates=6), 9))
+    assert once != parameters(study_of(proposing(inner, seed=6, candidates=6), 9))
+
+
+def test_a_study_that_is_resumed_proposes_what_it_would_have():
+    once = study_of(proposing(seed=5), 16)
+    study = study_of(proposing(seed=5), 7)
+    for count in (2, 6, 1):
+        study.sampler = proposing(seed=5)
+        study.optimize(objective, n_trials=count)
+    assert parameters(study) == parameters(once)
+
+
+def test_an_objective_to_be_minimised_is_proposed_for_as_well():
+    def turned(trial):
+        config = suggest(trial)
+        loss = 1 - accuracies(config)[-1]
+        report(trial, (None, -ratio(config)), 0)
+        for step, accuracy in enumerate(accuracies(config), 1):
+            report(trial, (1 - accuracy, -ratio(config)), step)
+        return loss, -ratio(config)
+
+    losses = {}
+    for name, sampler in (
+        ("ours", proposing(known=lambda study, config: (-ratio(config),))),
+        ("random", samplers.make("random", 0)),
+    ):
+        study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+        study.optimize(turned, n_trials=20)
+        points = [(1 - trial.values[0], -trial.values[1]) for trial in study.trials]
+        losses[name] = pareto.hypervolume(points, (0.0, 0.0))
+    assert losses["ours"] > losses["random"]
+
+
+def test_failed_pruned_and_running_trials_are_no_trouble():
+    study = optuna.create_study(directions=MAX2, sampler=proposing())
+    running = [study.ask() for _ in range(2)]
+    for number in range(10):
+        trial = study.ask()
+        values = objective(trial)
+        state = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)[number % 3]
+        study.tell(trial, values if state == TrialState.COMPLETE else None, state)
+    report(running[0], (0.5, 3.0), 1)
+    report(running[1], (math.nan, 3.0), 1)
+    trial = study.ask()
+    assert suggest(trial) == trial.params
+
+
+def test_a_study_may_be_told_other_parameters_on_the_way():
+    study = optuna.create_study(directions=MAX2, sampler=proposing())
+    for number in range(6):
+        trial = study.ask()
+        config = {"width": trial.suggest_int("width", 4, 64, log=True), "rate": 0.01, "kind": "plain"}
+        for step, accuracy in enumerate(accuracies(config), 1):
+            report(trial, (accuracy, ratio(config)), step)
+        trial.suggest_float(f"extra_{number}", 0.0, 1.0)
+        study.tell(trial, (accuracies(config)[-1], ratio(config)))
+    study.optimize(objective, n_trials=2)
+    assert all(suggest(optuna.trial.FixedTrial(trial.params)) == trial.params for trial in study.trials[6:])
+
+
+@pytest.mark.parametrize("first", [0, 1, 10])
+def test_trials_that_all_ended_at_their_first_step_are_no_trouble(first):
+    study = optuna.create_study(directions=MAX2, sampler=proposing())
+    for _ in range(7):
+        trial = study.ask()
+        config = suggest(trial)
+        report(trial, (accuracies(config)[0], ratio(config)), first)
+        study.tell(trial, None, TrialState.PRUNED)
+    assert {trial.state for trial in study.trials} == {TrialState.PRUNED}
+
+
+def test_one_sampler_may_serve_two_studies():
+    sampler = proposing()
+    first, second = study_of(sampler, 8), study_of(sampler, 8)
+    assert parameters(first) == parameters(second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inner", ["random", "tpe"])
+def test_proposals_reach_more_than_random_search_alone(inner):
+    ours, alone = (
+        [spread(study_of(make(seed), 30)) for seed in range(8)]
+        for make in (lambda seed: proposing(inner, seed), lambda seed: samplers.make("random", seed))
+    )
+    assert np.mean(ours) > 1.02 * np.mean(alone)
+    assert sum(one > other for one, other in zip(ours, alone, strict=True)) >= 6
+
+
+def widths(cost, seed):
+    sampler = proposing(seed=seed, cost=cost)
+    return [trial.params["width"] for trial in study_of(sampler, 25).trials[10:]]
+
+
+def test_where_costs_count_the_cheap_are_preferred():
+    plain = np.mean([widths(None, seed) for seed in range(4)])
+    by_cost = np.mean([widths(lambda trial: float(trial.params["width"]) ** 2, seed) for seed in range(4)])
+    assert by_cost < 0.7 * plain
+
+
+def test_a_cost_that_nobody_knows_changes_nothing():
+    assert widths(None, 0) == widths(lambda trial: None, 0)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdsearch.errors import KdsearchError
+from kdsearch.system.files import save_tensors, write_whole
+
+
+def test_missing_folders_are_made_and_nothing_else_is_left(tmp_path: Path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    write_whole(path, lambda p: p.write_text("whole"))
+    assert path.read_text() == "whole"
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def half(p: Path) -> None:
+        p.write_text("ha")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_whole(path, half)
+    assert path.read_text() == "old"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_full_disk_is_one_line_with_a_remedy(tmp_path: Path):
+    def full(p: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(KdsearchError, match=r"No space left on device \(got .*file.txt\); free space"):
+        write_whole(tmp_path / "file.txt", full)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KdsearchError, match="must be writable"):
+        write_whole(tmp_path / "file" / "x", lambda p: p.write_text(""))
+
+
+def test_the_file_gets_the_usual_rights(tmp_path: Path):
+    path = tmp_path / "file.txt"
+    before = os.umask(0o027)
+    try:
+        write_whole(path, lambda p: p.write_text("x"))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_tensors_on_a_full_disk_leave_the_old_file(tmp_path: Path):
+    path = tmp_path / "teacher.safetensors"
+    save_tensors(path, {"a": torch.ones(3)}, {"of": "old"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system refuses to let the file grow
+    try:
+        with pytest.raises(KdsearchError, match=r"must be writable.*teacher\.safetensors"):
+            save_tensors(path, {"a": torch.zeros(100_000)}, {"of": "new"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.equal(load_file(path)["a"], torch.ones(3))
+    assert [*tmp_path.iterdir()] == [path]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kdsearch.system import signals
+
+STUCK = """
+import sqlite3, sys
+from kdsearch import signals
+
+other = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+with signals.handled(float(sys.argv[2])), signals.shield():  # a signal before the wait does not keep it from it
+    print("here", flush=True)
+    other.execute("BEGIN IMMEDIATE")  # waits in C for a lock that this test holds
+"""
+
+
+def stuck(path, limit):
+    words = [sys.executable, "-c", STUCK, str(path), str(limit)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline() == "here\n"
+    return process
+
+
+@pytest.fixture
+def locked(tmp_path):
+    import sqlite3
+
+    path = tmp_path / "locked.db"
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    yield path
+    holder.close()
+
+
+def test_a_second_ctrl_c_ends_a_process_that_waits_in_a_library(locked):
+    process = stuck(locked, 50)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 130
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_process_that_waits_in_a_library_ends_at_the_limit(locked, number, code):
+    process = stuck(locked, 0.3)
+    process.send_signal(number)
+    assert process.wait(timeout=5) == code
+    process.stdout.close()
+
+
+def test_a_second_sigterm_is_no_news(locked):
+    process = stuck(locked, 1.5)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert process.poll() is None
+    assert process.wait(timeout=5) == 143
+    process.stdout.close()
+
+
+def test_a_shield_keeps_a_signal_back_to_its_end():
+    done = []
+
+    def body():
+        with signals.handled():
+            with signals.shield():
+                signal.raise_signal(signal.SIGTERM)
+                done.append("written")
+            done.append("not reached")
+
+    with pytest.raises(signals.Stopped):
+        body()
+    assert done == ["written"]
+    assert signals.received() == signal.SIGTERM
+
+
+def test_a_pause_ends_with_a_signal_though_shielded():
+    def body():
+        with signals.handled(), signals.shield():
+            signal.raise_signal(signal.SIGINT)
+            signals.pause(30)
+
+    begin = time.monotonic()
+    with pytest.raises(signals.Stopped):
+        body()
+    assert time.monotonic() - begin < 5
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with signals.handled():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_query_that_a_signal_cuts_short_logs_no_traceback():
+    pool = logging.getLogger("sqlalchemy.pool.impl.NullPool")
+    assert pool.isEnabledFor(logging.ERROR)
+    with signals.handled():
+        with pytest.raises(signals.Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        assert not pool.isEnabledFor(logging.ERROR)
+    assert pool.isEnabledFor(logging.ERROR)
