@@ -11,37 +11,23 @@ import kdsearch
 
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
-    {"records", "errors", "files", "plugins", "progress", "signals"},
-    {"dimensions", "atomic", "journal", "pareto", "patience", "stats", "storage", "runtime"},
-    {"recipes"},
-    {"spec"},
+    {"errors", "stats"},
+    {"records", "pareto", "progress"},
+    {"spec", "recipes", "dimensions", "pruning", "system"},
+    {"storage"},
     {"data", "networks"},
     {"measure"},
     {"distil"},
-    {"search"},
-    {"reporting"},  # pages of figures: for those above, and itself in need of little (REPORTING_NEEDS)
-    {"bench", "slides", "export"},
-    {"claims"},
-    {
-        "cli",
-        "cli_bench",
-        "cli_export",
-        "cli_confirm",
-        "cli_dashboard",
-        "cli_init",
-        "cli_measure",
-        "cli_options",
-        "cli_output",
-        "cli_report",
-        "cli_slides",
-        "cli_worker",
-        "console",
-        "doctor",
-        "__main__",
-    },
+    {"search", "reporting"},
+    {"export"},
+    {"experiments"},
+    {"cli", "__main__"},
 ]
-REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "stats", "storage"}
-LINES = 350
+REPORTING_NEEDS = {"reporting", "errors", "records", "pareto", "spec", "stats", "storage", "system"}
+APART = ({"search", "reporting"}, {"pruning", "spec"}, {"pruning", "system"})  # equals that never import each other
+NAMES = 22  # in kdsearch/
+SHARED_NAMES = {"__init__", "run", "page"}  # every experiment has a run and a page
+LINES = 500
 PUBLIC = [
     "KdsearchError",
     "ParetoPruner",
@@ -112,11 +98,22 @@ def test_imports_point_down_the_layers(module):
             assert rank(room(other)) <= level, other
 
 
-def test_the_search_and_all_below_it_do_without_reports():
-    below = [module for module in SOURCES if room(module) and rank(room(module)) <= rank("search")]
-    assert "kdsearch.search.study" in below
-    for module in below:
-        assert "reporting" not in {room(other) for other in imports(module, lazy=True)}, module
+@pytest.mark.parametrize("one", [one for pair in APART for one in sorted(pair)])
+def test_rooms_of_one_layer_that_are_apart_stay_apart(one):
+    others = set().union(*(pair for pair in APART if one in pair)) - {one}
+    for module in SOURCES:
+        if room(module) == one:
+            assert not others & {room(other) for other in imports(module, lazy=True)}, module
+
+
+def test_every_file_has_a_name_of_its_own():
+    names = [path.stem for path in SOURCES.values() if path.stem not in SHARED_NAMES]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def test_the_front_door_is_short():
+    inside = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert len(inside) <= NAMES, sorted(inside)
 
 
 @pytest.mark.parametrize("module", [m for m in SOURCES if room(m) == "reporting"])

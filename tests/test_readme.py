@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+from kdsearch.cli import app
+
+TOP = Path(__file__).parents[1]
+README = (TOP / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *((TOP / room / "README.md").read_text(encoding="utf-8") for room in ("studies", "reports"))]
 OTHER_DATA = ("--dataset mnist", "--dataset cifar10", "folder:PATH")
 SHORTER = {
     "kdsearch optimize --study photos.toml": "--train-size 90 --max-epochs 4 --trials 1 --cost flops",
@@ -24,17 +29,22 @@ SHORTER = {
     "kdsearch slides --dataset cifar10": "--rows c4 --repeats 1 --train-size 100 --max-epochs 1 --width 8",
 }  # what takes minutes is run with less of it
 SLIDES = ("kdsearch slides", "kdsearch claims")
-ELSEWHERE = ("kdsearch slides --dataset mnist",)  # tests/test_cli_slides.py runs it
+ELSEWHERE = ("kdsearch slides --dataset mnist",)  # tests/cli/test_cli_slides.py runs it
 LITTLE = {"train": 100, "test": 20}  # images of a class: to read all of them takes a minute
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return [block for page in PAGES for block in re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)]
 
 
 def commands() -> list[str]:
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith(("kdsearch", "python "))]
+    return list(dict.fromkeys(line for line in lines if line.startswith(("kdsearch", "python "))))
+
+
+def named() -> list[list[str]]:
+    """The words of each command in the README's tables."""
+    return [found.split() for found in re.findall(r"`kdsearch ([a-z][^`]*)`", README)]
 
 
 def shorter(command: str) -> str:
@@ -71,6 +81,15 @@ def test_the_two_commands_at_the_top_are_those_of_the_package() -> None:
     assert second.strip() == "pip install -e '.[test]' && pytest"
 
 
+@pytest.mark.parametrize("words", named(), ids=" ".join)
+def test_a_command_in_a_table_has_the_options_that_it_is_given(words: list[str]) -> None:
+    options = [word for word in words if word.startswith("--")]
+    name = words[: 2 if words[0] == "bench" else 1]
+    helped = CliRunner().invoke(app.app, [*name, "--help"], env={"COLUMNS": "200"})
+    assert helped.exit_code == 0, helped.output
+    assert [option for option in options if option not in helped.output] == []
+
+
 @pytest.mark.slow
 def test_the_tour_on_digits_runs(tmp_path: Path) -> None:
     tour = [line for line in commands() if not any(data in line for data in (*OTHER_DATA, "dashboard", "photos"))]
@@ -79,7 +98,6 @@ def test_the_tour_on_digits_runs(tmp_path: Path) -> None:
         shell(shorter(command), tmp_path)
     assert (tmp_path / "reports" / "digits.html").is_file()
     assert (tmp_path / "front.html").is_file()
-    assert (tmp_path / "digits-trial-9.safetensors").is_file()
 
 
 @pytest.mark.slow

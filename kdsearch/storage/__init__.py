@@ -1,18 +1,7 @@
 """Optuna storages: opened by URL, without their passwords in print, patient with servers that are away."""
 
-from kdsearch.storage.opening import (
-    DEFAULT_STORAGE,
-    GRPC,
-    JOURNAL,
-    fold,
-    hidden,
-    load_study,
-    load_trial,
-    masked,
-    open_storage,
-    study_names,
-    trouble,
-)
+from kdsearch.storage.masking import JOURNAL, hidden, masked, trouble
+from kdsearch.storage.opening import DEFAULT_STORAGE, GRPC, fold, load_study, load_trial, open_storage, study_names
 
 __all__ = [
     "DEFAULT_STORAGE",

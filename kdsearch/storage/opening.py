@@ -11,95 +11,25 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, unquote_plus
 
 from kdsearch.errors import StorageError
 from kdsearch.records import StudyAttr
+from kdsearch.storage.masking import JOURNAL, first_line, hidden, is_torn, masked, trouble
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import Engine
 
 DEFAULT_STORAGE = "sqlite:///kdsearch.db"
-JOURNAL = "journal:"
 GRPC = "grpc:"
 SQLITE_TIMEOUT_SECONDS = 60
 FOLD_TIMEOUT_SECONDS = 1
 TABLE_TRIES = 20
 SERVER_TIMEOUT_SECONDS = 5
 FORMS = "sqlite:///FILE.db, postgresql://USER:PASSWORD@HOST/DB, journal:PATH or grpc://HOST:PORT"
-SECRET = re.compile(r"pass(?!file)|pwd|secret|token|credential|odbc_connect", re.IGNORECASE)  # in a query's keys
 MADE_MEANWHILE = re.compile("already exists|unique constraint|database is locked", re.IGNORECASE)
-ANY_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S*(@)")
-
-
-def masked(url: str) -> str:
-    """The URL with its password replaced by `***`, for anything that is printed, logged or written."""
-    if url.startswith(JOURNAL):
-        return JOURNAL + ANY_PASSWORD.sub(r"\1***\2", url.removeprefix(JOURNAL))  # a path may look like a URL
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        return "***"  # not a URL: it may hold a password anywhere
-    if _is_torn(parsed):
-        return ANY_PASSWORD.sub(r"\1***\2", url)
-    secret = {key: "***" for key in parsed.query if SECRET.search(key)}
-    return parsed.update_query_dict(secret).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
-
-
-def _is_torn(parsed: URL) -> bool:
-    """Whether an @ of the password was taken for its end: then the rest of it stands in the host or the database."""
-    return parsed.password is not None and "@" in f"{parsed.host or ''}{parsed.database or ''}"
-
-
-def hidden(text: str, url: str | None = None) -> str:
-    """A text without the password of a URL, however it is written, and without any other URL's.
-
-    Args:
-        text: of an error, or a word of a command line.
-        url: of the storage; None: it is not known here.
-    """
-    if url is not None and url.strip():
-        text = text.replace(url, masked(url))
-        for password in sorted(_passwords(url), key=len, reverse=True):
-            text = re.sub(rf"(?<!\w){re.escape(password)}(?!\w)", "***", text)
-    return ANY_PASSWORD.sub(r"\1***\2", text)
-
-
-def _passwords(url: str) -> set[str]:
-    """The secrets of a URL, as they are written there and as they are meant."""
-    _, _, rest = url.partition("://")
-    login, _, _ = rest.rpartition("@")
-    found = {login.partition(":")[2]}
-    found |= {value for key, _, value in re.findall(r"([^?&=]+)(=)([^&]*)", url) if SECRET.search(key)}
-    return {form for each in found for form in (each, unquote(each), unquote_plus(each)) if form}
-
-
-def trouble(error: BaseException, url: str | None = None) -> str | None:
-    """What a storage that fails says, in one line without its password; None where it is no storage's error."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    inner = error
-    while isinstance(inner, AssertionError | UnboundLocalError) and inner.__context__ is not None:
-        inner = inner.__context__  # Optuna trips over itself where it cannot store that a trial failed
-    if isinstance(inner, StorageInternalError) and inner.__cause__ is not None:
-        inner = inner.__cause__  # what it says itself is the same whatever happened
-    details = getattr(inner, "details", None)  # grpc.RpcError: the package is not imported to ask
-    if callable(details) and callable(getattr(inner, "code", None)):
-        return hidden(_line(str(details() or type(inner).__name__)), url)
-    if not isinstance(inner, SQLAlchemyError | StorageInternalError | sqlite3.Error):
-        return None
-    return hidden(_line(str(getattr(inner, "orig", None) or inner)), url)
-
-
-def _line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def open_storage(url: str, *, log: bool = True) -> BaseStorage:
@@ -128,7 +58,7 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
         _check_password(url)
         return _sqlite(url, log=log) if url.startswith("sqlite") else _with_tables(url, optuna.storages.RDBStorage)
     except (SQLAlchemyError, OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
-        reason = trouble(error) or _line(str(error)) or type(error).__name__
+        reason = trouble(error) or first_line(str(error)) or type(error).__name__
         raise StorageError(
             f"the storage must be reachable: {hidden(reason, url)}",
             got=masked(url),
@@ -144,7 +74,7 @@ def _check_password(url: str) -> None:
     """
     from sqlalchemy.engine import make_url
 
-    if _is_torn(make_url(url)):
+    if is_torn(make_url(url)):
         raise ValueError("a password must be percent-encoded: @ as %40, / as %2F, : as %3A")
 
 

@@ -13,14 +13,15 @@ import pytest
 from helpers.commands import Run, refused
 from PIL import Image
 
-from kdsearch import cli
+from kdsearch import __version__
+from kdsearch.cli import app
 from kdsearch.storage import open_storage
 
 DIGITS = ("optimize", "--cost", "flops", "--seed", "1", "--train-size", "200", "--max-epochs", "2", "--device", "cpu")
 
 
 def test_version_and_help_name_every_command(kdsearch: Run) -> None:
-    assert kdsearch("--version").out == f"kdsearch {cli.__version__}\n"
+    assert kdsearch("--version").out == f"kdsearch {__version__}\n"
     text = kdsearch("--help").out
     for command in ("optimize", "report", "status", "dashboard", "train", "worker", "init", "doctor"):
         assert command in text
@@ -35,8 +36,8 @@ def test_usage_errors_exit_with_2(kdsearch: Run) -> None:
 
 
 def test_the_readme_mentions_every_command() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    for command in cli.app.registered_commands:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for command in app.app.registered_commands:
         assert command.callback is not None
         assert f"kdsearch {command.callback.__name__}" in readme
 
@@ -242,4 +243,4 @@ def test_the_command_draws_as_many_candidates_as_the_library() -> None:
         CANDIDATES,  # cli.py imports nothing that is heavy, so it repeats the number
     )
 
-    assert inspect.signature(cli.optimize).parameters["candidates"].default == CANDIDATES
+    assert inspect.signature(app.optimize).parameters["candidates"].default == CANDIDATES

@@ -5,33 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.recording import Recorder
 from safetensors.torch import save_file
 
 from kdsearch import networks
 from kdsearch.distil import teacher as teachers
 from kdsearch.distil.teacher import Teacher, cached_file, fingerprint, load_weights, obtain
 from kdsearch.errors import TeacherError
-from kdsearch.progress import Progress
 from kdsearch.search.plan import Plan
 from kdsearch.spec import TeacherSpec
-
-
-class Heard(Progress):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.started: list[tuple[str, int]] = []
-        self.shares: list[float] = []
-        self.warnings: list[str] = []
-
-    def teacher_started(self, family: str, epochs: int) -> None:
-        self.started.append((family, epochs))
-
-    def teacher_batch(self, done: float) -> None:
-        self.shares.append(done)
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -70,12 +52,12 @@ def test_its_facts_are_measured(plan: Plan, teacher: Teacher):
 
 
 def test_a_teacher_is_trained_once_and_then_found(plan: Plan, quick: TeacherSpec, own_cache: Path):
-    first, second = Heard(), Heard()
+    first, second = Recorder(), Recorder()
     trained = obtain(quick, plan.split, progress=first)
     found = obtain(quick, plan.split, progress=second)
     assert same(trained, found)
     assert trained.facts == found.facts
-    assert (first.started, second.started) == ([("cnn", 1)], [])
+    assert (first.teachers, second.teachers) == ([("cnn", 1)], [])
     assert first.shares == [0.0]
     assert cached_file(quick, plan.split).parent.parent == own_cache
 
@@ -97,15 +79,15 @@ def test_a_broken_file_is_noticed_and_made_again(plan: Plan, quick: TeacherSpec,
         changed = whole[:-1] + bytes([whole[-1] ^ 1])
         found = {"truncated": whole[: len(whole) // 2], "empty": b"", "no safetensors": b"x" * 99}
         path.write_bytes((found | {"changed byte": changed})[damage])
-    heard = Heard()
+    heard = Recorder()
     assert same(trained, obtain(quick, plan.split, progress=heard))
     assert len(heard.warnings) == 1
     assert str(path) in heard.warnings[0]
     assert "\n" not in heard.warnings[0]
-    assert heard.started == [("cnn", 1)]
-    again = Heard()
+    assert heard.teachers == [("cnn", 1)]
+    again = Recorder()
     obtain(quick, plan.split, progress=again)
-    assert (again.warnings, again.started) == ([], [])
+    assert (again.warnings, again.teachers) == ([], [])
 
 
 def test_the_fingerprint_follows_recipe_seed_and_data(plan: Plan):
@@ -136,11 +118,11 @@ def weights(request: pytest.FixtureRequest, tmp_path: Path, teacher: Teacher) ->
 
 @pytest.mark.usefixtures("own_cache")
 def test_ready_weights_are_loaded_and_not_trained(plan: Plan, teacher: Teacher, weights: Path):
-    heard = Heard()
+    heard = Recorder()
     spec = plan.spec.teacher.model_copy(update={"weights": str(weights)})
     loaded = obtain(spec, plan.split, progress=heard)
     assert same(loaded, teacher)
-    assert heard.started == []
+    assert heard.teachers == []
     assert loaded.facts.seconds == 0
     assert loaded.facts.accuracy == teacher.facts.accuracy
 

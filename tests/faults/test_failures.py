@@ -36,7 +36,7 @@ USUAL = {"train_size": 200, "max_epochs": 1, "device": "cpu", "cost": "flops", "
 @pytest.fixture(params=[True, False], ids=["the system's", "as CUDA's"])
 def out_of_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A family of students, known by the name `greedy`."""
-    monkeypatch.setitem(networks.STUDENTS, "greedy", "greedy:FAMILY")
+    monkeypatch.setitem(networks.STUDENTS, "greedy", "helpers.greedy:FAMILY")
     monkeypatch.setattr(greedy, "made", [])
     monkeypatch.setattr(greedy, "real", request.param)
 
@@ -97,7 +97,7 @@ def test_a_failed_trials_student_is_freed_though_its_error_is_kept(workshop: Wor
 
 @pytest.mark.cuda
 def test_memory_of_the_gpu_comes_back_after_a_trial_that_wanted_too_much(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(networks.STUDENTS, "greedy", "greedy:FAMILY")
+    monkeypatch.setitem(networks.STUDENTS, "greedy", "helpers.greedy:FAMILY")
     there = make_plan(dataset="digits", train_size=200, max_epochs=1, device="cuda", cost="flops")
     known = Workshop(there.spec, there.split, obtain(there.spec.teacher, there.split), "flops")
     own = changed(known, family="greedy")

@@ -20,7 +20,14 @@ WORKERS = 8
 
 def timed(url: str, wanted: int, seconds: float, workers: int = WORKERS) -> float:
     """Seconds from the common start of the workers to the end of the last one."""
-    words = [sys.executable, "-W", "ignore", TESTS / "simulated.py", url, *map(str, (wanted, seconds, workers))]
+    words = [
+        sys.executable,
+        "-W",
+        "ignore",
+        TESTS / "helpers" / "simulated.py",
+        url,
+        *map(str, (wanted, seconds, workers)),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True

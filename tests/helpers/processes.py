@@ -22,7 +22,7 @@ from kdsearch.search.budget import is_finished
 
 SHORT = ["--train-size=200", "--max-epochs=2", "--cost=flops", "--device=cpu", "--sampler=random", "--candidates=1"]
 PATIENCE = 300.0  # seconds; a machine that tests is busy
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def start(*words: str, url: str, folder: Path) -> subprocess.Popen[bytes]:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import optuna
 import pytest
 import torch
+from helpers.recording import Recorder
 
 from kdsearch.errors import DefinitionError, KdsearchError, StorageError
-from kdsearch.progress import Progress
 from kdsearch.records import Attr, EpochRecord, StudyAttr, confirmed_runs
 from kdsearch.search import study as searching
 from kdsearch.search.confirm import choose, confirm, missing
@@ -16,27 +16,17 @@ from kdsearch.system import machine, signals
 pytestmark = pytest.mark.usefixtures("teacher")
 
 
-class Heard(Progress):
+class Heard(Recorder):
+    """Stops the process, as a signal's handler does, in the training after so many whole ones."""
+
     def __init__(self, *, stop_after: int | None = None) -> None:
-        self.epochs: list[tuple[int, int]] = []
-        self.totals: list[tuple[int, int | None, str]] = []
-        self.warnings: list[str] = []
+        super().__init__()
         self._stop_after = stop_after
-        self._runs = 0
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
-        self.totals.append((done, total, unit))
 
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
-        if self._runs == self._stop_after:
-            raise signals.Stopped  # as a signal's handler does, in the midst of a training
-        self.epochs.append((number, record.epoch))
-
-    def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
-        self._runs += 1
+        if len(self.finished) == self._stop_after:
+            raise signals.Stopped
+        super().trial_epoch(number, record, epochs)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from helpers.recording import Recorder
 from optuna.trial import TrialState
 
 import kdsearch
@@ -74,31 +75,10 @@ class Clock(Progress):
         self.now += 1
 
 
-class Heard(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.finished: list[tuple[int, str, bool]] = []
-        self.started: list[tuple[int, str | None]] = []
-        self.totals: list[tuple[int, int | None, str]] = []
-
-    def warning(self, text: str) -> None:
-        self.lines.append(text)
-
-    def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
-        self.totals.append((done, total, unit))
-
-    def trial_started(self, number: int, anchor: str | None, config: dict) -> None:
-        self.started.append((number, anchor))
-
-    def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
-        self.finished.append((number, state, counted))
-        self.lines.append(text)
-
-
 def test_a_study_ends_with_exactly_as_many_trials_and_again_at_once(study_file, url):
     study = optimize(study_file, url, 5)
     assert finished_count(study.trials) == len(study.trials) == 5
-    heard = Heard()
+    heard = Recorder()
     again = optimize(study_file, url, 5, progress=heard)
     assert outcome(again) == outcome(study)
     assert heard.started == []
@@ -107,7 +87,7 @@ def test_a_study_ends_with_exactly_as_many_trials_and_again_at_once(study_file, 
 
 def test_a_larger_number_extends_the_study(study_file, url):
     optimize(study_file, url, 3)
-    heard = Heard()
+    heard = Recorder()
     study = optimize(study_file, url, 5, progress=heard)
     assert heard.totals == [(3, 5, "trials")]
     assert [number for number, _ in heard.started] == [3, 4]
@@ -136,10 +116,10 @@ def test_anchors_are_never_pruned_whatever_comes_before(study_file, url):
 
 
 def test_fewer_trials_than_anchors_run_the_first_ones_and_say_so(url):
-    heard = Heard()
+    heard = Recorder()
     study = optimize(spec.shipped("digits"), url, 2, progress=heard, max_epochs=1)
     assert [t.user_attrs[Attr.ANCHOR] for t in study.trials] == ["m1", "m2"]
-    assert heard.lines[0] == "--trials 2 is fewer than the anchors: m3, m4, m5, m6, m7, m8, m9 will not run"
+    assert heard.warnings[0] == "--trials 2 is fewer than the anchors: m3, m4, m5, m6, m7, m8, m9 will not run"
 
 
 def test_the_best_trials_are_the_front_of_all_checkpoints(study_file, url):
@@ -199,7 +179,7 @@ def test_a_trial_whose_process_was_killed_does_not_count_and_an_anchor_runs_agai
 
 
 def test_a_loss_that_is_not_finite_fails_trials_and_five_in_a_row_end_the_run(study_file, url):
-    heard = Heard()
+    heard = Recorder()
     with pytest.raises(RunError, match=r"5 trials in a row failed.*training loss must be finite.*run the same command"):
         optimize(broken(study_file), url, 8, progress=heard)
     study = load_study(open_storage(url), "digits")
@@ -287,7 +267,7 @@ def test_no_time_runs_nothing(study_file, url):
 
 
 def test_an_epochs_budget_is_spent_to_the_last_epoch_and_lifts_the_number_of_trials(study_file, url):
-    heard = Heard()
+    heard = Recorder()
     limits = {"epochs_budget": 7, "pruner": "none"}
     study = optimize(without_anchors(study_file, 2), url, None, progress=heard, **limits)
     assert heard.totals == [(0, 7, "epochs")]
@@ -299,7 +279,7 @@ def test_an_epochs_budget_is_spent_to_the_last_epoch_and_lifts_the_number_of_tri
     assert study.trials[-1].values == last[Attr.CURVE]["1"]
     assert not any(Attr.STOPPED_AT in t.user_attrs for t in study.trials[:-1])
 
-    again = Heard()
+    again = Recorder()
     optimize(without_anchors(study_file, 2), url, None, progress=again, **limits)
     assert again.started == again.totals == []
     study = optimize(without_anchors(study_file, 2), url, 5, epochs_budget=100, pruner="none")
@@ -360,7 +340,7 @@ def test_a_trial_refused_before_its_first_epoch_is_told_and_does_not_count(study
             return Verdict("prune", reason)
 
     monkeypatch.setitem(search.PRUNERS, "refusing", lambda plan: Refusing())
-    heard = Heard()
+    heard = Recorder()
     study = optimize(without_anchors(study_file, 1), url, 2, pruner="refusing", progress=heard)
     assert [t.state for t in study.trials] == [COMPLETE, PRUNED, COMPLETE]
     assert heard.finished[1] == (1, "PRUNED", False)
@@ -462,7 +442,7 @@ def test_augmented_students_are_taught_the_views_that_they_see(study_file, url, 
 
 
 def test_where_the_time_went_is_told_and_adds_up_over_runs(study_file, url):
-    class Told(Heard):
+    class Told(Recorder):
         spent: str = ""
 
         def study_finished(self, spent: str) -> None:
@@ -481,15 +461,15 @@ def test_where_the_time_went_is_told_and_adds_up_over_runs(study_file, url):
 def test_a_study_that_wants_a_gpu_says_how_long_it_takes_on_a_cpu(plan, monkeypatch):
     asked = []
     monkeypatch.setattr(search, "estimate", lambda *each: asked.append(each) or {"seconds": {"all": 9000.0}})
-    heard = Heard()
+    heard = Recorder()
     search.warn_of_slowness(plan, Budget(trials=3), heard)
-    assert asked == heard.lines == []  # digits take minutes
+    assert asked == heard.warnings == []  # digits take minutes
     student = plan.spec.student.model_copy(update={"family": "resnet"})
     wide = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"student": student}))
     search.warn_of_slowness(wide, Budget(trials=3), heard)
-    assert heard.lines == [
+    assert heard.warnings == [
         "digits wants a GPU: here, on a CPU, this takes about 2.5 h without pruning; --train-size and --max-epochs "
         "make a first look shorter"
     ]
     search.warn_of_slowness(dataclasses.replace(wide, device=torch.device("cuda")), Budget(trials=3), heard)
-    assert len(heard.lines) == 1
+    assert len(heard.warnings) == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from helpers.recording import Recorder
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import storage
@@ -14,14 +15,6 @@ from kdsearch.records import Attr
 from kdsearch.search import weights
 from kdsearch.search.study import optimize
 from kdsearch.system import files
-
-
-class Told(Progress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture
@@ -90,11 +83,11 @@ def test_a_trial_cannot_name_a_file_elsewhere(url: str):
 
 def test_a_folder_that_cannot_be_written_costs_no_trial(study: optuna.Study, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    told = Told()
+    told = Recorder()
     keeper = weights.Keeper(tmp_path / "file" / "weights", told)
     end(study, keeper, (0.8, 10.0))
     keeper.sweep(study)
-    assert "weights of trial 0 were not kept" in told.said[0]
+    assert "weights of trial 0 were not kept" in told.warnings[0]
     assert Attr.WEIGHTS not in study.trials[0].user_attrs
 
 

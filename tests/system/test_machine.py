@@ -94,7 +94,7 @@ def test_freed_memory_is_kept_by_the_process():
     code = """
 import torch
 from pathlib import Path
-from kdsearch import runtime
+from kdsearch.system import machine
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 def kept():
@@ -102,7 +102,7 @@ def kept():
     torch.ones(25_000_000)
     return resident() - before
 first = kept()
-assert runtime.keep_freed_memory()
+assert machine.keep_freed_memory()
 print(first, kept())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import pytest
 
 import kdsearch
 
-PLUGIN = Path(__file__).parent / "plugin"
+PLUGIN = Path(__file__).parents[1] / "plugin"
 LITTLE = ("--train-size", "100", "--max-epochs", "1", "--cost", "flops", "--trials", "1")
 
 

@@ -12,7 +12,7 @@ from kdsearch.system import signals
 
 STUCK = """
 import sqlite3, sys
-from kdsearch import signals
+from kdsearch.system import signals
 
 other = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
 with signals.handled(float(sys.argv[2])), signals.shield():  # a signal before the wait does not keep it from it

@@ -122,7 +122,8 @@ def _about(data: StudyData) -> str:
     teacher = data.teacher or {}
     said = [
         f"- data set: {plain(data.dataset)}" if data.dataset else "",
-        f"- teacher: {plain(teacher.get('family', ''))}, {formatting.percent(teacher.get('accuracy'))} on the test set, "
+        f"- teacher: {plain(teacher.get('family', ''))}, "
+        f"{formatting.percent(teacher.get('accuracy'))} on the test set, "
         f"{formatting.count(teacher.get('parameters'))} weights" if number(teacher.get("accuracy")) >= 0 else "",
         f"- command: {code(data.command)}" if data.command else "",
         f"- ratio: teacher {'operations' if data.cost == 'flops' else 'time'} / student's",

@@ -96,7 +96,8 @@ def _published_hover(row: dict[str, Any]) -> str:
 def _recipe_hover(row: dict[str, Any]) -> str:
     lines = (
         f"<b>{html.escape(row['anchor'])} by the deck’s recipe</b>",
-        f"test {formatting.percent(row['recipe_test_accuracy'])}, mean of {formatting.count(row['recipe_seeds'])} seeds",
+        f"test {formatting.percent(row['recipe_test_accuracy'])}, "
+        f"mean of {formatting.count(row['recipe_seeds'])} seeds",
         f"ratio {formatting.ratio(row['recipe_ratio'])}, timed as the deck did",
     )
     return "<br>".join(lines)

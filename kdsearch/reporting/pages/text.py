@@ -120,7 +120,8 @@ def _confirmed(data: StudyData) -> str:
 
 def _runtimes(told: dict[str, Any]) -> str:
     rows = [
-        (f"{row['number']}" + ("" if row["on_front"] else " (not on the front)"), formatting.percent(row["test_accuracy"]),
+        (f"{row['number']}" + ("" if row["on_front"] else " (not on the front)"),
+         formatting.percent(row["test_accuracy"]),
          *row["cells"])
         for row in told["rows"]
     ]  # fmt: skip

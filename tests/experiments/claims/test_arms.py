@@ -4,25 +4,17 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.recording import Recorder
 
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.claims import arms, from_slides, page, run, theory
 from kdsearch.experiments.claims import lab as labs
 from kdsearch.experiments.claims.lab import Arm, describe
-from kdsearch.progress import Progress
 from kdsearch.records import Attr
 
 
-class Counted(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def trial_finished(self, number, state, text, *, counted):
-        self.lines.append(text)
-
-
 def test_an_arm_is_trained_once_a_seed(lab):
-    lab.progress = Counted()
+    lab.progress = Recorder()
     first = lab.accuracies(arms.LABELS)
     assert (lab.accuracies(arms.LABELS), len(lab.progress.lines)) == (first, 2)
     lab.accuracies(arms.TEACHER)

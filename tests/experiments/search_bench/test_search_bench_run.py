@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from helpers.recording import Recorder
 
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import comparison, page, tables
@@ -206,17 +207,6 @@ def test_threads_are_put_back_as_they_were(monkeypatch):
     assert "MKL_NUM_THREADS" not in os.environ
 
 
-class Told(Progress):
-    def __init__(self):
-        self.total, self.lines = 0, []
-
-    def study_started(self, done, total, unit="trials"):
-        self.total = total
-
-    def trial_finished(self, number, state, text, *, counted):
-        self.lines.append((number, text))
-
-
 @pytest.mark.slow
 def test_processes_give_what_one_process_gives(table, tmp_path):
     path = tmp_path / "small.json.gz"
@@ -225,7 +215,7 @@ def test_processes_give_what_one_process_gives(table, tmp_path):
         for config, ratio, accuracy in zip(table.configs, table.ratio.tolist(), table.accuracy.tolist(), strict=True)
     ]
     tables.save(path, table.provenance, rows)
-    told = Told()
+    told = Recorder()
     (found,) = search.measure([str(path)], seeds=[4, 3], budget=20, full=False, jobs=2, progress=told)
     assert found.seeds == (3, 4)
     for arm in arms(full=False):
@@ -233,5 +223,5 @@ def test_processes_give_what_one_process_gives(table, tmp_path):
             alone = replay(table, arm, seed=seed, budget=20)
             assert (run.seed, run.spent, run.best_trials) == (seed, alone.spent, alone.best_trials)
     assert [run.trials for run in found.tpe] == [100, 100]
-    assert told.total == len(told.lines) == 1 + len(arms(full=False))
-    assert [number for number, _ in told.lines] == list(range(1, told.total + 1))
+    assert [total for _, total, _ in told.totals] == [len(told.lines)] == [1 + len(arms(full=False))]
+    assert [number for number, _, _ in told.finished] == list(range(1, len(told.lines) + 1))

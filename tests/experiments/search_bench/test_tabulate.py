@@ -3,23 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.recording import Recorder
 
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import tables, tabulate
-from kdsearch.progress import Progress
 
 TINY = {"train_size": 200, "max_epochs": 2, "device": "cpu", "cost": "flops"}  # the session's teacher was trained so
-
-
-class Told(Progress):
-    def __init__(self):
-        self.started, self.finished = None, []
-
-    def study_started(self, done, total, unit="trials"):
-        self.started = (done, total)
-
-    def trial_finished(self, number, state, text, *, counted):
-        self.finished.append(number)
 
 
 def test_configurations_are_different_follow_the_seed_and_are_as_long_as_asked(plan):
@@ -54,7 +43,7 @@ def test_rows_of_other_options_are_refused(tmp_path):
 def test_a_table_goes_on_where_it_stopped_and_comes_out_alike(tmp_path, teacher):
     options = {"count": 3, "epochs": 2, "seed": 1, "dataset": "digits", **TINY}
     whole, cut = tmp_path / "whole.json.gz", tmp_path / "cut.json.gz"
-    first, second = Told(), Told()
+    first, second = Recorder(), Recorder()
     assert tabulate.tabulate(whole, workers=1, progress=first, **options) == whole
     table = tables.load(str(whole))
     assert (table.accuracy.shape, table.epochs) == ((3, 2), 2)
@@ -72,5 +61,5 @@ def test_a_table_goes_on_where_it_stopped_and_comes_out_alike(tmp_path, teacher)
     assert again.accuracy[1].tolist() == [0.25, 0.5]  # not trained again
     assert again.accuracy[[0, 2]].tolist() == table.accuracy[[0, 2]].tolist()
     assert again.configs == table.configs
-    assert (first.started, second.started) == ((0, 3), (1, 3))
-    assert sorted(second.finished) == [0, 2]
+    assert [told.totals[0][:2] for told in (first, second)] == [(0, 3), (1, 3)]
+    assert sorted(number for number, _, _ in second.finished) == [0, 2]

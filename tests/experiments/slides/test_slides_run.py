@@ -6,6 +6,7 @@ import dataclasses
 import optuna
 import pytest
 import torch
+from helpers.recording import Recorder
 
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides import int8_row, run, training
@@ -14,22 +15,6 @@ from kdsearch.experiments.slides.rows import choose
 from kdsearch.progress import Progress
 from kdsearch.records import Attr
 from kdsearch.system import machine
-
-
-class Heard(Progress):
-    def __init__(self) -> None:
-        self.totals: list[tuple[int, int | None]] = []
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
-        self.totals.append((done, total))
-
-    def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
-        self.lines.append(text)
 
 
 def test_each_training_is_a_trial_with_what_the_report_needs(slides, options):
@@ -52,11 +37,11 @@ def test_each_training_is_a_trial_with_what_the_report_needs(slides, options):
 
 def test_nothing_is_run_twice_and_more_repeats_go_on(slides, options):
     study = slides(options)
-    heard = Heard()
+    heard = Recorder()
     slides(options, heard)
-    assert (len(study.trials), heard.totals, heard.lines) == (8, [(8, 8)], [])
+    assert (len(study.trials), heard.totals, heard.lines) == (8, [(8, 8, "runs")], [])
     slides(dataclasses.replace(options, repeats=3), heard)
-    assert (len(study.trials), heard.totals[-1], len(heard.lines)) == (12, (8, 12), 4)
+    assert (len(study.trials), heard.totals[-1], len(heard.lines)) == (12, (8, 12, "runs"), 4)
 
 
 def test_a_shorter_reading_is_the_beginning_of_a_longer_one(slides, options):
@@ -121,7 +106,7 @@ def test_an_int8_row_without_its_packages_is_refused_with_the_remedy(options, mo
 
 def test_where_no_row_was_named_an_int8_row_without_its_packages_is_left_out(options, monkeypatch):
     everything = dataclasses.replace(options, jobs=choose("mnist", None, "stated"))
-    heard = Heard()
+    heard = Recorder()
     assert run.without_missing(everything, heard) == everything
     monkeypatch.setattr(int8_row, "NEEDS", ("torchao", "no_such_package"))
     assert [job.row.name for job in run.without_missing(everything, heard).jobs] == [f"m{n}" for n in range(1, 10)]

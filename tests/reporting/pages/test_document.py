@@ -80,7 +80,7 @@ def test_marks_are_a_word_in_a_class(whole: Document):
 
 @pytest.mark.parametrize("mark", ["good", "bad", "unsure"])
 def test_marks_can_be_read_on_both_grounds_and_told_apart_without_colour(mark):
-    css = files("kdsearch.reporting").joinpath("page.css").read_text(encoding="utf-8")
+    css = files("kdsearch.reporting.pages").joinpath("page.css").read_text(encoding="utf-8")
     schemes = [dict(re.findall(r"--([\w-]+): (#\w{6})", line)) for line in re.findall(r":root {.*?}", css)]
     assert len(schemes) == 2
     for scheme in schemes:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import optuna
 import pytest
+from helpers.recording import Recorder
 
 from kdsearch import storage
-from kdsearch.progress import Progress
 from kdsearch.search import study
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan
@@ -14,14 +14,6 @@ from kdsearch.search.workers import live_view, liveness
 from kdsearch.search.workers.live_view import LEASE, Lease, Live, kept
 
 ELSEWHERE = {"host": "node7", "machine": "node7 another boot", "pid": 1, "started": 1}
-
-
-class Told(Progress):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -62,7 +54,7 @@ def test_of_a_dead_process_of_this_machine_it_is_taken_at_once(shared):
 def test_refreshes_only_when_due_and_when_trials_ended(shared, monkeypatch):
     now, written = [100.0], []
     monkeypatch.setattr(live_view.time, "monotonic", lambda: now[0])
-    view = Live(shared[0], lambda study, over: written.append(over), Told(), every=10)
+    view = Live(shared[0], lambda study, over: written.append(over), Recorder(), every=10)
 
     def after(seconds: float, trials: int) -> int:
         now[0] += seconds
@@ -88,7 +80,7 @@ def test_a_slow_storage_is_refreshed_more_rarely(shared, monkeypatch):
         written.append(over)
         now[0] += 2.0
 
-    view = Live(shared[0], publish, Told(), every=10)
+    view = Live(shared[0], publish, Recorder(), every=10)
     view.look()
     shared[1].add_trial(optuna.trial.create_trial(values=[0.5, 2.0]))
     now[0] += 199
@@ -100,7 +92,7 @@ def test_a_slow_storage_is_refreshed_more_rarely(shared, monkeypatch):
 
 
 def test_a_storage_that_refuses_is_warned_of_once_and_ends_nothing(shared, monkeypatch):
-    told = Told()
+    told = Recorder()
     now = [100.0]
     monkeypatch.setattr(live_view.time, "monotonic", lambda: now[0])
 
@@ -120,7 +112,7 @@ def test_an_interruption_goes_through(shared):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Live(shared[0], stop, Told()).look()
+        Live(shared[0], stop, Recorder()).look()
 
 
 @pytest.mark.slow
@@ -130,7 +122,7 @@ def test_a_study_ends_as_it_would_without_a_view_that_fails(plan: Plan, tmp_path
     def refuse(study: optuna.Study, over: bool) -> None:
         raise OSError("no")
 
-    told = Told()
+    told = Recorder()
     own = dataclasses.replace(plan, url=f"sqlite:///{tmp_path}/s.db")
     found = study.run_plan(own, Options(trials=3, seed=1), command=None, progress=told, publish=refuse)
     assert len(found.trials) == 3

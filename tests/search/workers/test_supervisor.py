@@ -12,6 +12,7 @@ import optuna
 import pytest
 import torch
 from helpers.processes import lives, until
+from helpers.recording import Recorder
 from optuna.trial import create_trial
 
 from kdsearch.errors import RunError
@@ -25,14 +26,6 @@ from kdsearch.search.workers.supervisor import DEATHS_IN_A_ROW, Crew, environmen
 URL = "postgresql://ann:secret@db/kd"
 SCORES = {Attr.ACCURACY: 0.5, Attr.TEST_ACCURACY: 0.5, Attr.RATIO: 2.0, Attr.BEST_EPOCH: 1, Attr.CONFIG: {"epochs": 1}}
 DONE = create_trial(values=[0.5, 2.0], user_attrs={Attr.CURVE: {"1": [0.5, 2.0]}, **SCORES})
-
-
-class Told(Progress):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -141,7 +134,7 @@ def test_who_does_not_end_in_time_is_killed(own: Plan, workers, monkeypatch: pyt
 
 def test_a_worker_that_is_killed_is_named_and_another_one_takes_its_place(own: Plan, workers, study: optuna.Study):
     started = workers('mkdir "$0.first" 2>/dev/null && kill -9 $$; exit 0')
-    told = Told()
+    told = Recorder()
     supervise(study, own, Options(trials=1), workers=1, progress=told)
     first, second = (words[0] for words in started())
     assert told.warnings == [f"worker {first} died (SIGKILL); another one takes its place"]
@@ -151,7 +144,7 @@ def test_a_worker_that_is_killed_is_named_and_another_one_takes_its_place(own: P
 def test_a_worker_that_dies_when_all_is_done_has_no_successor(own: Plan, workers, study: optuna.Study):
     study.add_trial(DONE)
     started = workers("echo a crash at the exit >&2; exit 1")
-    told = Told()
+    told = Recorder()
     supervise(study, own, Options(trials=1), workers=2, progress=told)
     assert len(started()) == 2
     assert told.warnings == []
@@ -166,7 +159,7 @@ def test_a_workers_own_word_that_it_cannot_go_on_ends_the_run(own: Plan, workers
 
 def test_workers_that_die_without_finishing_anything_end_the_run(own: Plan, workers, study: optuna.Study):
     started = workers("echo first; echo 'Segmentation fault' >&2; echo >&2; exit 3")
-    told = Told()
+    told = Recorder()
     with pytest.raises(RunError, match=r"^1\d workers died and no trial was finished meanwhile; look at the system"):
         supervise(study, own, Options(trials=1), workers=2, progress=told)
     assert len(started()) >= DEATHS_IN_A_ROW * 2
@@ -175,7 +168,7 @@ def test_workers_that_die_without_finishing_anything_end_the_run(own: Plan, work
 
 def test_a_trial_that_is_finished_between_two_deaths_lets_the_run_go_on(own: Plan, workers, study: optuna.Study):
     started = workers("exit 3")
-    told = Told()
+    told = Recorder()
 
     def between() -> None:
         if len(started()) < 2 * DEATHS_IN_A_ROW:
@@ -206,7 +199,7 @@ def test_what_an_interrupted_worker_could_not_hand_back_is_handed_back_for_it(st
     trial.set_user_attr(Attr.WORKER, liveness.myself() | {"started": "another time"})
     mine = study.ask()
     mine.set_user_attr(Attr.WORKER, liveness.myself())
-    with pytest.raises(kind), supervisor._tidied(study, liveness.Watch(), Told()):
+    with pytest.raises(kind), supervisor._tidied(study, liveness.Watch(), Recorder()):
         raise kind("x")
     states = [each.state.name for each in study.trials]
     assert states == (["FAIL", "RUNNING", "WAITING"] if kind is KeyboardInterrupt else ["RUNNING", "RUNNING"])

@@ -1,0 +1,82 @@
+"""Passwords kept out of everything that is printed, logged or written, and what a failing storage says."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, unquote_plus
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+JOURNAL = "journal:"
+SECRET = re.compile(r"pass(?!file)|pwd|secret|token|credential|odbc_connect", re.IGNORECASE)  # in a query's keys
+ANY_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S*(@)")
+
+
+def masked(url: str) -> str:
+    """The URL with its password replaced by `***`, for anything that is printed, logged or written."""
+    if url.startswith(JOURNAL):
+        return JOURNAL + ANY_PASSWORD.sub(r"\1***\2", url.removeprefix(JOURNAL))  # a path may look like a URL
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return "***"  # not a URL: it may hold a password anywhere
+    if is_torn(parsed):
+        return ANY_PASSWORD.sub(r"\1***\2", url)
+    secret = {key: "***" for key in parsed.query if SECRET.search(key)}
+    return parsed.update_query_dict(secret).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+
+
+def is_torn(parsed: URL) -> bool:
+    """Whether an @ of the password was taken for its end: then the rest of it stands in the host or the database."""
+    return parsed.password is not None and "@" in f"{parsed.host or ''}{parsed.database or ''}"
+
+
+def hidden(text: str, url: str | None = None) -> str:
+    """A text without the password of a URL, however it is written, and without any other URL's.
+
+    Args:
+        text: of an error, or a word of a command line.
+        url: of the storage; None: it is not known here.
+    """
+    if url is not None and url.strip():
+        text = text.replace(url, masked(url))
+        for password in sorted(_passwords(url), key=len, reverse=True):
+            text = re.sub(rf"(?<!\w){re.escape(password)}(?!\w)", "***", text)
+    return ANY_PASSWORD.sub(r"\1***\2", text)
+
+
+def _passwords(url: str) -> set[str]:
+    """The secrets of a URL, as they are written there and as they are meant."""
+    _, _, rest = url.partition("://")
+    login, _, _ = rest.rpartition("@")
+    found = {login.partition(":")[2]}
+    found |= {value for key, _, value in re.findall(r"([^?&=]+)(=)([^&]*)", url) if SECRET.search(key)}
+    return {form for each in found for form in (each, unquote(each), unquote_plus(each)) if form}
+
+
+def trouble(error: BaseException, url: str | None = None) -> str | None:
+    """What a storage that fails says, in one line without its password; None where it is no storage's error."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    inner = error
+    while isinstance(inner, AssertionError | UnboundLocalError) and inner.__context__ is not None:
+        inner = inner.__context__  # Optuna trips over itself where it cannot store that a trial failed
+    if isinstance(inner, StorageInternalError) and inner.__cause__ is not None:
+        inner = inner.__cause__  # what it says itself is the same whatever happened
+    details = getattr(inner, "details", None)  # grpc.RpcError: the package is not imported to ask
+    if callable(details) and callable(getattr(inner, "code", None)):
+        return hidden(first_line(str(details() or type(inner).__name__)), url)
+    if not isinstance(inner, SQLAlchemyError | StorageInternalError | sqlite3.Error):
+        return None
+    return hidden(first_line(str(getattr(inner, "orig", None) or inner)), url)
+
+
+def first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
