@@ -60,6 +60,10 @@ class ConsoleProgress(progress.Progress):
         """A line that must not be missed."""
         self.line(f"warning: {text}", "yellow")
 
+    def note(self, text: str) -> None:
+        """A line that is good to know."""
+        self.line(text)
+
     def teacher_started(self, family: str, epochs: int) -> None:
         """A bar for the teacher."""
         self.line(
