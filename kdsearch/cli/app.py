@@ -25,6 +25,7 @@ from kdsearch.cli.worker import ending, worker
 from kdsearch.errors import KdsearchError, RunError, shown
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import signals
+from kdsearch.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -141,19 +142,21 @@ def optimize(
         pruner=pruner, seed=seed,
     )  # fmt: skip
     search.check_options(options)
-    planned = plans.make_plan(
-        dataset=dataset,
-        study=study,
-        name=name,
-        storage_url=storage,
-        data_dir=data_dir,
-        device=device,
-        cost=cost,
-        train_size=train_size,
-        max_epochs=max_epochs,
-    )
-    if dry_run:
-        print_plan(estimate.estimate(planned, options.budget()), as_json=as_json)
+    with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
+        planned = plans.make_plan(
+            dataset=dataset,
+            study=study,
+            name=name,
+            storage_url=storage,
+            data_dir=data_dir,
+            device=device,
+            cost=cost,
+            train_size=train_size,
+            max_epochs=max_epochs,
+        )
+        planned_work = estimate.estimate(planned, options.budget()) if dry_run else None
+    if planned_work is not None:
+        print_plan(planned_work, as_json=as_json)
         return
     command = command_line(storage)
     with ConsoleProgress() as progress, ending(progress):

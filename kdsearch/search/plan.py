@@ -63,6 +63,7 @@ def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
         loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"name": dataset})})
     data.check_name(loaded.data.name)
     networks.check_families(loaded)
+    networks.check_whole(loaded)
     return loaded
 
 

@@ -206,8 +206,9 @@ def run_plan(
     budget = options.budget()
     if plan.split.summary:
         progress.note(f"data: {plan.split.summary}")
-    for note in (*plan.split.notes, *hidden_plugins(plan)):
-        progress.warning(note)
+    for note in (storage.warning(plan.url), *plan.split.notes, *hidden_plugins(plan)):
+        if note is not None:
+            progress.warning(note)
     # the user's own is looked at first: a study's definition holds its fingerprint, and a wrong one would stay there
     known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress) if plan.spec.teacher.brought else None
     study = open_study(plan, retrying.patient(storage.open_storage(plan.url), progress.warning))
