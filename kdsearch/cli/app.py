@@ -22,7 +22,7 @@ from kdsearch.cli.output import command_line, find_study, print_plan, print_tria
 from kdsearch.cli.reporting import ReportPath, report
 from kdsearch.cli.slides import claims, slides
 from kdsearch.cli.worker import ending, worker
-from kdsearch.errors import KdsearchError, RunError, shown
+from kdsearch.errors import KdsearchError, RunError, check_platform, shown
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import signals
 from kdsearch.system.streams import stdout_to_stderr
@@ -54,6 +54,7 @@ app.command()(confirm)
 def main() -> None:
     """The `kdsearch` command: one clear line and exit code 1 for what the user can mend."""
     try:
+        check_platform()
         app()
     except SystemExit as ended:
         signals.leave(ended.code)

@@ -121,7 +121,7 @@ def locate(spec: DataSpec, folder: Path) -> Path:
     if not text:
         raise DataError("a folder of images needs its path", got=spec.name, remedy="give --dataset folder:PATH")
     path = Path(text).expanduser()
-    below = [folder / path, folder / path.name]
+    below = [folder / path.name] if path.is_absolute() else [folder / path, folder / path.name]
     itself = [folder] if _has_train(folder) else []
     named = folder != machine.data_folder(None)
     candidates = [*below, *itself, path] if named else [path, *below, *itself]
@@ -174,7 +174,7 @@ def _check_counts(layout: Layout) -> None:
     scarce = [f"{name} has {count}" for name, count in counts.items() if count < needed]
     if scarce:
         raise DataError(
-            f"a class needs at least {needed} training images, one each for {', '.join(['training', *drawn])}",
+            f"a class needs at least {needed} training images, one each for {' and '.join(['training', *drawn])}",
             got=", ".join(scarce[:NAMED]) + ", ..." * (len(scarce) > NAMED),
             remedy="add images of it, or remove its folder",
         )
