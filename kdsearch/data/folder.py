@@ -22,6 +22,7 @@ TEST_SHARE = 0.2  # of a folder without test images, by class
 TEST_SEED = 0  # not the study's: the test images are the same for every study of a folder
 COPIES = 2  # of the images in memory, while they are split
 UNEVEN = 2  # times as many images of one class as of another are worth a line
+NUMBERS_SHOWN = 4
 NAMED = 3  # unreadable images in an error
 
 
@@ -151,7 +152,7 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     every = ImageSet(images, torch.cat([part.labels for part in layout.parts]))
     ends = torch.tensor([0, *(len(part.paths) for part in layout.parts)]).cumsum(0).tolist()
     parts = [every.subset(torch.arange(start, end)) for start, end in pairwise(ends)]
-    notes += [*_unevenness(layout.train), *_look_alikes(layout.train.classes)]
+    notes += [*_unevenness(layout.train), *_look_alikes(layout.train.classes), *_numbers(layout.train.classes)]
     train, test = parts[0], parts[-1]
     if layout.test is None:
         train, test, note = _held_out(train, layout, spec.test or TEST_SHARE)
@@ -215,3 +216,14 @@ def _look_alikes(classes: Sequence[str]) -> list[str]:
     return (
         [f"classes differ in case only: {', '.join(alike)}; if they are one, put them in one folder"] if alike else []
     )
+
+
+def _numbers(classes: Sequence[str]) -> list[str]:
+    """A line for classes that are numbers, of which another program's network may have the outputs in their order."""
+    if not all(name.isdecimal() for name in classes) or list(classes) == sorted(classes, key=int):
+        return []
+    shown = ", ".join(classes[:NUMBERS_SHOWN])
+    return [
+        f"the classes are numbers in the order of text ({shown}, ...), as torchvision's ImageFolder has them: see that a "
+        "teacher of yours has its outputs in this order, or name them 00, 01, ..."
+    ]

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from kdsearch.errors import TeacherError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "weights")  # keys that hold a state dict
+WRAPPERS = (  # keys that hold a state dict, the averaged one last
+    "state_dict", "model_state_dict", "model", "network", "net", "weights", "state_dict_ema", "model_ema", "ema",
+)  # fmt: skip
 PREFIXES = ("module.", "model.", "network.", "net.")  # of DataParallel, Lightning and the like
 COMPILED = "_orig_mod."  # of torch.compile, anywhere in a key
 AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts with it, beside "module."

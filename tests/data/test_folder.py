@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kdsearch import data
-from kdsearch.data import folder
+from kdsearch.data import folder, pictures
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 from kdsearch.system import machine
@@ -312,3 +312,39 @@ def test_class_names_that_differ_in_case_only_get_a_line(root: Path):
     for part in ("train", "test"):
         (root / part / "dog").rename(root / part / "Cat")
     assert any("differ in case only: Cat and cat" in note for note in load(root).notes)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(noise).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(pictures.read(tmp_path / "a.png", 8), expected)
+
+
+def test_a_photograph_with_broken_tags_beside_its_orientation_is_turned(tmp_path: Path):
+    """Pillow's issues 8548 and 8605: a place of 0/0 degrees, which exif_transpose cannot write anew."""
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    place = struct.pack("<HHII", 0x8825, 4, 1, 38)
+    latitude = struct.pack("<H", 1) + struct.pack("<HHII", 2, 5, 3, 56) + bytes(4)
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + struct.pack("<H", 2) + orientation + place + bytes(4) + latitude
+    picture = Image.new("RGB", (16, 16), (0, 0, 0))
+    picture.paste((255, 255, 255), (0, 0, 8, 8))
+    picture.save(tmp_path / "a.jpg", exif=exif + bytes(24))
+    image = pictures.read(tmp_path / "a.jpg", 16)
+    assert not isinstance(image, str)
+    assert image[2, 13].min() > 200
+    assert image[2, 2].max() < 50
+
+
+@pytest.mark.parametrize(("classes", "noted"), [(("1", "2", "10"), True), (("01", "02", "10"), False)])
+def test_numbers_in_the_order_of_text_get_a_line(tmp_path: Path, classes: tuple[str, ...], noted: bool):
+    for name in classes:
+        for number in range(3):
+            paint(tmp_path / "train" / name / f"{number}.png", 0)
+    loaded = load(tmp_path)
+    assert any("in the order of text" in note for note in loaded.notes) is noted
+    assert loaded.classes == tuple(sorted(classes))
