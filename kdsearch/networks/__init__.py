@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from kdsearch.dimensions import is_whole
 from kdsearch.errors import StudyFileError
 from kdsearch.networks.custom import construct, find
 from kdsearch.records import DISTILLATION, OPTIONAL
@@ -45,10 +46,12 @@ class Family:
     Attributes:
         dimensions: names in the search space that set an architecture.
         build: makes the network.
+        whole: those of the dimensions that are whole numbers.
     """
 
     dimensions: tuple[str, ...]
     build: Build
+    whole: tuple[str, ...] = ()
 
 
 STUDENTS = {"mlp": "kdsearch.networks.mlp:FAMILY", "resnet": "kdsearch.networks.resnet:FAMILY"}
@@ -114,6 +117,21 @@ def check_families(spec: StudySpec) -> None:
             got=f"student.family = {spec.student.family}",
             remedy=f"the space holds {', '.join(sorted(wanted))}",
         )
+
+
+def check_whole(spec: StudySpec) -> None:
+    """Refuse fractions in dimensions that are whole numbers: they would be cut off, and reported as they were.
+
+    Raises:
+        StudyFileError: the line names the key.
+    """
+    for key in getattr(student_family(spec.student.family), "whole", ()):  # another package's family may not say
+        if not is_whole(spec.space[key]):
+            raise StudyFileError(
+                f"space.{key} must be whole numbers in this student family",
+                got=spec.space[key],
+                remedy="drop the decimal points",
+            )
 
 
 def parameters(network: nn.Module) -> int:
