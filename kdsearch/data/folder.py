@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from kdsearch.data import pictures
+from kdsearch.data import decoded, pictures
 from kdsearch.data.base import Dataset, ImageSet, stratified
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
@@ -68,7 +68,10 @@ def list_classes(root: Path) -> Listing:
             got=f"{len(folders)} in {root}",
             remedy="add a folder for each class",
         )
-    files = tuple([f for f in sorted(folder.iterdir()) if f.suffix.lower() in ENDINGS] for folder in folders)
+    files = tuple(
+        [f for f in sorted(folder.iterdir(), key=lambda file: file.name) if f.suffix.lower() in ENDINGS]
+        for folder in folders
+    )
     for folder, found in zip(folders, files, strict=True):
         if not found:
             raise DataError("a class folder must hold images", got=folder, remedy="add images or remove the folder")
@@ -98,7 +101,13 @@ def check_memory(count: int, size: int, free: int | None) -> None:
 
 
 def read_files(paths: Sequence[Path], size: int | None) -> torch.Tensor:
-    """Reads image files.
+    """Reads image files, or what was kept of them decoded (`decoded.load`); as `decode_files`."""
+    key = f"{size} {pictures.version()}"
+    return decoded.load(paths, lambda: {"images": decode_files(paths, size)}, key)["images"]
+
+
+def decode_files(paths: Sequence[Path], size: int | None) -> torch.Tensor:
+    """Decodes image files.
 
     Args:
         paths: at least one.
