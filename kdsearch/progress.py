@@ -17,6 +17,9 @@ class Progress:
     def teacher_started(self, family: str, epochs: int) -> None:
         """A teacher's training begins."""
 
+    def resumed(self, what: str, done: int, epochs: int) -> None:
+        """An interrupted training, "teacher cnn" or "trial 7", goes on after `done` of its epochs."""
+
     def teacher_batch(self, done: float) -> None:
         """A share `done` of the teacher's training is over."""
 

@@ -34,6 +34,7 @@ class Attr:
     WORKER = "worker"  # who runs it (see search.liveness)
     BEAT = "beat"  # counted up while it runs
     RETRY_OF = "retry_of"  # the number of the handed-back trial whose parameters it runs again
+    RESUMED = "resumed"  # epochs of its curve that the handed-back trial trained, from whose checkpoint it went on
     PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was

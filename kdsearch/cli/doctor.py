@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from kdsearch import data, networks
+from kdsearch.data import decoded
 from kdsearch.errors import StudyFileError
 from kdsearch.measure import COSTS
 from kdsearch.system import machine, plugins
@@ -58,6 +59,10 @@ def examine(data_dir: str | None = None) -> list[Finding]:
     teachers = machine.cache_folder() / "teachers"
     kept = len(list(teachers.glob("*.safetensors"))) if teachers.is_dir() else 0
     findings.append(Finding("teachers kept", f"{kept} in {teachers}"))
+    images = decoded.kept()
+    size = f"{images.size / 1e9:.1f} of at most {images.limit / 1e9:.4g} GB ({decoded.LIMIT})"
+    files = f"{images.count} {'file' if images.count == 1 else 'files'}"
+    findings.append(Finding("decoded images kept", f"{files}, {size}, in {images.place}"))
     return findings
 
 

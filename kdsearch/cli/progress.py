@@ -78,6 +78,13 @@ class ConsoleProgress(progress.Progress):
         )
         self._teacher = self._bars.add_task("teacher", total=100, now="")
 
+    def resumed(self, what: str, done: int, epochs: int) -> None:
+        """A line that says where an interrupted training goes on."""
+        self.line(
+            f"{what}: interrupted earlier, "
+            + (f"goes on at epoch {done + 1} of {epochs}" if done < epochs else "trained to its end")
+        )
+
     def teacher_batch(self, done: float) -> None:
         """Moves the teacher's bar."""
         if self._teacher is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from kdsearch.data import pictures
+from kdsearch.data import decoded, pictures
 from kdsearch.data.base import Dataset, ImageSet, stratified
 from kdsearch.data.listing import PARTS, Layout, Listing, list_classes, list_folder
 from kdsearch.errors import DataError
@@ -49,7 +49,13 @@ def check_memory(count: int, size: int, free: int | None) -> None:
 
 
 def read_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
-    """Reads image files.
+    """Read image files, or what was kept of them decoded (`decoded.load`); as `decode_files`."""
+    key = f"{size} {scale} {pictures.version()}"
+    return decoded.load(paths, lambda: {"images": decode_files(paths, size, scale)}, key)["images"]
+
+
+def decode_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
+    """Decode image files.
 
     Args:
         paths: at least one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +51,13 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@cache
+def version() -> str:
+    """What decides the bytes that a file is read as, beside the file: this module's text and Pillow's version."""
+    text = Path(__file__).read_bytes()
+    return f"{hashlib.blake2b(text, digest_size=8).hexdigest()} Pillow {metadata.version('pillow')}"
 
 
 def read(path: Path, size: int | None, scale: Scale = FULL) -> Bytes | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from kdsearch.distil.loss import distillation_loss, nd_loss
 from kdsearch.distil.train import Batch, Lesson
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import StudyFileError
-from kdsearch.records import Config, EpochRecord, architecture
+from kdsearch.records import Config, architecture
 from kdsearch.spec import StudentSpec
 from kdsearch.system import machine
 
@@ -81,7 +81,8 @@ def teach(
     student_spec: StudentSpec,
     validate: Callable[[nn.Module], float] = lambda network: math.nan,
     on_step: Callable[[int], None] = lambda step: None,
-) -> Iterator[EpochRecord]:
+    state: train.State | None = None,
+) -> train.Run:
     """Trains a student as its configuration says, an epoch a step of the iterator.
 
     The loss is `distillation_loss`, and on top of it `feature_weight` times `nd_loss` where that weight is above 0.
@@ -97,9 +98,11 @@ def teach(
         student_spec: `[student]` of a study.
         validate: accuracy of the network on the validation set, a fraction.
         on_step: told, before each step, how many are done.
+        state: of a training of this configuration and seed that stopped (`Run.state_dict`), to go on from; or None.
 
     Raises:
         TrialError: the loss or the weights are not finite.
+        ValueError: the state is of another student.
         StudyFileError: a feature weight above 0, and a network without a classifier.
     """
     weight = config.get("feature_weight", 0)
@@ -137,4 +140,4 @@ def teach(
         threads=student_spec.threads,
         on_step=on_step,
     )
-    return train.train(student, lesson, student_spec.recipe, validate=validate)
+    return train.train(student, lesson, student_spec.recipe, validate=validate, state=state)

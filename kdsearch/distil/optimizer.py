@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,24 @@ def make_optimizer(
     return made
 
 
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Loads a state of `Optimizer.state_dict`, laid out in memory as the parameters are.
+
+    Fused kernels go through a parameter and its state by address, in the order in which they lie in memory.
+
+    Raises:
+        ValueError: it is of other parameters; nothing was changed.
+    """
+    names = [set(group) for group in optimizer.param_groups]
+    if [set(group) for group in state["param_groups"]] != names:
+        raise ValueError("the state must be of this optimizer")
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def schedule(recipe: Recipe, step: int, total: int) -> float:
     """The share of the learning rate that a step uses, counted from 0.
 
@@ -85,6 +104,13 @@ class Shown:
 
     def hide(self) -> None:
         """The network holds the weights that the training goes on with."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it holds beside the network and the optimiser."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state of `state_dict`; the network has got its weights of that moment already."""
 
 
 class Averaged(Shown):
@@ -124,6 +150,16 @@ class Averaged(Shown):
         """Swaps the weights of the training back."""
         if self._shown:
             self._swap()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average or, where the network holds that, the weights of the training; and how many were taken in."""
+        return {"average": self._average, "steps": self._steps, "taken": self._taken, "shown": self._shown}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state of `state_dict`, in place."""
+        torch._foreach_copy_(self._average, state["average"])
+        self._steps, self._taken, self._shown = state["steps"], state["taken"], state["shown"]
 
     @torch.no_grad()
     def _swap(self) -> None:

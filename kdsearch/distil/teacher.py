@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from kdsearch import networks
 from kdsearch.data import ImageSet, Split, views
 from kdsearch.distil import answers, train, view_answers
 from kdsearch.distil.answers import Answers
+from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.distil.weight_files import load_weights
@@ -127,6 +128,8 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
         if teacher is None:
             teacher = _make(spec, split, progress)
             _save(teacher, path)
+            if spec.weights is None:
+                _checkpoint(spec, split, progress).remove()
     if isinstance(teacher.network, custom.Logarithm):
         progress.warning(f"{spec.title} ends in a softmax (its outputs sum to 1): their logarithms are its logits here")
     try:
@@ -182,14 +185,12 @@ def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
 
 def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
     network = untrained(spec, split)
-    start = time.perf_counter()
+    seconds = 0.0
     if spec.weights is not None:
         for note in load_weights(custom.core(network), Path(spec.weights).expanduser()):
             progress.note(note)
-        seconds = 0.0
     else:
-        _train(network, spec, split, progress)
-        seconds = time.perf_counter() - start
+        seconds = _train(network, spec, split, progress)
     facts = TeacherFacts(
         family=spec.title,
         fingerprint=fingerprint(spec, split),
@@ -207,7 +208,12 @@ def _frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progress) -> None:
+def _checkpoint(spec: TeacherSpec, split: Split, progress: Progress) -> Checkpoint:
+    return Checkpoint(f"teacher-{fingerprint(spec, split)}", progress.warning)
+
+
+def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progress) -> float:
+    """Trains the teacher, from its checkpoint on where an earlier training was interrupted; seconds in all."""
     recipe = spec.recipe
     assert recipe is not None, "a teacher without weights has a recipe"
     lesson = train.Lesson(
@@ -220,15 +226,26 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
         seed=machine.derive_seed("teacher", spec.seed),
         on_step=lambda step: progress.teacher_batch(step / (recipe.epochs * lesson.steps)),
     )
-    progress.teacher_started(spec.title, recipe.epochs)
-    try:
+
+    def begin(state: train.State | None) -> tuple[train.Run, float]:
         # A teacher is taken as its recipe leaves it: nothing is chosen by validation, so none is run on the way.
-        for _ in train.train(network, lesson, recipe, validate=lambda _: float("nan")):
-            pass
+        run = train.train(network, lesson, recipe, validate=lambda _: math.nan, state=state and state["run"])
+        return run, 0.0 if state is None else float(state["seconds"])
+
+    progress.teacher_started(spec.title, recipe.epochs)
+    kept = _checkpoint(spec, split, progress)
+    run, seconds = kept.resume(begin, split.train.labels.device)
+    if run.done:
+        progress.resumed(f"teacher {spec.title}", run.done, recipe.epochs)
+    try:
+        for record in run:
+            seconds += record.seconds
+            kept.keep(lambda: {"run": run.state_dict(), "seconds": seconds}, record.seconds)  # noqa: B023
     except TrialError as error:
         raise TeacherError(
             f"the teacher's training must stay finite: {error}", remedy="mend [teacher.recipe]"
         ) from None
+    return seconds
 
 
 def _save(teacher: Teacher, path: Path) -> None:

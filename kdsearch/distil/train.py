@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import ImageSet, views
-from kdsearch.distil.optimizer import make_optimizer, schedule, set_rate, shown_weights
+from kdsearch.distil.optimizer import load_optimizer, make_optimizer, schedule, set_rate, shown_weights
 from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.errors import TrialError
 from kdsearch.records import EpochRecord
@@ -43,6 +44,9 @@ class Batch:
 
 Loss = Callable[[Batch], Tensor]
 """From a batch to a scalar."""
+
+State = dict[str, Any]
+"""A training's state: dicts and lists of tensors and plain values."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,40 @@ class Training:
         self._optimizer.step()
         self._total += loss.detach()
 
+    def state_dict(self) -> State:
+        """All that the next epoch depends on but its number: weights, optimiser, averages; taken between two epochs."""
+        return {
+            "weights": self._tensors(),
+            "optimizer": self._optimizer.state_dict(),
+            "shown": self._shown.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state of `state_dict`, in place.
+
+        Raises:
+            ValueError: it is of another network or recipe; nothing was changed.
+        """
+        own, given = self._tensors(), state["weights"]
+        if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in given.items()}:
+            raise ValueError("the state must be of this network")
+        if set(state["shown"]) != set(self._shown.state_dict()):
+            raise ValueError("the state must be of this recipe")
+        load_optimizer(self._optimizer, state["optimizer"])
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(given[name])
+        self._shown.load_state_dict(state["shown"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the network and its companion by name, buffers that no file holds included."""
+        modules = {"network": self._network, "companion": self._lesson.companion or nn.Identity()}
+        return {
+            f"{prefix}.{name}": tensor.detach()
+            for prefix, module in modules.items()
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+
     def _inputs(self, count: int) -> list[Tensor]:
         """At most so many batches of inputs, the same ones each time."""
         order, drawn = _order(self._lesson, self._recipe.augment, 0)
@@ -219,34 +257,57 @@ def _check_views(lesson: Lesson, recipe: Recipe) -> None:
             )
 
 
-def train(
-    network: nn.Module, lesson: Lesson, recipe: Recipe, *, validate: Callable[[nn.Module], float]
-) -> Iterator[EpochRecord]:
-    """Trains a network, an epoch each time the next record is asked for.
+class Run(Iterator[EpochRecord]):
+    """A training as an iterator: an epoch is trained when its record is asked for.
+
+    Between two epochs its state can be taken; a run of the same network, lesson and recipe that is given that state
+    goes on from there and ends, on a CPU, with the same weights bit by bit.
 
     Args:
-        network: on the lesson's device; trained in place.
-        lesson: data, loss and length.
-        recipe: optimiser, rate and augmentation.
-        validate: accuracy of the network on the validation set, a fraction.
+        network, lesson, recipe, validate: as of `train`.
+        state: of `state_dict`, on any device; None: from the beginning.
 
-    Yields:
-        The record of each epoch, from epoch 1 on.
+    Attributes:
+        done: epochs so far.
 
     Raises:
-        TrialError: the loss or the weights are not finite.
-        ValueError: the lesson's teacher's logits or norms are not of every view that the recipe shows.
+        ValueError: as of `train`.
     """
-    _check_views(lesson, recipe)
-    device = lesson.data.labels.device
-    if device.type == "cpu":
-        machine.keep_freed_memory()
-    training = Training(network, lesson, recipe)
-    for epoch in range(1, lesson.epochs + 1):
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lesson: Lesson,
+        recipe: Recipe,
+        *,
+        validate: Callable[[nn.Module], float],
+        state: State | None = None,
+    ) -> None:
+        _check_views(lesson, recipe)
+        self._network, self._lesson, self._validate = network, lesson, validate
+        self._device = lesson.data.labels.device
+        if self._device.type == "cpu":
+            machine.keep_freed_memory()
+        self._training = Training(network, lesson, recipe)
+        self.done = 0
+        if state is not None:
+            self._training.load_state_dict(state["training"])
+            self.done = int(state["epoch"])
+
+    def __next__(self) -> EpochRecord:
+        """Trains an epoch.
+
+        Raises:
+            TrialError: the loss or the weights are not finite.
+        """
+        lesson = self._lesson
+        if self.done >= lesson.epochs:
+            raise StopIteration
+        epoch = self.done + 1
         start = time.perf_counter()
         seed = machine.derive_seed("epoch", lesson.seed, epoch)
-        with machine.threads(lesson.threads), machine.seeded(seed, device):
-            loss = training.epoch(epoch)
+        with machine.threads(lesson.threads), machine.seeded(seed, self._device):
+            loss = self._training.epoch(epoch)
         seconds = time.perf_counter() - start  # the epoch has waited for the device
         if not math.isfinite(loss):
             raise TrialError(
@@ -255,5 +316,42 @@ def train(
                 remedy="lower the recipe's lr",
             )
         with machine.threads(lesson.threads):
-            accuracy = validate(network)
-        yield EpochRecord(epoch, loss, accuracy, seconds)
+            accuracy = self._validate(self._network)
+        self.done = epoch
+        return EpochRecord(epoch, loss, accuracy, seconds)
+
+    def state_dict(self) -> State:
+        """The state between two epochs; its tensors are those that the training goes on with, no copies.
+
+        `checkpoint.save` writes it, `copy.deepcopy` keeps it. The order of images and views, dropout and the learning
+        rate follow from the seed and the epoch's number, so no generator's state is part of it.
+        """
+        return {"epoch": self.done, "training": self._training.state_dict()}
+
+
+def train(
+    network: nn.Module,
+    lesson: Lesson,
+    recipe: Recipe,
+    *,
+    validate: Callable[[nn.Module], float],
+    state: State | None = None,
+) -> Run:
+    """Trains a network, an epoch each time the next record is asked for.
+
+    Args:
+        network: on the lesson's device; trained in place.
+        lesson: data, loss and length.
+        recipe: optimiser, rate and augmentation.
+        validate: accuracy of the network on the validation set, a fraction.
+        state: of a run that stopped (`Run.state_dict`), to go on from; None: from the beginning.
+
+    Returns:
+        An iterator over the record of each epoch that is left, from epoch 1 on without a state.
+
+    Raises:
+        TrialError: the loss or the weights are not finite.
+        ValueError: the lesson's teacher's logits or norms are not of every view that the recipe shows, or the state is
+            of another network or recipe; nothing was changed then.
+    """
+    return Run(network, lesson, recipe, validate=validate, state=state)

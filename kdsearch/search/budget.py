@@ -32,8 +32,11 @@ def finished_count(trials: Iterable[FrozenTrial]) -> int:
 
 
 def epochs_spent(trials: Iterable[FrozenTrial]) -> int:
-    """Epochs of training over all trials of a study: pruned, failed, killed and running ones too."""
-    return sum(map(epochs_run, trials))
+    """Epochs of training over all trials of a study: pruned, failed, killed and running ones too.
+
+    Those that a trial took over from the checkpoint of a handed-back one count once, with that one.
+    """
+    return sum(epochs_run(trial) - int(trial.user_attrs.get(Attr.RESUMED, 0)) for trial in trials)
 
 
 class Budget:

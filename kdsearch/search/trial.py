@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import Split
-from kdsearch.distil import lesson
+from kdsearch.distil import checkpoint, lesson
 from kdsearch.distil.answers import Answers
+from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.teacher import Teacher
+from kdsearch.distil.train import Run, State
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
 from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, latency
@@ -93,8 +95,8 @@ class Workshop:
         """An untrained student; the same seed gives the same weights on every device."""
         return lesson.build(self.spec.student, config, seed=seed, split=self.split)
 
-    def teach(self, student: nn.Module, config: Config, seed: int) -> Iterator[EpochRecord]:
-        """Trains a student as its configuration says, an epoch a step of the iterator."""
+    def teach(self, student: nn.Module, config: Config, seed: int, state: State | None = None) -> Run:
+        """Trains a student as its configuration says, an epoch a step of the iterator; from a state on, if given."""
 
         return lesson.teach(
             student,
@@ -106,7 +108,14 @@ class Workshop:
             student_spec=self.spec.student,
             validate=self.validate,
             on_step=lambda step: self.gate.step(),
+            state=state,
         )
+
+    def checkpoint(self, config: Config, seed: int, warn: Callable[[str], object]) -> Checkpoint:
+        """Where a student's training leaves its state, named by all that decides it; of slow epochs alone."""
+        student = self.spec.student.model_dump(mode="json", exclude={"threads"})
+        name = checkpoint.digest(config, seed, student, self.teacher.facts.fingerprint)
+        return Checkpoint(f"student-{name}", warn, least=checkpoint.SLOW_EPOCH)
 
     def undivided(self) -> Workshop:
         """A workshop of the same study that teaches on the whole training set; it times nothing, for want of images."""
@@ -168,6 +177,26 @@ class Best:
             self.weights = copy.deepcopy(student.state_dict())
 
 
+@dataclass
+class StudentTraining:
+    """A trial's training under way.
+
+    Attributes:
+        run: yields the epochs that are left.
+        best: checkpoint so far.
+        records: of the epochs so far, those before an interruption included.
+    """
+
+    run: Run
+    best: Best = field(default_factory=Best)
+    records: list[EpochRecord] = field(default_factory=list)
+
+    def state_dict(self) -> State:
+        """All that it takes to go on, between two epochs."""
+        records = [dataclasses.asdict(record) for record in self.records]
+        return {"run": self.run.state_dict(), "best": vars(self.best), "records": records}
+
+
 class Objective:
     """A trial of the study, as Optuna calls it: returns (validation accuracy, inference ratio).
 
@@ -216,7 +245,7 @@ class Objective:
     def _run(self, trial: Trial) -> tuple[float, float]:
         workshop = self._workshop
         config = space.suggest(trial, workshop.spec.space)
-        seed = machine.fresh_seed() if self._seed is None else machine.derive_seed("trial", self._seed, trial.number)
+        seed = self._seed_for(trial, config)
         self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
         trial.set_user_attr(Attr.CONFIG, config)
         trial.set_user_attr(Attr.SEED, seed)
@@ -228,20 +257,28 @@ class Objective:
         pruner.report(trial, (None, timing.ratio), 0)
         if refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and self._hopeless(trial):
             raise TrialPruned  # before its first epoch
-        best = Best()
+        kept = workshop.checkpoint(config, seed, self._progress.warning)
         with workshop.gate.working():
-            hopeless = self._train(trial, student, config, seed, timing.ratio, best)
+            best, hopeless = self._train(trial, student, config, seed, timing.ratio, kept)
             student.load_state_dict(best.weights)
             with self._clock.spent_on("scoring"):
                 test = workshop.test(student)
         trial.set_user_attr(Attr.TEST_ACCURACY, test)
         workshop.keep(told=self._progress.warning)
+        kept.remove()
         if hopeless:
             raise TrialPruned
         if self._keeper is not None:
             self._keeper.sweep(trial.study)
             self._keeper.keep(trial, best.weights, (best.accuracy, timing.ratio))
         return best.accuracy, timing.ratio
+
+    def _seed_for(self, trial: Trial, config: Config) -> int:
+        """The trial's seed; that of a handed-back trial which it runs again, where that one's checkpoint is here."""
+        for seed in handed_back_seeds(trial):
+            if self._workshop.checkpoint(config, seed, self._progress.warning).path.is_file():
+                return seed
+        return machine.fresh_seed() if self._seed is None else machine.derive_seed("trial", self._seed, trial.number)
 
     def _time(self, trial: Trial, student: nn.Module, config: Config) -> Timing:
         """The ratio: that of the first trial of this architecture, else measured now."""
@@ -267,29 +304,49 @@ class Objective:
         }.items():
             trial.set_user_attr(name, value)
 
-    def _train(self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, best: Best) -> bool:
+    def _train(
+        self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, kept: Checkpoint
+    ) -> tuple[Best, bool]:
         """Trains to the end, until the trial is hopeless, which it returns, or until more epochs are not wanted."""
-        losses: list[float] = []
-        seconds = 0.0
+        training = self._begin(trial, student, config, seed, ratio, kept)
+        best, records = training.best, training.records
         hopeless = False
-        for record in self._epochs(student, config, seed):
-            losses.append(record.loss)
-            seconds += record.seconds
+        for record in self._epochs(training.run):
+            records.append(record)
             best.see(record, student)
             pruner.report(trial, (record.accuracy, ratio), record.epoch)
             self._progress.trial_epoch(trial.number, record, config["epochs"])
             hopeless = record.epoch < config["epochs"] and self._hopeless(trial)
             if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
                 break
-        trial.set_user_attr(Attr.LOSSES, losses)
-        trial.set_user_attr(Attr.TRAIN_SECONDS, seconds)
+            kept.keep(training.state_dict, record.seconds)
+        trial.set_user_attr(Attr.LOSSES, [record.loss for record in records])
+        trial.set_user_attr(Attr.TRAIN_SECONDS, sum(record.seconds for record in records))
         trial.set_user_attr(Attr.ACCURACY, best.accuracy)
         trial.set_user_attr(Attr.BEST_EPOCH, best.epoch)
-        return hopeless
+        return best, hopeless
 
-    def _epochs(self, student: nn.Module, config: Config, seed: int) -> Iterator[EpochRecord]:
+    def _begin(
+        self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, kept: Checkpoint
+    ) -> StudentTraining:
+        """A training from its beginning or, where the trial was handed back, from its checkpoint with its curve."""
+
+        def begin(state: State | None) -> StudentTraining:
+            if state is None:
+                return StudentTraining(self._workshop.teach(student, config, seed))
+            best, records = Best(**state["best"]), [EpochRecord(**each) for each in state["records"]]
+            return StudentTraining(self._workshop.teach(student, config, seed, state["run"]), best, records)
+
+        training = kept.resume(begin, self._workshop.device)
+        for record in training.records:
+            pruner.report(trial, (record.accuracy, ratio), record.epoch)
+        if training.records:
+            trial.set_user_attr(Attr.RESUMED, len(training.records))
+            self._progress.resumed(f"trial {trial.number}", len(training.records), config["epochs"])
+        return training
+
+    def _epochs(self, records: Run) -> Iterator[EpochRecord]:
         """The epochs of a training, their time counted: what is not training is scoring the validation set."""
-        records = self._workshop.teach(student, config, seed)
         gate = self._workshop.gate
         while True:
             before, paused = self._clock.seconds["training"], gate.paused
@@ -318,6 +375,18 @@ class Objective:
             trial.set_user_attr(Attr.STOPPED_AT, epoch)
             trial.set_user_attr(Attr.STOPPED_BY, {"step": epoch, "reason": reason})
         return reason is not None
+
+
+def handed_back_seeds(trial: Trial) -> Iterator[int]:
+    """Seeds of the handed-back trials whose parameters a trial runs again, the latest one first."""
+    trials = trial.study.get_trials(deepcopy=False)
+    number, seen = trial.user_attrs.get(Attr.RETRY_OF), {trial.number}
+    while isinstance(number, int) and 0 <= number < len(trials) and number not in seen:
+        seen.add(number)
+        found = trials[number].user_attrs
+        if isinstance(found.get(Attr.SEED), int):
+            yield found[Attr.SEED]
+        number = found.get(Attr.RETRY_OF)
 
 
 def refused_in_a_row(trial: Trial) -> int:
