@@ -12,7 +12,7 @@ import kdsearch
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
     {"records", "errors", "files", "plugins", "progress", "signals"},
-    {"dimensions", "atomic", "journal", "pareto", "patience", "stats", "storage", "runtime"},
+    {"dimensions", "atomic", "journal", "pareto", "patience", "sittings", "stats", "storage", "runtime"},
     {"recipes"},
     {"spec"},
     {"data", "networks"},
@@ -40,7 +40,7 @@ LAYERS = [
         "__main__",
     },
 ]
-REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "stats", "storage"}
+REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "sittings", "spec", "stats", "storage"}
 LINES = 350
 PUBLIC = [
     "KdsearchError",

@@ -12,6 +12,7 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
+from kdsearch import sittings
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError, StorageError, TrialError
 from kdsearch.progress import Progress
@@ -54,7 +55,7 @@ def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
 
     Args:
         study: made by kdsearch.
-        text: numbers with commas between; None: the whole front.
+        text: numbers with commas between; None: the whole front, by the ratios over all sittings.
 
     Raises:
         KdsearchError: the text is no such list, a trial cannot be confirmed, or there is no front.
@@ -62,7 +63,9 @@ def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
     if StudyAttr.STUDY_FILE not in study.user_attrs:
         raise StorageError("the study must have been made by `kdsearch optimize`", got=study.study_name)
     if text is None:
-        numbers = {trial.number for trial in study.best_trials}
+        trials = study.get_trials(deepcopy=False)
+        timed = sittings.ratios(sittings.by_architecture(trials, study.user_attrs))
+        numbers = {trial.number for trial in sittings.front(trials, timed)}
         if not numbers:
             raise StorageError(
                 "the study must have a front: a complete trial at least",
