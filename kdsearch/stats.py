@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 CONFIDENCE = 0.95
 NORMAL = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
@@ -52,6 +53,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[k - 1], ordered[n - k]
 
 
+@cache
 def student_t(degrees: int) -> float:
     """The two-sided 95 % quantile of Student's t with so many degrees of freedom."""
     from scipy.stats import t

@@ -28,7 +28,7 @@ ABOUT = {"study", "trial", "batch", "threads", "expected", "sha256"}
 # the method is that of kdsearch/measure/latency.py, where the reasons stand; a test holds that both find the same
 MIN_PAIRS, MAX_PAIRS, SITTING_SECONDS = 7, 31, 1.5
 SITTINGS, APART = 3, 2.0  # of the networks; seconds of rest between them
-STUDENT_T = 4.302652729911275  # the two-sided 95 % quantile with SITTINGS - 1 degrees of freedom
+STUDENT_T = 4.302652729749462  # the two-sided 95 % quantile with SITTINGS - 1 degrees of freedom
 SLOW_SECONDS = 0.5
 SAMPLE_SECONDS, SAMPLE_SHARE = 0.004, 0.1
 WARM_UP_CALLS = 2
