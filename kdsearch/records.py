@@ -31,11 +31,11 @@ class Attr:
     LOSSES = "losses"  # mean training loss of each epoch
     FAIL_REASON = "fail_reason"
     FAILED_BY = "failed_by"  # "memory" or "loss" where its own configuration made it fail (see search.failures)
-    WORKER = "worker"  # who runs it (see search.liveness)
+    WORKER = "worker"  # who runs it (see search.workers.liveness)
     BEAT = "beat"  # counted up while it runs
     RETRY_OF = "retry_of"  # the number of the handed-back trial whose parameters it runs again
     RESUMED = "resumed"  # epochs of its curve that the handed-back trial trained, from whose checkpoint it went on
-    PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
+    PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see pruning.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
     WEIGHTS = "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended (search.keep)
@@ -64,8 +64,11 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the command line that ran last
     EXPORTED = "exported:"  # begins exported:NUMBER:FORMAT, what an exported file reached in its own runtime
-    CARRIED = "carried:"  # begins carried:NUMBER, the fingerprints of the folders made for a device (export.device)
+    CARRIED = (
+        "carried:"  # begins carried:NUMBER, the fingerprints of the folders made for a device (export.device_folder)
+    )
     MEASURED = "measured:"  # begins measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
+    SITTINGS = "sittings:"  # begins sittings:DIGEST, the later timings of an architecture (see kdsearch.sittings)
     CONFIRMED = "confirmed:"  # begins the names under which a trial's confirmation is kept, its number follows
     SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
 
@@ -93,12 +96,13 @@ class Timing:
 
     Attributes:
         ratio: median of the paired ratios (for counted operations, their quotient).
-        low, high: 95 % interval of the median.
+        low, high: 95 % interval of the median: of this sitting, and so too narrow for another one.
         teacher_seconds, student_seconds: median seconds a batch (operations a batch for `flops`).
         batch: images a batch.
         pairs: how many pairs were timed; 0 for a quotient that has no noise.
         kind: how it was taken: "latency", "flops".
         eager_ratio: on CUDA, where `ratio` is of replayed graphs, the ratio of eager calls.
+        teacher_seconds_1, student_seconds_1: median seconds of one image alone, a batch of 1; None where not timed.
     """
 
     ratio: float
@@ -110,6 +114,8 @@ class Timing:
     pairs: int
     kind: str
     eager_ratio: float | None = None
+    teacher_seconds_1: float | None = None
+    student_seconds_1: float | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from kdsearch import cli, spec
 from kdsearch.data import ImageSet
 from kdsearch.distil.teacher import Teacher, obtain
 from kdsearch.measure import latency
+from kdsearch.search import retime
 from kdsearch.search.plan import Plan, make_plan
 from kdsearch.search.trial import Workshop
 
@@ -120,8 +121,10 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real timings, of few pairs and so with a wide interval."""
+    """Real timings, of few pairs and with no rest between sittings."""
     monkeypatch.setattr(latency, "MAX_PAIRS", latency.MIN_PAIRS)
+    for module in (latency, retime):
+        monkeypatch.setattr(module, "APART", 0.0)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import kdsearch
 
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
-    {"errors", "stats"},
+    {"errors", "stats", "sittings"},
     {"records", "pareto", "progress"},
     {"spec", "recipes", "dimensions", "pruning", "system"},
     {"storage"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"experiments"},
     {"cli", "__main__"},
 ]
-REPORTING_NEEDS = {"reporting", "errors", "records", "pareto", "spec", "stats", "storage", "system"}
+REPORTING_NEEDS = {"reporting", "errors", "records", "pareto", "sittings", "spec", "stats", "storage", "system"}
 APART = ({"search", "reporting"}, {"pruning", "spec"}, {"pruning", "system"})  # equals that never import each other
 NAMES = 22  # in kdsearch/
 SHARED_NAMES = {"__init__", "run", "page"}  # every experiment has a run and a page

@@ -4,11 +4,20 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import signal, stats
 
-from kdsearch.stats import difference_from_one_run, mean_interval, median_interval, proportion_interval
+from kdsearch.stats import (
+    difference_from_one_run,
+    mean_exceeds,
+    mean_interval,
+    median_interval,
+    proportion_interval,
+    sittings_interval,
+    spread,
+    told_apart,
+)
 
 
 def test_the_median_and_its_order_statistics():
@@ -84,3 +93,137 @@ def test_one_run_against_one_published_run_differs_by_what_test_images_tell():
     assert (found.mean, found.n) == (pytest.approx(-0.01), 1)
     half = 1.959964 * math.sqrt((0.95 * 0.05 + 0.96 * 0.04) / 10_000)
     assert (found.low, found.high) == (pytest.approx(-0.01 - half), pytest.approx(-0.01 + half))
+
+
+NOISES = ("independent", "AR(0.7)", "sitting", "heavy-tailed sitting")
+
+
+def sittings(noise: str, count: int, random: np.random.Generator, *, scale: float = 1.0) -> list[float]:
+    """Ratios of a student whose true one is 1: medians of 15 pairs, in so many sittings."""
+    found = []
+    for _ in range(count):
+        effect = 0.0
+        errors = random.normal(0, 0.05, 15)
+        if noise == "AR(0.7)":
+            errors = signal.lfilter([math.sqrt(1 - 0.7**2)], [1, -0.7], random.normal(0, 0.05, 60))[-15:]
+        elif noise == "sitting":
+            effect = random.normal(0, 0.1)
+        elif noise == "heavy-tailed sitting":
+            effect = 0.06 * random.standard_t(3)
+        found.append(math.exp(scale * (effect + float(np.median(errors)))))
+    return found
+
+
+def coverage(noise: str, counts: list[int], repeats: int, *, uneven: bool = False) -> float:
+    """How often the 95 % interval of a student holds its ratio, over students of so many sittings each."""
+    random = np.random.default_rng(15)
+    hits = []
+    for _ in range(repeats):
+        students = [
+            sittings(noise, count, random, scale=3.0 if uneven and index % 3 == 0 else 1.0)
+            for index, count in enumerate(counts)
+        ]
+        pooled = spread(students)
+        found = [sittings_interval(each, pooled) for each in students]
+        hits += [each.low <= 1 <= each.high for each in found if each is not None]
+    return float(np.mean(hits))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("students", [1, 2, 3, 10])
+def test_the_interval_over_three_sittings_covers(noise: str, students: int):
+    assert coverage(noise, [3] * students, 400 // students) >= 0.92
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_it_covers_where_some_students_sat_once_and_some_are_noisier(noise: str):
+    assert coverage(noise, [3, 3, 3, 3, 3, 1, 1, 1, 2], 50) >= 0.92
+    assert coverage(noise, [3] * 9, 50, uneven=True) >= 0.90
+
+
+def test_the_interval_of_one_sitting_does_not_cover_the_next_one():
+    """What stood here before: the median of the pairs, with their order statistics."""
+    random = np.random.default_rng(0)
+    hits = []
+    for _ in range(300):
+        _, low, high = median_interval(list(np.exp(random.normal(0, 0.1) + random.normal(0, 0.05, 15))))
+        hits.append(low <= 1 <= high)
+    assert np.mean(hits) < 0.6
+
+
+def test_students_lend_each_other_what_they_know_of_the_noise():
+    random = np.random.default_rng(1)
+    alone, together = [], []
+    for _ in range(200):
+        students = [sittings("sitting", 3, random) for _ in range(10)]
+        for found, pooled in ((alone, None), (together, spread(students))):
+            interval = sittings_interval(students[0], pooled)
+            assert interval is not None
+            found.append(math.log(interval.high / interval.low))
+    assert np.mean(together) < 0.7 * np.mean(alone)
+
+
+def test_alone_it_is_students_interval_of_log_ratios():
+    ratios = [10.0, 12.0, 11.0, 15.0]
+    logs = np.log(ratios)
+    low, high = stats.t.interval(0.95, 3, loc=logs.mean(), scale=stats.sem(logs))
+    for pooled in (None, spread([ratios]), spread([ratios, [7.0]])):
+        found = sittings_interval(ratios, pooled)
+        assert found is not None
+        assert (found.mean, found.n) == (pytest.approx(stats.gmean(ratios)), 4)
+        assert (found.low, found.high) == (pytest.approx(math.exp(low)), pytest.approx(math.exp(high)))
+
+
+def test_a_single_sitting_has_an_interval_where_others_show_how_far_sittings_lie_apart():
+    assert sittings_interval([10.0]) is None
+    assert sittings_interval([10.0], spread([[10.0], [3.0]])) is None
+    found = sittings_interval([10.0], spread([[5.0, 6.0], [5.0, 6.0, 5.5], [10.0]]))
+    assert found is not None
+    assert 0 < found.low < 10.0 < found.high
+
+
+@given(st.lists(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=5), min_size=1, max_size=6), st.floats(0.01, 100.0))
+def test_the_unit_of_a_ratio_does_not_matter(students: list[list[float]], factor: float):
+    found = [sittings_interval(each, spread(students)) for each in students]
+    scaled = [[factor * ratio for ratio in each] for each in students]
+    for one, other in zip(found, (sittings_interval(each, spread(scaled)) for each in scaled), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one.low <= one.mean <= one.high
+            for name in ("low", "mean", "high"):
+                assert getattr(other, name) == pytest.approx(factor * getattr(one, name), rel=1e-6)
+
+
+def test_ratios_are_told_apart_when_their_quotient_leaves_out_1():
+    assert not told_apart((705.0, 650.0, 760.0), (701.0, 660.0, 740.0))
+    assert told_apart((705.0, 650.0, 760.0), (350.0, 340.0, 360.0))
+    # the intervals overlap, and still the quotient's does not hold 1: 10 % each way, 15 % apart
+    assert told_apart((115.0, 105.0, 126.0), (100.0, 91.0, 110.0))
+    assert not told_apart((2.0, 2.0, 2.0), (2.0, 2.0, 2.0))
+    assert told_apart((2.0, 2.0, 2.0), (2.1, 2.1, 2.1))  # counted operations have no noise
+
+
+def test_equal_students_are_told_apart_as_rarely_as_promised():
+    random = np.random.default_rng(2)
+    wrong = []
+    for _ in range(300):
+        students = [sittings("sitting", 3, random) for _ in range(8)]
+        pooled = spread(students)
+        one, other = (sittings_interval(each, pooled) for each in students[:2])
+        assert one is not None
+        assert other is not None
+        wrong.append(told_apart((one.mean, one.low, one.high), (other.mean, other.low, other.high)))
+    assert np.mean(wrong) <= 0.05
+
+
+@given(*[st.lists(st.floats(0.0, 1.0), min_size=2, max_size=8)] * 2)
+def test_a_mean_exceeds_another_where_welchs_interval_lies_above_0(ours: list[float], theirs: list[float]):
+    assume(min(np.std(ours), np.std(theirs)) > 1e-3)
+    found = mean_exceeds(mean_interval(ours), mean_interval(theirs))
+    interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    assume(abs(interval.low) > 1e-6)
+    assert found == (interval.low > 0)
+
+
+def test_means_without_spread_say_nothing():
+    assert not mean_exceeds(mean_interval([0.9, 0.9]), mean_interval([0.1, 0.2]))

@@ -143,7 +143,18 @@ class ConsoleProgress(progress.Progress):
 def front_table(result: dict[str, Any]) -> Table:
     """The front of a `--json` result as a table."""
     table = Table(title=f"front of {_cell(result['study'])} (hypervolume {result['hypervolume'] or 0:.4f})")
-    for column in ("trial", "anchor", "ratio", "95 % interval", "validation", "test", "epoch", "parameters"):
+    for column in (
+        "trial",
+        "anchor",
+        "ratio",
+        "95 % interval",
+        "µs",
+        "µs alone",
+        "validation",
+        "test",
+        "epoch",
+        "parameters",
+    ):
         table.add_column(column, justify="left" if column in ("anchor", "parameters") else "right")
     for member in result["front"]:
         low, high, test = member["ratio_low"], member["ratio_high"], member["test_accuracy"]
@@ -152,6 +163,7 @@ def front_table(result: dict[str, Any]) -> Table:
             _cell(member["anchor"] or ""),
             _figure(member["ratio"], ".4g"),
             f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "",
+            *(_figure(member[name], ".3g") for name in ("microseconds", "microseconds_1")),
             _figure(member["accuracy"], ".2%"),
             _figure(test, ".2%"),
             "" if member["best_epoch"] is None else str(member["best_epoch"]),

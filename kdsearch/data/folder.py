@@ -230,6 +230,6 @@ def _numbers(classes: Sequence[str]) -> list[str]:
         return []
     shown = ", ".join(classes[:NUMBERS_SHOWN])
     return [
-        f"the classes are numbers, in the order of text ({shown}, ...), as torchvision's ImageFolder has them: see that "
-        "a teacher of yours has its outputs in this order, or name them 00, 01, ..."
+        f"the classes are numbers, in the order of text ({shown}, ...), as torchvision's ImageFolder has them: see "
+        "that a teacher of yours has its outputs in this order, or name them 00, 01, ..."
     ]

@@ -26,10 +26,11 @@ FILES = (*(f"{name}.onnx" for name in NETWORKS), IMAGES)
 ABOUT = {"study", "trial", "batch", "threads", "expected", "sha256"}
 
 # the method is that of kdsearch/measure/latency.py, where the reasons stand; a test holds that both find the same
-MIN_PAIRS, SLOW_PAIRS, MAX_PAIRS = 15, 9, 61
-MAX_SECONDS, SLOW_SECONDS = 5.0, 0.5
+MIN_PAIRS, MAX_PAIRS, SITTING_SECONDS = 7, 31, 1.5
+SITTINGS, APART = 3, 2.0  # of the networks; seconds of rest between them
+STUDENT_T = 4.302652729749462  # the two-sided 95 % quantile with SITTINGS - 1 degrees of freedom
+SLOW_SECONDS = 0.5
 SAMPLE_SECONDS, SAMPLE_SHARE = 0.004, 0.1
-TARGET_WIDTH, TOO_WIDE, MAX_TIMINGS = 0.04, 0.1, 3
 WARM_UP_CALLS = 2
 CONFIDENCE = 0.95
 LONGEST = 200  # characters of a device's name
@@ -73,46 +74,44 @@ def once_warm(call: Call) -> float:
 
 
 def compare(teacher: Call, student: Call) -> dict[str, Any]:
-    """The ratio of two calls in turn, until its interval is narrow or time is up."""
+    """The ratio of two calls in turn: one sitting, of pairs whose number is settled before the first one."""
     once = once_warm(teacher), once_warm(student)
     sample = max(SAMPLE_SECONDS, SAMPLE_SHARE * max(once))
     often = [math.ceil(sample / seconds) for seconds in once]
-    of_teacher: list[float] = []
-    of_student: list[float] = []
-    ratios: list[float] = []
-    begin = time.perf_counter()
-    while len(ratios) < MAX_PAIRS:
-        of_teacher.append(seconds_of(teacher, often[0]))
-        of_student.append(seconds_of(student, often[1]))
-        ratios.append(of_teacher[-1] / of_student[-1])
-        late = time.perf_counter() - begin > MAX_SECONDS
-        if len(ratios) < (SLOW_PAIRS if late else MIN_PAIRS):
-            continue
-        ratio, low, high = median_interval(ratios)
-        if late or high - low <= TARGET_WIDTH * ratio:
-            break
+    fit = int(SITTING_SECONDS / sum(times * seconds for times, seconds in zip(often, once)))
+    pairs = [
+        (seconds_of(teacher, often[0]), seconds_of(student, often[1]))
+        for _ in range(max(MIN_PAIRS, min(MAX_PAIRS, fit)))
+    ]
+    ratios = [of_teacher / of_student for of_teacher, of_student in pairs]
     ratio, low, high = median_interval(ratios)
     return {
         "ratio": ratio,
         "low": low,
         "high": high,
-        "teacher_seconds": statistics.median(of_teacher),
-        "student_seconds": statistics.median(of_student),
+        "teacher_seconds": statistics.median(of_teacher for of_teacher, _ in pairs),
+        "student_seconds": statistics.median(of_student for _, of_student in pairs),
         "pairs": len(ratios),
     }
 
 
-def width(timing: dict[str, Any]) -> float:
-    """Of a timing's interval, relative to the ratio."""
-    return float((timing["high"] - timing["low"]) / timing["ratio"])
-
-
-def steady(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A timing; one whose interval is wide is taken again, a few times, and the narrowest is returned."""
-    taken: list[dict[str, Any]] = []
-    while not taken or (width(taken[-1]) > TOO_WIDE and len(taken) < MAX_TIMINGS):
-        taken.append(take())
-    return min(taken, key=width)
+def several(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A timing over `SITTINGS` sittings: the geometric mean of their ratios and Student's interval over their logs."""
+    timings = [take()]
+    while len(timings) < SITTINGS:
+        time.sleep(APART)
+        timings.append(take())
+    logs = [math.log(timing["ratio"]) for timing in timings]
+    half = STUDENT_T * math.sqrt(statistics.variance(logs) / len(logs))
+    middle = statistics.fmean(logs)
+    return {
+        "ratio": math.exp(middle),
+        "low": math.exp(middle - half),
+        "high": math.exp(middle + half),
+        "teacher_seconds": statistics.median(timing["teacher_seconds"] for timing in timings),
+        "student_seconds": statistics.median(timing["student_seconds"] for timing in timings),
+        "pairs": sum(timing["pairs"] for timing in timings),
+    }
 
 
 def read_about(folder: Path) -> tuple[dict[str, Any], str]:
@@ -205,7 +204,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     fed = {"images": images[np.arange(count) % len(images)]}
     print(f"predictions are as expected; timing with --batch {count} --threads {threads} ...", file=sys.stderr)
     calls = [lambda name=name: ready[name].run(None, fed) for name in NETWORKS]
-    timing = steady(lambda: compare(*calls))
+    timing = several(lambda: compare(*calls))
     return {
         "format": FORMAT,
         "version": VERSION,

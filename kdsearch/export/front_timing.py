@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,11 +31,13 @@ from kdsearch.search.confirm import choose
 from kdsearch.search.plan import rejoin
 from kdsearch.search.retrain import check_data
 from kdsearch.spec import LatencySpec, StudySpec
+from kdsearch.stats import spread
 from kdsearch.system import machine
 
 TORCH, ONNX = "torch", "ONNX Runtime"
 SETTING = ("device", "threads", "batch")
-SITTINGS = 2  # a busy machine may slow one network for seconds on end, which the interval of one sitting does not see
+FIGURES = ("batch", "ratio", "low", "high", "teacher_seconds", "student_seconds")
+SITTINGS = 3  # rounds over all students, so that the sittings of each lie apart
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Bench:
         return path
 
     def time(self, config: Config, seed: int) -> dict[str, Timing]:
-        """A student's ratio in torch, as the search takes it, and then in ONNX Runtime, as --cost onnx does."""
+        """One sitting of a student in torch, as the search takes it, and then in ONNX Runtime, as --cost onnx does."""
         student = lesson.build(self.spec.student, config, seed=seed, split=self.split)
         path = self.write(student, "student")
         batch = repeated(self.split.validation.images, self.how.batch)
@@ -80,12 +81,12 @@ class Bench:
         found = {}
         for name, take in takes.items():
             with machine.threads(self.how.threads), self.gate.alone():
-                found[name] = latency.steady(take)
+                found[name] = take()
         return found
 
 
 def measure(study: Study, trials: str | None, *, data_dir: str | None, progress: Progress) -> list[Measured]:
-    """Times students, equal architectures together, in two sittings, and stores each timing with its trials at once.
+    """Times students, equal architectures together, in several sittings, and stores what is known after each.
 
     Args:
         study: made by kdsearch.
@@ -106,7 +107,7 @@ def measure(study: Study, trials: str | None, *, data_dir: str | None, progress:
     network = teacher.untrained(plan.spec.teacher, plan.split).eval()
     progress.study_started(0, SITTINGS * len(groups), "timings")
     found: dict[str, Measured] = {}
-    before: dict[tuple[int, str], Timing] = {}
+    taken: Taken = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(plan.spec, plan.split, network, Path(folder), Gate(torch.device("cpu")))
         bench.write(network, "teacher")
@@ -115,29 +116,33 @@ def measure(study: Study, trials: str | None, *, data_dir: str | None, progress:
             progress.trial_started(first, attrs.get(Attr.ANCHOR), attrs[Attr.CONFIG])
             timings = bench.time(attrs[Attr.CONFIG], attrs[Attr.SEED])
             for name, timing in timings.items():
-                before[first, name] = joined(before.get((first, name)), timing)
-                for trial in group:
-                    kept = measured(trial.number, name, before[first, name], bench.how.threads)
-                    found[kept.key] = kept
-                    study.set_user_attr(kept.key, kept.stored())
+                taken.setdefault((name, first), []).append(timing)
+            found |= _kept(study, [group], taken, bench.how.threads)
             text = ", ".join(f"ratio {timing.ratio:.4g} in {name}" for name, timing in timings.items())
             progress.trial_finished(first, "COMPLETE", text, counted=True)
+    found |= _kept(study, groups, taken, plan.spec.latency.threads)  # now that all tell how far sittings lie apart
     return list(found.values())
 
 
-def joined(before: Timing | None, timing: Timing) -> Timing:
-    """A timing with an earlier sitting's: the geometric mean of both ratios, and an interval that holds both's."""
-    if before is None:
-        return timing
-    return dataclasses.replace(
-        timing,
-        ratio=math.sqrt(before.ratio * timing.ratio),
-        low=min(before.low, timing.low),
-        high=max(before.high, timing.high),
-        teacher_seconds=(before.teacher_seconds + timing.teacher_seconds) / 2,
-        student_seconds=(before.student_seconds + timing.student_seconds) / 2,
-        pairs=before.pairs + timing.pairs,
-    )
+Taken = dict[tuple[str, int], list[Timing]]
+"""The sittings of each runtime and student, by the runtime's name and the student's first trial."""
+
+
+def _kept(study: Study, groups: Sequence[Sequence[FrozenTrial]], taken: Taken, threads: int) -> dict[str, Measured]:
+    """Stores what the sittings so far say of each trial."""
+    pooled = {
+        name: spread([timing.ratio for timing in timings] for (other, _), timings in taken.items() if other == name)
+        for name in (TORCH, ONNX)
+    }
+    found = {}
+    for group in groups:
+        for name in (TORCH, ONNX):
+            timing = latency.over_sittings(taken[name, group[0].number], pooled[name])
+            for trial in group:
+                kept = measured(trial.number, name, timing, threads)
+                found[kept.key] = kept
+                study.set_user_attr(kept.key, kept.stored())
+    return found
 
 
 def alike(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
@@ -176,9 +181,7 @@ def result(data: StudyData, found: Sequence[Measured]) -> dict[str, Any]:
 
 def measured(number: int, name: str, timing: Timing, threads: int) -> Measured:
     """A timing of this machine as the study keeps it."""
-    figures = {
-        key: value for key, value in dataclasses.asdict(timing).items() if key not in ("pairs", "kind", "eager_ratio")
-    }
+    figures = {key: value for key, value in dataclasses.asdict(timing).items() if key in FIGURES}
     return Measured(
         trial=number,
         source=HERE,

@@ -10,8 +10,9 @@ from typing import Any
 from kdsearch import pareto
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting import formatting
-from kdsearch.reporting.collect import StudyData, configuration, plain
+from kdsearch.reporting.collect import TIMED, StudyData, configuration, plain
 from kdsearch.reporting.frames import records
+from kdsearch.reporting.ties import fastest
 from kdsearch.reporting.verdict import knee
 
 EXACT = 1e-12  # 100 times 0.975 may fall short of 97.5 by a last bit
@@ -92,7 +93,8 @@ class Choice:
 def choose(data: StudyData, wish: Wish) -> Choice:
     """The trial that fulfils a wish, by validation accuracy; the test accuracy is shown and decides nothing.
 
-    Of the complete trials that fulfil it only those count that no other of them dominates.
+    Of the complete trials that fulfil it only those count that no other of them dominates. Where the fastest is asked
+    for, those whose ratio timing cannot tell from it are as fast, and the most accurate of them is taken.
 
     Raises:
         KdsearchError: none fulfils it; the line names the nearest.
@@ -110,14 +112,16 @@ def choose(data: StudyData, wish: Wish) -> Choice:
             f"no trial has {wish}", got=f"nearest: {figures(_nearest(rows, wish))}", remedy="ask for less, or search on"
         )
     best = [fitting[i] for i in pareto.front([(row["accuracy"], row["ratio"]) for row in fitting])]
+    tied: list[int] = []
     if wish.knee:
         number = knee(complete[complete["number"].isin([row["number"] for row in best])])
         row = next(row for row in best if row["number"] == number)
     elif wish.min_accuracy is not None:
-        row = max(best, key=lambda row: (row["ratio"], row["accuracy"], -row["number"]))
+        row = fastest(best)
+        tied = [int(other["number"]) for other in best if other["ratio"] > row["ratio"]]
     else:
         row = max(best, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
-    return Choice(int(row["number"]), _why(row, wish, len(fitting)), row)
+    return Choice(int(row["number"]), _why(row, wish, len(fitting), tied), row)
 
 
 def _nearest(rows: list[dict[str, Any]], wish: Wish) -> dict[str, Any]:
@@ -126,20 +130,24 @@ def _nearest(rows: list[dict[str, Any]], wish: Wish) -> dict[str, Any]:
 
 def figures(row: Mapping[str, Any]) -> str:
     """A row of `StudyData.trials` in words."""
+    times = f"{text}, " if (text := formatting.times(row)) else ""
     return (
         f"trial {row['number']} with {formatting.percent(row['accuracy'])} validation accuracy, "
-        f"{formatting.percent(row['test_accuracy'])} test accuracy, "
+        f"{formatting.percent(row['test_accuracy'])} test accuracy, {times}"
         f"ratio {formatting.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} "
         f"and {formatting.count(row['parameters'])} parameters"
     )
 
 
-def _why(row: Mapping[str, Any], wish: Wish, fitting: int) -> str:
+def _why(row: Mapping[str, Any], wish: Wish, fitting: int, tied: list[int]) -> str:
     if wish.knee:
         kind = "gives up least on accuracy and ratio together"
     else:
         kind = "is the fastest" if wish.min_accuracy is not None else "is the most accurate by validation"
     asked = f" of the {fitting} with {wish}" if str(wish) else f" of the {fitting} complete trials"
+    if tied:
+        slower = f"{'trial' if len(tied) == 1 else 'trials'} {', '.join(map(str, tied))}"
+        asked += f", for timing cannot tell it from {slower} and it is more accurate"
     aside = "" if row["on_front"] else ", though others dominate it that do not fulfil this"
     return f"{figures(row)} {kind}{asked}{aside}".replace("trial", "Trial", 1) + "."
 
@@ -147,6 +155,6 @@ def _why(row: Mapping[str, Any], wish: Wish, fitting: int) -> str:
 def result(data: StudyData, choice: Choice) -> dict[str, Any]:
     """What `kdsearch pick --json` prints: strictly JSON, accuracies as fractions."""
     row = choice.row
-    names = ("accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high", "parameters", "on_front")
+    names = ("accuracy", "test_accuracy", *TIMED, "parameters", "on_front")
     found = {"study": data.name, "trial": choice.number, **{name: row[name] for name in names}}
     return {key: plain(value) for key, value in (found | {"params": configuration(row), "why": choice.why}).items()}

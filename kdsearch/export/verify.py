@@ -101,6 +101,6 @@ def timed(shop: Workshop, kind: str, student: formats.Run) -> Timing:
         formats.write(shop.teacher.network, split, alike, path, {})
         run = formats.load(path, split, alike, threads=how.threads, blank=copy.deepcopy(shop.teacher.network))
         with Gate(torch.device("cpu")).alone():
-            return latency.steady(
+            return latency.several(
                 lambda: latency.compare(lambda: run(batch), lambda: student(batch), batch=len(batch), kind=kind)
             )

@@ -80,9 +80,11 @@ def timed(teacher: Path, student: Path, batch: Tensor, how: LatencySpec) -> Timi
     """The ratio of two ONNX files that take a batch, (batch, channels, height, width), as it is."""
     from kdsearch.measure import onnx
 
-    def call(path: Path) -> latency.Call:
-        ready, fed = onnx.session(path, threads=how.threads), batch.numpy()
+    def calls(path: Path) -> tuple[latency.Call, latency.Call]:
+        ready, fed, image = onnx.session(path, threads=how.threads), batch.numpy(), batch[:1].numpy()
         name = ready.get_inputs()[0].name
-        return lambda: ready.run(None, {name: fed})
+        return lambda: ready.run(None, {name: fed}), lambda: ready.run(None, {name: image})
 
-    return latency.compare(call(teacher), call(student), batch=len(batch), kind="onnx")
+    (whole_teacher, one_teacher), (whole_student, one_student) = calls(teacher), calls(student)
+    alone = one_teacher, one_student
+    return latency.compare(whole_teacher, whole_student, batch=len(batch), kind="onnx", alone=alone)

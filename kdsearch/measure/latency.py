@@ -1,4 +1,9 @@
-"""The measured inference ratio: teacher and student timed in turn, medians of paired ratios, a 95 % interval."""
+"""The measured inference ratio of one sitting: teacher and student timed in turn, medians of paired ratios.
+
+How many pairs are taken is settled before the first one: to stop where the interval is narrow, or to keep the narrowest
+of several timings, makes an interval that covers less than it says. What one sitting cannot show is how far the next
+one lies from it: see `kdsearch.sittings`.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.records import Timing
-from kdsearch.stats import median_interval
+from kdsearch.stats import Spread, median_interval, sittings_interval
 from kdsearch.system import machine
 
 Call = Callable[[], object]
+Pairs = tuple[list[float], list[float]]
+"""Seconds a batch of teacher and student, pair by pair."""
 
-MIN_PAIRS = 15
-SLOW_PAIRS = 9  # are enough once the time is up: the second to the eighth ratio still hold the median in 96 % of cases
-MAX_PAIRS = 61
-MAX_SECONDS = 5.0  # of one measurement, once few pairs are in
-TARGET_WIDTH = 0.04  # of the interval, relative to the median: narrow enough to stop
+MIN_PAIRS = 7  # from 6 on the range of the ratios is an interval of 95 % for their median
+MAX_PAIRS = 31
+SITTING_SECONDS = 1.5  # of one sitting, unless fewest pairs take longer: more sittings tell more than longer ones
+SITTINGS, APART = 3, 2.0  # of a student that is timed for itself; seconds of rest between them
 SAMPLE_SECONDS = 0.004  # a sample repeats a call until it lasts at least this long: the clock is noisy below
 SAMPLE_SHARE = 0.1  # and this part of the other network's call: a moment of a busy machine is not what the other saw
 WARM_UP_CALLS = 2
-TOO_WIDE = 0.1  # of a timing's interval, relative to the ratio: it is taken again
-MAX_TIMINGS = 3  # of one student
 SLOW_SECONDS = 0.5  # a call of that length is warm after one
 
 
@@ -55,52 +59,80 @@ def _once(call: Call, device: torch.device) -> float:
     return max(1e-7, min(_seconds(call, 1, device) for _ in range(3)))
 
 
-def _pairs(
-    teacher: Call, student: Call, device: torch.device, least: int = MIN_PAIRS
-) -> tuple[list[float], list[float]]:
-    """Seconds of teacher and student, sampled in turn until the interval is narrow or time is up."""
+def _pairs(teacher: Call, student: Call, device: torch.device, count: int | None = None) -> Pairs:
+    """Seconds of teacher and student, sampled in turn.
+
+    Args:
+        teacher, student: one inference of a batch each.
+        device: that they run on.
+        count: of pairs; None: as many as fit in `SITTING_SECONDS`, from `MIN_PAIRS` to `MAX_PAIRS`.
+    """
     once = _once(teacher, device), _once(student, device)
     sample = max(SAMPLE_SECONDS, SAMPLE_SHARE * max(once))
     often = [math.ceil(sample / seconds) for seconds in once]
-    of_teacher: list[float] = []
-    of_student: list[float] = []
-    begin = time.perf_counter()
-    while len(of_teacher) < MAX_PAIRS:
-        of_teacher.append(_seconds(teacher, often[0], device))
-        of_student.append(_seconds(student, often[1], device))
-        late = time.perf_counter() - begin > MAX_SECONDS
-        if len(of_teacher) < (min(least, SLOW_PAIRS) if late else least):
-            continue
-        median, low, high = median_interval(ratios(of_teacher, of_student))
-        if late or high - low <= TARGET_WIDTH * median:
-            break
-    return of_teacher, of_student
+    if count is None:
+        fit = int(SITTING_SECONDS / sum(times * seconds for times, seconds in zip(often, once, strict=True)))
+        count = max(MIN_PAIRS, min(MAX_PAIRS, fit))
+    pairs = [(_seconds(teacher, often[0], device), _seconds(student, often[1], device)) for _ in range(count)]
+    return [of_teacher for of_teacher, _ in pairs], [of_student for _, of_student in pairs]
 
 
-def steady(take: Callable[[], Timing]) -> Timing:
-    """A timing; one whose interval is wide is taken again, a few times, and the narrowest is returned."""
-    taken: list[Timing] = []
-    while not taken or (_width(taken[-1]) > TOO_WIDE and len(taken) < MAX_TIMINGS):
-        taken.append(take())
-    return min(taken, key=_width)
+def several(take: Callable[[], Timing]) -> Timing:
+    """A timing over `SITTINGS` sittings with a rest between them, and Student's interval over these.
+
+    For a student that is timed for itself, where nothing else of a study comes between.
+
+    Args:
+        take: one sitting.
+    """
+    timings = [take()]
+    while len(timings) < SITTINGS:
+        time.sleep(APART)
+        timings.append(take())
+    return over_sittings(timings)
 
 
-def _width(timing: Timing) -> float:
-    """Of a timing's interval, relative to the ratio."""
-    return (timing.high - timing.low) / timing.ratio
+def over_sittings(timings: Sequence[Timing], pooled: Spread | None = None) -> Timing:
+    """Several sittings of one student as one timing, with the interval over sittings (`stats.sittings_interval`).
+
+    Args:
+        timings: at least one; one alone keeps its own interval.
+        pooled: how far sittings lie apart, over all students that were timed alike.
+    """
+    if len(timings) == 1:
+        return timings[0]
+    found = sittings_interval([timing.ratio for timing in timings], pooled)
+    assert found is not None  # two sittings have a spread of their own
+    return dataclasses.replace(
+        timings[-1],
+        ratio=found.mean,
+        low=found.low,
+        high=found.high,
+        teacher_seconds=statistics.median(timing.teacher_seconds for timing in timings),
+        student_seconds=statistics.median(timing.student_seconds for timing in timings),
+        pairs=sum(timing.pairs for timing in timings),
+    )
 
 
-def compare(teacher: Call, student: Call, *, batch: int, kind: str) -> Timing:
+def compare(teacher: Call, student: Call, *, batch: int, kind: str, alone: tuple[Call, Call] | None = None) -> Timing:
     """The ratio of two calls on the CPU, in any runtime, in turn, with freed memory kept between them.
 
     Args:
         teacher, student: one inference of a batch each.
         batch: its images.
         kind: what the timing is called.
+        alone: one inference each of a single image, timed too where given.
     """
     machine.keep_freed_memory()
-    of_teacher, of_student = _pairs(teacher, student, torch.device("cpu"))
-    return summary(of_teacher, of_student, batch=batch, kind=kind)
+    cpu = torch.device("cpu")
+    found = summary(*_pairs(teacher, student, cpu), batch=batch, kind=kind)
+    return found if alone is None else _with_alone(found, _pairs(*alone, cpu, MIN_PAIRS))
+
+
+def _with_alone(found: Timing, pairs: Pairs) -> Timing:
+    """A timing with the seconds of single images beside it."""
+    teacher, student = map(statistics.median, pairs)
+    return dataclasses.replace(found, teacher_seconds_1=teacher, student_seconds_1=student)
 
 
 def summary(of_teacher: Sequence[float], of_student: Sequence[float], *, batch: int, kind: str) -> Timing:
@@ -147,7 +179,7 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     Interleaved, warmed up and synchronised, with freed memory kept (`runtime.keep_freed_memory`) as training keeps it:
     else the MNIST teacher's call takes 0.83 s in a fresh process and 0.68 s in one that has trained. On a CPU the calls
     are eager, with as many threads as the caller has set; on CUDA the ratio is of replayed graphs, with that of eager
-    calls beside it.
+    calls beside it. A single image is timed in the same way after the batch.
 
     Args:
         teacher, student: on the batch's device; left in evaluation mode.
@@ -158,24 +190,24 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     machine.keep_freed_memory()
     with torch.inference_mode(), on_device:
+        image = batch[:1]
         timed = eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
         if device.type == "cuda":
             timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
-    found = summary(*timed, batch=len(batch), kind="latency")
+            alone = _pairs(_graphed(teacher, image), _graphed(student, image), device, MIN_PAIRS)
+        else:
+            alone = _pairs(lambda: teacher(image), lambda: student(image), device, MIN_PAIRS)
+    found = _with_alone(summary(*timed, batch=len(batch), kind="latency"), alone)
     return found if timed is eager else dataclasses.replace(found, eager_ratio=statistics.median(ratios(*eager)))
 
 
-def eager_pairs(
-    teacher: nn.Module, student: nn.Module, batch: Tensor, *, to_host: bool, least: int = MIN_PAIRS
-) -> tuple[list[float], list[float]]:
+def eager_pairs(teacher: nn.Module, student: nn.Module, batch: Tensor, *, to_host: bool) -> Pairs:
     """Seconds a batch of eager forward passes of teacher and student in turn: the slide deck's inference time.
 
     Args:
         teacher, student: on the batch's device; left in evaluation mode.
         batch: (batch, channels, height, width), the networks' input.
         to_host: whether bringing the predictions, (batch,), back to the host is part of it.
-        least: pairs; more are taken while the interval is wide and time is left. From 6 on the range of the ratios is
-            an interval of 95 % for their median.
 
     Returns:
         The teacher's seconds and the student's, pair by pair.
@@ -188,4 +220,4 @@ def eager_pairs(
     on_device = torch.cuda.device(batch.device) if batch.device.type == "cuda" else nullcontext()
     machine.keep_freed_memory()
     with torch.inference_mode(), on_device:
-        return _pairs(call(teacher), call(student), batch.device, least)
+        return _pairs(call(teacher), call(student), batch.device)

@@ -14,7 +14,7 @@ import pandas as pd
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from kdsearch import pareto
+from kdsearch import pareto, sittings
 from kdsearch.errors import StorageError
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting import confirmation, deck_rows, formatting, growth, importance
@@ -28,10 +28,11 @@ CONFIG = "config."
 """What the names of configuration columns in `StudyData.trials` begin with."""
 
 NUMBERS = (
-    "accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high", "parameters", "bytes", "best_epoch",
-    "epochs_run", "train_seconds", "saved",
+    "accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high", "sittings", "microseconds", "microseconds_1",
+    "parameters", "bytes", "best_epoch", "epochs_run", "train_seconds", "saved",
 )  # fmt: skip
-TRIAL_COLUMNS = ("number", "state", "anchor", *NUMBERS, "on_front", "reason", "why", "finished")
+TIMED = ("ratio", "ratio_low", "ratio_high", "sittings", "microseconds", "microseconds_1")
+TRIAL_COLUMNS = ("number", "state", "anchor", *NUMBERS, "covers", "on_front", "reason", "why", "finished")
 CURVE_COLUMNS = ("trial", "epoch", "accuracy")
 
 
@@ -48,7 +49,10 @@ class StudyData:
         counts: trials by state: complete, pruned, failed, running, waiting, untrained (pruned before the first epoch).
         hypervolume: over (validation accuracy, log10 ratio) of the complete trials; None where the number of
             classes is unknown.
-        trials: one row a trial, by number. `accuracy` is that of the epoch that validation chose, `reason`
+        trials: one row a trial, by number. `ratio`, `ratio_low`, `ratio_high` are over all `sittings` of its
+            architecture (a trial's value in Optuna is its first one); where `covers` is False the interval is that of
+            one sitting. `microseconds` are the student's an image at the study's batch, `microseconds_1` those of one
+            image alone. `accuracy` is that of the epoch that validation chose, `reason`
             says why a trial was pruned, stopped early or failed, `why` what was stored of it, `saved` is how many
             epochs of its configuration a forecast saved, `on_front` marks non-dominated complete trials,
             `finished` is a time; columns `config.KEY` hold the configuration.
@@ -118,7 +122,7 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         for name in (StudyAttr.ENVIRONMENT, StudyAttr.DEFINITION, StudyAttr.STUDY_FILE, StudyAttr.TEACHER)
     )
     spec = _spec(study_file)
-    trials = _trials(found)
+    trials = _trials(found, attrs)
     counts = _counts(found)
     counts["untrained"] = sum(map(untrained, records(trials)))
     counts["pruned"] -= counts["untrained"]
@@ -194,7 +198,8 @@ def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
 
 def measured(row: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured of a row of `StudyData.trials`; accuracies are those after `best_epoch`."""
-    found = {name: row[name] for name in ("accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high")}
+    found = {name: row[name] for name in ("accuracy", "test_accuracy", *TIMED)}
+    found["sittings"] = None if formatting.missing(row["sittings"]) else int(row["sittings"])
     return found | {"best_epoch": None if formatting.missing(row["best_epoch"]) else int(row["best_epoch"])}
 
 
@@ -260,13 +265,16 @@ def _curve(trial: FrozenTrial) -> list[tuple[int, float]]:
     return sorted(points)
 
 
-def _row(trial: FrozenTrial) -> dict[str, Any]:
+def _row(trial: FrozenTrial, timed: sittings.Ratio | None) -> dict[str, Any]:
     attrs, curve = trial.user_attrs, _curve(trial)
     row: dict[str, Any] = {name: number(attrs.get(name)) for name in NUMBERS}
     if trial.state == TrialState.COMPLETE:
         row["accuracy"], row["ratio"] = trial.values
     elif math.isnan(row["accuracy"]) and curve:
         row["best_epoch"], row["accuracy"] = max(curve, key=lambda point: (point[1], -point[0]))
+    if timed is not None:
+        figures = timed.ratio, timed.low, timed.high, float(timed.sittings), timed.microseconds, timed.microseconds_1
+        row |= zip(TIMED, figures, strict=True)
     row["epochs_run"] = float(curve[-1][0]) if curve else 0.0
     anchor = attrs.get(Attr.ANCHOR)
     why, reason = _ending(trial)
@@ -278,6 +286,7 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name,
         "anchor": str(anchor) if anchor else None,
         **row,
+        "covers": timed is not None and timed.covers,
         "on_front": False,
         "reason": reason,
         "why": why,
@@ -295,8 +304,9 @@ def _ending(trial: FrozenTrial) -> tuple[dict[str, Any] | None, str]:
     return _mapping(attrs[stored]) or None, text if trial.state == TrialState.PRUNED else f"stopped {text}"
 
 
-def _trials(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    rows = [_row(trial) for trial in trials]
+def _trials(trials: Sequence[FrozenTrial], study_attrs: Mapping[str, Any]) -> pd.DataFrame:
+    timed = sittings.ratios(sittings.by_architecture(trials, study_attrs))
+    rows = [_row(trial, timed.get(str(trial.user_attrs.get(Attr.TIMING_KEY)))) for trial in trials]
     complete = [i for i, row in enumerate(rows) if row["state"] == "COMPLETE"]
     for member in pareto.front([(rows[i]["accuracy"], rows[i]["ratio"]) for i in complete]):
         rows[complete[member]]["on_front"] = True

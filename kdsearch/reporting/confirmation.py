@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from kdsearch import pareto
-from kdsearch.records import StudyAttr, confirmed_runs
+from kdsearch.records import ConfirmedRun, StudyAttr, confirmed_runs
 from kdsearch.reporting import formatting
-from kdsearch.stats import mean_interval, student_t
+from kdsearch.stats import Interval, Spread, mean_exceeds, mean_interval, sittings_interval, spread, told_apart
 
 COLUMNS = (
     "trial", "repeats", "epochs", "test_accuracy", "test_low", "test_high", "ratio", "ratio_low", "ratio_high"
@@ -70,17 +70,20 @@ class Order:
 def confirmations(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
     """One row a confirmed trial, by number; accuracies are fractions.
 
-    `test_accuracy` and `ratio` are means over repeats, with Student's 95 % interval; with one repeat its ends are NaN.
+    `test_accuracy` is the mean over repeats with Student's 95 % interval; each repeat timed the student anew, in a
+    sitting of its own, and `ratio` is over these (`stats.sittings_interval`). With one repeat the ends are NaN.
     Attributes that are malformed fall out, and so do malformed runs.
 
     Args:
         study_attrs: the user attributes of a study.
     """
-    rows = [row for key, value in study_attrs.items() if (row := _row(str(key), value)) is not None]
+    runs = {str(key): confirmed_runs(value) for key, value in study_attrs.items() if StudyAttr.CONFIRMED in str(key)}
+    pooled = spread([run.ratio for run in each] for each in runs.values())
+    rows = [row for key, each in runs.items() if (row := _row(key, study_attrs[key], each, pooled)) is not None]
     return pd.DataFrame(sorted(rows), columns=list(COLUMNS))
 
 
-def _row(key: str, value: object) -> tuple[float, ...] | None:
+def _row(key: str, value: object, runs: Sequence[ConfirmedRun], pooled: Spread) -> tuple[float, ...] | None:
     number = key.removeprefix(StudyAttr.CONFIRMED)
     if (
         number == key
@@ -90,11 +93,10 @@ def _row(key: str, value: object) -> tuple[float, ...] | None:
     ):
         return None
     epochs = formatting.number(value.get("epochs"))
-    runs = confirmed_runs(value)
     if not runs or value.get("trial") != int(number) or not epochs >= 1:
         return None
-    test = _mean([run.test_accuracy for run in runs])
-    return int(number), len(runs), int(epochs), *test, *_mean([run.ratio for run in runs])
+    test, ratio = _mean([run.test_accuracy for run in runs]), _ratio([run.ratio for run in runs], pooled)
+    return int(number), len(runs), int(epochs), *test, *ratio
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:
@@ -103,6 +105,12 @@ def _mean(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], math.nan, math.nan
     found = mean_interval(values)
     return found.mean, found.low, found.high
+
+
+def _ratio(ratios: Sequence[float], pooled: Spread) -> tuple[float, float, float]:
+    """The ratio over sittings and its interval; one value has none."""
+    found = sittings_interval(ratios, pooled) if len(ratios) > 1 else None
+    return (ratios[0], math.nan, math.nan) if found is None else (found.mean, found.low, found.high)
 
 
 def order(front: pd.DataFrame, confirmed: pd.DataFrame) -> Order:
@@ -133,42 +141,29 @@ def _point(row: Mapping[Any, Any]) -> tuple[float, float]:
 def is_clear(better: Mapping[Any, Any], worse: Mapping[Any, Any]) -> bool:
     """Whether more than noise says that one confirmed trial dominates another.
 
-    To dominate is to be ahead in accuracy *and* in ratio, so both have to be shown: Welch's 95 % interval of the
-    difference lies above 0 in each. An intersection of claims needs no correction for being two; the many pairs of a
-    front are not corrected for. Counted operations have no noise: where neither ratio spreads at all, the two stand as
-    they are, and equal ones are a tie that accuracy decides. An accuracy without spread is chance, not certainty, and
-    one repeat shows no spread: neither is ever clear.
+    To dominate is to be ahead in accuracy *and* in ratio, so both have to be shown: the means of test accuracy by
+    Welch's test at 5 % (`stats.mean_exceeds`), the ratios by the interval of their quotient (`stats.told_apart`). An
+    intersection of claims needs no correction for being two; the many pairs of a front are not corrected for. Counted
+    operations have no noise: where neither ratio spreads at all, the two stand as they are, and equal ones are a tie
+    that accuracy decides. An accuracy without spread is chance, not certainty, and one repeat shows no spread: neither
+    is ever clear.
 
     Args:
         better, worse: rows of `confirmations`.
     """
-    least = _least_lead(better, worse, "test_accuracy", "test")
-    if not least > 0:
+    if min(int(row["repeats"]) for row in (better, worse)) < 2:
         return False
-    if _error(better, "ratio") == 0 == _error(worse, "ratio"):
-        return bool(better["ratio"] >= worse["ratio"])
-    return _least_lead(better, worse, "ratio", "ratio") > 0
+    if not mean_exceeds(
+        *(Interval(*_ends(row, "test_accuracy", "test"), int(row["repeats"])) for row in (better, worse))
+    ):
+        return False
+    ratios = [_ends(row, "ratio", "ratio") for row in (better, worse)]
+    exact = all(low == high for _, low, high in ratios)
+    return bool(better["ratio"] >= worse["ratio"]) and (exact or told_apart(*ratios))
 
 
-def _error(row: Mapping[Any, Any], prefix: str) -> float:
-    """The standard error of a mean, read back from its interval; NaN where it has none."""
-    repeats = int(row["repeats"])
-    if repeats < 2:
-        return math.nan
-    half = (formatting.number(row[f"{prefix}_high"]) - formatting.number(row[f"{prefix}_low"])) / 2
-    return half / student_t(repeats - 1)
-
-
-def _least_lead(better: Mapping[Any, Any], worse: Mapping[Any, Any], value: str, prefix: str) -> float:
-    """The low end of Welch's 95 % interval of a difference of means; NaN where a spread is unknown."""
-    parts = [(_error(row, prefix) ** 2, int(row["repeats"])) for row in (better, worse)]
-    if not all(part > 0 for part, _ in parts):
-        return math.nan
-    whole = sum(part for part, _ in parts)
-    # Welch and Satterthwaite's degrees of freedom, rounded down: a little wider an interval
-    degrees = whole**2 / sum(part**2 / (repeats - 1) for part, repeats in parts)
-    lead = float(better[value]) - float(worse[value])
-    return lead - student_t(max(1, math.floor(degrees))) * math.sqrt(whole)
+def _ends(row: Mapping[Any, Any], value: str, prefix: str) -> tuple[float, float, float]:
+    return tuple(formatting.number(row[name]) for name in (value, f"{prefix}_low", f"{prefix}_high"))  # type: ignore[return-value]
 
 
 def sentence(found: Order) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
+from kdsearch import sittings
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError, StorageError, TrialError
 from kdsearch.progress import Progress
@@ -54,14 +55,16 @@ def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
 
     Args:
         study: made by kdsearch.
-        text: numbers with commas between; None: the whole front.
+        text: numbers with commas between; None: the whole front, by the ratios over all sittings.
 
     Raises:
         KdsearchError: the text is no such list, a trial cannot be confirmed, or there is no front.
     """
     check_own(study)
     if text is None:
-        numbers = {trial.number for trial in study.best_trials}
+        trials = study.get_trials(deepcopy=False)
+        timed = sittings.ratios(sittings.by_architecture(trials, study.user_attrs))
+        numbers = {trial.number for trial in sittings.front(trials, timed)}
         if not numbers:
             raise StorageError(
                 "the study must have a front: a complete trial at least",

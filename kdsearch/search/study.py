@@ -25,6 +25,7 @@ from kdsearch.search.definition import open_study
 from kdsearch.search.estimate import estimate
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan, check_choice, hidden_plugins, make_plan
+from kdsearch.search.retime import Retimer, lacking
 from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import CANDIDATES, ProposalSampler
 from kdsearch.search.sampling.ratio_guess import LikelyRatio
@@ -217,19 +218,27 @@ def run_plan(
     skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]
     if skipped:
         progress.warning(f"--trials {budget.trials} is fewer than the anchors: {', '.join(skipped)} will not run")
-    if not budget.over(study.get_trials(deepcopy=False)):
-        warn_of_slowness(plan, budget, progress)
+    over = budget.over(study.get_trials(deepcopy=False))
+    if not over or (lacking(study, plan.spec, plan.cost, plan.device) and is_at_hand(plan)):
+        if not over:
+            warn_of_slowness(plan, budget, progress)
         known = known or teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
-        describe_run(study, plan, known, options, workers=workers, command=command)
+        if not over:
+            describe_run(study, plan, known, options, workers=workers, command=command)
         try:
             with live_view.kept(study, publish, progress) as between:
-                if workers > 1:
+                if workers > 1 and not over:
                     supervise(study, plan, options, workers=workers, progress=progress, between=between)
                 else:
                     work(study, plan, known, options, budget=budget, progress=progress, between=between)
         finally:
             storage.fold(study._storage)
     return study
+
+
+def is_at_hand(plan: Plan) -> bool:
+    """Whether the teacher need not be trained."""
+    return plan.spec.teacher.brought or teacher.cached_file(plan.spec.teacher, plan.split).is_file()
 
 
 def describe_run(
@@ -274,9 +283,16 @@ def work(
     study.sampler = clock.TimedSampler(inner, counted)
     keeper = Keeper(folder(plan.url, plan.name), progress)
     objective = Objective(workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted, keeper=keeper)
+    retimer = Retimer(study, workshop, counted, progress)
+
+    def also_time() -> None:
+        retimer.between()
+        between()
+
     try:
         with counted.spent_on(clock.REST):
-            run(study, objective, plan, budget=budget, progress=progress, between=between)
+            run(study, objective, plan, budget=budget, progress=progress, between=also_time)
+            retimer.finish()
     finally:
         workshop.keep(now=True, told=progress.warning)
         keeper.sweep(study)

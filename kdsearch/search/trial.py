@@ -26,7 +26,7 @@ from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Run, State
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, latency
+from kdsearch.measure import ONNX, accuracy, checked, cost, deployed
 from kdsearch.measure.gate import Gate
 from kdsearch.progress import Progress
 from kdsearch.pruning import pruner
@@ -69,7 +69,7 @@ class Workshop:
     @property
     def timed_on(self) -> torch.device:
         """What a ratio is of: ONNX Runtime runs on the CPU here, wherever students are trained."""
-        return torch.device("cpu") if self.cost == ONNX else self.device
+        return timed_on(self.cost, self.device)
 
     @cached_property
     def gate(self) -> Gate:
@@ -132,34 +132,15 @@ class Workshop:
 
     def timing_key(self, config: Config) -> str:
         """What two students must share to share one timing."""
-        key: dict[str, Any] = {"architecture": architecture(config), "cost": self.cost}
-        if self.cost != "flops":
-            key |= {
-                "device": machine.device_model(self.timed_on),
-                "threads": self.spec.latency.threads if self.timed_on.type == "cpu" else None,
-                "batch": self.spec.latency.batch,
-                "precision": "float32",
-                "torch": torch.__version__,
-            }
-        if self.cost == ONNX:
-            key["runtime"] = deployed.version()
-        return json.dumps(key, sort_keys=True)
+        return timing_key(config, self.spec, self.cost, self.device)
 
     def measure(self, student: nn.Module) -> Timing:
-        """The student's inference ratio, on a batch and with the threads that the study says.
-
-        One whose interval is wide is taken again, a few times, and the narrowest is kept: before it is stored, whatever
-        the ratio. A timing that is stored stands.
-        """
-
-        def take() -> Timing:
+        """One sitting: the student's inference ratio, on a batch and with the threads that the study says."""
+        with machine.threads(self.spec.latency.threads):
             if self.cost == ONNX:
                 return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
             batch = self.split.example(self.spec.latency.batch)
             return checked(cost(self.cost)(self.teacher.network, student, batch), self.cost)
-
-        with machine.threads(self.spec.latency.threads):
-            return latency.steady(take)
 
 
 @dataclass
@@ -281,7 +262,7 @@ class Objective:
         return machine.fresh_seed() if self._seed is None else machine.derive_seed("trial", self._seed, trial.number)
 
     def _time(self, trial: Trial, student: nn.Module, config: Config) -> Timing:
-        """The ratio: that of the first trial of this architecture, else measured now."""
+        """The ratio that the search uses: the first sitting of this architecture, now if no trial has had it."""
         workshop = self._workshop
         key = workshop.timing_key(config)
         timing = known_timing(trial.study, key)
@@ -387,6 +368,35 @@ def handed_back_seeds(trial: Trial) -> Iterator[int]:
         if isinstance(found.get(Attr.SEED), int):
             yield found[Attr.SEED]
         number = found.get(Attr.RETRY_OF)
+
+
+def timed_on(cost: str, device: torch.device) -> torch.device:
+    """The device that a cost times, in a study that trains on another one perhaps."""
+    return torch.device("cpu") if cost == ONNX else device
+
+
+def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device) -> str:
+    """What two students of a study must share to share one timing.
+
+    Args:
+        config: of the student.
+        spec: of the study.
+        cost: its name.
+        device: where the study trains.
+    """
+    key: dict[str, Any] = {"architecture": architecture(config), "cost": cost}
+    if cost != "flops":
+        timed = timed_on(cost, device)
+        key |= {
+            "device": machine.device_model(timed),
+            "threads": spec.latency.threads if timed.type == "cpu" else None,
+            "batch": spec.latency.batch,
+            "precision": "float32",
+            "torch": torch.__version__,
+        }
+    if cost == ONNX:
+        key["runtime"] = deployed.version()
+    return json.dumps(key, sort_keys=True)
 
 
 def refused_in_a_row(trial: Trial) -> int:

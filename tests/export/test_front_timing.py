@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import optuna
 import pytest
 import torch
 from optuna.trial import FrozenTrial, create_trial
 
+from kdsearch import stats
 from kdsearch.export import front_timing
 from kdsearch.measure import deployed
 from kdsearch.records import Attr, Timing
@@ -31,8 +33,23 @@ def test_a_timing_is_kept_with_what_it_is_of(name: str, version: str):
     assert found.device == machine.cpu_model()
 
 
-def test_two_sittings_are_one_timing_whose_interval_holds_both():
-    one = Timing(4.0, 3.5, 4.5, 0.4, 0.1, batch=100, pairs=15, kind="x")
-    other = Timing(9.0, 8.0, 9.5, 0.6, 0.3, batch=100, pairs=20, kind="x")
-    assert front_timing.joined(None, one) == one
-    assert front_timing.joined(one, other) == Timing(6.0, 3.5, 9.5, 0.5, 0.2, batch=100, pairs=35, kind="x")
+def test_sittings_are_joined_and_stored_with_every_trial_of_their_architecture():
+    study = optuna.create_study(directions=["maximize"] * 2)
+    groups = [[trial(width=8), trial(width=8)], [trial(width=9)]]
+    for number, each in enumerate(one for group in groups for one in group):
+        each.number = number
+
+    def timings(*ratios: float) -> list[Timing]:
+        return [Timing(ratio, ratio, ratio, ratio, 1.0, batch=100, pairs=15, kind="x") for ratio in ratios]
+
+    taken = {(name, first): timings(*ratios) for name in (front_timing.TORCH, front_timing.ONNX)
+             for first, ratios in ((0, (4.0, 9.0, 6.0)), (2, (5.0, 5.1, 5.2)))}  # fmt: skip
+    kept = [one for one in front_timing._kept(study, groups, taken, 1).values() if one.runtime == front_timing.TORCH]
+    assert [one.trial for one in kept] == [0, 1, 2]
+    pooled = stats.spread([[4.0, 9.0, 6.0], [5.0, 5.1, 5.2]])
+    for one, ratios in zip(kept, ([4.0, 9.0, 6.0], [4.0, 9.0, 6.0], [5.0, 5.1, 5.2]), strict=True):
+        expected = stats.sittings_interval(ratios, pooled)
+        assert expected is not None
+        assert (one.ratio, one.low, one.high) == (expected.mean, expected.low, expected.high)
+        assert study.user_attrs[one.key] == one.stored()
+    assert kept[0].teacher_seconds == 6.0

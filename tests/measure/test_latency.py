@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from random import Random
 
-import optuna
 import pytest
 import torch
 from torch import nn
 
+from kdsearch import stats
 from kdsearch.measure import latency
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, Timing
+from kdsearch.records import Timing
 from kdsearch.search import trial
 from kdsearch.search.trial import Workshop
 
@@ -53,46 +54,66 @@ def test_a_study_times_with_its_own_threads_and_puts_them_back(workshop: Worksho
     try:
         timed = Workshop(workshop.spec, workshop.split, workshop.teacher, "latency")
         assert timed.measure(Spy()).batch == workshop.spec.latency.batch
-        assert set(seen) == {(1, workshop.spec.latency.batch)}
+        assert set(seen) == {(1, workshop.spec.latency.batch), (1, 1)}  # and a single image
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
-def timing(ratio: float, width: float) -> Timing:
-    """One whose interval is `width` times as wide as its ratio is high."""
-    return Timing(ratio, ratio * (1 - width / 2), ratio * (1 + width / 2), 1.0, 1 / ratio, 1000, 61, "latency")
+def timing(ratio: float) -> Timing:
+    """One sitting that saw next to no noise."""
+    return Timing(ratio, 0.99 * ratio, 1.01 * ratio, 2.0, 2.0 / ratio, 1000, 31, "latency")
 
 
-@pytest.mark.parametrize(
-    ("widths", "taken", "kept"),
-    [
-        ([0.09], 1, 0),  # narrow enough, whatever might follow
-        ([0.5, 0.05], 2, 1),
-        ([0.5, 0.3, 0.05], 3, 2),
-        ([0.2, 0.5, 0.3], 3, 0),  # enough: the narrowest of them
-        ([0.5, 0.2, 0.3], 3, 1),
-    ],
-)
-def test_a_timing_whose_interval_is_too_wide_is_taken_again(widths: list[float], taken: int, kept: int):
-    timings = [timing(10.0 + number, width) for number, width in enumerate(widths)]
-    left = iter(timings)
-    assert latency.steady(lambda: next(left)) is timings[kept]
-    assert len(list(left)) == len(widths) - taken
+class WildClock:
+    """Time that passes only in calls, evenly while they warm up and with that noise from then on."""
+
+    def __init__(self, noise: float) -> None:
+        self.now, self._noise, self._random, self._calls = 0.0, noise, Random(0), 0
+
+    def call(self, seconds: float) -> None:
+        self._calls += 1
+        warm = self._calls > 2 * (latency.WARM_UP_CALLS + 3)
+        self.now += seconds * self._random.lognormvariate(0.0, self._noise if warm else 0.0)
 
 
-def test_it_is_taken_again_before_it_is_stored_and_never_after(workshop: Workshop, monkeypatch):
-    left = iter([timing(10.0, 0.5), timing(20.0, 0.3), timing(30.0, 0.4), timing(40.0, 0.01)])
+def test_the_number_of_pairs_is_settled_before_the_first_one(monkeypatch: pytest.MonkeyPatch):
+    """Whatever the ratios turn out to be, steady or wild: to stop on the interval's width would flatter it."""
+    pairs = []
+    for noise in (0.0, 3.0):
+        clock = WildClock(noise)
+        monkeypatch.setattr(time, "perf_counter", lambda clock=clock: clock.now)
+        pairs.append(latency.compare(partial(clock.call, 0.04), partial(clock.call, 0.01), batch=1, kind="fake").pairs)
+    monkeypatch.undo()
+    assert pairs == [30, 30]  # in 1.5 s, at 0.04 s + 0.01 s a pair
+
+
+def test_no_timing_is_chosen_for_its_width_and_sittings_have_students_interval(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(latency, "APART", 0.0)
+    left = iter([timing(10.0), timing(20.0), timing(15.0)])
+    found = latency.several(lambda: next(left))
+    assert next(left, None) is None
+    expected = stats.sittings_interval([10.0, 20.0, 15.0])
+    assert expected is not None
+    assert (found.ratio, found.low, found.high) == (expected.mean, expected.low, expected.high)
+    assert found.high > 20.0  # the sittings' own intervals are 2 % wide
+    assert found.pairs == 3 * 31
+
+
+def test_one_sitting_is_one_timing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    wide = Timing(10.0, 1.0, 100.0, 2.0, 0.2, 1000, 31, "latency")
+    left = iter([wide, timing(10.0)])
     monkeypatch.setattr(trial, "cost", lambda name: lambda teacher, student, batch: next(left))
-    timed = Workshop(workshop.spec, workshop.split, workshop.teacher, "latency")
-    study = optuna.create_study(directions=["maximize"] * 2, pruner=optuna.pruners.NopPruner())
-    stored: list[dict] = []
-    for epochs in (1, 2):
-        study.enqueue_trial({"width": 8, "loss_weight": 0.0, "epochs": epochs, "batch_size": 512})
-        study.optimize(trial.Objective(timed, seed=0, progress=Progress()), n_trials=1)
-        stored.append(study.trials[-1].user_attrs[Attr.TIMING])
-    assert [found["ratio"] for found in stored] == [20.0, 20.0]  # wide as it is
-    assert next(left).ratio == 40.0
+    assert Workshop(workshop.spec, workshop.split, workshop.teacher, "latency").measure(nn.Flatten()) == wide
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_a_single_image_is_timed_beside_the_batch():
+    found = latency.measure(mlp(3000), mlp(30), torch.zeros(500, 64))
+    assert found.student_seconds_1 is not None
+    assert found.teacher_seconds_1 is not None
+    assert found.student_seconds / 500 < found.student_seconds_1 < found.student_seconds
+    assert found.teacher_seconds_1 > found.student_seconds_1
 
 
 @pytest.mark.cuda
@@ -107,18 +128,15 @@ def test_on_cuda_the_ratio_is_of_graphs_with_the_eager_one_beside_it():
     assert timing.eager_ratio > 0
 
 
-def test_slow_networks_are_timed_less_often_but_enough_for_an_interval(monkeypatch):
-    monkeypatch.setattr(latency, "MAX_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "TARGET_WIDTH", 0.0)
-    timing = latency.measure(mlp(8), mlp(8), torch.zeros(1, 64))
-    assert timing.pairs == latency.SLOW_PAIRS
-    values = list(range(latency.SLOW_PAIRS))
-    assert latency.median_interval(values) == (4, 1, 7)  # narrower than the range
-    assert len(latency.eager_pairs(mlp(8), mlp(8), torch.zeros(1, 64), to_host=False, least=6)[0]) == 6
+def test_slow_networks_are_timed_less_often_but_enough_for_an_interval(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(latency, "SITTING_SECONDS", 0.0)
+    assert latency.measure(mlp(8), mlp(8), torch.zeros(1, 64)).pairs == latency.MIN_PAIRS
+    assert 2 * 0.5**latency.MIN_PAIRS <= 0.05  # the range of so few holds the median in 95 % of cases
+    assert len(latency.eager_pairs(mlp(8), mlp(8), torch.zeros(1, 64), to_host=False)[0]) == latency.MIN_PAIRS
 
 
 def test_a_sample_of_the_student_lasts_a_tenth_of_the_teachers_call(monkeypatch):
-    monkeypatch.setattr(latency, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "SITTING_SECONDS", 0.0)
     calls = []
     timing = latency.compare(
         lambda: time.sleep(0.08), lambda: time.sleep(0.002) or calls.append(1), batch=1, kind="sleep"

@@ -203,7 +203,8 @@ def test_result_is_the_contract(data: StudyData):
     assert contract["teacher"] == {"accuracy": 0.97, "parameters": 27_433_034}
     assert contract["front"][0] == {
         "trial": 4, "accuracy": 0.98, "test_accuracy": 0.978, "ratio": 20.0, "ratio_low": 19.6,
-        "ratio_high": 20.4, "best_epoch": 2, "params": {"blocks": [2, 2, 0, 0], "epochs": 10}, "anchor": None,
+        "ratio_high": 20.4, "sittings": None, "microseconds": None, "microseconds_1": None,
+        "best_epoch": 2, "params": {"blocks": [2, 2, 0, 0], "epochs": 10}, "anchor": None,
     }  # fmt: skip
     assert [member["ratio"] for member in contract["front"]] == [20.0, 100.0, 300.0]
     assert contract["front"][2]["anchor"] == "m1"

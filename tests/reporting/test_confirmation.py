@@ -40,8 +40,9 @@ def test_a_row_is_the_mean_over_repeats_with_students_interval() -> None:
     expected = mean_interval(tests)
     assert (row["repeats"], row["epochs"]) == (3, 4)
     assert (row["test_accuracy"], row["test_low"], row["test_high"]) == (expected.mean, expected.low, expected.high)
-    assert row["ratio"] == statistics.fmean(ratios)
-    assert row["ratio_high"] - 11 == pytest.approx(4.303 / math.sqrt(3), abs=1e-3)  # t of 2 degrees, deviation 1
+    assert row["ratio"] == pytest.approx(statistics.geometric_mean(ratios))
+    deviation = statistics.stdev(map(math.log, ratios))  # t of 2 degrees: nobody else was timed more than once
+    assert math.log(row["ratio_high"] / row["ratio"]) == pytest.approx(4.3027 * deviation / math.sqrt(3), rel=1e-4)
 
 
 def test_one_repeat_has_no_interval_and_is_never_clear() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,16 @@ from kdsearch.experiments.slides.run import Options, stored
 from kdsearch.measure.latency import ratios
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.spec import Published
-from kdsearch.stats import Interval, difference_from_one_run, mean_interval, median_interval, proportion_interval
+from kdsearch.stats import (
+    Interval,
+    Spread,
+    difference_from_one_run,
+    mean_interval,
+    median_interval,
+    proportion_interval,
+    sittings_interval,
+    spread,
+)
 
 REACH = 1.5  # points below the deck's accuracy at most: then a row counts as reproduced
 TEST_IMAGES = 10_000  # of both data sets
@@ -59,7 +68,7 @@ class Measured:
         accuracy: their mean, with the interval over seeds; of one repeat, that of the test images alone.
         difference: measured minus published, points, with the interval that one published run leaves; None where
             nothing was published.
-        ratio: median, low, high of all paired ratios of the row's architecture.
+        ratio: over the sittings of its repeats, with the interval over them; of one repeat the median of its pairs.
         teacher_seconds, student_seconds: an image of inference, medians.
         seconds: of one training, median.
         parameters, bytes: of the student.
@@ -111,16 +120,17 @@ class Measured:
 def summarise(study: Study, options: Options) -> list[Measured]:
     """The rows asked for, as far as they were measured."""
     there = stored(study)
+    pooled = _spread(there)
     found = []
     for job in options.jobs:
         trials = [there.get((job.row.name, job.reading, repeat)) for repeat in range(options.repeats)]
         kept = [trial for trial in trials if trial is not None]
         if kept:
-            found.append(_measured(job, kept, options))
+            found.append(_measured(job, kept, options, pooled))
     return found
 
 
-def _measured(job: Job, trials: list[FrozenTrial], options: Options) -> Measured:
+def _measured(job: Job, trials: list[FrozenTrial], options: Options, pooled: Spread) -> Measured:
     attrs = [trial.user_attrs for trial in trials]
     accuracies = [found[Attr.TEST_ACCURACY] for found in attrs]
     several = len(accuracies) > 1
@@ -134,7 +144,7 @@ def _measured(job: Job, trials: list[FrozenTrial], options: Options) -> Measured
         accuracies=[100 * value for value in accuracies],
         accuracy=_percent(accuracy, len(accuracies)),
         difference=_percent(difference, len(accuracies)) if difference else None,
-        ratio=median_interval(ratios(by_teacher, by_student)),
+        ratio=_ratio(attrs, pooled),
         teacher_seconds=statistics.median(by_teacher) / images,
         student_seconds=statistics.median(by_student) / images,
         seconds=statistics.median(found[Attr.TRAIN_SECONDS] for found in attrs),
@@ -143,6 +153,20 @@ def _measured(job: Job, trials: list[FrozenTrial], options: Options) -> Measured
         scaled=options.scaled,
         int8=_int8(attrs) if job.settings.bits is not None else None,
     )
+
+
+def _spread(there: Mapping[tuple[str, str, int], FrozenTrial]) -> Spread:
+    """How far the sittings of an architecture lie apart; rows of equal architecture share theirs, which count once."""
+    rows: dict[tuple[str, str], list[float]] = {}
+    for (row, reading, _), trial in sorted(there.items(), key=lambda item: item[0]):
+        rows.setdefault((row, reading), []).append(trial.user_attrs[Attr.RATIO])
+    return spread(set(map(tuple, rows.values())))
+
+
+def _ratio(attrs: list[dict[str, Any]], pooled: Spread) -> tuple[float, float, float]:
+    """A row's ratio: each repeat timed it anew, in a sitting of its own."""
+    found = sittings_interval([one[Attr.RATIO] for one in attrs], pooled) if len(attrs) > 1 else None
+    return median_interval(ratios(*_seconds(attrs))) if found is None else (found.mean, found.low, found.high)
 
 
 def _seconds(attrs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

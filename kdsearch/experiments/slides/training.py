@@ -20,7 +20,7 @@ from kdsearch.records import Attr, EpochRecord
 from kdsearch.stats import median_interval
 from kdsearch.system import machine
 
-PAIRS = 7  # timed in each repeat of an architecture: a batch of the deck's can take seconds
+PAIRS = 7  # timed of a student in int8: a batch of the deck's can take seconds
 
 Pairs = Sequence[Sequence[float]]
 """Seconds a batch, the teacher's and the student's, timed in turn."""
@@ -33,7 +33,7 @@ def time(school: School, settings: Settings) -> Pairs:
     test = school.split.test.images
     batch = school.split.prepare(test if school.deck.batch is None else repeated(test, school.deck.batch))
     with machine.threads(1):
-        return eager_pairs(school.teacher.network, student, batch, to_host=school.deck.to_host, least=PAIRS)
+        return eager_pairs(school.teacher.network, student, batch, to_host=school.deck.to_host)
 
 
 def in_float(school: School, settings: Settings, seed: int, pairs: Pairs, on_epoch: OnEpoch) -> dict[str, Any]:

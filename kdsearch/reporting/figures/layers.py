@@ -81,7 +81,7 @@ def hover(row: dict[str, Any]) -> str:
     accuracy = f"test {formatting.percent(row['test_accuracy'])} · validation {formatting.percent(row['accuracy'])}"
     ratio = formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
     lines = (f"<b>{html.escape(title)}</b>", setting, accuracy, f"at epoch {formatting.count(row['best_epoch'])}")
-    return "<br>".join(line for line in (*lines, f"ratio {ratio}") if line)
+    return "<br>".join(line for line in (*lines, f"ratio {ratio}", formatting.times(row)) if line)
 
 
 def _published_hover(row: dict[str, Any]) -> str:

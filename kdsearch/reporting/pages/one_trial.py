@@ -18,8 +18,9 @@ def facts(data: StudyData, number: int) -> dict[str, Any]:
 
     Returns:
         `study`, `trial`, `anchor`, `state`, `on_front`, `params`, `epochs_run`, `epochs` (planned), `best_epoch`,
-        `accuracy`, `test_accuracy`, `ratio`, `ratio_low`, `ratio_high`, `reason` (why it ended early or failed, in
-        words) and `why` (what the pruner stored: step, at, forecast, trials, reason; else None).
+        `accuracy`, `test_accuracy`, `ratio`, `ratio_low`, `ratio_high`, `sittings`, `microseconds`,
+        `microseconds_1`, `reason` (why it ended early or failed, in words) and `why` (what the pruner stored: step, at,
+        forecast, trials, reason; else None).
     """
     row = records(data.trials)[number]
     config = configuration(row)
@@ -55,7 +56,11 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", formatting.configuration(found["params"])),
         ("epochs", f"{found['epochs_run']}{planned}"),
         ("accuracy", accuracy + at),
-        ("ratio", formatting.interval(found["ratio"], found["ratio_low"], found["ratio_high"])),
+        (
+            "ratio",
+            formatting.interval(found["ratio"], found["ratio_low"], found["ratio_high"]) + formatting.sittings(found),
+        ),
+        ("time", formatting.times(found)),
         ("why", found["reason"]),
     ]
     return [(title, text) for title, text in said if text]

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
-from kdsearch.reporting import confirmation, formatting, runtimes
+from kdsearch.reporting import confirmation, formatting, runtimes, ties
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration
 from kdsearch.reporting.effort import effort
 from kdsearch.reporting.figures import curves, space_figures
@@ -24,7 +24,8 @@ from kdsearch.reporting.verdict import picks, verdict
 from kdsearch.system.files import write_text
 
 FILTERS = (
-    "percent", "points", "ratio", "interval", "span", "count", "size", "seconds", "setting", "configuration"
+    "percent", "points", "ratio", "interval", "span", "microseconds", "count", "size", "seconds", "setting",
+    "configuration",
 )  # fmt: skip
 """Names of the functions of `words` that the template uses."""
 
@@ -135,6 +136,10 @@ def _context(data: StudyData) -> dict[str, Any]:
         "commands": {row["number"]: command(data, row["number"]) for row in front},
         "front": front,
         "confirmed": confirmed,
+        "timed": bool(data.trials["microseconds"].notna().any()),
+        "alone": bool(data.trials["microseconds_1"].notna().any()),
+        "timing": ties.sentence(data),
+        "latency": data.study_file.get("latency"),
         "order": confirmation.sentence(text.order(data)) if front else "",
         "runtimes": runtimes.view(data),
         "confirm": command(data, None),

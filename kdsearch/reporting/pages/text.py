@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal, cast, get_args
 
 from kdsearch.errors import KdsearchError
-from kdsearch.reporting import confirmation, formatting, runtimes
+from kdsearch.reporting import confirmation, formatting, runtimes, ties
 from kdsearch.reporting.collect import CONFIG, StudyData, configuration, plain, result
 from kdsearch.reporting.effort import effort
 from kdsearch.reporting.frames import records
@@ -46,6 +46,8 @@ def as_json(data: StudyData) -> str:
         "slides": records(data.anchors),
         "confirmed": records(data.confirmed),
         "order": confirmation.sentence(order(data)),
+        "timing": ties.sentence(data),
+        "ties": {str(number): other for number, other in ties.ties(records(data.front)).items()},
         "runtimes": runtimes.result(data),
         "importances": records(data.importances),
         "seconds": data.spent,
@@ -67,7 +69,8 @@ def as_markdown(data: StudyData) -> str:
     if effort(data):
         blocks.append(f"The study {effort(data)}.")
     if not data.front.empty:
-        blocks += ["## Picks", _picks(data), "## The front", _front(data), escaped(confirmation.sentence(order(data)))]
+        blocks += ["## Picks", _picks(data), "## The front", _front(data), escaped(ties.sentence(data))]
+        blocks += [escaped(confirmation.sentence(order(data)))]
     if not data.confirmed.empty:
         blocks += ["## Confirmed with new seeds, on the whole training set", _confirmed(data)]
     told = runtimes.view(data)
@@ -81,7 +84,7 @@ def as_markdown(data: StudyData) -> str:
         blocks += ["## What mattered", table(("parameter", "for accuracy", "for the ratio"), rows)]
     said = [("command", data.command), ("storage", data.storage), *formatting.flat(data.environment)]
     blocks += ["## Where this comes from", facts(said)]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def _picks(data: StudyData) -> str:
@@ -92,19 +95,24 @@ def _picks(data: StudyData) -> str:
 
 
 def _front(data: StudyData) -> str:
+    named = {"microseconds": "µs an image", "microseconds_1": "µs, one alone"}
+    timed = {name: title for name, title in named.items() if data.front[name].notna().any()}
+
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
         ratio = formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+        times = [formatting.microseconds(row[name]) for name in timed]
         accuracies = (formatting.percent(row[name]) for name in ("test_accuracy", "accuracy"))
         name = f"{row['number']}" + (f" ({escaped(row['anchor'])})" if row["anchor"] else "")
         return (
             name,
             *accuracies,
             ratio,
+            *times,
             formatting.count(row["parameters"]),
             code(formatting.configuration(configuration(row))),
         )
 
-    columns = ("trial", "test", "validation", "ratio", "weights", "parameters of the search")
+    columns = ("trial", "test", "validation", "ratio", *timed.values(), "weights", "parameters of the search")
     return table(columns, map(cells, records(data.front)), words=("parameters of the search",))
 
 

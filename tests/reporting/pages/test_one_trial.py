@@ -18,6 +18,7 @@ def test_a_pruned_trial_tells_what_it_was_what_it_reached_and_why_it_ended(data:
         "study": "mnist", "trial": 5, "anchor": None, "state": "pruned", "on_front": False,
         "params": {"width": 300, "loss_weight": 0.5, "epochs": 3}, "epochs_run": 1, "epochs": 3, "best_epoch": 1,
         "accuracy": 0.91, "test_accuracy": 0.912, "ratio": 100.0, "ratio_low": 98.0, "ratio_high": 102.0,
+            "sittings": None, "microseconds": None, "microseconds_1": None,
         "reason": "at epoch 1: it could hope for 95.00 % by epoch 3, which would not beat trials 1, 3",
         "why": {"step": 1, "at": 3, "forecast": 0.95, "trials": [1, 3],
                 "reason": "at step 1, a sentence of the pruner"},

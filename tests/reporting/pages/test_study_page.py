@@ -96,7 +96,7 @@ def test_the_slides_table_compares(data: StudyData):
 
 def test_a_confirmed_front_says_what_stands_and_by_the_decks_recipe_what_was_measured(complete):
     text = Reader(study_page.render(collect(complete, storage_url=URL), plotlyjs="cdn")).text
-    assert "Confirmed: 92.0 (87.0 to 97.0)x, 96.40 % (95.41 to 97.39) test" in text
+    assert "Confirmed: 92.0 (87.1 to 97.1)x, 96.40 % (95.41 to 97.39) test" in text
     assert "Confirmed with 1 to 3 seeds" in text
     assert "has not been confirmed" not in text
     assert "By the deck’s recipe" in text

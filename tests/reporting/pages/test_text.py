@@ -33,7 +33,7 @@ def test_the_json_is_strict_and_holds_what_the_page_says(complete):
 def test_the_markdown_has_the_tables_of_the_page(complete):
     found = text.as_markdown(collect(complete, storage_url=URL))
     assert found.startswith("# Study mnist\n\n**Trial 3 is 92.0x faster")
-    assert "| 3 | 3 | 96.40 % (95.41 to 97.39) | 92.0 (87.0 to 97.0) |" in found
+    assert "| 3 | 3 | 96.40 % (95.41 to 97.39) | 92.0 (87.1 to 97.1) |" in found
     assert "| 4 | 1 | 97.50 % | 21.0 |" in found
     assert "| m1 | 95.97 % | 315 | 95.50 % | 365 | 94.10 % | 300 | itself | 94.10 % | 300 | – |" in found
 

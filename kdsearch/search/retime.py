@@ -1,0 +1,110 @@
+"""Students of the front timed again: between later trials and at the study's end, until each sat three times.
+
+A timing has an effect of its sitting: what else the machine did then, and where memory lay. So the sittings of a
+student lie apart in time, with trials or the timings of others between them. Fresh processes were left out: each would
+import torch and load the data for seconds, and several workers are several processes anyway.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from kdsearch import sittings
+from kdsearch.progress import Progress
+from kdsearch.records import Attr
+from kdsearch.search.clock import Clock
+from kdsearch.search.trial import Workshop, timing_key
+from kdsearch.sittings import Sitting
+from kdsearch.spec import StudySpec
+from kdsearch.system import signals
+
+SHARE = 0.05  # of a process's time that may go to sittings between trials
+APART = 3.0  # seconds at least from the begin of one sitting of a student to that of the next
+
+Lacking = dict[str, tuple[FrozenTrial, Sequence[Sitting]]]
+"""By timing key: a trial of an architecture and its sittings."""
+
+
+class Retimer:
+    """Times the front's students again, one worker at a time on a device.
+
+    Args:
+        study: its trials hold the first sittings, its attributes the later ones.
+        workshop: builds and times the students.
+        clock: counts the time.
+        progress: told where a timing fails.
+    """
+
+    def __init__(self, study: Study, workshop: Workshop, clock: Clock, progress: Progress) -> None:
+        self._study, self._workshop, self._clock, self._progress = study, workshop, clock, progress
+        self._begin, self._spent = time.monotonic(), 0.0
+        self._failed: set[str] = set()
+
+    def between(self) -> None:
+        """One sitting between two trials, as long as sittings take no more than `SHARE` of the time."""
+        if self._spent > SHARE * (time.monotonic() - self._begin):
+            return
+        todo = self._lacking()
+        key = next(iter(todo), None)
+        if key is not None and self._wait(todo[key][1]) <= 0:
+            self._sit(key, *todo[key])
+
+    def finish(self) -> None:
+        """Times until each member of the front sat `sittings.LEAST` times."""
+        while todo := self._lacking():
+            key, (trial, before) = next(iter(todo.items()))
+            if (wait := self._wait(before)) > 0:
+                signals.pause(wait)
+                continue  # another worker may have timed it meanwhile
+            self._sit(key, trial, before)
+
+    def _lacking(self) -> Lacking:
+        shop = self._workshop
+        found = lacking(self._study, shop.spec, shop.cost, shop.device)
+        return {key: each for key, each in found.items() if key not in self._failed}
+
+    def _wait(self, before: Sequence[Sitting]) -> float:
+        """Seconds until a student may sit again."""
+        return min(APART, _last(before) + APART - time.time())
+
+    def _sit(self, key: str, trial: FrozenTrial, before: Sequence[Sitting]) -> None:
+        begin, workshop = time.monotonic(), self._workshop
+        try:
+            student = workshop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
+            with self._clock.spent_on("timing"), workshop.quiet():
+                # one sitting at a time on a device: another worker may have timed it while this one waited
+                if 1 + len(sittings.later(self._study.user_attrs, key)) == len(before):
+                    timing = workshop.measure(student)
+                    with signals.shield():
+                        sittings.add(self._study, key, timing)
+        except (RuntimeError, ValueError) as error:  # what was trained is worth more than a timing
+            self._failed.add(key)
+            self._progress.warning(f"trial {trial.number} could not be timed again: {' '.join(str(error).split())}")
+        self._spent += time.monotonic() - begin
+
+
+def lacking(study: Study, spec: StudySpec, cost: str, device: torch.device) -> Lacking:
+    """Students of the front that this machine is to time again, fewest sittings first, then longest ago.
+
+    Args:
+        study: of the trials.
+        spec, cost, device: of the study here; what was timed on another device, or by another torch, is left as it is.
+    """
+    if cost == "flops":
+        return {}
+    found = sittings.lacking(study.get_trials(deepcopy=False), study.user_attrs)
+    ours = {
+        key: each
+        for key, each in found.items()
+        if key == timing_key(each[0].user_attrs[Attr.CONFIG], spec, cost, device)
+    }
+    return dict(sorted(ours.items(), key=lambda item: (len(item[1][1]), _last(item[1][1]))))
+
+
+def _last(before: Sequence[Sitting]) -> float:
+    return max(sitting.at for sitting in before)
