@@ -8,6 +8,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -19,12 +20,13 @@ from kdsearch.data import ImageSet, Split, views
 from kdsearch.distil import answers, train, view_answers
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.loss import cls_loss
+from kdsearch.distil.step import format_for
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.measure import accuracy
 from kdsearch.networks import custom
 from kdsearch.progress import Progress
-from kdsearch.records import TeacherFacts
+from kdsearch.records import Precision, TeacherFacts
 from kdsearch.spec import Augment, TeacherSpec
 from kdsearch.stats import proportion_interval
 from kdsearch.system import files, machine
@@ -42,21 +44,34 @@ class Teacher:
         network: in evaluation mode, on the split's device.
         prepare: from images of bytes to its input.
         facts: what the report says of it.
+        precision: that its convolutions answer in; None: the usual one of the device.
     """
 
     network: nn.Module
     prepare: answers.Prepare
     facts: TeacherFacts
+    precision: Precision | None = None
 
-    def view_answers(self, data: ImageSet, augment: Augment) -> ViewAnswers:
-        """Its answers to the augmented views of images, to be filled as views are drawn."""
+    def view_answers(self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None) -> ViewAnswers:
+        """Its answers to the augmented views of images, to be filled as views are drawn.
+
+        Args:
+            data: images, on its device, and their labels.
+            augment: whose views there are.
+            begins: images that the data begin with, whose answers are taken over; None: none.
+        """
         return view_answers.obtain(
-            self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint
-        )
+            self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint,
+            precision=self.precision, begins=begins,
+        )  # fmt: skip
 
-    def answers_to_shown(self, data: ImageSet, augment: Augment) -> Answers | ViewAnswers:
+    def answers_to_shown(
+        self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None
+    ) -> Answers | ViewAnswers:
         """Its answers to what a student sees of images: the images, or their views where the recipe augments."""
-        return self.answers(data) if views.count(augment) == 1 else self.view_answers(data, augment)
+        if views.count(augment) == 1:
+            return self.answers(data)
+        return self.view_answers(data, augment, begins=begins)
 
     def answers(self, data: ImageSet, *, network: nn.Module | None = None, kind: str = "") -> Answers:
         """Its answers to images, from the cache where it was asked before.
@@ -70,7 +85,11 @@ class Teacher:
             KdsearchError: the cache cannot be written.
         """
         name = f"{self.facts.fingerprint}-{kind}" if kind else self.facts.fingerprint
-        return answers.obtain(network or self.network, data, self.prepare, folder=_folder("answers"), name=name)
+        changed = network is not None  # by quantisation, which folding would undo
+        return answers.obtain(
+            network or self.network, data, self.prepare, folder=_folder("answers"), name=name,
+            precision=None if changed else self.precision, fold=not changed,
+        )  # fmt: skip
 
 
 def fingerprint(spec: TeacherSpec, split: Split) -> str:
@@ -108,7 +127,9 @@ def cached_file(spec: TeacherSpec, split: Split) -> Path:
     return _folder("teachers") / f"{spec.title.replace(':', '.')}-{fingerprint(spec, split)}.safetensors"
 
 
-def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None) -> Teacher:
+def obtain(
+    spec: TeacherSpec, split: Split, *, precision: Precision | None = None, progress: Progress | None = None
+) -> Teacher:
     """The study's teacher: from the cache, else from its `weights`, else trained; then kept in the cache.
 
     Processes that want the same teacher at once wait for the first one.
@@ -116,6 +137,8 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
     Args:
         spec: `[teacher]` of a study.
         split: the study's data on the device to use.
+        precision: that its convolutions are trained and asked in; None: the usual one of the device. One that is kept
+            is taken whatever it was trained in.
         progress: told of the training.
 
     Raises:
@@ -127,11 +150,11 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
     with files.locked(path):
         teacher = _from_cache(spec, split, path, progress)
         if teacher is None:
-            teacher = _make(spec, split, progress)
+            teacher = _make(spec, split, precision, progress)
             _save(teacher, path)
     if spec.brought:
         check_accuracy(teacher.facts, split)
-    return teacher
+    return dataclasses.replace(teacher, precision=precision)
 
 
 def check_accuracy(facts: TeacherFacts, split: Split) -> None:
@@ -175,14 +198,16 @@ def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
     return network.to(device)
 
 
-def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
+def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress: Progress) -> Teacher:
     network = untrained(spec, split)
     start = time.perf_counter()
+    trained: Precision | Literal[""] = ""
     if spec.weights is not None:
         load_weights(custom.core(network), Path(spec.weights).expanduser())
         seconds = 0.0
     else:
-        _train(network, spec, split, progress)
+        trained = format_for(network, split.train.labels.device, precision).precision
+        _train(network, spec, split, precision, progress)
         seconds = time.perf_counter() - start
     facts = TeacherFacts(
         family=spec.title,
@@ -192,6 +217,7 @@ def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
         parameters=networks.parameters(network),
         bytes=networks.size_bytes(network),
         seconds=seconds,
+        precision=trained,
     )
     progress.teacher_finished(facts.accuracy, seconds)
     return Teacher(_frozen(network), split.prepare, facts)
@@ -201,7 +227,9 @@ def _frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progress) -> None:
+def _train(
+    network: nn.Module, spec: TeacherSpec, split: Split, precision: Precision | None, progress: Progress
+) -> None:
     recipe = spec.recipe
     assert recipe is not None, "a teacher without weights has a recipe"
     lesson = train.Lesson(
@@ -212,6 +240,7 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         seed=machine.derive_seed("teacher", spec.seed),
+        precision=precision,
         on_step=lambda step: progress.teacher_batch(step / (recipe.epochs * lesson.steps)),
     )
     progress.teacher_started(spec.title, recipe.epochs)
