@@ -30,6 +30,7 @@ def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     print(f"study     {shown(plan['study'])}: {ends} of {shown(plan['dataset'])}, cost {plan['cost']}")
     print(f"images    {images['train']} train, {images['validation']} validation, {images['test']} test")
     print(f"device    {plan['device']}")
+    print(f"precision {shown(plan['precision'])}")
     print(f"anchors   {shown(', '.join(plan['anchors'])) or 'none'}")
     for key, values in plan["space"].items():
         print(f"space     {shown(f'{key}: {values}')}")

@@ -231,7 +231,7 @@ def first_images(school: School, count: int) -> School:
 
 
 def check(school: School, settings: Settings, *, plain: Settings | None = None) -> Agreement:
-    """Takes one step of both loops, from the same start and with the same images in the same order; on a CPU in float32.
+    """Takes one step of both loops from the same start, with the same images in the same order; on a CPU in float32.
 
     Args:
         school: of whose images the first batch is taken.

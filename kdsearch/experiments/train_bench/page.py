@@ -268,7 +268,8 @@ def _facts(found: dict[str, Any], measured: Sequence[Measured]) -> list[str]:
         *(
             f"{row.name}: convolutions of ours in {row.precision}{_against(row)}; {row.steps} steps a sample, "
             f"{rounds(row)} after one that warms up; threads {row.threads[0]} in ours and in the student alone, "
-            f"{row.threads[1]} in the plain loop and the teacher; {row.workers} {'worker' if row.workers == 1 else 'workers'} in the plain loop's DataLoader."
+            f"{row.threads[1]} in the plain loop and the teacher; {row.workers} "
+            f"{'worker' if row.workers == 1 else 'workers'} in the plain loop's DataLoader."
             for row in measured
         ),
     ]
