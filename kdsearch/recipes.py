@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kdsearch.dimensions import Model, Number
 
@@ -12,10 +12,33 @@ Positive = Annotated[Number, Field(gt=0)]
 
 
 class Augment(Model):
-    """Views of a training image: mirrored or not, shifted by up to `shift` pixels each way (zeros come in)."""
+    """Views of a training image: mirrored or not, shifted by up to `shift` pixels each way (zeros come in).
+
+    `views` is the size of each image's pool: so many of its views, drawn without replacement, of which a training shows
+    another one each epoch until all have been shown. In the student's recipe of a study file, None stands for as many
+    as the longest training has epochs (`StudySpec.pooled`); elsewhere, and in studies made before there were pools,
+    for an independent draw from all views in each epoch.
+    """
 
     flip: bool = False
     shift: Annotated[int, Field(ge=0, le=8)] = 0
+    views: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def different(self) -> int:
+        """How many views an image has: with or without a flip, times all shifts (162 for flips and 4 pixels)."""
+        return (2 if self.flip else 1) * (2 * self.shift + 1) ** 2
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.views is not None and self.views > self.different:
+            raise ValueError(f"views must be at most the {self.different} that there are (got {self.views}); lower it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_pools(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `views` where it is None: definitions and fingerprints made before it was a key stay valid."""
+        return {key: value for key, value in handler(self).items() if key != "views" or value is not None}
 
 
 class Recipe(Model):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
+
+Precision = Literal["float32", "bfloat16"]
+"""What convolutions compute in while a network is trained or a teacher asked; weights and losses are float32."""
 
 METRICS = ("accuracy", "ratio")
 """Names of the two objectives, in their order: validation accuracy (a fraction) and teacher time / student time."""
@@ -17,6 +20,7 @@ class Attr:
     CURVE = "curve"  # {"1": [validation accuracy, ratio], ...} keyed by epoch (see search.pruner)
     CONFIG = "config"  # the whole configuration, fixed dimensions too
     SEED = "seed"  # of the student's initialisation and training
+    PRECISION = "precision"  # that the student was trained in (see Precision); missing: the usual one of its device
     BEST_EPOCH = "best_epoch"  # the epoch that validation chose
     ACCURACY = "accuracy"  # validation accuracy at that epoch, a fraction; also of pruned trials
     TEST_ACCURACY = "test_accuracy"  # test accuracy at that epoch, a fraction
@@ -81,13 +85,15 @@ class EpochRecord:
         epoch: counted from 1.
         loss: mean training loss over the epoch's batches.
         accuracy: validation accuracy after the epoch, a fraction.
-        seconds: wall-clock seconds of the epoch's training, validation left out.
+        seconds: wall-clock seconds of the epoch's training; validation and asking the teacher are left out.
+        asking: wall-clock seconds of asking the teacher before it.
     """
 
     epoch: int
     loss: float
     accuracy: float
     seconds: float
+    asking: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class TeacherFacts:
         validation_accuracy: a fraction; None where it was trained on the whole training set.
         parameters, bytes: size of the network.
         seconds: wall-clock seconds of its training; 0 where weights were given.
+        precision: that it was trained in; empty where weights were given, or where it was trained before this was kept.
     """
 
     family: str
@@ -138,6 +145,7 @@ class TeacherFacts:
     parameters: int
     bytes: int
     seconds: float
+    precision: Precision | Literal[""] = ""
 
 
 def was_handed_back(user_attrs: dict[str, Any]) -> bool:

@@ -6,7 +6,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from kdsearch.dimensions import (
     KINDS,
@@ -46,10 +55,20 @@ class StudentSpec(Model):
 
 
 class LatencySpec(Model):
-    """How inference is timed: images a batch, and threads on a CPU."""
+    """How inference is timed: images a batch, another number on CUDA where `cuda_batch` says one, CPU threads."""
 
     batch: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)] = 1
+    cuda_batch: Annotated[int, Field(ge=1)] | None = None
+
+    def batch_on(self, device_type: str) -> int:
+        """Images a batch on a device of that type, "cpu" or "cuda"."""
+        return self.batch if device_type == "cpu" or self.cuda_batch is None else self.cuda_batch
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `cuda_batch` where it is None: definitions made before it was a key stay valid."""
+        return {key: value for key, value in handler(self).items() if key != "cuda_batch" or value is not None}
 
 
 class Published(Model):
@@ -134,6 +153,18 @@ class StudySpec(Model):
     def longest(self) -> int:
         """Epochs of the longest training in the space."""
         return int(max(ends(self.space["epochs"])))
+
+    def pooled(self) -> StudySpec:
+        """The study with a pool of views: where it says none, as many as its longest training has epochs."""
+        augment = self.student.recipe.augment
+        if augment.views is not None or augment.different == 1:
+            return self
+        return self.with_augment(augment.model_copy(update={"views": min(self.longest, augment.different)}))
+
+    def with_augment(self, augment: Augment) -> StudySpec:
+        """The same study whose students see other views."""
+        recipe = self.student.recipe.model_copy(update={"augment": augment})
+        return self.model_copy(update={"student": self.student.model_copy(update={"recipe": recipe})})
 
     def limited(self, *, train_size: int | None = None, max_epochs: int | None = None) -> StudySpec:
         """The same study with less work, for a first look: students, anchors and teacher alike.

@@ -11,8 +11,8 @@ import kdsearch
 
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
-    {"errors", "stats", "sittings"},
-    {"records", "pareto", "progress"},
+    {"errors", "stats"},
+    {"records", "pareto", "progress", "sittings"},
     {"spec", "recipes", "dimensions", "pruning", "system"},
     {"storage"},
     {"data", "networks"},

@@ -17,7 +17,7 @@ from kdsearch.cli.dashboard import dashboard
 from kdsearch.cli.export import export, pick
 from kdsearch.cli.init import init
 from kdsearch.cli.measuring import measure
-from kdsearch.cli.options import DataDir, Device, Json, Name, Storage
+from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, Storage
 from kdsearch.cli.output import command_line, find_study, print_plan, print_trial, show_result, write_report
 from kdsearch.cli.reporting import ReportPath, report
 from kdsearch.cli.slides import claims, slides
@@ -126,6 +126,7 @@ def optimize(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that run trials: one a GPU where there are several, else they share.")
     ] = 1,
+    precision: Precision = "auto",
     report: ReportPath = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate of the time; train nothing.")] = False,
     as_json: Json = False,
@@ -154,6 +155,7 @@ def optimize(
             cost=cost,
             train_size=train_size,
             max_epochs=max_epochs,
+            precision=precision,
         )
         planned_work = estimate.estimate(planned, options.budget()) if dry_run else None
     if planned_work is not None:
@@ -199,6 +201,7 @@ def train(
     ] = False,
     data_dir: DataDir = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     out: Annotated[Path | None, typer.Option(help="The weights' file [default: NAME-trial-N.safetensors].")] = None,
     as_json: Json = False,
 ) -> None:
@@ -208,7 +211,9 @@ def train(
 
     study = find_study(storage, name)
     with ConsoleProgress() as progress:
-        student = retrain.retrain(study, trial, whole=whole, data_dir=data_dir, device=device, progress=progress)
+        student = retrain.retrain(
+            study, trial, whole=whole, data_dir=data_dir, device=device, precision=precision, progress=progress
+        )
     path = out or Path(
         re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}" + ("-whole" if whole else "")) + ".safetensors"
     )

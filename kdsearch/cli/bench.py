@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs
+from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision
 from kdsearch.cli.output import command_line
 from kdsearch.errors import KdsearchError
 
@@ -133,6 +133,7 @@ def train(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Of the plain loop's DataLoader [default: one for two cores].")
     ] = None,
+    precision: Precision = "auto",
     out: Annotated[Path, typer.Option(help="Folder of bench-train.html, .md and .json.")] = Path("reports"),
     plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
@@ -147,7 +148,14 @@ def train(
     way = assets.checked(plotlyjs)
     names = list(dict.fromkeys(name.strip() for name in rows.split(",") if name.strip()))
     options = training.Options(
-        names=names, device=device, data_dir=data_dir, steps=steps, samples=samples, batch=batch, workers=workers
+        names=names,
+        device=device,
+        data_dir=data_dir,
+        steps=steps,
+        samples=samples,
+        batch=batch,
+        workers=workers,
+        precision=precision,
     )
     with ConsoleProgress() as progress:
         load = training.load()

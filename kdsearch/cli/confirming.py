@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdsearch.cli.options import DataDir, Device, Json, Name, Storage
+from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, Storage
 from kdsearch.cli.output import command_line, find_study, write_report
 from kdsearch.cli.worker import ending
 from kdsearch.errors import shown
@@ -27,6 +27,7 @@ def confirm(
     ] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     report: Annotated[Path | None, typer.Option(help="Write the study's HTML report there, too.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +46,7 @@ def confirm(
         try:
             chosen = confirming.choose(study, trials)
             confirming.confirm(
-                study, chosen, repeats=repeats, data_dir=data_dir, device=device,
+                study, chosen, repeats=repeats, data_dir=data_dir, device=device, precision=precision,
                 command=command_line(storage), progress=progress,
             )  # fmt: skip
         finally:

@@ -9,6 +9,7 @@ import torch
 
 from kdsearch import data, networks
 from kdsearch.data import decoded
+from kdsearch.distil import precision
 from kdsearch.errors import StudyFileError
 from kdsearch.measure import COSTS
 from kdsearch.system import machine, plugins
@@ -53,6 +54,7 @@ def examine(data_dir: str | None = None) -> list[Finding]:
     findings = [_package(name, name) for name in PACKAGES]
     findings += [_package(name, f"'kdsearch[{extra}]'") for extra, names in EXTRAS.items() for name in names]
     findings.append(_device())
+    findings += _precision()
     folder = machine.data_folder(data_dir)
     findings += [_dataset(name, folder) for name in data.BUILT_IN if name != "folder"]
     findings += _plugins()
@@ -77,6 +79,15 @@ def _device() -> Finding:
         return Finding("device", f"{cpu}; no CUDA device", "fine for digits and MNIST; CIFAR-10 wants a GPU")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding("device", "; ".join([*names, cpu]))
+
+
+def _precision() -> list[Finding]:
+    """The CPU's bfloat16 instructions, and what timed steps of each kind of network chose between it and float32."""
+    instructions = ", ".join(machine.bf16_instructions()) or "no instructions: convolutions are trained in float32"
+    found = [Finding("bfloat16 on the CPU", instructions)]
+    for kind, timed in precision.kept().items():
+        found.append(Finding(f"precision: {kind}", f"{timed['precision']}: {precision.in_words(timed)}"))
+    return found
 
 
 def _plugins() -> list[Finding]:

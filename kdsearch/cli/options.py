@@ -18,5 +18,8 @@ DataDir = Annotated[
     typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or are downloaded to [default: cache folder]."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    str, typer.Option(help="That convolutions are trained in: auto (bfloat16 where faster), float32 or bfloat16.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 PlotlyJs = Annotated[str, typer.Option(help="inline (one offline page) or cdn (a small one).")]

@@ -32,6 +32,7 @@ def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     for line in plan["data"]:
         print(f"data      {shown(line)}")
     print(f"device    {plan['device']}")
+    print(f"precision {shown(plan['precision'])}")
     print(f"anchors   {shown(', '.join(plan['anchors'])) or 'none'}")
     for key, values in plan["space"].items():
         print(f"space     {shown(f'{key}: {values}')}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Storage
+from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage
 from kdsearch.cli.output import command_line
 from kdsearch.storage import DEFAULT_STORAGE
 
@@ -29,6 +29,7 @@ def slides(
     train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Of the CIFAR-10 students, in place of 64.")] = None,
+    precision: Precision = "auto",
     out: Out = Path("reports"),
     plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
@@ -44,7 +45,7 @@ def slides(
     options = run.Options(
         dataset="cifar10" if dataset == "cifar10" else "mnist", jobs=jobs, repeats=repeats, url=storage,
         name=name or f"slides-{dataset}", data_dir=data_dir, device=device, train_size=train_size,
-        max_epochs=max_epochs, width=width,
+        max_epochs=max_epochs, width=width, precision=precision,
     )  # fmt: skip
     with ConsoleProgress() as progress:
         if rows is None:

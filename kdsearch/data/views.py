@@ -1,17 +1,69 @@
-"""Augmented views of images by index, made on the device: flips and shifts are a finite set."""
+"""Augmented views of images by index, made on the device: flips and shifts are a finite set, a pool a part of it."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdsearch.spec import Augment
+from kdsearch.system import machine
+
+ROWS = 4096  # images whose pools are drawn at once
 
 
 def count(augment: Augment) -> int:
     """How many views an image has: with or without a flip, times all shifts (162 for flips and 4 pixels)."""
-    return (2 if augment.flip else 1) * (2 * augment.shift + 1) ** 2
+    return augment.different
+
+
+def shown(augment: Augment) -> int:
+    """How many of its views an image is shown in: those of its pool, or all where there is none."""
+    return augment.views or augment.different
+
+
+@lru_cache(maxsize=4)
+def pool(images: int, augment: Augment) -> Tensor | None:
+    """The pools of views, drawn for each image from all its views without replacement.
+
+    The same for every study, so that a teacher's answers serve them all. The pools of the first images do not depend on
+    how many follow, and a smaller pool is the beginning of a larger one.
+
+    Args:
+        images: how many there are.
+        augment: says what views there are and how many of them make a pool.
+
+    Returns:
+        (images, views), int16, on the CPU, shared: not to be changed. None where there is no pool.
+    """
+    if augment.views is None:
+        return None
+    parts = []
+    for first in range(0, images, ROWS):
+        seed = machine.derive_seed("pool", augment.flip, augment.shift, first)
+        keys = torch.rand(ROWS, augment.different, generator=torch.Generator().manual_seed(seed))
+        parts.append(keys.argsort(dim=1, stable=True)[: images - first, : augment.views].to(torch.int16))
+    return torch.cat(parts)
+
+
+def places(images: int, augment: Augment, *, seed: int, epoch: int) -> Tensor:
+    """Where in its pool each image's view of an epoch stands: a training goes round the pool from a random start.
+
+    Args:
+        images: how many there are.
+        augment: with a pool.
+        seed: of the training.
+        epoch: counted from 1.
+
+    Returns:
+        (images,), int64, on the CPU, each in [0, views); an image's depends on the number of no other.
+    """
+    assert augment.views is not None
+    generator = torch.Generator().manual_seed(machine.derive_seed("views", seed))
+    starts = torch.randint(augment.views, (images,), generator=generator)
+    return (starts + (epoch - 1)) % augment.views
 
 
 def make(images: Tensor, views: Tensor, augment: Augment) -> Tensor:

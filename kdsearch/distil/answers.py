@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdsearch import networks
 from kdsearch.data import ImageSet, fingerprint
+from kdsearch.distil import frozen
 from kdsearch.distil.step import format_for
-from kdsearch.measure.accuracy import BATCH
+from kdsearch.records import Precision
 from kdsearch.system import files
 
 Prepare = Callable[[Tensor], Tensor]
@@ -34,41 +34,31 @@ class Answers:
     norms: Tensor
     centres: Tensor
 
-    def fill(self, order: Tensor, drawn: Tensor) -> None:
+    def fill(self, order: Tensor, drawn: Tensor, *, between: Callable[[], None] = lambda: None) -> None:
         """Nothing to do: an image has one view, and all were asked."""
 
     def keep(self, *, now: bool = False) -> None:
         """Nothing to do: what was asked is kept already."""
 
 
-def logits_and_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """A teacher's logits, (batch, classes), and its embeddings, (batch, features): of no features if it has none.
-
-    Both are float32; on CUDA a convolutional teacher computes them in bfloat16, as students are trained.
-    """
-    form = format_for(network, images.device)
-    with form.autocast(images.device):
-        if networks.has_classifier(network):
-            logits, embedding = networks.with_embedding(network, form.lay_out(images))
-            return logits.float(), embedding.float()
-        logits = network(form.lay_out(images)).float()
-    return logits, logits.new_zeros(len(logits), 0)
-
-
-def ask(network: nn.Module, data: ImageSet, prepare: Prepare) -> Answers:
+def ask(
+    network: nn.Module, data: ImageSet, prepare: Prepare, *, precision: Precision | None = None, fold: bool = True
+) -> Answers:
     """Asks a teacher, in evaluation mode.
 
     Args:
         network: on the images' device; left in evaluation mode.
         data: images and the labels that the centres go by.
         prepare: from images of bytes to the network's input.
+        precision, fold: as of `frozen.ready`.
     """
-    network.eval()
+    asked = frozen.ready(network, prepare(data.images[: frozen.EXAMPLES]), precision, fold=fold)
+    size = frozen.batch_size(data.labels.device)
     parts: list[tuple[Tensor, Tensor]] = []
     sums: Tensor | None = None
     with torch.inference_mode():
-        for images, labels in zip(data.images.split(BATCH), data.labels.split(BATCH), strict=True):
-            logits, embedding = logits_and_embedding(network, prepare(images))
+        for images, labels in zip(data.images.split(size), data.labels.split(size), strict=True):
+            logits, embedding = asked(prepare(images))
             if sums is None:
                 sums = embedding.new_zeros(logits.shape[1], embedding.shape[1], dtype=torch.float64)
             sums.index_add_(0, labels, embedding.double())
@@ -82,7 +72,22 @@ def ask(network: nn.Module, data: ImageSet, prepare: Prepare) -> Answers:
     )
 
 
-def obtain(network: nn.Module, data: ImageSet, prepare: Prepare, *, folder: Path, name: str) -> Answers:
+def named(name: str, network: nn.Module, data: ImageSet, precision: Precision | None) -> str:
+    """How a file of a teacher's answers to images begins: answers of another precision are others."""
+    form = format_for(network, data.labels.device, precision)
+    return f"{name}-{fingerprint([data])}" + ("-bfloat16" if form.bf16 else "")
+
+
+def obtain(
+    network: nn.Module,
+    data: ImageSet,
+    prepare: Prepare,
+    *,
+    folder: Path,
+    name: str,
+    precision: Precision | None = None,
+    fold: bool = True,
+) -> Answers:
     """A teacher's answers: from the cache, else asked for and kept there.
 
     Args:
@@ -90,17 +95,18 @@ def obtain(network: nn.Module, data: ImageSet, prepare: Prepare, *, folder: Path
         data: images and labels.
         prepare: from images of bytes to the network's input.
         folder: of the cache.
-        name: of the teacher, its fingerprint; the file is named after it and the images.
+        name: of the teacher, its fingerprint; the file is named after it, the images and the precision.
+        precision, fold: as of `frozen.ready`.
 
     Raises:
         KdsearchError: the cache cannot be written.
     """
-    path = folder / f"{name}-{fingerprint([data])}.answers.safetensors"
+    path = folder / f"{named(name, network, data, precision)}.answers.safetensors"
     with files.locked(path):
         kept = _from_cache(path, data.labels.device)
         if kept is not None and len(kept.logits) == len(data):
             return kept
-        asked = ask(network, data, prepare)
+        asked = ask(network, data, prepare, precision=precision, fold=fold)
         files.save_tensors(path, vars(asked), {})
         return asked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from kdsearch.distil.loss import distillation_loss, nd_loss
 from kdsearch.distil.train import Batch, Lesson
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import StudyFileError
-from kdsearch.records import Config, architecture
+from kdsearch.records import Config, Precision, architecture
 from kdsearch.spec import StudentSpec
 from kdsearch.system import machine
 
@@ -79,6 +80,7 @@ def teach(
     prepare: Prepare,
     answers: Answers | ViewAnswers | None,
     student_spec: StudentSpec,
+    precision: Precision | None = None,
     validate: Callable[[nn.Module], float] = lambda network: math.nan,
     on_step: Callable[[int], None] = lambda step: None,
     state: train.State | None = None,
@@ -96,8 +98,9 @@ def teach(
         answers: the teacher's, to these images or, where the recipe augments, to their views; None is enough where
             `needs_teacher` says no.
         student_spec: `[student]` of a study.
+        precision: that the student's convolutions compute in; None: the usual one of the device.
         validate: accuracy of the network on the validation set, a fraction.
-        on_step: told, before each step, how many are done.
+        on_step: told, before each step, how many are done, and so before each batch that the teacher is asked for.
         state: of a training of this configuration and seed that stopped (`Run.state_dict`), to go on from; or None.
 
     Raises:
@@ -126,18 +129,25 @@ def teach(
         features = nd_loss(mapping(batch.embedding), batch.teacher_norms, answers.centres[batch.labels])
         return total + float(weight) * features
 
+    done = [0]  # steps, to tell while the teacher is asked
+
+    def counted(step: int) -> None:
+        done[-1] = step
+        on_step(step)
+
     lesson = Lesson(
         data=data,
         prepare=prepare,
         loss=loss,
         teacher_logits=answers.logits if answers is not None and config["loss_weight"] > 0 else None,
         teacher_norms=answers.norms if mapping is not None and answers is not None else None,
-        before_epoch=answers.fill if answers is not None else None,
+        before_epoch=partial(answers.fill, between=lambda: on_step(done[-1])) if answers is not None else None,
         companion=mapping,
         epochs=config["epochs"],
         batch_size=config["batch_size"],
         seed=seed,
         threads=student_spec.threads,
-        on_step=on_step,
+        precision=precision,
+        on_step=counted,
     )
     return train.train(student, lesson, student_spec.recipe, validate=validate, state=state)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kdsearch.records import Precision
+
 EAGER_STEPS = 3  # before the capture: kernels are chosen, and the optimiser makes its states
 
 
@@ -25,6 +27,11 @@ class Format:
     bf16: bool
     memory: torch.memory_format
 
+    @property
+    def precision(self) -> Precision:
+        """What forward passes compute in."""
+        return "bfloat16" if self.bf16 else "float32"
+
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context of a forward pass on a device."""
         # torch's own costs a small student on a CPU a twentieth of its step even where it is off
@@ -35,15 +42,30 @@ class Format:
         return images.contiguous(memory_format=self.memory) if images.ndim == 4 else images
 
 
-def format_for(network: nn.Module, device: torch.device) -> Format:
-    """The format that is fastest: convolutions want channels last, and on CUDA bfloat16; a dense network neither.
+def usual_precision(device: torch.device) -> Precision:
+    """What convolutions compute in where nothing was timed: bfloat16 on CUDA where the device has it, else float32."""
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def convolves(network: nn.Module) -> bool:
+    """Whether a network has convolutions of images."""
+    return any(isinstance(module, nn.Conv2d) for module in network.modules())
+
+
+def format_for(network: nn.Module, device: torch.device, precision: Precision | None = None) -> Format:
+    """The format of a network: convolutions want channels last, and may compute in bfloat16; a dense network neither.
 
     A CPU without bfloat16 instructions would be ten times slower with it, and small dense layers on CUDA are bound by
     launches, of which casts are more.
+
+    Args:
+        network: to be trained or asked.
+        device: where it is.
+        precision: of convolutions (`distil.precision` chooses it); None: the usual one of the device.
     """
-    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
-    bf16 = convolves and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return Format(bf16, torch.channels_last if convolves else torch.contiguous_format)
+    if not convolves(network):
+        return Format(False, torch.contiguous_format)
+    return Format((precision or usual_precision(device)) == "bfloat16", torch.channels_last)
 
 
 class Steps:

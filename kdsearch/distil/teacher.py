@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -18,13 +19,14 @@ from kdsearch.distil import answers, train, view_answers
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.loss import cls_loss
+from kdsearch.distil.step import format_for
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.distil.weight_files import load_weights
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.measure import accuracy
 from kdsearch.networks import custom
 from kdsearch.progress import Progress
-from kdsearch.records import TeacherFacts
+from kdsearch.records import Precision, TeacherFacts
 from kdsearch.spec import Augment, TeacherSpec
 from kdsearch.stats import proportion_interval
 from kdsearch.system import files, machine
@@ -41,21 +43,34 @@ class Teacher:
         network: in evaluation mode, on the split's device.
         prepare: from images of bytes to its input.
         facts: what the report says of it.
+        precision: that its convolutions answer in; None: the usual one of the device.
     """
 
     network: nn.Module
     prepare: answers.Prepare
     facts: TeacherFacts
+    precision: Precision | None = None
 
-    def view_answers(self, data: ImageSet, augment: Augment) -> ViewAnswers:
-        """Its answers to the augmented views of images, to be filled as views are drawn."""
+    def view_answers(self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None) -> ViewAnswers:
+        """Its answers to the augmented views of images, to be filled as views are drawn.
+
+        Args:
+            data: images, on its device, and their labels.
+            augment: whose views there are.
+            begins: images that the data begin with, whose answers are taken over; None: none.
+        """
         return view_answers.obtain(
-            self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint
-        )
+            self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint,
+            precision=self.precision, begins=begins,
+        )  # fmt: skip
 
-    def answers_to_shown(self, data: ImageSet, augment: Augment) -> Answers | ViewAnswers:
+    def answers_to_shown(
+        self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None
+    ) -> Answers | ViewAnswers:
         """Its answers to what a student sees of images: the images, or their views where the recipe augments."""
-        return self.answers(data) if views.count(augment) == 1 else self.view_answers(data, augment)
+        if views.count(augment) == 1:
+            return self.answers(data)
+        return self.view_answers(data, augment, begins=begins)
 
     def answers(self, data: ImageSet, *, network: nn.Module | None = None, kind: str = "") -> Answers:
         """Its answers to images, from the cache where it was asked before.
@@ -69,7 +84,11 @@ class Teacher:
             KdsearchError: the cache cannot be written.
         """
         name = f"{self.facts.fingerprint}-{kind}" if kind else self.facts.fingerprint
-        return answers.obtain(network or self.network, data, self.prepare, folder=_folder("answers"), name=name)
+        changed = network is not None  # by quantisation, which folding would undo
+        return answers.obtain(
+            network or self.network, data, self.prepare, folder=_folder("answers"), name=name,
+            precision=None if changed else self.precision, fold=not changed,
+        )  # fmt: skip
 
 
 def fingerprint(spec: TeacherSpec, split: Split) -> str:
@@ -107,7 +126,9 @@ def cached_file(spec: TeacherSpec, split: Split) -> Path:
     return _folder("teachers") / f"{spec.title.replace(':', '.')}-{fingerprint(spec, split)}.safetensors"
 
 
-def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None) -> Teacher:
+def obtain(
+    spec: TeacherSpec, split: Split, *, precision: Precision | None = None, progress: Progress | None = None
+) -> Teacher:
     """The study's teacher: from the cache, else from its `weights`, else trained; then kept in the cache.
 
     Processes that want the same teacher at once wait for the first one.
@@ -115,6 +136,8 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
     Args:
         spec: `[teacher]` of a study.
         split: the study's data on the device to use.
+        precision: that its convolutions are trained and asked in; None: the usual one of the device. One that is kept
+            is taken whatever it was trained in.
         progress: told of the training.
 
     Raises:
@@ -126,10 +149,10 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
     with files.locked(path):
         teacher = _from_cache(spec, split, path, progress)
         if teacher is None:
-            teacher = _make(spec, split, progress)
+            teacher = _make(spec, split, precision, progress)
             _save(teacher, path)
             if spec.weights is None:
-                _checkpoint(spec, split, progress).remove()
+                _checkpoint(spec, split, precision, progress).remove()
     if isinstance(teacher.network, custom.Logarithm):
         progress.warning(f"{spec.title} ends in a softmax (its outputs sum to 1): their logarithms are its logits here")
     try:
@@ -139,7 +162,7 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
             raise
         remedy = "train it longer ([teacher.recipe] epochs), and see that the images show what they should"
         progress.warning(f"{error.rule} (got {error.got}); {remedy}")  # a first look may well be this short
-    return teacher
+    return dataclasses.replace(teacher, precision=precision)
 
 
 def check_accuracy(facts: TeacherFacts, split: Split) -> None:
@@ -183,14 +206,16 @@ def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
     return network.to(device)
 
 
-def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
+def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress: Progress) -> Teacher:
     network = untrained(spec, split)
     seconds = 0.0
+    trained: Precision | Literal[""] = ""
     if spec.weights is not None:
         for note in load_weights(custom.core(network), Path(spec.weights).expanduser()):
             progress.note(note)
     else:
-        seconds = _train(network, spec, split, progress)
+        trained = format_for(network, split.train.labels.device, precision).precision
+        seconds = _train(network, spec, split, precision, progress)
     facts = TeacherFacts(
         family=spec.title,
         fingerprint=fingerprint(spec, split),
@@ -199,6 +224,7 @@ def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
         parameters=networks.parameters(network),
         bytes=networks.size_bytes(network),
         seconds=seconds,
+        precision=trained,
     )
     progress.teacher_finished(facts.accuracy, seconds)
     return Teacher(_frozen(network), split.prepare, facts)
@@ -208,11 +234,13 @@ def _frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _checkpoint(spec: TeacherSpec, split: Split, progress: Progress) -> Checkpoint:
-    return Checkpoint(f"teacher-{fingerprint(spec, split)}", progress.warning)
+def _checkpoint(spec: TeacherSpec, split: Split, precision: Precision | None, progress: Progress) -> Checkpoint:
+    return Checkpoint(f"teacher-{fingerprint(spec, split)}-{precision or 'usual'}", progress.warning)
 
 
-def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progress) -> float:
+def _train(
+    network: nn.Module, spec: TeacherSpec, split: Split, precision: Precision | None, progress: Progress
+) -> float:
     """Trains the teacher, from its checkpoint on where an earlier training was interrupted; seconds in all."""
     recipe = spec.recipe
     assert recipe is not None, "a teacher without weights has a recipe"
@@ -224,6 +252,7 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         seed=machine.derive_seed("teacher", spec.seed),
+        precision=precision,
         on_step=lambda step: progress.teacher_batch(step / (recipe.epochs * lesson.steps)),
     )
 
@@ -233,7 +262,7 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
         return run, 0.0 if state is None else float(state["seconds"])
 
     progress.teacher_started(spec.title, recipe.epochs)
-    kept = _checkpoint(spec, split, progress)
+    kept = _checkpoint(spec, split, precision, progress)
     run, seconds = kept.resume(begin, split.train.labels.device)
     if run.done:
         progress.resumed(f"teacher {spec.title}", run.done, recipe.epochs)

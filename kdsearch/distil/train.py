@@ -16,7 +16,7 @@ from kdsearch.data import ImageSet, views
 from kdsearch.distil.optimizer import load_optimizer, make_optimizer, schedule, set_rate, shown_weights
 from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.errors import TrialError
-from kdsearch.records import EpochRecord
+from kdsearch.records import EpochRecord, Precision
 from kdsearch.spec import Augment, Recipe
 from kdsearch.system import machine
 
@@ -57,16 +57,18 @@ class Lesson:
         data: images and labels on their device.
         prepare: from images of bytes to the network's input.
         loss: the loss of a batch.
-        teacher_logits: (count, classes) in the order of `data`, where the recipe augments (count, views, classes), or
-            None.
+        teacher_logits: (count, classes) in the order of `data`, where the recipe augments (count, views, classes) with
+            as many views as are shown (`views.shown`), or None.
         teacher_norms: (count,) or (count, views), lengths of the teacher's embeddings, or None: then no loss sees an
             embedding.
-        before_epoch: told the order of the images, (count,), and the view of each, before they are used; or None.
+        before_epoch: told the order of the images, (count,), and the view of each, its place in the pool where there is
+            one, before they are used; or None.
         companion: what is trained along with the network and thrown away after, such as a map between embeddings.
         epochs, batch_size: length and step of the training.
         seed: of the order of images and views, and of dropout.
         threads: CPU threads inside an operation; None: as many as torch takes.
         capture: whether a step may be captured in a CUDA graph: it may where the network never waits for the device.
+        precision: that convolutions compute in; None: the usual one of the device.
         on_step: told, before each step, how many steps are done.
     """
 
@@ -82,6 +84,7 @@ class Lesson:
     companion: nn.Module | None = None
     threads: int | None = None
     capture: bool = True
+    precision: Precision | None = None
     on_step: Callable[[int], None] = lambda step: None
 
     @property
@@ -92,10 +95,16 @@ class Lesson:
 
 
 def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor]:
-    """A permutation of the images, and a view for each place in it; drawn on the CPU, so alike on every device."""
+    """A permutation of the images, and a view for each place in it; drawn on the CPU, so alike on every device.
+
+    A view is given by its place in the image's pool, where there are pools.
+    """
     generator = torch.Generator().manual_seed(machine.derive_seed("order", lesson.seed, epoch))
     order = torch.randperm(len(lesson.data), generator=generator)
-    drawn = torch.randint(views.count(augment), (len(lesson.data),), generator=generator)
+    if augment.views is None:
+        drawn = torch.randint(views.count(augment), (len(lesson.data),), generator=generator)
+    else:
+        drawn = views.places(len(lesson.data), augment, seed=lesson.seed, epoch=epoch)[order]
     device = lesson.data.labels.device
     return order.to(device), drawn.to(device)
 
@@ -149,7 +158,10 @@ class Training:
         self._lesson, self._recipe = lesson, recipe
         self._device = lesson.data.labels.device
         self._augmented = views.count(recipe.augment) > 1
-        self._form = format_for(network, self._device)
+        pool = views.pool(len(lesson.data), recipe.augment)
+        self._pool = None if pool is None else pool.to(self._device)
+        self._form = format_for(network, self._device, lesson.precision)
+        self.asking = 0.0  # seconds of asking the teacher before the last epoch
         self._network = network.to(memory_format=self._form.memory)  # type: ignore[call-overload]
         self._optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
         self._epoch = torch.zeros((), device=self._device)
@@ -166,8 +178,10 @@ class Training:
         """
         lesson, recipe = self._lesson, self._recipe
         order, drawn = _order(lesson, recipe.augment, epoch)
+        begin = time.perf_counter()
         if lesson.before_epoch is not None:
             lesson.before_epoch(order, drawn)
+        self.asking = time.perf_counter() - begin
         self._shown.hide()
         self._network.train()
         self._epoch.fill_(epoch)
@@ -190,7 +204,8 @@ class Training:
         """The network's input for views of images."""
         # index_select: several times as fast as images[chosen] on a CPU
         shown = self._lesson.data.images.index_select(0, chosen)
-        return self._lesson.prepare(views.make(shown, drawn, self._recipe.augment))
+        which = drawn if self._pool is None else self._pool[chosen, drawn].long()
+        return self._lesson.prepare(views.make(shown, which, self._recipe.augment))
 
     def _step(self, chosen: Tensor, drawn: Tensor) -> None:
         """Views, forward, loss, backward, optimiser; nothing here waits for the device."""
@@ -247,8 +262,8 @@ class Training:
 
 def _check_views(lesson: Lesson, recipe: Recipe) -> None:
     """Refuses logits of images as they are for a recipe that shows other views: they would be stale."""
-    many = views.count(recipe.augment)
-    expected = (len(lesson.data), many) if many > 1 else (len(lesson.data),)
+    many = views.shown(recipe.augment)
+    expected = (len(lesson.data), many) if views.count(recipe.augment) > 1 else (len(lesson.data),)
     for table, rank in ((lesson.teacher_logits, len(expected) + 1), (lesson.teacher_norms, len(expected))):
         if table is not None and (table.ndim != rank or tuple(table.shape[: len(expected)]) != expected):
             raise ValueError(
@@ -308,7 +323,7 @@ class Run(Iterator[EpochRecord]):
         seed = machine.derive_seed("epoch", lesson.seed, epoch)
         with machine.threads(lesson.threads), machine.seeded(seed, self._device):
             loss = self._training.epoch(epoch)
-        seconds = time.perf_counter() - start  # the epoch has waited for the device
+        seconds = time.perf_counter() - start - self._training.asking  # the epoch has waited for the device
         if not math.isfinite(loss):
             raise TrialError(
                 f"the weights and the training loss must be finite: epoch {epoch}",
@@ -318,7 +333,7 @@ class Run(Iterator[EpochRecord]):
         with machine.threads(lesson.threads):
             accuracy = self._validate(self._network)
         self.done = epoch
-        return EpochRecord(epoch, loss, accuracy, seconds)
+        return EpochRecord(epoch, loss, accuracy, seconds, self._training.asking)
 
     def state_dict(self) -> State:
         """The state between two epochs; its tensors are those that the training goes on with, no copies.

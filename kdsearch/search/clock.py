@@ -1,4 +1,4 @@
-"""Where a run's time goes: training, scoring, timing, the search itself, and the rest, which is mostly storage."""
+"""Where a run's time goes: training, asking the teacher, scoring, timing, search, and the rest: mostly storage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch.records import StudyAttr
 from kdsearch.search.sampling.samplers import WrappedSampler
 
-Work = Literal["training", "scoring", "timing", "search", "storage and the rest"]
+Work = Literal["training", "asking the teacher", "scoring", "timing", "search", "storage and the rest"]
 WORK: tuple[Work, ...] = get_args(Work)
 REST: Work = "storage and the rest"
 

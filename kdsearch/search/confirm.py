@@ -13,6 +13,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from kdsearch import sittings
+from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError, StorageError, TrialError
 from kdsearch.progress import Progress
@@ -24,7 +25,7 @@ from kdsearch.search.trial import Workshop
 from kdsearch.system import machine, signals
 
 MAX_REPEATS = 1000
-MATTERS = ("kdsearch", "torch", "device_model", "threads")  # of an environment, to accuracies and ratios
+MATTERS = ("kdsearch", "torch", "device_model", "threads", "precision")  # of an environment, to accuracies and ratios
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def confirm(
     repeats: int = 5,
     data_dir: str | None = None,
     device: str = "auto",
+    precision: str = "auto",
     command: str = "",
     progress: Progress | None = None,
 ) -> None:
@@ -108,6 +110,7 @@ def confirm(
         repeats: runs of each that the study is to hold.
         data_dir: where data sets lie.
         device: as of `optimize`.
+        precision: that convolutions are trained in; "auto": the study's.
         command: to keep with the runs.
         progress: told of each.
 
@@ -121,14 +124,17 @@ def confirm(
     total = len(trials) * repeats
     if not todo:
         return
-    plan = rejoin(study, url="", data_dir=data_dir, device=device)
+    plan = rejoin(study, url="", data_dir=data_dir, device=device, precision=precision)
     remedy = "confirm with the study's data and teacher and on its device (studies of --cost flops take any device)"
-    check(study, definition(plan), remedy=remedy)
-    environment = machine.environment(plan.device)
+    own = study.user_attrs[StudyAttr.DEFINITION].get("precision")  # may be another one than the runs', which say theirs
+    check(study, definition(plan) | {"precision": own}, remedy=remedy)
+    for note in precisions.warnings(plan.precision, plan.device):
+        progress.warning(note)
+    environment = machine.environment(plan.device) | {"precision": plan.precision.name}
     for job in {job.key: job for job in todo}.values():
         _warn_of_changes(study, job, environment, progress)
-    known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
-    workshop = Workshop(plan.spec, plan.split, known, plan.cost)
+    known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
+    workshop = Workshop(plan.spec, plan.split, known, plan.cost, plan.precision.name)
     about = {"environment": environment, "command": command}
     _run_all(study, todo, (workshop, workshop.undivided()), about, total, progress)
 
@@ -195,6 +201,7 @@ def _changes(before: object, environment: dict[str, Any]) -> list[str]:
     old = before.get("environment") if isinstance(before, dict) and confirmed_runs(before) else None
     if not isinstance(old, dict):
         return []
+    old = {"precision": environment.get("precision"), **old}  # not kept by earlier versions
     return differences({key: old.get(key) for key in MATTERS}, {key: environment.get(key) for key in MATTERS})
 
 

@@ -11,11 +11,13 @@ from contextlib import suppress
 from typing import Any
 
 import optuna
+import torch
 from optuna import Study
 from optuna.storages import BaseStorage
 
 from kdsearch import storage
 from kdsearch.distil import teacher
+from kdsearch.distil.precision import Choice, kept_by
 from kdsearch.errors import DefinitionError
 from kdsearch.records import METRICS, StudyAttr
 from kdsearch.search.plan import Plan
@@ -36,6 +38,7 @@ def definition(plan: Plan) -> dict[str, Any]:
     described["teacher"] |= {"fingerprint": teacher.fingerprint(plan.spec.teacher, plan.split)}
     described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
     described["cost"] = plan.cost
+    described["precision"] = plan.precision.name
     if plan.cost != "flops":
         described["device_model"] = machine.cpu_model() if plan.cost == "onnx" else machine.device_model(plan.device)
     plain: dict[str, Any] = json.loads(json.dumps(described))
@@ -120,6 +123,8 @@ def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
             got=study.study_name,
             remedy="choose another --name",
         )
+    if "precision" not in stored:  # of a study made before it was kept; `begun` sees to it
+        wanted = {key: value for key, value in wanted.items() if key != "precision"}
     changed = differences(comparable(stored), comparable(wanted))
     if changed:
         more = f" and {len(changed) - DIFFERENCES_SHOWN} more" if len(changed) > DIFFERENCES_SHOWN else ""
@@ -128,6 +133,28 @@ def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
             got=study.study_name,
             remedy=remedy or "choose another --name for the new definition, or the old options",
         )
+
+
+def begun(backend: BaseStorage, name: str, choice: Choice, device: torch.device) -> dict[str, Any] | None:
+    """The definition of the study of that name; None where there is none yet, or it is not of kdsearch.
+
+    Args:
+        backend: of the study.
+        name: of the study.
+        choice: the precision that a run would have.
+        device: to train on.
+
+    Raises:
+        DefinitionError: the user names another precision than that of a study made before it was kept.
+    """
+    stored = _stored(storage.load_study(backend, name)) if name in storage.study_names(backend) else None
+    if stored is not None and choice.given and choice.name != (own := kept_by(stored, device).name):
+        raise DefinitionError(
+            f"a study's precision must stay the same ({own})",
+            got=choice.name,
+            remedy="leave --precision out, or choose another --name",
+        )
+    return stored
 
 
 def check_definition(study: Study, plan: Plan) -> None:

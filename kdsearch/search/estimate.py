@@ -18,7 +18,7 @@ from kdsearch.data import views
 from kdsearch.distil import teacher, train
 from kdsearch.distil.loss import distillation_loss
 from kdsearch.distil.step import EAGER_STEPS
-from kdsearch.measure import latency
+from kdsearch.measure import ONNX, latency
 from kdsearch.records import Config, architecture
 from kdsearch.search import space
 from kdsearch.search.budget import Budget
@@ -60,8 +60,8 @@ def in_batches_of(size: int, measured: dict[int, float]) -> float:
 def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
     images = batch * (STEPS[plan.device.type] + 1)
     part = plan.split.train.subset(torch.arange(images, device=plan.device) % len(plan.split.train))
-    shown = views.count(recipe.augment)
-    seen = (len(part), shown) if shown > 1 else (len(part),)
+    shown = views.shown(recipe.augment)
+    seen = (len(part), shown) if views.count(recipe.augment) > 1 else (len(part),)
     guess = torch.zeros(*seen, len(plan.split.classes), device=plan.device)
     ends: list[float] = []
     lesson = train.Lesson(
@@ -74,6 +74,7 @@ def _seconds_per_image(network: torch.nn.Module, plan: Plan, batch: int, recipe:
         epochs=1,
         batch_size=batch,
         seed=0,
+        precision=plan.precision.name,
         on_step=lambda step: ends.append(_now(plan.device)),
     )
     for _ in train.train(network, lesson, recipe, validate=lambda _: 0.0):
@@ -100,9 +101,14 @@ def teacher_seconds(plan: Plan) -> float:
     return step * len(plan.split.train) * recipe.epochs + asked
 
 
+def _timed_batch(plan: Plan) -> int:
+    """Images a batch of a timing."""
+    return plan.spec.latency.batch_on("cpu" if plan.cost == ONNX else plan.device.type)
+
+
 def forward_seconds(network: torch.nn.Module, plan: Plan) -> float:
     """Seconds of inference an image."""
-    batch = plan.split.example(min(4 * MIN_BATCH, plan.spec.latency.batch))
+    batch = plan.split.example(min(4 * MIN_BATCH, _timed_batch(plan)))
     network.eval()
     with torch.inference_mode():
         network(batch)
@@ -139,7 +145,7 @@ def timing_seconds(plan: Plan, configs: list[Config]) -> float:
     if plan.cost == "flops":
         return 0.0
     with machine.threads(plan.spec.latency.threads):
-        once = forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * plan.spec.latency.batch
+        once = forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * _timed_batch(plan)
     different = {json.dumps(architecture(config)) for config in configs}
     return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
 
@@ -147,9 +153,10 @@ def timing_seconds(plan: Plan, configs: list[Config]) -> float:
 def views_seconds(plan: Plan, epochs: int) -> float:
     """Seconds of asking the teacher for the views that so many epochs draw, each once.
 
-    Of V views an image, E draws show V (1 - (1 - 1/V)^E) different ones on average.
+    Of V views an image, E draws show V (1 - (1 - 1/V)^E) different ones on average (more, as a training draws none of a
+    pool twice, but no more than V).
     """
-    count = views.count(plan.spec.student.recipe.augment)
+    count = views.shown(plan.spec.student.recipe.augment)
     different = count * (1 - (1 - 1 / count) ** epochs)
     return forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * len(plan.split.train) * different
 
@@ -218,6 +225,7 @@ def estimate(plan: Plan, budget: Budget) -> dict[str, Any]:
         "images": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
         "device": f"{plan.device} ({machine.device_model(plan.device)})",
         "cost": plan.cost,
+        "precision": str(plan.precision),
         "trials": budget.trials,
         "epochs_budget": budget.epochs,
         "timeout": budget.seconds,

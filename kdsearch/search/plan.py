@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import optuna
 import torch
 from optuna import Study
+from torch import nn
 
 from kdsearch import data, networks, spec
+from kdsearch.distil import precision as precisions
+from kdsearch.distil.precision import Choice
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.measure import COSTS, ONNX, deployed
 from kdsearch.measure import cost as find_cost
-from kdsearch.records import StudyAttr
+from kdsearch.records import StudyAttr, architecture
+from kdsearch.search import space
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import machine, plugins
 
 DEFAULT_DATASET = "digits"
+NOT_CHOSEN = Choice("float32", "none was chosen")
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Plan:
         name: of the Optuna study.
         url: of its storage.
         data_dir: where data sets lie, as given.
+        precision: that convolutions are trained in.
     """
 
     spec: spec.StudySpec
@@ -42,6 +51,7 @@ class Plan:
     name: str
     url: str
     data_dir: str | None = None
+    precision: Choice = NOT_CHOSEN
 
 
 def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
@@ -90,19 +100,27 @@ def make_plan(
     cost: str = "latency",
     train_size: int | None = None,
     max_epochs: int | None = None,
+    precision: str = "auto",
 ) -> Plan:
     """Checks all that can be checked before work begins, and loads the data.
+
+    What the study file leaves open is filled in: the pool of views that students see, and the precision that
+    convolutions are trained in, which may be timed for some seconds where nobody did so before.
 
     Raises:
         KdsearchError: anything is unknown, missing or broken.
     """
     chosen = machine.resolve_device(device)
     check_cost(cost)
-    loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs)
+    precisions.check(precision)
+    loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs).pooled()
     split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)
     title = name or Path(loaded.data.name.replace(":", "/")).name
     url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
-    return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir)
+    return Plan(
+        spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir,
+        precision=choose_precision(precision, loaded, split, chosen),
+    )  # fmt: skip
 
 
 def check_own(study: Study) -> None:
@@ -119,8 +137,57 @@ def check_own(study: Study) -> None:
         )
 
 
-def rejoin(study: Study, *, url: str, data_dir: str | None = None, device: str = "auto") -> Plan:
+def choose_precision(wanted: str, loaded: spec.StudySpec, split: data.Split, device: torch.device) -> Choice:
+    """The precision for a study's students, by timing the first anchor or, without anchors, a drawn configuration.
+
+    Raises:
+        KdsearchError: `wanted` is unknown.
+    """
+
+    def student() -> nn.Module:
+        config = next((anchor.config for anchor in loaded.anchors.values()), None)
+        if config is None:
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+            config = space.suggest(drawn, loaded.space)
+        family = networks.student_family(loaded.student.family)
+        return family.build(architecture(config), split.shape, len(split.classes))
+
+    return precisions.choose(wanted, device=device, kind=loaded.student.family, shape=split.shape, build=student)
+
+
+def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
+    """The plan with what a study was begun with, where the user asks for nothing else and this version would differ.
+
+    A study made before there were pools of views goes on with draws from all views; one made before `cuda_batch` goes
+    on with the batch it was timed with; and the precision stays.
+
+    Args:
+        plan: of `make_plan`.
+        stored: the definition of the study of its name.
+    """
+    loaded = plan.spec
+    augment = loaded.student.recipe.augment
+    before = (stored.get("student") or {}).get("recipe", {}).get("augment", {})
+    if "views" not in before and loaded.with_augment(augment.model_copy(update={"views": None})).pooled() == loaded:
+        loaded = loaded.with_augment(augment.model_copy(update={"views": None}))
+    if "cuda_batch" not in (stored.get("latency") or {}):
+        loaded = loaded.model_copy(update={"latency": loaded.latency.model_copy(update={"cuda_batch": None})})
+    choice = precisions.adopted(plan.precision, stored, plan.device)
+    return dataclasses.replace(plan, spec=loaded, precision=choice)
+
+
+def rejoin(
+    study: Study, *, url: str, data_dir: str | None = None, device: str = "auto", precision: str = "auto"
+) -> Plan:
     """The plan of a study that is there, with the data as this machine has them.
+
+    Args:
+        study: made by kdsearch.
+        url: of its storage.
+        data_dir: where data sets lie.
+        device: as of `make_plan`.
+        precision: that convolutions are trained in; "auto": the study's own.
 
     Raises:
         KdsearchError: the study is not of kdsearch, or its data or the device are missing here.
@@ -130,9 +197,16 @@ def rejoin(study: Study, *, url: str, data_dir: str | None = None, device: str =
     networks.check_families(loaded)
     chosen = machine.resolve_device(device)
     split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)
-    cost = study.user_attrs[StudyAttr.DEFINITION]["cost"]
+    definition = study.user_attrs[StudyAttr.DEFINITION]
+    cost = definition["cost"]
     check_cost(cost)
-    return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir)
+    precisions.check(precision)
+    own = precisions.kept_by(definition, chosen)
+    choice = own if precision == "auto" else choose_precision(precision, loaded, split, chosen)
+    return Plan(
+        spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir,
+        precision=choice,
+    )  # fmt: skip
 
 
 def hidden_plugins(plan: Plan) -> list[str]:

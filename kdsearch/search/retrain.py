@@ -109,6 +109,7 @@ def retrain(
     whole: bool = False,
     data_dir: str | None = None,
     device: str = "auto",
+    precision: str = "auto",
     progress: Progress | None = None,
 ) -> Retrained:
     """Trains a trial's student again: same data, teacher, configuration and seed, as many epochs as it ran.
@@ -119,6 +120,7 @@ def retrain(
         whole: whether to train on the validation images too, to the epoch that the search chose.
         data_dir: where data sets lie.
         device: as of `optimize`.
+        precision: that convolutions are trained in; "auto": the study's.
         progress: told of epochs.
 
     Raises:
@@ -126,10 +128,10 @@ def retrain(
     """
     progress = progress or Progress()
     trial = find_finished(study, number) if whole else find_trial(study, number)
-    plan = rejoin(study, url="", data_dir=data_dir, device=device)
+    plan = rejoin(study, url="", data_dir=data_dir, device=device, precision=precision)
     check_data(study, plan)
-    known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
-    workshop = Workshop(plan.spec, plan.split, known, "flops")
+    known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
+    workshop = Workshop(plan.spec, plan.split, known, "flops", plan.precision.name)
     config, seed = trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED]
     progress.study_started(0, 1)
     progress.trial_started(number, trial.user_attrs.get(Attr.ANCHOR), config)

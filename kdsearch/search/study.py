@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from kdsearch import storage
 from kdsearch.dimensions import Range
+from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.progress import Progress
@@ -21,10 +22,10 @@ from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.search import clock, space
 from kdsearch.search.budget import Budget, epochs_run
-from kdsearch.search.definition import open_study
+from kdsearch.search.definition import begun, open_study
 from kdsearch.search.estimate import estimate
 from kdsearch.search.options import Options
-from kdsearch.search.plan import Plan, check_choice, hidden_plugins, make_plan
+from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan
 from kdsearch.search.retime import Retimer, lacking
 from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import CANDIDATES, ProposalSampler
@@ -114,6 +115,7 @@ def optimize(
     max_epochs: int | None = None,
     timeout: float | None = None,
     workers: int = 1,
+    precision: str = "auto",
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Study:
@@ -141,6 +143,8 @@ def optimize(
         timeout: seconds after which no new trial starts, and the running one ends with its epoch (an anchor is
             trained to its end). The teacher's training does not count.
         workers: processes on this machine that run trials; 1: this one does.
+        precision: that convolutions are trained in: `float32`, `bfloat16`, or `auto`: bfloat16 on CUDA and on CPUs that
+            have instructions for it and are faster with it; a study keeps its own. Ratios are timed in float32.
         command: what to name in the report as the command that ran.
         progress: told of what happens; None: nobody is.
 
@@ -170,6 +174,7 @@ def optimize(
         cost=cost,
         train_size=train_size,
         max_epochs=max_epochs,
+        precision=precision,
     )
     before = optuna.logging.get_verbosity()
     try:
@@ -205,14 +210,19 @@ def run_plan(
     """Runs a plan: the study opened, the teacher obtained, trials run here or by workers; see `optimize` and `live`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
     budget = options.budget()
+    backend = retrying.patient(storage.open_storage(plan.url), progress.warning)
+    stored = begun(backend, plan.name, plan.precision, plan.device)
+    if stored is not None:
+        plan = as_begun(plan, stored)
     if plan.split.summary:
         progress.note(f"data: {plan.split.summary}")
-    for note in (storage.warning(plan.url), *plan.split.notes, *hidden_plugins(plan)):
+    slow = precisions.warnings(plan.precision, plan.device)
+    for note in (storage.warning(plan.url), *plan.split.notes, *hidden_plugins(plan), *slow):
         if note is not None:
             progress.warning(note)
     # the user's own is looked at first: a study's definition holds its fingerprint, and a wrong one would stay there
-    known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress) if plan.spec.teacher.brought else None
-    study = open_study(plan, retrying.patient(storage.open_storage(plan.url), progress.warning))
+    known = _teacher(plan, progress) if plan.spec.teacher.brought else None
+    study = open_study(plan, backend)
     options.store(study)
     study.pruner = PRUNERS[options.pruner](plan)
     skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]
@@ -222,7 +232,7 @@ def run_plan(
     if not over or (lacking(study, plan.spec, plan.cost, plan.device) and is_at_hand(plan)):
         if not over:
             warn_of_slowness(plan, budget, progress)
-        known = known or teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
+        known = known or _teacher(plan, progress)
         if not over:
             describe_run(study, plan, known, options, workers=workers, command=command)
         try:
@@ -241,6 +251,10 @@ def is_at_hand(plan: Plan) -> bool:
     return plan.spec.teacher.brought or teacher.cached_file(plan.spec.teacher, plan.split).is_file()
 
 
+def _teacher(plan: Plan, progress: Progress) -> teacher.Teacher:
+    return teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
+
+
 def describe_run(
     study: Study, plan: Plan, known: teacher.Teacher, options: Options, *, workers: int, command: str | None
 ) -> None:
@@ -254,6 +268,7 @@ def describe_run(
         "pruner": options.pruner,
         "data_dir": plan.data_dir or "",
         "workers": workers,
+        "precision": f"convolutions trained in {plan.precision}; ratios are of float32",
     }
     study.set_user_attr(StudyAttr.ENVIRONMENT, facts)
     if command is not None:
@@ -276,7 +291,7 @@ def work(
         RunError: too many trials in a row failed (see `failures.Streak`).
         KeyboardInterrupt: the process was told to end; its trial is handed back.
     """
-    workshop = Workshop(plan.spec, plan.split, known, plan.cost)
+    workshop = Workshop(plan.spec, plan.split, known, plan.cost, plan.precision.name)
     counted = clock.Clock()
     by_time = budget.seconds is not None
     inner = make_sampler(options.sampler, workshop, candidates=options.candidates, seed=options.seed, by_time=by_time)

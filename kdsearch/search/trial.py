@@ -18,10 +18,11 @@ from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from kdsearch import networks
-from kdsearch.data import Split
+from kdsearch.data import ImageSet, Split
 from kdsearch.distil import checkpoint, lesson
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.checkpoint import Checkpoint
+from kdsearch.distil.precision import trained_in
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Run, State
 from kdsearch.distil.view_answers import ViewAnswers
@@ -30,7 +31,7 @@ from kdsearch.measure import ONNX, accuracy, checked, cost, deployed
 from kdsearch.measure.gate import Gate
 from kdsearch.progress import Progress
 from kdsearch.pruning import pruner
-from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
+from kdsearch.records import Attr, Config, EpochRecord, Precision, Timing, architecture
 from kdsearch.search import failures, space
 from kdsearch.search.clock import REST, Clock
 from kdsearch.search.weights import Keeper
@@ -49,12 +50,16 @@ class Workshop:
         split: data on the device.
         teacher: frozen.
         cost: name of a cost (`measure.cost`).
+        precision: that convolutions are trained in; None: the usual one of the device.
+        begins: images that the training images begin with, where those have answers of their own; None: none.
     """
 
     spec: StudySpec
     split: Split
     teacher: Teacher
     cost: str
+    precision: Precision | None = None
+    begins: ImageSet | None = None
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +69,8 @@ class Workshop:
     @cached_property
     def answers(self) -> Answers | ViewAnswers:
         """The teacher's answers to the training images, or to their views where the students' recipe augments."""
-        return self.teacher.answers_to_shown(self.split.train, self.spec.student.recipe.augment)
+        augment = self.spec.student.recipe.augment
+        return self.teacher.answers_to_shown(self.split.train, augment, begins=self.begins)
 
     @property
     def timed_on(self) -> torch.device:
@@ -75,6 +81,11 @@ class Workshop:
     def gate(self) -> Gate:
         """Keeps the timings of this machine's workers from their trainings, on the device that is timed."""
         return Gate(self.timed_on)
+
+    @property
+    def batch(self) -> int:
+        """Images a batch of a timing in torch or ONNX Runtime."""
+        return self.spec.latency.batch_on(self.timed_on.type)
 
     def quiet(self) -> AbstractContextManager[None]:
         """Runs its body, a measurement, while nobody else of us trains or times; counting operations needs no quiet."""
@@ -106,6 +117,7 @@ class Workshop:
             prepare=self.split.prepare,
             answers=self.answers if lesson.needs_teacher(config) else None,
             student_spec=self.spec.student,
+            precision=self.precision,
             validate=self.validate,
             on_step=lambda step: self.gate.step(),
             state=state,
@@ -114,12 +126,12 @@ class Workshop:
     def checkpoint(self, config: Config, seed: int, warn: Callable[[str], object]) -> Checkpoint:
         """Where a student's training leaves its state, named by all that decides it; of slow epochs alone."""
         student = self.spec.student.model_dump(mode="json", exclude={"threads"})
-        name = checkpoint.digest(config, seed, student, self.teacher.facts.fingerprint)
+        name = checkpoint.digest(config, seed, student, self.teacher.facts.fingerprint, self.precision)
         return Checkpoint(f"student-{name}", warn, least=checkpoint.SLOW_EPOCH)
 
     def undivided(self) -> Workshop:
         """A workshop of the same study that teaches on the whole training set; it times nothing, for want of images."""
-        return dataclasses.replace(self, split=self.split.undivided())
+        return dataclasses.replace(self, split=self.split.undivided(), begins=self.split.train)
 
     def validate(self, student: nn.Module) -> float:
         """Validation accuracy, a fraction; NaN where no images were held back for it."""
@@ -139,7 +151,7 @@ class Workshop:
         with machine.threads(self.spec.latency.threads):
             if self.cost == ONNX:
                 return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
-            batch = self.split.example(self.spec.latency.batch)
+            batch = self.split.example(self.batch)
             return checked(cost(self.cost)(self.teacher.network, student, batch), self.cost)
 
 
@@ -234,6 +246,7 @@ class Objective:
         student = workshop.build(config, seed)
         trial.set_user_attr(Attr.PARAMETERS, networks.parameters(student))
         trial.set_user_attr(Attr.BYTES, networks.size_bytes(student))
+        trial.set_user_attr(Attr.PRECISION, trained_in(student, workshop.device, workshop.precision))
         timing = self._time(trial, student, config)
         pruner.report(trial, (None, timing.ratio), 0)
         if refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and self._hopeless(trial):
@@ -337,7 +350,8 @@ class Objective:
                 return
             waited = gate.paused - paused
             self._clock.move(waited, "training", REST)
-            record = dataclasses.replace(record, seconds=record.seconds - waited)
+            self._clock.move(record.asking, "training", "asking the teacher")
+            record = dataclasses.replace(record, seconds=max(0.0, record.seconds - waited))
             self._clock.move(self._clock.seconds["training"] - before - record.seconds, "training", "scoring")
             yield record
 
@@ -390,7 +404,7 @@ def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device)
         key |= {
             "device": machine.device_model(timed),
             "threads": spec.latency.threads if timed.type == "cpu" else None,
-            "batch": spec.latency.batch,
+            "batch": spec.latency.batch_on(timed.type),
             "precision": "float32",
             "torch": torch.__version__,
         }

@@ -1,7 +1,16 @@
 """Optuna storages: opened by URL, without their passwords in print, patient with servers that are away."""
 
 from kdsearch.storage.masking import JOURNAL, hidden, masked, trouble
-from kdsearch.storage.opening import DEFAULT_STORAGE, GRPC, fold, load_study, load_trial, open_storage, study_names
+from kdsearch.storage.opening import (
+    DEFAULT_STORAGE,
+    GRPC,
+    fold,
+    load_study,
+    load_trial,
+    open_storage,
+    study_names,
+    warning,
+)
 
 __all__ = [
     "DEFAULT_STORAGE",
@@ -15,4 +24,5 @@ __all__ = [
     "open_storage",
     "study_names",
     "trouble",
+    "warning",
 ]

@@ -63,6 +63,23 @@ def cpu_model() -> str:
     return f"{name} ({platform.machine()})"
 
 
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16")
+"""What /proc/cpuinfo calls bfloat16 instructions of convolutions and conversions: three of x86, two of Arm."""
+
+
+@cache
+def bf16_instructions() -> list[str]:
+    """The CPU's bfloat16 instructions by their names in the system, or in torch where the system does not say."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            there = set(value.split())
+            return [name for name in BF16_FLAGS if name in there]
+    # torch's own, which not all versions of it have
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return [name for name in BF16_FLAGS if capabilities.get(name)]
+
+
 def environment(device: torch.device) -> dict[str, str | int]:
     """Versions, device and threads: what has to stand beside a figure that was measured."""
     packages = ("kdsearch", "torch", "torchvision", "optuna", "numpy")

@@ -149,6 +149,22 @@ def test_doctor_finds_versions_and_data(kdsearch: Run, tmp_path: Path) -> None:
     assert "torch" in kdsearch("doctor").out
 
 
+def test_doctor_shows_bfloat16_and_what_was_chosen(kdsearch: Run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path))
+    timed = {"precision": "bfloat16", "float32": 0.3, "bfloat16": 0.2}
+    (tmp_path / "precision.json").write_text(json.dumps({"resnet 3x32x32, some CPU": timed}))
+    monkeypatch.setattr("kdsearch.system.machine.bf16_instructions", lambda: ["avx512_bf16", "amx_bf16"])
+    found = {f["what"]: f["found"] for f in json.loads(kdsearch("doctor", "--json").out)}
+    assert found["bfloat16 on the CPU"] == "avx512_bf16, amx_bf16"
+    chosen = found["precision: resnet 3x32x32, some CPU"]
+    assert chosen == "bfloat16: bfloat16 is 1.50 times as fast as float32 in a few timed steps"
+
+
+@pytest.mark.parametrize("command", ["optimize", "slides", "bench train"])
+def test_an_unknown_precision_is_refused_in_one_line(kdsearch: Run, command: str) -> None:
+    refused(kdsearch(*command.split(), "--precision", "float16"), "--precision must be known")
+
+
 @pytest.mark.slow
 def test_help_is_instant_and_imports_no_torch(tmp_path: Path) -> None:
     code = (

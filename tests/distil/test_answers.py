@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdsearch.data import ImageSet
-from kdsearch.distil import answers, lesson
+from kdsearch.distil import answers, frozen, lesson
 from kdsearch.distil.teacher import Teacher
 from kdsearch.errors import StudyFileError
 from kdsearch.measure import accuracy
@@ -37,7 +37,7 @@ def test_the_logits_are_the_networks_over_the_training_set(plan: Plan, teacher: 
 
 @pytest.mark.parametrize("batch", [7, 500])
 def test_norms_and_centres_are_those_of_a_plain_loop(noise: ImageSet, monkeypatch, batch: int):
-    monkeypatch.setattr(answers, "BATCH", batch)
+    monkeypatch.setattr(frozen, "BATCH", batch)
     network = two_layers().eval()
     with torch.no_grad():
         embeddings = network[:3](prepare(noise.images))

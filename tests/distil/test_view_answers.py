@@ -9,9 +9,10 @@ from torch import nn
 from kdsearch.data import ImageSet, views
 from kdsearch.distil import answers, lesson, view_answers
 from kdsearch.distil.teacher import Teacher
+from kdsearch.distil.train import Batch, Lesson, _order, train
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.search.plan import Plan
-from kdsearch.spec import Augment
+from kdsearch.spec import Augment, Recipe
 
 AUGMENT = Augment(flip=True, shift=1)  # 18 views
 
@@ -176,3 +177,101 @@ def test_the_images_as_they_are_are_asked_for_the_centres_alone(noise, teacher_n
     assert teacher_net.images == asked + len(noise)
     torch.testing.assert_close(table(teacher_net, noise, tmp_path).centres, expected)
     assert teacher_net.images == asked + len(noise) + 1  # they are kept
+
+
+POOL = Augment(flip=True, shift=1, views=5)
+
+
+def test_the_answers_of_a_pool_are_to_the_views_that_a_training_shows(noise, teacher_net, tmp_path):
+    """A step's images by index against the table's rows: one place in the pool, one view."""
+    found = table(teacher_net, noise, tmp_path, POOL)
+    assert found.logits.shape == (40, 5, 2)
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def loss(batch: Batch) -> torch.Tensor:
+        assert batch.teacher_logits is not None
+        shown[-1] = (shown[-1][0], batch.teacher_logits)
+        return batch.logits.sum()
+
+    student = Asked()
+    student.register_forward_pre_hook(lambda _, inputs: shown.append((inputs[0].clone(), inputs[0])))
+    what = Lesson(
+        data=noise, prepare=prepare, loss=loss, teacher_logits=found.logits, epochs=6, batch_size=16, seed=3,
+        before_epoch=found.fill,
+    )  # fmt: skip
+    for _ in train(student, what, Recipe(augment=POOL), validate=lambda _: 0.0):
+        pass
+    assert len(shown) == 6 * 3
+    for images, answered in shown:
+        with torch.no_grad():
+            torch.testing.assert_close(answered, teacher_net(images), atol=1e-3, rtol=1e-3)
+    epochs = [torch.cat([images for images, _ in shown[3 * epoch : 3 * epoch + 3]]) for epoch in range(6)]
+    pixels = [{image.numpy().tobytes() for image in epoch} for epoch in epochs]
+    assert not set.intersection(*pixels[:2])
+    assert len(set.union(*pixels[:5])) == 5 * 40  # random images: no two of their views are alike
+    assert pixels[5] == pixels[0]  # the pool is used up
+
+
+def test_a_whole_training_asks_each_view_of_the_pool_once_whatever_the_order(noise, teacher_net, tmp_path):
+    found = table(teacher_net, noise, tmp_path, POOL)
+    before = teacher_net.images
+    for seed in range(3):
+        for epoch in range(1, 8):
+            order, drawn = _order(
+                Lesson(noise, prepare, lambda batch: batch.logits.sum(), None, 7, 16, seed), POOL, epoch
+            )
+            found.fill(order, drawn)
+    assert teacher_net.images - before == 5 * 40
+    assert found.known.all()
+
+
+def test_a_pool_has_a_table_of_its_own(noise, teacher_net, tmp_path):
+    for augment in (AUGMENT, POOL, POOL.model_copy(update={"views": 4})):
+        found = table(teacher_net, noise, tmp_path, augment)
+        found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64))
+        found.keep(now=True)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
+def test_more_images_take_over_the_answers_of_the_first_ones(noise, teacher_net, tmp_path):
+    few = ImageSet(noise.images[:25], noise.labels[:25])
+    first = table(teacher_net, few, tmp_path, POOL)
+    first.fill(torch.arange(25), torch.arange(25) % 5)
+    first.keep(now=True)
+    found = view_answers.obtain(teacher_net, noise, prepare, POOL, folder=tmp_path, name="t", begins=few)
+    asked = teacher_net.images
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    found.fill(order, (torch.arange(40) % 5)[order])
+    assert teacher_net.images - asked == 15
+    fresh = view_answers.obtain(teacher_net, noise, prepare, POOL, folder=tmp_path / "other", name="t")
+    fresh.fill(order, (torch.arange(40) % 5)[order])
+    assert torch.equal(found.known, fresh.known)
+    torch.testing.assert_close(found.logits, fresh.logits)
+
+
+def test_another_process_that_has_written_is_not_asked_after(noise, teacher_net, tmp_path):
+    first, second = table(teacher_net, noise, tmp_path, POOL), table(teacher_net, noise, tmp_path, POOL)
+    places = torch.zeros(40, dtype=torch.int64)
+    first.fill(torch.arange(40), places)
+    first.keep(now=True)
+    asked = teacher_net.images
+    second.fill(torch.arange(40), places)
+    assert teacher_net.images == asked
+
+
+def test_what_took_long_to_ask_is_written_at_once(noise, teacher_net, tmp_path, monkeypatch):
+    found = table(teacher_net, noise, tmp_path, POOL)
+    monkeypatch.setattr(view_answers, "ASKED_SECONDS", 0.0)
+    between: list[int] = []
+    found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64), between=lambda: between.append(1))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert between == [1]
+
+
+def test_answers_of_another_precision_are_others(noise, tmp_path):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
+    for precision in ("float32", "bfloat16"):
+        found = view_answers.obtain(network, noise, prepare, POOL, folder=tmp_path, name="t", precision=precision)
+        found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64))
+        found.keep(now=True)
+    assert sorted("bfloat16" in path.name for path in tmp_path.glob("*.safetensors")) == [False, True]

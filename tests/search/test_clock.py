@@ -37,7 +37,7 @@ def test_each_second_counts_once_on_the_innermost_work(tick):
     with clock.spent_on("timing"):
         tick(4)
     assert clock.seconds == {
-        "training": 30, "scoring": 0, "timing": 4, "search": 2, "storage and the rest": 4
+        "training": 30, "asking the teacher": 0, "scoring": 0, "timing": 4, "search": 2, "storage and the rest": 4
     }  # fmt: skip
 
 

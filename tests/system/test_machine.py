@@ -109,3 +109,30 @@ print(first, kept())
     without, megabytes = map(float, done.stdout.split())
     assert without < 50
     assert megabytes > 90
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile amx_bf16", ["avx512_bf16", "amx_bf16"]),
+        ("flags\t\t: fpu avx2 avx_ne_convert", ["avx_ne_convert"]),
+        ("Features\t: fp asimd sve i8mm bf16", ["bf16"]),
+        ("flags\t\t: fpu avx2 avx512f", []),
+    ],
+)
+def test_bfloat16_instructions_are_those_that_the_system_names(monkeypatch, line, expected):
+    monkeypatch.setattr(machine, "_lines", lambda path: ["processor\t: 0", line])
+    machine.bf16_instructions.cache_clear()
+    assert machine.bf16_instructions() == expected
+    machine.bf16_instructions.cache_clear()
+
+
+def test_where_the_system_names_none_torch_is_asked(monkeypatch):
+    monkeypatch.setattr(machine, "_lines", lambda path: [])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    machine.bf16_instructions.cache_clear()
+    assert machine.bf16_instructions() == ["amx_bf16"]
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    machine.bf16_instructions.cache_clear()
+    assert machine.bf16_instructions() == []
+    machine.bf16_instructions.cache_clear()

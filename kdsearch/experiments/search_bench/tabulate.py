@@ -41,7 +41,8 @@ def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Co
 
 
 def _workshop_of(plan: Plan) -> Workshop:
-    return Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split), plan.cost)
+    known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name)
+    return Workshop(plan.spec, plan.split, known, plan.cost, plan.precision.name)
 
 
 def _begin(options: dict[str, Any]) -> None:
@@ -139,7 +140,7 @@ def tabulate(
         "teacher": dataclasses.asdict(workshop.teacher.facts),
         "images": {"train": len(plan.split.train), "validation": len(plan.split.validation)},
         "classes": len(plan.split.classes),
-        "environment": machine.environment(plan.device),
+        "environment": machine.environment(plan.device) | {"precision": str(plan.precision)},
         "workers": workers,
         "made": time.strftime("%Y-%m-%d", time.gmtime()),
     }

@@ -19,7 +19,7 @@ from kdsearch.distil.loss import cls_loss, div_loss, soft_cross_entropy
 from kdsearch.distil.train import Batch
 from kdsearch.experiments.slides.rows import Dataset, Settings
 from kdsearch.progress import Progress
-from kdsearch.records import EpochRecord
+from kdsearch.records import EpochRecord, Precision
 
 RAMP_EPOCHS = 10  # CIFAR-10: div_loss weighs min(1, epoch / 10), epochs counted from 0
 KERAS = {"optimizer": "adam", "lr": 1e-3, "epsilon": 1e-7, "init": "glorot"}
@@ -131,12 +131,14 @@ class School:
         split: the students' data, nothing held back.
         teacher: frozen.
         answers: the teacher's, to the students' training images.
+        precision: that convolutions are trained in; None: the usual one of the device.
     """
 
     dataset: Dataset
     split: Split
     teacher: teacher.Teacher
     answers: Answers
+    precision: Precision | None = None
 
     @property
     def deck(self) -> Deck:
@@ -168,6 +170,7 @@ class School:
             batch_size=settings.batch_size,
             seed=seed,
             threads=self.deck.student.threads,
+            precision=self.precision,
         )
 
 
@@ -190,6 +193,7 @@ def open_school(
     seen: Split,
     *,
     max_epochs: int | None = None,
+    precision: Precision | None = None,
     progress: Progress | None = None,
 ) -> School:
     """The deck's teacher, trained or found, and its answers to the students' images.
@@ -199,10 +203,12 @@ def open_school(
         split: the students' data.
         seen: what the teacher is trained on, of `teacher_split`.
         max_epochs: no training of a teacher is longer than this.
+        precision: that convolutions are trained in; None: the usual one of the device.
         progress: told of the teacher's training.
 
     Raises:
         KdsearchError: the teacher's training did not stay finite.
     """
-    known = teacher.obtain(teacher_spec(dataset, max_epochs=max_epochs), seen, progress=progress)
-    return School(dataset, split, known, known.answers(split.train))
+    wanted = teacher_spec(dataset, max_epochs=max_epochs)
+    known = teacher.obtain(wanted, seen, precision=precision, progress=progress)
+    return School(dataset, split, known, known.answers(split.train), precision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +296,7 @@ def _facts(study: Study, options: Options) -> list[str]:
     facts = [
         f"Made by `{study.user_attrs.get(StudyAttr.COMMAND, 'a script')}`.",
         document.versions(environment),
+        *_precision(environment),
         f"Seeds: repeat r is seeded from (slides, r), r = 0 to {options.repeats - 1}; rows of a repeat are paired.",
     ]
     if ends:
@@ -305,6 +306,11 @@ def _facts(study: Study, options: Options) -> list[str]:
     less = {"training images": options.train_size, "epochs": options.max_epochs, "width": options.width}
     limits = ", ".join(f"at most {value} {key}" for key, value in less.items() if value is not None)
     return [*facts, f"Less than the deck: {limits}."] if limits else facts
+
+
+def _precision(environment: Mapping[str, object]) -> list[str]:
+    kept = environment.get("precision")
+    return [] if kept is None else [f"Convolutions are trained in {kept}; dense students and all ratios in float32."]
 
 
 def text(measured: Sequence[Measured]) -> str:

@@ -14,14 +14,17 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdsearch import data, spec, storage
+from kdsearch.distil import lesson
+from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher as teachers
+from kdsearch.distil.precision import Choice
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides import int8_row, training
 from kdsearch.experiments.slides.deck_recipes import DECKS, School, open_school, teacher_spec, teacher_split
 from kdsearch.experiments.slides.rows import READINGS, Dataset, Job, Settings, rows
 from kdsearch.progress import Progress
-from kdsearch.records import Attr, StudyAttr
-from kdsearch.search.definition import open_defined
+from kdsearch.records import Attr, Precision, StudyAttr
+from kdsearch.search.definition import begun, open_defined
 from kdsearch.system import machine
 
 KIND = "slides"
@@ -42,6 +45,7 @@ class Options:
         device: as of `optimize`.
         train_size, max_epochs: less work, for a first look.
         width: channels of the CIFAR-10 students' first stage; None: the deck's 64.
+        precision: that convolutions are trained in: "float32", "bfloat16" or "auto", as of `optimize`.
     """
 
     dataset: Dataset
@@ -54,6 +58,7 @@ class Options:
     train_size: int | None = None
     max_epochs: int | None = None
     width: int | None = None
+    precision: str = "auto"
 
     @property
     def scaled(self) -> bool:
@@ -116,12 +121,15 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
             definition, or a training that did not stay finite.
     """
     check(options)
+    precisions.check(options.precision)
     progress = progress or Progress()
     device = machine.resolve_device(options.device)
     backend = storage.open_storage(options.url)
     whole = data.load(spec.DataSpec(name=options.dataset), machine.data_folder(options.data_dir))
     seen = teacher_split(options.dataset, whole, device, train_size=options.train_size)
-    study = open_defined(backend, options.name, definition(options, seen))
+    choice = precision(options, seen)
+    choice = precisions.adopted(choice, begun(backend, options.name, choice, device), device)
+    study = open_defined(backend, options.name, definition(options, seen, choice.name))
     study.set_user_attr(StudyAttr.KIND, KIND)
     todo = missing(study, options)
     if command is not None:
@@ -129,10 +137,12 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
     if todo:
         school = open_school(
             options.dataset, data.whole(whole, device, train_size=options.train_size), seen,
-            max_epochs=options.max_epochs, progress=progress,
+            max_epochs=options.max_epochs, precision=choice.name, progress=progress,
         )  # fmt: skip
+        for note in precisions.warnings(choice, device):
+            progress.warning(note)
         study.set_user_attr(StudyAttr.TEACHER, vars(school.teacher.facts))
-        study.set_user_attr(StudyAttr.ENVIRONMENT, machine.environment(device))
+        study.set_user_attr(StudyAttr.ENVIRONMENT, machine.environment(device) | {"precision": str(choice)})
         try:
             run_all(study, options, school, todo, progress)
         finally:
@@ -140,12 +150,26 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
     return study
 
 
-def definition(options: Options, split: data.Split) -> dict[str, Any]:
+def precision(options: Options, split: data.Split) -> Choice:
+    """The precision that the deck's students are trained in here, where no study says another.
+
+    Raises:
+        KdsearchError: the options name an unknown one.
+    """
+    deck, settings = DECKS[options.dataset].student, next(iter(rows(options.dataset).values())).readings["stated"]
+    return precisions.choose(
+        options.precision, device=split.train.labels.device, kind=deck.family, shape=split.shape,
+        build=lambda: lesson.build(deck, settings.architecture, seed=0, split=split),
+    )  # fmt: skip
+
+
+def definition(options: Options, split: data.Split, precision: Precision) -> dict[str, Any]:
     """What must stay the same for two trainings of the rows to stand in one table, as JSON.
 
     Args:
         options: what to run.
         split: what the teacher is trained on.
+        precision: that convolutions are trained in.
     """
     deck = DECKS[options.dataset]
     taught = teacher_spec(options.dataset, max_epochs=options.max_epochs)
@@ -157,6 +181,7 @@ def definition(options: Options, split: data.Split) -> dict[str, Any]:
         "student": deck.student.model_dump(mode="json"),
         "max_epochs": options.max_epochs,
         "width": options.width,
+        "precision": precision,
         "device_model": machine.device_model(split.train.labels.device),
     }
     plain: dict[str, Any] = json.loads(json.dumps(described))

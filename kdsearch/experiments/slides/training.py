@@ -10,6 +10,7 @@ from torch import nn
 
 from kdsearch import networks
 from kdsearch.data import repeated
+from kdsearch.distil.precision import trained_in
 from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.experiments.slides import int8_row
 from kdsearch.experiments.slides.deck_recipes import School
@@ -92,7 +93,8 @@ def _taught(school: School, student: nn.Module, settings: Settings, seed: int, o
         raise KdsearchError(
             f"the row's training must stay finite: {error}", remedy="run again: finished trainings are kept"
         ) from None
-    return {Attr.LOSSES: losses, Attr.TRAIN_SECONDS: seconds}
+    trained = trained_in(student, school.split.train.labels.device, school.precision)
+    return {Attr.LOSSES: losses, Attr.TRAIN_SECONDS: seconds, Attr.PRECISION: trained}
 
 
 def _scored(test: float, pairs: Pairs, parameters: int, size: int) -> dict[str, Any]:

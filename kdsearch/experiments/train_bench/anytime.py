@@ -183,7 +183,7 @@ def _answers(plan: Plan, config: Config, progress: Progress) -> Answers | ViewAn
     """The teacher's answers, where the student's loss looks at any."""
     if not lesson.needs_teacher(config):
         return None
-    known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
+    known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
     return known.answers_to_shown(plan.split.train, plan.spec.student.recipe.augment)
 
 
@@ -201,7 +201,7 @@ def _training(
 
     epochs = lesson.teach(
         student, config, seed=trial_seed, data=split.train, prepare=split.prepare, answers=answers,
-        student_spec=student_spec, validate=score,
+        student_spec=student_spec, precision=plan.precision.name, validate=score,
     )  # fmt: skip
     try:
         for record in epochs:

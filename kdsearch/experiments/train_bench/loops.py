@@ -103,12 +103,12 @@ def calls(
         workers: of the plain loop's loader.
 
     Returns:
-        "ours", "plain", "student" (steps on tensors that are ready) and, where the plain loop asks it, "teacher"
-        (forward passes of batches that are ready).
+        "ours", "plain", "student" (steps on tensors that are ready), where the plain loop asks it "teacher" (forward
+        passes of batches that are ready), and where ours computes in bfloat16 on a CPU "float32", ours in that.
     """
     recipe, threads = school.deck.student.recipe, school.deck.student.threads
     epochs = train.train(copy.deepcopy(student), lesson(school, settings, epochs=rounds), recipe, validate=_no_score)
-    plain = PlainLoop(copy.deepcopy(student), school, settings, workers=workers, bf16=_form(school, student).bf16)
+    plain = PlainLoop(copy.deepcopy(student), school, settings, workers=workers, bf16=_plain_bf16(school, student))
     bare = _bare_steps(school, settings, copy.deepcopy(student))
 
     def bare_steps() -> None:
@@ -123,12 +123,21 @@ def calls(
     }
     if asks_teacher(school, settings):
         turns["teacher"] = lambda: _ask(school, settings, steps)
+    if _form(school, student).bf16 and not _plain_bf16(school, student):
+        exact = lesson(replace(school, precision="float32"), settings, epochs=rounds)
+        slower = train.train(copy.deepcopy(student), exact, recipe, validate=_no_score)
+        turns["float32"] = lambda: next(slower)
     return turns
 
 
 def _form(school: School, student: nn.Module) -> Format:
     """How we compute on the school's device."""
-    return format_for(student, school.split.train.labels.device)
+    return format_for(student, school.split.train.labels.device, school.precision)
+
+
+def _plain_bf16(school: School, network: nn.Module) -> bool:
+    """Whether the plain loop computes a network in bfloat16: on CUDA, as ours does; on a CPU it stays in float32."""
+    return _form(school, network).bf16 and school.split.train.labels.device.type == "cuda"
 
 
 def _no_score(_: nn.Module) -> float:
@@ -190,8 +199,8 @@ def _bare_steps(school: School, settings: Settings, student: nn.Module) -> Itera
 def _ask(school: School, settings: Settings, steps: int) -> None:
     """The teacher's forward pass of so many batches, as a loop that asks it would need it."""
     images = school.split.train.images[: settings.batch_size]
-    ready, form = school.split.prepare(images), _form(school, school.teacher.network)
-    with torch.inference_mode(), form.autocast(ready.device):
+    ready, bf16 = school.split.prepare(images), _plain_bf16(school, school.teacher.network)
+    with torch.inference_mode(), torch.autocast(ready.device.type, torch.bfloat16, enabled=bf16):
         for _ in range(steps):
             school.teacher.network(ready)
 
@@ -222,7 +231,7 @@ def first_images(school: School, count: int) -> School:
 
 
 def check(school: School, settings: Settings, *, plain: Settings | None = None) -> Agreement:
-    """Takes one step of both loops, from the same start and with the same images in the same order.
+    """Takes one step of both loops from the same start, with the same images in the same order; on a CPU in float32.
 
     Args:
         school: of whose images the first batch is taken.
@@ -232,6 +241,8 @@ def check(school: School, settings: Settings, *, plain: Settings | None = None) 
     Raises:
         KdsearchError: losses or parameters differ by more than rounding (`TOLERANCES`).
     """
+    if school.split.train.labels.device.type == "cpu":
+        school = replace(school, precision="float32")
     one = first_images(school, settings.batch_size)
     start = school.build(settings, SEED)
     ours, theirs = copy.deepcopy(start), copy.deepcopy(start)

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 
 from kdsearch import data, spec
+from kdsearch.distil import precision as precisions
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides.deck_recipes import School
 from kdsearch.experiments.slides.rows import DATASETS, Dataset, Settings, rows
@@ -19,6 +20,7 @@ from kdsearch.experiments.train_bench import floor, loops
 from kdsearch.experiments.train_bench.floor import Floor
 from kdsearch.experiments.train_bench.loops import SEED, Agreement
 from kdsearch.progress import Progress
+from kdsearch.records import Precision
 from kdsearch.stats import median_interval
 from kdsearch.system import machine
 
@@ -44,6 +46,7 @@ class Options:
         samples: rounds that count, after one that warms up.
         batch: images a step; None: as the row says.
         workers: of the plain loop's loader; None: one for two cores.
+        precision: that our convolutions compute in: "float32", "bfloat16" or "auto", as of `optimize`.
     """
 
     names: Sequence[str]
@@ -53,6 +56,7 @@ class Options:
     samples: int = 7
     batch: int | None = None
     workers: int | None = None
+    precision: str = "auto"
 
     @property
     def loaders(self) -> int:
@@ -71,9 +75,10 @@ class Measured:
         threads: of ours and of the plain loop, on a CPU.
         workers: of the plain loop.
         seconds: a step, of each round: "ours", "plain", "student" (a step on tensors that are ready) and, where the
-            plain loop asks it, "teacher" (a forward pass).
+            plain loop asks it, "teacher" (a forward pass); "float32", ours in that, where ours is in bfloat16 on a CPU.
         floor: of a step.
         agreement: of both loops.
+        precision: that our convolutions compute in.
     """
 
     name: str
@@ -85,15 +90,24 @@ class Measured:
     seconds: Mapping[str, Sequence[float]]
     floor: Floor
     agreement: Agreement
+    precision: Precision = "float32"
 
     def images_a_second(self, which: str) -> float:
-        """The median of "ours" or of "plain"."""
+        """The median of "ours", of "plain" or of "float32"."""
         return self.batch / statistics.median(self.seconds[which])
 
     @cached_property
     def speedup(self) -> tuple[float, float, float]:
         """Plain over ours, pair by pair: median and its 95 % interval."""
         return median_interval([p / o for p, o in zip(self.seconds["plain"], self.seconds["ours"], strict=True)])
+
+    @property
+    def against_float32(self) -> tuple[float, float, float] | None:
+        """Our step's seconds in float32 over those in bfloat16, round by round: median and 95 % interval; else None."""
+        exact = self.seconds.get("float32")
+        if exact is None:
+            return None
+        return median_interval([e / o for e, o in zip(exact, self.seconds["ours"], strict=True)])
 
     @property
     def ceiling(self) -> float:
@@ -152,6 +166,7 @@ def measure(options: Options, progress: Progress | None = None) -> list[Measured
     """
     progress = progress or Progress()
     chosen = choose(options.names)
+    precisions.check(options.precision)
     device = machine.resolve_device(options.device)
     if (load() or 0.0) > QUIET:
         progress.warning(
@@ -169,11 +184,20 @@ def measure(options: Options, progress: Progress | None = None) -> list[Measured
         settings = replace(row, batch_size=options.batch or row.batch_size)
         steps = options.steps or STEPS[device.type, dataset]
         school = loops.open_school(dataset, read[dataset], device, images=steps * settings.batch_size)
+        school = replace(school, precision=_precision(options.precision, school, settings))
         one = measure_row(name, school, settings, samples=options.samples, workers=options.loaders)
         found.append(one)
         text = f"ours {one.images_a_second('ours'):,.0f} images/s, {one.speedup[0]:.2f} times the plain loop's"
         progress.trial_finished(number, "COMPLETE", text, counted=True)
     return found
+
+
+def _precision(wanted: str, school: School, settings: Settings) -> Precision:
+    """What our convolutions compute in on a row."""
+    device, family = school.split.train.labels.device, school.deck.student.family
+    return precisions.choose(
+        wanted, device=device, kind=family, shape=school.split.shape, build=lambda: school.build(settings, SEED)
+    ).name
 
 
 def measure_row(name: str, school: School, settings: Settings, *, samples: int, workers: int) -> Measured:
@@ -210,6 +234,7 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
         seconds={which: spent[1:] for which, spent in seconds.items()},
         floor=measured,
         agreement=agreement,
+        precision=precisions.trained_in(student, device, school.precision),
     )
 
 

@@ -72,7 +72,8 @@ def _figures(data: StudyData, row: dict[str, Any]) -> list[tuple[str, object]]:
         ("validation accuracy", formatting.percent(row["accuracy"])),
         (
             "inference ratio",
-            f"{formatting.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} ({what}{formatting.sittings(row)})",
+            formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+            + f" ({what}{formatting.sittings(row)})",
         ),
         ("time of the student", formatting.times(row)),
         ("at epoch", f"{formatting.count(row['best_epoch'])} of {formatting.count(row['epochs_run'])} trained"),

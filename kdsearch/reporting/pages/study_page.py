@@ -170,7 +170,7 @@ def _teacher(teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
         "training": formatting.seconds(teacher.get("seconds") or math.nan),
     }
     known = {"accuracy", "validation_accuracy", "parameters", "bytes", "seconds"}
-    rest = {key: value for key, value in teacher.items() if key not in known}
+    rest = {key: value for key, value in teacher.items() if key not in known and value != ""}
     return [*formatting.flat(rest), *((key, value) for key, value in said.items() if value != formatting.NOTHING)]
 
 

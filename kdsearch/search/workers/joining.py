@@ -7,7 +7,7 @@ import dataclasses
 from optuna import Study
 
 from kdsearch import storage
-from kdsearch.distil import teacher
+from kdsearch.distil import precision, teacher
 from kdsearch.progress import Progress
 from kdsearch.search import options
 from kdsearch.search.definition import check_definition
@@ -53,7 +53,9 @@ def join(
     if not budget.over(study.get_trials(deepcopy=False)):
         study.pruner = PRUNERS[found.pruner](plan)
         warn_of_slowness(plan, budget, progress)
-        known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
+        for note in precision.warnings(plan.precision, plan.device):
+            progress.warning(note)
+        known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
         try:
             with live_view.kept(study, publish, progress) as between:
                 work(study, plan, known, found, budget=budget, progress=progress, between=between)

@@ -257,3 +257,26 @@ def test_the_page_says_where_its_figures_come_from(tmp_path) -> None:
         assert text in told
     assert "bench-train" in page.name
     assert "NOT MET  c1: share of the ceiling 80.0%" in train_page.text(rows, CPU)
+
+
+def test_in_bfloat16_ours_is_timed_beside_ours_in_float32_and_a_plain_loop_in_float32(cifar10: School) -> None:
+    row = settings("c5")
+    school = replace(loops.first_images(cifar10, 2 * BATCH), precision="bfloat16")
+    measured = run.measure_row("c5", school, row, samples=1, workers=0)
+    assert measured.precision == "bfloat16"
+    assert measured.seconds.keys() == {"ours", "plain", "student", "teacher", "float32"}
+    assert measured.agreement.loss < 1e-5  # both take the step in float32
+    plain = run.measure_row("c5", replace(school, precision="float32"), row, samples=1, workers=0)
+    assert plain.against_float32 is None
+    assert "float32" not in plain.seconds
+
+
+def test_bars_in_bfloat16() -> None:
+    seconds = made().seconds | {"teacher": [4.0, 4.0, 4.0]}
+    ours = [3 * spent / 2 for spent in seconds["ours"]]
+    row = replace(made("c5", batch=100, seconds=seconds | {"float32": ours}), precision="bfloat16")
+    assert row.against_float32 == pytest.approx((1.5, 1.5, 1.5))
+    _, gain, speedup = train_page.bars(row, CPU)
+    assert (gain.what, gain.figure, gain.met) == ("times ours in float32", "1.50", True)
+    assert (speedup.what, speedup.bar, speedup.met) == ("times the plain loop in float32", "5.00", False)
+    assert "speed; bfloat16, 1.50" in train_page.text([row], CPU)
