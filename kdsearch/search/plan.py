@@ -99,6 +99,7 @@ def make_plan(
     check_cost(cost)
     loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs)
     split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)
+    networks.check_students(loaded, split.shape, len(split.classes))
     title = name or Path(loaded.data.name.replace(":", "/")).name
     url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
     return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir)

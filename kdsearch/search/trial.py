@@ -215,7 +215,7 @@ class Objective:
 
     def _run(self, trial: Trial) -> tuple[float, float]:
         workshop = self._workshop
-        config = space.suggest(trial, workshop.spec.space)
+        config = space.draw(trial, workshop.spec)
         seed = machine.fresh_seed() if self._seed is None else machine.derive_seed("trial", self._seed, trial.number)
         self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
         trial.set_user_attr(Attr.CONFIG, config)
