@@ -126,7 +126,8 @@ def choices(dimension: Dimension) -> list[Number | str]:
 def capped(dimension: Dimension, top: int) -> Dimension:
     """The part of a dimension of whole numbers that does not exceed `top`, or `top` itself where there is none."""
     if isinstance(dimension, list):
-        return [value for value in ends(dimension) if value <= top] or [top]
+        below: list[Number] = [value for value in ends(dimension) if value <= top]
+        return below or [top]
     if not isinstance(dimension, Range):
         return min(dimension, top) if isinstance(dimension, int | float) else dimension
     if dimension.low > top:

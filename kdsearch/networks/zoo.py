@@ -39,7 +39,8 @@ def blank(make: Make, architecture: Mapping[str, Any], classes: int) -> nn.Modul
             return make(architecture, classes)
     except (NotImplementedError, RuntimeError):  # a RegNet reads its stages' widths from tensors that it computes
         with torch.device("cpu"):
-            return make(architecture, classes).to("meta")
+            network: nn.Module = make(architecture, classes).to("meta")
+            return network
 
 
 def _torchvision(architecture: Mapping[str, Any], classes: int) -> nn.Module:
@@ -48,9 +49,10 @@ def _torchvision(architecture: Mapping[str, Any], classes: int) -> nn.Module:
     name = architecture["name"]
     width = float(architecture.get("width_mult", 1.0))
     if name in MNASNET:
-        return models.MNASNet(MNASNET[name] * width, num_classes=classes)
+        network: nn.Module = models.MNASNet(MNASNET[name] * width, num_classes=classes)
+        return network
     given = {"width_mult": width} if takes_width(architecture) and width != 1 else {}
-    network: nn.Module = models.get_model(name, weights=None, num_classes=classes, **given)
+    network = models.get_model(name, weights=None, num_classes=classes, **given)
     return network
 
 
@@ -104,7 +106,8 @@ def _not_there(name: str, error: Exception, remedy: str) -> StudyFileError:
 def head(network: nn.Module) -> str:
     """The name of the layer that makes the logits: the last nn.Linear or, without one, the last convolution."""
     kinds = nn.Linear if has_classifier(network) else nn.Conv2d
-    return [name for name, module in network.named_modules() if isinstance(module, kinds)][-1]
+    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+    return names[-1]
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
