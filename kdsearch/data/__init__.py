@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from kdsearch.data.base import Dataset, ImageSet, Split, check, fingerprint, repeated, split, stratified, whole
+from kdsearch.data.base import (
+    Dataset,
+    ImageSet,
+    Split,
+    check,
+    fingerprint,
+    flatness,
+    repeated,
+    split,
+    stratified,
+    whole,
+)
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 from kdsearch.system import plugins
@@ -47,7 +59,7 @@ def check_name(name: str) -> None:
 
 
 def load(spec: DataSpec, folder: Path) -> Dataset:
-    """Loads a whole data set.
+    """Loads a whole data set, with a note where its images are nearly constant.
 
     Args:
         spec: `[data]` of a study.
@@ -60,7 +72,7 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     dataset = _loader(kind)(spec, folder)
     if kind not in BUILT_IN:
         check(dataset, kind)
-    return dataset
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *flatness(dataset)))
 
 
 __all__ = [

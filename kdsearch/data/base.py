@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kdsearch.data.pictures import Scale
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
+
+FLAT_RANGE = 16  # of 255: an image whose values lie closer together shows next to nothing
+FLAT_SAMPLE = 1_000  # images that are looked at
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Dataset:
         top: the byte value that stands for 1.0.
         mean, std: subtracted and divided by after that, in every channel alike.
         notes: lines that whoever starts a study must not miss.
+        validation: the published validation part; None: there is none, and a share of `train` is drawn.
+        summary: a line on what was read; empty: nothing to say.
+        scale: how image files of more than 8 bits were read; None: the images are not of files that users have.
     """
 
     name: str
@@ -63,6 +70,9 @@ class Dataset:
     mean: float = 0.0
     std: float = 1.0
     notes: tuple[str, ...] = ()
+    validation: ImageSet | None = None
+    summary: str = ""
+    scale: Scale | None = None
 
 
 def check(dataset: object, name: str) -> None:
@@ -84,7 +94,8 @@ def _rules(dataset: object) -> Iterator[tuple[str, bool]]:
     yield "a Dataset", isinstance(dataset, Dataset)
     assert isinstance(dataset, Dataset)
     yield "the names of at least two classes", len(dataset.classes) > 1
-    for name, part in (("train", dataset.train), ("test", dataset.test)):
+    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    for name, part in ((name, part) for name, part in parts.items() if part is not None):
         images, labels = part.images, part.labels
         yield (
             f"{name} images of bytes, (count, channels, height, width)",
@@ -94,7 +105,22 @@ def _rules(dataset: object) -> Iterator[tuple[str, bool]]:
         yield f"{name} images", len(labels) > 0
         low, high = int(labels.min()), int(labels.max())
         yield f"{name} labels from 0 to {len(dataset.classes) - 1}", 0 <= low <= high < len(dataset.classes)
-    yield "test images of the training images' size", dataset.train.images.shape[1:] == dataset.test.images.shape[1:]
+        yield f"{name} images of the training images' size", dataset.train.images.shape[1:] == images.shape[1:]
+
+
+def flatness(dataset: Dataset) -> list[str]:
+    """A line where most training images are nearly constant: what a wrong scale or a wrong decoder leaves."""
+    images = dataset.train.images
+    shown = images[torch.linspace(0, len(images) - 1, min(len(images), FLAT_SAMPLE)).long()].flatten(1)
+    top = min(dataset.top, 255.0)
+    spread = shown.amax(1).int() - shown.amin(1).int()
+    flat = int((spread < FLAT_RANGE * top / 255).sum())
+    if 2 * flat <= len(shown):
+        return []
+    return [
+        f"{flat:,} of {len(shown):,} training images are nearly constant (their values lie within "
+        f"{FLAT_RANGE / 255:.0%} of the range): see that the files show what they should"
+    ]
 
 
 @dataclass(frozen=True)
@@ -106,7 +132,7 @@ class Split:
         validation: what the search sees.
         test: scored once a trial; decides nothing.
         fingerprint: hash of the pixels and labels of all three.
-        notes: as of the data set.
+        notes, summary, scale: as of the data set.
     """
 
     name: str
@@ -119,6 +145,8 @@ class Split:
     std: float
     fingerprint: str
     notes: tuple[str, ...] = ()
+    summary: str = ""
+    scale: Scale | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -149,50 +177,93 @@ def repeated(images: Tensor, count: int) -> Tensor:
     return images[torch.arange(count, device=images.device) % len(images)]
 
 
-def stratified(labels: Tensor, count: int, seed: int, what: str) -> tuple[Tensor, Tensor]:
-    """Indices of a stratified draw of `count`, and of the rest, both ascending.
+def stratified(labels: Tensor, count: int, seed: int, what: str, classes: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
+    """Indices of a stratified draw of `count`, and of the rest, both ascending, with every class in both.
 
     Args:
         labels: (images,), int64, on the CPU.
         count: at least one of every class, and at least one of every class left.
         seed: of the draw.
         what: to call the draw in an error.
+        classes: their names, for an error; else they are numbered.
 
     Raises:
         DataError: a part would lack a class.
     """
     from sklearn.model_selection import train_test_split
 
+    _check_draw(labels, count, what, classes)
     everything = torch.arange(len(labels)).numpy()
-    try:
-        drawn, rest = train_test_split(everything, train_size=count, random_state=seed, stratify=labels.numpy())
-    except ValueError as error:
+    parts = train_test_split(everything, train_size=count, random_state=seed, stratify=labels.numpy())
+    drawn, rest = (torch.from_numpy(part) for part in parts)
+    drawn, rest = _with_every_class(labels, drawn, rest)
+    rest, drawn = _with_every_class(labels, rest, drawn)
+    return drawn.sort().values, rest.sort().values
+
+
+def _check_draw(labels: Tensor, count: int, what: str, classes: Sequence[str]) -> None:
+    """Refuse a draw that must leave a class out.
+
+    Raises:
+        DataError: too few images are drawn or left, or a class has one image alone; the line names it.
+    """
+    counts = labels.bincount()
+    there = counts.nonzero().flatten().tolist()
+    single = [str(classes[label] if classes else label) for label in there if counts[label] == 1]
+    rule = f"{what} must hold at least one image of every class"
+    if single:
         raise DataError(
-            f"{what} must hold at least one image of every class: {error}",
-            got=f"{count} of {len(labels)} images",
-            remedy="use more images, or another `validation` share in the study file",
-        ) from None
-    return torch.from_numpy(drawn).sort().values, torch.from_numpy(rest).sort().values
+            f"{rule}, and leave one: a class needs 2",
+            got=f"1 of class {', '.join(single[:3])}{', ...' * (len(single) > 3)}",
+            remedy="add images of it, or raise train_size",
+        )
+    if not len(there) <= count <= len(labels) - len(there):
+        raise DataError(
+            f"{rule}, and leave one: from {len(there)} to {len(labels) - len(there)} images",
+            got=f"{count} of {len(labels)}",
+            remedy="use more images, or another share (`validation` or `test` in the study file, or --train-size)",
+        )
+
+
+def _with_every_class(labels: Tensor, part: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Exchange images of two parts until the first one holds every class; their sizes stay.
+
+    A stratified draw rounds the share of a class with few images down to none.
+    """
+    part, other = part.clone(), other.clone()
+    for label in labels.unique().tolist():
+        if (labels[part] == label).any():
+            continue
+        given = int((labels[part] == labels[part].bincount().argmax()).nonzero()[-1])
+        taken = int((labels[other] == label).nonzero()[0])
+        part[given], other[taken] = other[taken].clone(), part[given].clone()
+    return part, other
 
 
 def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
     """Splits the training set into training and validation images, stratified, by the study's seed.
 
     With `train_size`, at most that many of the training images are drawn, and no more validation images than that: the
-    test set stays whole.
+    test set stays whole. A data set that was published with validation images keeps them.
 
     Raises:
         DataError: a part would lack a class.
     """
-    labels = dataset.train.labels
-    held, rest = stratified(labels, round(len(labels) * spec.validation), spec.split_seed, "the validation set")
+    labels, names = dataset.train.labels, dataset.classes
+    if dataset.validation is None:
+        count = round(len(labels) * spec.validation)
+        held, rest = stratified(labels, count, spec.split_seed, "the validation set", names)
+        validation = dataset.train.subset(held)
+    else:
+        rest, validation = torch.arange(len(labels)), dataset.validation
     if spec.train_size is not None and spec.train_size < len(rest):
-        chosen, _ = stratified(labels[rest], spec.train_size, spec.split_seed, "the training set")
+        chosen, _ = stratified(labels[rest], spec.train_size, spec.split_seed, "the training set", names)
         rest = rest[chosen]
-        if spec.train_size < len(held):
-            chosen, _ = stratified(labels[held], spec.train_size, spec.split_seed, "the validation set")
-            held = held[chosen]
-    return _on_device(dataset, [dataset.train.subset(rest), dataset.train.subset(held), dataset.test], device)
+        if spec.train_size < len(validation):
+            seen = validation.labels
+            chosen, _ = stratified(seen, spec.train_size, spec.split_seed, "the validation set", names)
+            validation = validation.subset(chosen)
+    return _on_device(dataset, [dataset.train.subset(rest), validation, dataset.test], device)
 
 
 def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = None, seed: int = 0) -> Split:
@@ -207,9 +278,9 @@ def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = No
     Raises:
         DataError: the draw would lack a class.
     """
-    train = dataset.train
+    train = dataset.train if dataset.validation is None else dataset.train.joined(dataset.validation)
     if train_size is not None and train_size < len(train):
-        chosen, _ = stratified(train.labels, train_size, seed, "the training set")
+        chosen, _ = stratified(train.labels, train_size, seed, "the training set", dataset.classes)
         train = train.subset(chosen)
     return _on_device(dataset, [train, dataset.train.subset(torch.arange(0)), dataset.test], device)
 
@@ -227,6 +298,8 @@ def _on_device(dataset: Dataset, parts: list[ImageSet], device: torch.device) ->
         std=dataset.std,
         fingerprint=fingerprint(parts),
         notes=dataset.notes,
+        summary=dataset.summary,
+        scale=dataset.scale,
     )
 
 

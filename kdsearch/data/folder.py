@@ -1,78 +1,28 @@
-"""Any images in class folders: PATH/train/CLASS/FILE and, where there is a test set, PATH/test/CLASS/FILE."""
+"""Images in class folders: PATH/train/CLASS and, where they are there, PATH/val/CLASS and PATH/test/CLASS."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import torch
 
 from kdsearch.data import pictures
 from kdsearch.data.base import Dataset, ImageSet, stratified
+from kdsearch.data.listing import PARTS, Layout, Listing, list_classes, list_folder
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 from kdsearch.system import machine
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 DEFAULT_SIZE = 32
 TEST_SHARE = 0.2  # of a folder without test images, by class
 TEST_SEED = 0  # not the study's: the test images are the same for every study of a folder
 COPIES = 2  # of the images in memory, while they are split
 UNEVEN = 2  # times as many images of one class as of another are worth a line
 NAMED = 3  # unreadable images in an error
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The image files of class folders.
-
-    Attributes:
-        classes: their names, in order.
-        files: of each class, in order.
-    """
-
-    classes: tuple[str, ...]
-    files: tuple[list[Path], ...]
-
-    @property
-    def paths(self) -> list[Path]:
-        """All files, class by class."""
-        return list(chain.from_iterable(self.files))
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """Their labels, (files,), int64."""
-        return torch.tensor([label for label, found in enumerate(self.files) for _ in found])
-
-
-def list_classes(root: Path) -> Listing:
-    """The class folders below `root`; the classes' order is that of their names.
-
-    Raises:
-        DataError: no folder, fewer than two classes, or an empty class.
-    """
-    if not root.is_dir():
-        raise DataError(
-            "class folders must be there",
-            got=root,
-            remedy="lay images out as PATH/train/CLASS/ and PATH/test/CLASS/",
-        )
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(folders) < 2:
-        raise DataError(
-            "there must be at least two classes, a folder each",
-            got=f"{len(folders)} in {root}",
-            remedy="add a folder for each class",
-        )
-    files = tuple([f for f in sorted(folder.iterdir()) if f.suffix.lower() in ENDINGS] for folder in folders)
-    for folder, found in zip(folders, files, strict=True):
-        if not found:
-            raise DataError("a class folder must hold images", got=folder, remedy="add images or remove the folder")
-    return Listing(tuple(folder.name for folder in folders), files)
 
 
 def check_memory(count: int, size: int, free: int | None) -> None:
@@ -97,12 +47,13 @@ def check_memory(count: int, size: int, free: int | None) -> None:
     )
 
 
-def read_files(paths: Sequence[Path], size: int | None) -> torch.Tensor:
+def read_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
     """Reads image files.
 
     Args:
         paths: at least one.
         size: pixels to resize height and width to; None: all images must have one size.
+        scale: of images of more than 8 bits (`pictures.scale_of` of the whole set).
 
     Returns:
         (files, 3, height, width), uint8.
@@ -113,8 +64,8 @@ def read_files(paths: Sequence[Path], size: int | None) -> torch.Tensor:
     images: torch.Tensor | None = None
     broken: list[str] = []
     odd: set[tuple[int, ...]] = set()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
-        for index, found in enumerate(pool.map(pictures.read, paths, repeat(size))):
+    with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
+        for index, found in enumerate(pool.map(pictures.read, paths, repeat(size), repeat(scale))):
             if isinstance(found, str):
                 broken.append(f"{found}: {paths[index]}")
                 continue
@@ -153,47 +104,91 @@ def read_classes(root: Path, *, size: int | None) -> tuple[tuple[str, ...], Imag
     return listing.classes, ImageSet(read_files(listing.paths, size), listing.labels)
 
 
+def locate(spec: DataSpec, folder: Path) -> Path:
+    """Where the images of `folder:PATH` lie: PATH is a hint, and the data folder may say otherwise.
+
+    A data folder that is named (--data-dir) comes first: it holds PATH, or is the folder of images itself. Else PATH
+    comes first. Whether the images are a study's own is told by their fingerprint.
+
+    Args:
+        spec: `[data]` of a study.
+        folder: where data sets lie.
+
+    Raises:
+        DataError: no path is given.
+    """
+    _, _, text = spec.name.partition(":")
+    if not text:
+        raise DataError("a folder of images needs its path", got=spec.name, remedy="give --dataset folder:PATH")
+    path = Path(text).expanduser()
+    below = [folder / path, folder / path.name]
+    itself = [folder] if _has_train(folder) else []
+    named = folder != machine.data_folder(None)
+    candidates = [*below, *itself, path] if named else [path, *below, *itself]
+    return next((candidate for candidate in candidates if candidate.is_dir()), path)
+
+
+def _has_train(folder: Path) -> bool:
+    return folder.is_dir() and any(name.lower() in PARTS["train"] for name in os.listdir(folder))
+
+
 def load(spec: DataSpec, folder: Path) -> Dataset:
     """The class folders that `folder:PATH` names, resized to the study's `image_size` (32 without one).
 
     Where PATH has no test folder, a share of the training images becomes the test set: by class, the same each time.
 
     Raises:
-        DataError: no path, `list_classes`, `check_memory` or `read_files` refuses, or train and test differ in their
-            classes.
+        DataError: no path, `list_folder`, `check_memory`, `pictures.scale_of` or `read_files` refuses, or a class has
+            too few images for every part to hold one.
     """
-    _, _, path = spec.name.partition(":")
-    if not path:
-        raise DataError("a folder of images needs its path", got=spec.name, remedy="give --dataset folder:PATH")
-    root = Path(path).expanduser()
+    layout = list_folder(locate(spec, folder))
     size = spec.image_size or DEFAULT_SIZE
-    train = list_classes(root / "train")
-    test = list_classes(root / "test") if (root / "test").exists() else Listing(train.classes, ())
-    if test.classes != train.classes:
-        odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
-        raise DataError("train and test must have the same classes", got=odd, remedy="add or remove these folders")
-    check_memory(len(train.paths) + len(test.paths), size, machine.free_memory())
-    images = read_files(train.paths + test.paths, size)
-    whole = ImageSet(images, torch.cat([train.labels, test.labels]).to(torch.int64))
-    notes = _unevenness(train)
-    if test.files:
-        parts = torch.arange(len(train.paths)), torch.arange(len(train.paths), len(whole))
-    else:
-        parts, note = _held_out(whole, spec.test or TEST_SHARE, root)
+    _check_counts(layout)
+    paths = [path for part in layout.parts for path in part.paths]
+    check_memory(len(paths), size, machine.free_memory())
+    scale, notes = pictures.scale_of(paths)
+    images = read_files(paths, size, scale)
+    every = ImageSet(images, torch.cat([part.labels for part in layout.parts]))
+    ends = torch.tensor([0, *(len(part.paths) for part in layout.parts)]).cumsum(0).tolist()
+    parts = [every.subset(torch.arange(start, end)) for start, end in pairwise(ends)]
+    notes += [*_unevenness(layout.train), *_look_alikes(layout.train.classes)]
+    train, test = parts[0], parts[-1]
+    if layout.test is None:
+        train, test, note = _held_out(train, layout, spec.test or TEST_SHARE)
         notes.append(note)
     return Dataset(
-        name=spec.name, classes=train.classes, train=whole.subset(parts[0]), test=whole.subset(parts[1]), mean=0.5,
-        std=0.5, notes=tuple(notes),
+        name=spec.name, classes=layout.train.classes, train=train, test=test, mean=0.5, std=0.5, notes=tuple(notes),
+        validation=None if layout.validation is None else parts[1], summary=layout.summary(), scale=scale,
     )  # fmt: skip
 
 
-def _held_out(whole: ImageSet, share: float, root: Path) -> tuple[tuple[torch.Tensor, torch.Tensor], str]:
-    """Indices of the training and test images of a folder that has no test images, and a line that says so."""
+def _check_counts(layout: Layout) -> None:
+    """Refuse classes with too few images for every part to hold one of them.
+
+    Raises:
+        DataError: the line names the classes and how many images each needs.
+    """
+    drawn = [name for name, part in (("validation", layout.validation), ("test", layout.test)) if part is None]
+    needed = 1 + len(drawn)
+    counts = {name: len(files) for name, files in zip(layout.train.classes, layout.train.files, strict=True)}
+    scarce = [f"{name} has {count}" for name, count in counts.items() if count < needed]
+    if scarce:
+        raise DataError(
+            f"a class needs at least {needed} training images, one each for {', '.join(['training', *drawn])}",
+            got=", ".join(scarce[:NAMED]) + ", ..." * (len(scarce) > NAMED),
+            remedy="add images of it, or remove its folder",
+        )
+
+
+def _held_out(whole: ImageSet, layout: Layout, share: float) -> tuple[ImageSet, ImageSet, str]:
+    """Training and test images of a folder that has no test images, and a line that says so."""
     count = round(len(whole) * share)
-    test, rest = stratified(whole.labels, count, TEST_SEED, "the test set")
-    return (rest, test), (
-        f"{root} has no test folder: {count:,} of its {len(whole):,} images, by class, are the test set "
-        f"([data] test = {share:g})"
+    test, rest = stratified(whole.labels, count, TEST_SEED, "the test set", layout.train.classes)
+    return (
+        whole.subset(rest),
+        whole.subset(test),
+        f"{layout.root} has no test folder: {count:,} of its {len(whole):,} images, by class, are the test set "
+        f"([data] test = {share:g})",
     )
 
 
@@ -209,3 +204,14 @@ def _unevenness(listing: Listing) -> list[str]:
         f"count alike, so always naming {most} is right in {counts[most] / total:.0%}: add images of the others, or "
         "remove some"
     ]
+
+
+def _look_alikes(classes: Sequence[str]) -> list[str]:
+    """A line for classes whose names differ in case only, which file systems of macOS and Windows take for one."""
+    names: dict[str, list[str]] = {}
+    for name in classes:
+        names.setdefault(name.casefold(), []).append(name)
+    alike = [" and ".join(same) for same in names.values() if len(same) > 1]
+    return (
+        [f"classes differ in case only: {', '.join(alike)}; if they are one, put them in one folder"] if alike else []
+    )

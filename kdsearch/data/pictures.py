@@ -2,47 +2,134 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdsearch.errors import DataError
+
 if TYPE_CHECKING:
     from PIL import Image
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-DEEP = 65_535  # the largest value of 16 bits
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")  # Pillow's EPS runs programs
+DEPTHS = (255.0, 1_023.0, 4_095.0, 16_383.0, 65_535.0)  # the largest values of 8, 10, 12, 14 and 16 bits
 PAPER = (255, 255, 255)  # what shows through where an image is transparent
+HEAD = 26  # bytes of a file that hold its format's signature, and a PNG's bits a channel
 
 
-def read(path: Path, size: int | None) -> Bytes | str:
+@dataclass(frozen=True)
+class Scale:
+    """The values that become 255 in images of more than 8 bits, one rule for all images of a set.
+
+    Attributes:
+        integers: of 16-bit and 32-bit integer grey.
+        floats: of floating-point grey.
+    """
+
+    integers: float = DEPTHS[-1]
+    floats: float = 1.0
+
+
+FULL = Scale()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Pillow's warnings about files that it decodes all the same; of all threads, so not to be nested."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read(path: Path, size: int | None, scale: Scale = FULL) -> Bytes | str:
     """The first frame of an image file, or why it cannot be read.
 
     It is turned as its EXIF orientation says. Grey becomes three equal channels, what is transparent shows white, and
-    16-bit grey is scaled to 8 bits, not clipped.
+    grey of more than 8 bits is scaled to 8 bits, not clipped.
 
     Args:
         path: of the file.
         size: pixels to resize height and width to, whatever their ratio was; None: as they are.
+        scale: of images of more than 8 bits.
 
     Returns:
         (height, width, 3), or a reason.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
-            colour = in_colour(ImageOps.exif_transpose(image))
+        with Image.open(path, formats=formats()) as image:
+            colour = in_colour(upright(image), scale)
             if size is not None and colour.size != (size, size):
                 colour = colour.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(colour, dtype=np.uint8)
     except UnidentifiedImageError:
-        return "it is no image"
+        return what_it_is(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return reason(error)
 
 
-def in_colour(image: Image.Image) -> Image.Image:
+def reason(error: BaseException) -> str:
+    """What an error says, in one line."""
+    words = getattr(error, "strerror", None) or str(error)
+    return " ".join(words.split()) or type(error).__name__
+
+
+def what_it_is(path: Path) -> str:
+    """Why a file that should hold an image holds none, as far as its first bytes tell."""
+    head = path.read_bytes()[:64] if path.stat().st_size < 2**20 else b""
+    if path.stat().st_size == 0:
+        return "it is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer (`git lfs pull` fetches the image)"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "it is a web page"
+    return "it is no image"
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins like an image; for files without an image's ending."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with quiet(), Image.open(path, formats=formats()):
+            return True
+    except (UnidentifiedImageError, ValueError, SyntaxError):
+        return False
+    except (OSError, Image.DecompressionBombError):
+        return True  # `read` says what is wrong with it
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow knows."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is where its EXIF data are broken."""
+    from PIL import ImageOps
+
+    image.load()  # errors of the image itself are not to be taken for those of its EXIF data
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises anything here, and browsers show such an image all the same
+        return image
+
+
+def in_colour(image: Image.Image, scale: Scale = FULL) -> Image.Image:
     """The image in 8-bit RGB.
 
     Raises:
@@ -50,18 +137,85 @@ def in_colour(image: Image.Image) -> Image.Image:
     """
     from PIL import Image
 
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scaled(np.asarray(image), image.mode)).convert("RGB")
+    if is_deep(image.mode):
+        return Image.fromarray(_scaled(np.asarray(image), image.mode, scale)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (*PAPER, 255)), layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _scaled(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], mode: str) -> Bytes:
-    """Grey values as bytes: 16-bit ones by 65,535, floating-point ones by 1."""
-    top = 1.0 if mode.startswith("F") else float(DEEP)
+def is_deep(mode: str) -> bool:
+    """Whether a Pillow mode holds grey of more than 8 bits."""
+    return mode.startswith(("I", "F"))
+
+
+def _scaled(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], mode: str, scale: Scale) -> Bytes:
+    """Grey values as bytes."""
+    top = scale.floats if mode.startswith("F") else scale.integers
     grey = values.astype(np.float64)
     if not (grey.min() >= 0 and grey.max() <= top):
         raise ValueError(f"grey values must lie between 0 and {top:g}, not {grey.min():g} and {grey.max():g}")
     return np.rint(grey * (255 / top)).astype(np.uint8)
+
+
+def scale_of(paths: Sequence[Path]) -> tuple[Scale, list[str]]:
+    """How a set's images of more than 8 bits are scaled: by the least number of bits that holds all their values.
+
+    Args:
+        paths: of all images of the set. Those that cannot be read do not count.
+
+    Returns:
+        The scale, and a line that says so where it is not the usual one.
+
+    Raises:
+        DataError: 16-bit colour that leaves its upper bit empty, of which Pillow keeps the upper 8 bits alone.
+    """
+    with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        ranges = [found for found in pool.map(_range, paths) if found is not None]
+    tops = {kind: max((top for each, top in ranges if each == kind), default=0.0) for kind in "IFC"}
+    if 0 < tops["C"] < 128 or (tops["C"] == 0 and any(kind == "C" for kind, _ in ranges)):
+        raise DataError(
+            "16-bit colour images must use their upper bit, for the upper 8 bits are kept",
+            got=f"no value above {256 * tops['C'] + 255:,.0f} in {sum(kind == 'C' for kind, _ in ranges):,} images",
+            remedy="save them with 8 bits a channel",
+        )
+    fitting = {kind: next((top for top in DEPTHS if tops[kind] <= top), DEPTHS[-1]) for kind in "IF"}
+    scale = Scale(integers=fitting["I"] if tops["I"] else FULL.integers, floats=1.0 if tops["F"] <= 1 else fitting["F"])
+    counts = {kind: sum(each == kind for each, _ in ranges) for kind in "IF"}
+    return scale, [
+        f"{counts[kind]:,} of {len(paths):,} images hold {name} numbers up to {tops[kind]:,.6g}: {top:,.0f} becomes "
+        "255, in all of them"
+        for kind, name, top, usual in (
+            ("I", "integer", scale.integers, FULL.integers),
+            ("F", "floating-point", scale.floats, FULL.floats),
+        )
+        if top != usual
+    ]
+
+
+def _range(path: Path) -> tuple[str, float] | None:
+    """Kind and largest value of an image of more than 8 bits; None of another, and of what cannot be read.
+
+    The kind is "I" for integer grey, "F" for floating-point grey and "C" for 16-bit colour, whose upper bytes count.
+    """
+    from PIL import Image
+
+    try:
+        with path.open("rb") as file:
+            if not _may_be_deep(file.read(HEAD)):
+                return None
+        with Image.open(path, formats=formats()) as image:
+            raw = str(image.tile[0][3]) if image.tile else ""
+            if is_deep(image.mode):
+                return image.mode[0], float(np.nanmax(np.asarray(image)))
+            return ("C", float(np.asarray(image.convert("RGB")).max())) if ";16" in raw else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _may_be_deep(head: bytes) -> bool:
+    """Whether a file that begins so may hold more than 8 bits a channel: 16-bit PNG, TIFF, netpbm, JPEG 2000."""
+    if head.startswith(b"\x89PNG"):
+        return head[24:25] == b"\x10"
+    return head.startswith((b"II", b"MM", b"P", b"\x00\x00\x00\x0cjP", b"\xff\x4f\xff\x51"))
