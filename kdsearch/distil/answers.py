@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kdsearch import networks
 from kdsearch.data import ImageSet, fingerprint
 from kdsearch.distil.step import format_for
-from kdsearch.measure.accuracy import BATCH
+from kdsearch.measure.accuracy import batch_of
 from kdsearch.system import files
 
 Prepare = Callable[[Tensor], Tensor]
@@ -67,7 +67,8 @@ def ask(network: nn.Module, data: ImageSet, prepare: Prepare) -> Answers:
     parts: list[tuple[Tensor, Tensor]] = []
     sums: Tensor | None = None
     with torch.inference_mode():
-        for images, labels in zip(data.images.split(BATCH), data.labels.split(BATCH), strict=True):
+        size = batch_of(data.images)
+        for images, labels in zip(data.images.split(size), data.labels.split(size), strict=True):
             logits, embedding = logits_and_embedding(network, prepare(images))
             if sums is None:
                 sums = embedding.new_zeros(logits.shape[1], embedding.shape[1], dtype=torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdsearch.data import ImageSet, fingerprint, views
 from kdsearch.distil import answers
 from kdsearch.distil.answers import Answers, Prepare
-from kdsearch.measure.accuracy import BATCH
+from kdsearch.measure.accuracy import batch_of
 from kdsearch.spec import Augment
 from kdsearch.system import files
 
@@ -80,7 +80,8 @@ class ViewAnswers:
         chosen, which = order[new], drawn[new]
         self._network.eval()
         with torch.no_grad():
-            for indices, wanted in zip(chosen.split(BATCH), which.split(BATCH), strict=True):
+            size = batch_of(self._data.images)
+            for indices, wanted in zip(chosen.split(size), which.split(size), strict=True):
                 images = views.make(self._data.images[indices], wanted, self._augment)
                 logits, embedding = answers.logits_and_embedding(self._network, self._prepare(images))
                 self.logits[indices, wanted] = logits.half()

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from kdsearch import data
-from kdsearch.data import folder
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 
@@ -151,9 +150,3 @@ def test_uneven_classes_are_told(root: Path):
     for number in range(5):
         paint(root / "train" / "cat" / f"more{number}.png", 0)
     assert "7 training images of cat, 2 of dog" in load(root).notes[0]
-
-
-def test_images_that_do_not_fit_are_refused_with_a_size_that_does():
-    folder.check_memory(1000, 32, 10**9)
-    with pytest.raises(DataError, match="set image_size = 91 or less"):
-        folder.check_memory(1000, 224, 50_000_000)
