@@ -101,7 +101,8 @@ def read_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = 
 def store_files(root: Path, paths: Sequence[Path], size: int, scale: pictures.Scale) -> Stored:
     """Decode image files once into a file of the cache, whole or not at all, and leave them there.
 
-    The file is found again by the images' paths below `root`, their sizes and their times.
+    The file is found again by the images' paths below `root`, their sizes and their times; where these changed, it
+    replaces the one before. It does not count to what `kdsearch.data.decoded` bounds: a study cannot run without it.
 
     Args:
         root: of the folder of images, which may move.
@@ -111,11 +112,14 @@ def store_files(root: Path, paths: Sequence[Path], size: int, scale: pictures.Sc
         DataError: as of `decoded`, or the disk has no room.
         KdsearchError: the cache cannot be written.
     """
-    path = machine.cache_folder() / "decoded" / f"{_key(root, paths, size, scale)}.safetensors"
+    folder = machine.cache_folder() / "decoded" / "large"
+    name = f"{hashlib.blake2b(str(root.absolute()).encode(), digest_size=4).hexdigest()}-{size}"
+    path = folder / f"{name}-{_key(root, paths, size, scale)}.safetensors"
     shape = len(paths), 3, size, size
     with files.locked(path):
         kept = stored.find(path)
         if kept is None or kept.shape != shape:
+            stored.forget(folder, name, path)  # of this folder of images before it changed
             stored.check_disk(path, shape)
             kept = stored.write(path, shape, lambda: decoded(paths, size, scale), {"images_of": str(root)})
     return Stored(kept)

@@ -8,7 +8,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,17 @@ DIGEST_LENGTH = 32
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
+class Handle:
+    """A file open to be read, for as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """The one tensor of a safetensors file: `files.load_tensors` reads the same file whole, as `images`.
@@ -35,11 +46,13 @@ class ImageFile:
         path: of the file.
         shape: count, channels, height and width.
         offset: of the first image's first byte.
+        handle: the open file: it stays readable where another process removes it.
     """
 
     path: Path
     shape: tuple[int, int, int, int]
     offset: int
+    handle: Handle = field(compare=False, repr=False)
 
     @property
     def image_bytes(self) -> int:
@@ -52,15 +65,14 @@ class ImageFile:
         They are read, not mapped: a mapped file counts to a process's memory, and this is as fast.
 
         Raises:
-            DataError: the file is gone or was cut short.
+            DataError: the file was cut short, or its disk fails.
         """
         images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8, pin_memory=pinned)
         places = images.numpy().reshape(len(rows), self.image_bytes)
         try:
-            with self.path.open("rb", buffering=0) as file:
-                for place, row in zip(places, rows.tolist(), strict=True):
-                    if os.preadv(file.fileno(), [place], self.offset + row * self.image_bytes) != self.image_bytes:
-                        raise OSError("it was cut short")
+            for place, row in zip(places, rows.tolist(), strict=True):
+                if os.preadv(self.handle.number, [place], self.offset + row * self.image_bytes) != self.image_bytes:
+                    raise OSError("it was cut short")
         except OSError as error:
             raise _broken(self.path, error) from None
         return images
@@ -155,7 +167,8 @@ def find(path: Path) -> ImageFile | None:
         end = 8 + length + entry["data_offsets"][1]
         if entry["dtype"] != "U8" or path.stat().st_size != end:
             return None
-        return ImageFile(path, (count, channels, height, width), 8 + length + entry["data_offsets"][0])
+        shape = count, channels, height, width
+        return ImageFile(path, shape, 8 + length + entry["data_offsets"][0], Handle(path))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
         return None
 
@@ -209,6 +222,13 @@ def write(
     written = find(path)
     assert written is not None
     return written
+
+
+def forget(folder: Path, name: str, keep: Path) -> None:
+    """Remove the other files of a folder whose names begin alike: of the same images as they were before."""
+    for path in folder.glob(f"{name}-*.safetensors"):
+        if path != keep:
+            path.unlink(missing_ok=True)
 
 
 def _header(shape: tuple[int, int, int, int], metadata: dict[str, str]) -> bytes:

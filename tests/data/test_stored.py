@@ -28,7 +28,7 @@ SMALL = "0.00001"  # GB: nothing fits
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "decoded"
+    return tmp_path / "cache" / "decoded" / "large"
 
 
 def opened(photos: Path, monkeypatch: pytest.MonkeyPatch, memory: str = "") -> Split:
@@ -127,12 +127,12 @@ def test_it_is_decoded_once_and_again_where_anything_changed(
     opened(photos, monkeypatch, SMALL)
     opened(photos, monkeypatch, SMALL)
     assert counted == [150]
-    moved = photos.rename(photos.with_name("moved"))
-    opened(moved, monkeypatch, SMALL)
-    assert counted == [150]
-    os.utime(moved / "train" / "red" / "0.png", ns=(1, 1))
-    opened(moved, monkeypatch, SMALL)
+    before = opened(photos, monkeypatch, SMALL)
+    os.utime(photos / "train" / "red" / "0.png", ns=(1, 1))
+    opened(photos, monkeypatch, SMALL)
     assert counted == [150, 150]
+    assert len(list(own_cache.glob("*.safetensors"))) == 1  # the old file is gone, and whoever has it open reads on
+    assert before.train.images[:].shape == (90, 3, 16, 16)
 
 
 @pytest.mark.parametrize("how", ["cut", "rubbish", "empty"])
