@@ -1,4 +1,4 @@
-"""One dimension of a search space: a range, stages, a list to choose from, or a fixed number."""
+"""One dimension of a search space: a range, stages, a list to choose from, or a fixed number or name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Number = int | float
+Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Model(BaseModel):
@@ -80,18 +81,22 @@ def _kind(value: object) -> str:
         return "stages" if "stages" in value else "range"
     if isinstance(value, Range | Stages):
         return type(value).__name__.lower()
-    return "list" if isinstance(value, list) else "number"
+    if isinstance(value, list):
+        return "names" if value and isinstance(value[0], str) else "list"
+    return "name" if isinstance(value, str) else "number"
 
 
-KINDS = ("range", "stages", "list", "number")
+KINDS = ("range", "stages", "list", "names", "number", "name")
 Dimension = Annotated[
     Annotated[Range, Tag("range")]
     | Annotated[Stages, Tag("stages")]
     | Annotated[list[Number], Field(min_length=1), Tag("list")]
-    | Annotated[Number, Tag("number")],
+    | Annotated[list[Text], Field(min_length=1), Tag("names")]
+    | Annotated[Number, Tag("number")]
+    | Annotated[Text, Tag("name")],
     Discriminator(_kind),
 ]
-"""A range, stages, a list to choose from, or one number: then it is fixed and not sampled."""
+"""A range, stages, a list of numbers or of names to choose from, or one of either: then it is fixed, not sampled."""
 
 
 def dimension_holds(dimension: Dimension, value: object) -> bool:
@@ -102,12 +107,12 @@ def dimension_holds(dimension: Dimension, value: object) -> bool:
 
 
 def ends(dimension: Dimension) -> Iterator[Number]:
-    """The least and the largest value of a dimension, or all of a list; nothing of stages."""
+    """The least and the largest value of a dimension, or all numbers of a list; nothing of stages and of names."""
     if isinstance(dimension, Range):
         yield from (dimension.low, dimension.high)
     elif isinstance(dimension, list):
-        yield from dimension
-    elif not isinstance(dimension, Stages):
+        yield from (value for value in dimension if not isinstance(value, str))
+    elif not isinstance(dimension, Stages | str):
         yield dimension
 
 
@@ -118,10 +123,18 @@ def is_whole(dimension: Dimension) -> bool:
     return all(float(value).is_integer() for value in ends(dimension))
 
 
+def choices(dimension: Dimension) -> list[Number | str]:
+    """What a list offers, or the one fixed value; the ends of a range, nothing of stages."""
+    if isinstance(dimension, list):
+        return list(dimension)
+    return [dimension] if isinstance(dimension, str) else list(ends(dimension))
+
+
 def capped(dimension: Dimension, top: int) -> Dimension:
     """The part of a dimension of whole numbers that does not exceed `top`, or `top` itself where there is none."""
     if isinstance(dimension, list):
-        return [value for value in dimension if value <= top] or [top]
+        below: list[Number] = [value for value in ends(dimension) if value <= top]
+        return below or [top]
     if not isinstance(dimension, Range):
         return min(dimension, top) if isinstance(dimension, int | float) else dimension
     if dimension.low > top:

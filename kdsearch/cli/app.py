@@ -236,13 +236,19 @@ def train(
 
 
 @app.command()
-def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Print versions, device, data sets found, what is missing and how to get it."""
+def doctor(
+    dataset: Annotated[
+        str | None, typer.Option(help="Look at this data set alone: folder:PATH's images are all decoded.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print versions, device, data sets found, what is missing and how to get it; or what is in a data set."""
     import dataclasses
 
-    from kdsearch.cli.doctor import examine
+    from kdsearch.cli.doctor import examine, examine_data
 
-    findings = examine(data_dir)
+    findings = examine(data_dir) if dataset is None else examine_data(dataset, data_dir)
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
         return

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kdsearch import data, networks
-from kdsearch.data import decoded
+from kdsearch.data import decoded, pictures, survey
+from kdsearch.data.folder import locate
+from kdsearch.data.listing import HIDDEN, Layout, Listing, list_folder
 from kdsearch.distil import precision
-from kdsearch.errors import StudyFileError
+from kdsearch.errors import DataError, StudyFileError
 from kdsearch.measure import COSTS
+from kdsearch.spec import DataSpec
 from kdsearch.system import machine, plugins
 
 PACKAGES = (
@@ -27,6 +31,8 @@ PACKAGES = (
     "safetensors",
 )
 EXTRAS = {"int8": ("onnxruntime", "torchao")}  # fmt: skip
+CLASSES = 12  # named in a line
+SHOWN = 3  # files named in a line
 FILES = {"mnist": ("MNIST/raw/train-images-idx3-ubyte",), "cifar10": ("cifar-10-batches-py", "cifar10/train")}
 
 
@@ -66,6 +72,87 @@ def examine(data_dir: str | None = None) -> list[Finding]:
     files = f"{images.count} {'file' if images.count == 1 else 'files'}"
     findings.append(Finding("decoded images kept", f"{files}, {size}, in {images.place}"))
     return findings
+
+
+def examine_data(dataset: str, data_dir: str | None = None) -> list[Finding]:
+    """What a data set holds; of `folder:PATH` every image is decoded, as a study would.
+
+    Args:
+        dataset: as of --dataset.
+        data_dir: where data sets lie; see `runtime.data_folder`.
+
+    Raises:
+        DataError: the data set is unknown, or the folder has no path.
+    """
+    data.check_name(dataset)
+    folder = machine.data_folder(data_dir)
+    if dataset.partition(":")[0] != "folder":
+        return [_dataset(dataset, folder)]
+    root = locate(DataSpec(name=dataset), folder)
+    try:
+        return list(_folder(list_folder(root)))
+    except DataError as error:
+        got = "" if error.got is None else f": {error.got}"
+        return [Finding(f"data: {root}", f"refused: {error.rule}{got}", error.remedy)]
+
+
+def _folder(layout: Layout) -> Iterator[Finding]:
+    """What the images of a folder are like, and what is wrong with them.
+
+    Raises:
+        DataError: images that a study would refuse as a whole.
+    """
+    yield Finding("folder", layout.summary())
+    parts = {"training": layout.train, "validation": layout.validation, "test": layout.test}
+    for name, part in parts.items():
+        if part is not None:
+            yield _classes(name, part)
+    paths = [path for part in layout.parts for path in part.paths]
+    scale, notes = pictures.scale_of(paths)
+    looked = survey.look(paths, scale)
+    yield Finding("sizes", survey.sizes_in_words(looked))
+    yield Finding("modes", "; ".join([survey.modes_in_words(looked), *notes]))
+    broken = [f"{each.path.relative_to(layout.root)}: {each.reason}" for each in looked if each.reason]
+    yield Finding("unreadable", _some(broken), "replace or remove them: a study refuses them" if broken else "")
+    yield Finding("skipped", *_skipped(layout))
+    twins = survey.twins(layout, looked)
+    across, classes, within = (
+        _some([" = ".join(str(path.relative_to(layout.root)) for path in group) for group in groups])
+        for groups in (twins.across, twins.classes, twins.within)
+    )
+    remedy = "remove them from one part: what was trained on is known by heart" if twins.across else ""
+    yield Finding("in train and in another part", across, remedy)
+    remedy = "remove the wrong one: no network can name both" if twins.classes else ""
+    yield Finding("under two classes", classes, remedy)
+    yield Finding("twice in a class", within, "remove one, if it is no other picture" if twins.within else "")
+
+
+def _classes(name: str, part: Listing) -> Finding:
+    """The classes of a part with their numbers of images, the commonest first."""
+    counts = sorted(((len(files), label) for label, files in zip(part.classes, part.files, strict=True)), reverse=True)
+    words = [f"{label} {count:,}" for count, label in counts[:CLASSES]]
+    more = f", ... {counts[-1][1]} {counts[-1][0]:,}" if len(counts) > CLASSES else ""
+    return Finding(f"{name} classes", f"{len(counts)}: {', '.join(words)}{more}")
+
+
+def _skipped(layout: Layout) -> tuple[str, str]:
+    """What a study would not use and why, and what to do about it."""
+    by_reason: dict[str, list[Path]] = {}
+    for path, reason in layout.skipped:
+        by_reason.setdefault(reason, []).append(path)
+    words = [
+        f"{len(paths):,} {reason} ({', '.join(str(path.relative_to(layout.root)) for path in paths[:SHOWN])}"
+        f"{', ...' * (len(paths) > SHOWN)})"
+        for reason, paths in by_reason.items()
+    ]
+    return "; ".join(words) or "nothing", "see that nothing is missing" if set(by_reason) - {HIDDEN} else ""
+
+
+def _some(words: list[str]) -> str:
+    """How many, and the first ones."""
+    if not words:
+        return "none"
+    return f"{len(words):,}: {'; '.join(words[:SHOWN])}{'; ...' * (len(words) > SHOWN)}"
 
 
 def _package(name: str, wanted: str) -> Finding:

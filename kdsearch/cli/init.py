@@ -1,17 +1,34 @@
-"""`kdsearch init`: a study file to edit."""
+"""`kdsearch init`: a study file to edit, fitted to a folder of images."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kdsearch.cli.options import DataDir
 from kdsearch.errors import KdsearchError
 
 SEED = "seed = 0\n"
+RESNET18 = "torchvision.models:resnet18"
+SIZES = (32, 48, 64, 96, 128, 160, 224)
+MOST_ON_CPU = 64  # pixels: four times as many cost about four times the time
+ZOO_FROM = 64  # pixels: published networks make an image 32 times smaller
+BATCHES = (16, 32, 64, 100, 128, 256, 512)
+STEPS = 10  # of an epoch, at least
+BATCH_PIXELS = 2**20  # of a batch in training, at most: 256 images of 64x64
+FEW = 5_000  # training images: fewer teach a ResNet50 little
+FEW_HELD_OUT = 300  # validation images: fewer move by more than 0.3 points with one image
+ZOO = """name = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "squeezenet1_1", "mnasnet0_5",
+        "efficientnet_b0", "resnet18", "regnet_y_400mf"]    # or any other classifier of torchvision
+width_mult = [0.5, 0.75, 1.0]                           # channels, of those that have it; dropped for the others
+weights = "none"                                        # or "imagenet", downloaded once: then without width_mult
+"""
 
 
 def init(
@@ -22,27 +39,174 @@ def init(
         typer.Option(help="A function that builds your teacher, such as torchvision.models:resnet18."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+    data_dir: DataDir = None,
 ) -> None:
-    """Write a commented study file to edit, for `kdsearch optimize --study FILE`."""
+    """Write a commented study file to edit, for `kdsearch optimize --study FILE`; of folder:PATH, fitted to its images.
+
+    It says what it chose, and why.
+    """
     from kdsearch import spec
     from kdsearch.system.files import write_whole
 
     if file.exists() and not force:
         raise KdsearchError("the file must not exist yet", got=file, remedy="give another name, or --force")
     text = spec.shipped(dataset).read_text(encoding="utf-8")
+    images = _look(dataset, data_dir)
+    lines: list[str] = []
     if dataset.startswith("folder:"):
         text = text.replace('name = "folder"', f"name = {json.dumps(dataset)}")
+        lines = ["the folder is not there: nothing was looked at, and the values are those for 32x32 images"]
+    if images is not None:
+        choice = choose(images)
+        text, lines = fitted(text, choice), choice.reasons
+        if choice.teacher is not None and teacher is None:
+            text = _with_teacher(text, choice.teacher, images.classes)
     if teacher is not None:
-        text = _with_teacher(text, teacher, dataset)
+        text = _with_teacher(text, teacher, _classes(dataset) if images is None else images.classes)
+        lines = [line for line in lines if not line.startswith("teacher")]
+    spec.parse(text, source="the study file")
     write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
+    for line in lines:
+        print(line)
     print(f"{file}: edit it, then run `kdsearch optimize --study {shlex.quote(str(file))}`")
 
 
-def _with_teacher(text: str, build: str, dataset: str) -> str:
+@dataclass(frozen=True)
+class Images:
+    """What a study's values are chosen by.
+
+    Attributes:
+        classes: how many.
+        train: training images.
+        held_out: whether there are validation images already.
+        side: the median of the shorter sides, in pixels.
+        gpu: whether torch sees a CUDA device.
+    """
+
+    classes: int
+    train: int
+    held_out: bool
+    side: int
+    gpu: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values of a study file, each with its reason.
+
+    Attributes:
+        size: height and width that images are resized to.
+        validation: share of the training images.
+        batches: sizes for students; the teacher has the largest of them up to 128.
+        epochs, teacher_epochs: of the longest student's training, and of the teacher's.
+        teacher: the function that builds it; None: the shipped ResNet50.
+        zoo: whether students are published networks.
+        timed: images a batch when teacher and student are timed.
+        reasons: a line for each.
+    """
+
+    size: int
+    validation: float
+    batches: list[int]
+    epochs: int
+    teacher_epochs: int
+    teacher: str | None
+    zoo: bool
+    timed: int
+    reasons: list[str]
+
+
+def _look(dataset: str, data_dir: str | None) -> Images | None:
+    """What lies in a folder of images; None of other data sets, and where there is no such folder.
+
+    Raises:
+        DataError: a study would refuse the folder.
+    """
+    if not dataset.startswith("folder:"):
+        return None
+    import torch
+
+    from kdsearch.data import survey
+    from kdsearch.data.folder import locate
+    from kdsearch.data.listing import list_folder
+    from kdsearch.spec import DataSpec
+    from kdsearch.system import machine
+
+    root = locate(DataSpec(name=dataset), machine.data_folder(data_dir))
+    if not root.is_dir():
+        return None
+    layout = list_folder(root)
+    side = survey.shorter_side(survey.heads(layout.train.paths)) or SIZES[0]
+    held_out = layout.validation is not None
+    return Images(len(layout.train.classes), len(layout.train.paths), held_out, side, torch.cuda.is_available())
+
+
+def choose(images: Images) -> Choice:
+    """Values for a study of these images, by rules of thumb that the reasons name."""
+    size, of_size = _size(images)
+    share = 0.2 if not images.held_out and 0.1 * images.train < FEW_HELD_OUT else 0.1
+    left = images.train if images.held_out else round(images.train * (1 - share))
+    batches = [b for b in BATCHES if b == BATCHES[0] or (b * STEPS <= left and b * size**2 <= BATCH_PIXELS)]
+    epochs = 15 if left >= 10_000 else 20 if left >= 3_000 else 30
+    teacher_epochs = 30 if left >= 3_000 else 40
+    small = images.train < FEW or size >= ZOO_FROM
+    zoo, timed = size >= ZOO_FROM, 100 if size <= 64 else 16
+    held = "its own validation images" if images.held_out else f"{round(images.train * share):,} validation images"
+    reasons = [
+        f"image_size = {size}: {of_size}",
+        f"validation = {share:g}: {held}" + (f", for a tenth would be {images.train // 10:,}" if share > 0.1 else ""),
+        f"batch_size = {batches}: at least {STEPS} steps an epoch of {left:,} images, and at most "
+        f"{BATCH_PIXELS // size**2:,} images of {size}x{size} at once, for memory",
+        f"epochs up to {epochs}, the teacher's {teacher_epochs}: {left:,} images are {left // batches[0]:,} steps of "
+        f"{batches[0]} an epoch" + (", few" if left < 3_000 else ""),
+        f"teacher {RESNET18}: " + (f"fewer than {FEW:,} images teach a ResNet50 little" if images.train < FEW else
+                                   f"a ResNet50 with a 3x3 stem takes long at {size}x{size}") if small else
+        f"teacher resnet50 with a 3x3 stem: for {images.train:,} images of {size}x{size}",
+        "students of the family torchvision: published networks, made for images this large" if zoo else
+        f"students of the family resnet: a 3x3 stem, for images as small as {size}x{size}",
+        f"latency batch = {timed}: images that are timed at once",
+    ]  # fmt: skip
+    return Choice(size, share, batches, epochs, teacher_epochs, RESNET18 if small else None, zoo, timed, reasons)
+
+
+def _size(images: Images) -> tuple[int, str]:
+    """Height and width to resize to, and why."""
+    fitting = max((size for size in SIZES if size <= images.side), default=SIZES[0])
+    half = f"the median shorter side is {images.side} pixels"
+    if images.side < SIZES[0]:
+        return SIZES[0], f"{half}, and smaller images than this are enlarged for the networks' sake"
+    if fitting > MOST_ON_CPU and not images.gpu:
+        return MOST_ON_CPU, f"{half}, but without a GPU larger images take long; {fitting} is the most that they give"
+    return fitting, half
+
+
+def fitted(text: str, choice: Choice) -> str:
+    """The shipped study file of a folder with other values, its comments as they are."""
+    values = {
+        r"image_size = 32 (.*)to 32x32": rf"image_size = {choice.size} \g<1>to {choice.size}x{choice.size}",
+        r"validation = 0\.1 ": f"validation = {choice.validation:g} ",
+        r"epochs = 30\n": f"epochs = {choice.teacher_epochs}\n",
+        r"batch_size = 128\n": f"batch_size = {max(b for b in choice.batches if b <= 128)}\n",
+        r"(?m)^batch = 100 ": f"batch = {choice.timed} ",
+        r"epochs = \{ low = 1, high = 15 \}": f"epochs = {{ low = 1, high = {choice.epochs} }}",
+        r"batch_size = \[.*\]": f"batch_size = {choice.batches}",
+    }
+    if choice.zoo:
+        values |= {
+            r'family = "resnet"  .*': 'family = "torchvision"             # its classifiers by name, see [space]',
+            r"(?m)^width = .*\nblocks = .*\nstride = .*\n": ZOO,
+        }
+    for pattern, value in values.items():
+        text, count = re.subn(pattern, value, text)
+        assert count == 1, f"the shipped study file has another form: {pattern} is there {count} times"
+    return text
+
+
+def _with_teacher(text: str, build: str, classes: int) -> str:
     """A study file with the user's teacher in place of its family; num_classes where it is a torchvision model.
 
     Raises:
-        KdsearchError: the function does not read as one, or a folder of images cannot be counted.
+        KdsearchError: the function does not read as one.
     """
     from kdsearch import spec
 
@@ -51,7 +215,7 @@ def _with_teacher(text: str, build: str, dataset: str) -> str:
     lines = [f"{header}                          # your own: a function that returns an nn.Module"]
     lines += [f"build = {json.dumps(build)}"]
     if build.startswith("torchvision.models:"):
-        lines += [f"options = {{ num_classes = {_classes(dataset)} }}"]
+        lines += [f"options = {{ num_classes = {classes} }}"]
     kept = [line for line in rest.splitlines(keepends=True) if not line.startswith(("# build", "# options"))]
     changed = f"{before}{chr(10).join(lines)}\n{SEED}{''.join(kept)}"
     spec.parse(changed, source="--teacher")
@@ -59,10 +223,14 @@ def _with_teacher(text: str, build: str, dataset: str) -> str:
 
 
 def _classes(dataset: str) -> int:
-    """How many classes a data set has: a folder's are counted."""
+    """How many classes a data set has: a folder's are counted.
+
+    Raises:
+        DataError: the folder is not there.
+    """
     kind, _, path = dataset.partition(":")
     if kind != "folder" or not path:
         return 10
-    from kdsearch.data.folder import list_classes
+    from kdsearch.data.listing import list_classes
 
     return len(list_classes(Path(path).expanduser() / "train").classes)

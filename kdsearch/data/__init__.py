@@ -18,6 +18,7 @@ from kdsearch.data.base import (
     stratified,
     whole,
 )
+from kdsearch.data.stored import Images, Stored
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 from kdsearch.system import plugins
@@ -78,8 +79,10 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
 __all__ = [
     "Dataset",
     "ImageSet",
+    "Images",
     "Loader",
     "Split",
+    "Stored",
     "check",
     "check_name",
     "fingerprint",

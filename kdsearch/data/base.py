@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from kdsearch.data.pictures import Scale
+from kdsearch.data.stored import Images, Stored
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 
 FLAT_RANGE = 16  # of 255: an image whose values lie closer together shows next to nothing
 FLAT_SAMPLE = 1_000  # images that are looked at
+HASHED = 256  # images at a time
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,11 @@ class ImageSet:
     """Images and their labels.
 
     Attributes:
-        images: (count, channels, height, width), uint8.
+        images: (count, channels, height, width), uint8; in a file where they do not fit into memory.
         labels: (count,), int64.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -35,11 +37,17 @@ class ImageSet:
 
     def subset(self, indices: Tensor) -> ImageSet:
         """The images with these indices, in their order."""
-        return ImageSet(self.images[indices], self.labels[indices])
+        images = self.images.select(indices) if isinstance(self.images, Stored) else self.images[indices]
+        return ImageSet(images, self.labels[indices])
 
     def joined(self, other: ImageSet) -> ImageSet:
         """These images and then the others, on the same device."""
-        return ImageSet(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
+        labels = torch.cat([self.labels, other.labels])
+        if isinstance(self.images, Stored) and isinstance(other.images, Stored):
+            return ImageSet(self.images.joined(other.images), labels)
+        assert not isinstance(self.images, Stored)
+        assert not isinstance(other.images, Stored)
+        return ImageSet(torch.cat([self.images, other.images]), labels)
 
     def to(self, device: torch.device) -> ImageSet:
         """The same images on a device."""
@@ -172,7 +180,7 @@ class Split:
         return self.prepare(repeated(self.validation.images, batch))
 
 
-def repeated(images: Tensor, count: int) -> Tensor:
+def repeated(images: Images, count: int) -> Tensor:
     """The first `count` images, from the beginning again where there are too few."""
     return images[torch.arange(count, device=images.device) % len(images)]
 
@@ -308,6 +316,7 @@ def fingerprint(parts: list[ImageSet]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(repr(tuple(part.images.shape)).encode())
-        digest.update(part.images.cpu().contiguous().numpy().data)
+        for images in part.images.split(HASHED):
+            digest.update(images.cpu().contiguous().numpy().data)
         digest.update(part.labels.cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, repeat
 from pathlib import Path
 
 import torch
 
-from kdsearch.data import decoded, pictures
+from kdsearch.data import decoded, pictures, stored
 from kdsearch.data.base import Dataset, ImageSet, stratified
 from kdsearch.data.listing import PARTS, Layout, Listing, list_classes, list_folder
+from kdsearch.data.stored import Images, Stored
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
-from kdsearch.system import machine
+from kdsearch.system import files, machine
 
 DEFAULT_SIZE = 32
 TEST_SHARE = 0.2  # of a folder without test images, by class
 TEST_SEED = 0  # not the study's: the test images are the same for every study of a folder
 COPIES = 2  # of the images in memory, while they are split
+SHARE = 0.5  # of the free memory that they may take: training needs the rest
+DECODER = 1  # counted up where images are decoded otherwise than before
 UNEVEN = 2  # times as many images of one class as of another are worth a line
 NUMBERS_SHOWN = 4
 NAMED = 3  # unreadable images in an error
 
 
-def check_memory(count: int, size: int, free: int | None) -> None:
-    """Refuses images that would not fit into memory.
+def fits(count: int, size: int, free: int | None) -> bool:
+    """Whether images fit into memory, with as much again for training.
 
     Args:
         count: of the images.
         size: their height and width.
-        free: bytes; None: nobody knows.
-
-    Raises:
-        DataError: they would not; the line names a size that would.
+        free: bytes; None: unknown.
     """
-    needed = COPIES * count * 3 * size**2
-    if free is None or needed <= free:
-        return
-    fitting = int((free / (COPIES * 3 * count)) ** 0.5)
-    raise DataError(
-        f"the images must fit into memory: {count:,} of 3x{size}x{size} take {needed / 1e9:.1f} GB to split",
-        got=f"{free / 1e9:.1f} GB free",
-        remedy=f"set image_size = {fitting} or less under [data]" if fitting >= 4 else "use fewer images",
-    )
+    return free is None or COPIES * count * 3 * size**2 <= free * SHARE
 
 
 def read_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
@@ -54,34 +47,32 @@ def read_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = 
     return decoded.load(paths, lambda: {"images": decode_files(paths, size, scale)}, key)["images"]
 
 
-def decode_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
-    """Decode image files.
+def decode_each(
+    paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL
+) -> Iterator[pictures.Bytes]:
+    """Decode image files, in their order.
 
     Args:
         paths: at least one.
         size: pixels to resize height and width to; None: all images must have one size.
         scale: of images of more than 8 bits (`pictures.scale_of` of the whole set).
 
-    Returns:
-        (files, 3, height, width), uint8.
+    Yields:
+        (3, height, width), uint8, of each file.
 
     Raises:
-        DataError: unreadable images, all counted and the first named, or mixed sizes.
+        DataError: unreadable images, all counted and the first named, or mixed sizes: after the last file.
     """
-    images: torch.Tensor | None = None
     broken: list[str] = []
-    odd: set[tuple[int, ...]] = set()
+    sizes: set[tuple[int, ...]] = set()
     with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
-        for index, found in enumerate(pool.map(pictures.read, paths, repeat(size), repeat(scale))):
-            if isinstance(found, str):
-                broken.append(f"{found}: {paths[index]}")
+        for index, image in enumerate(pool.map(pictures.read, paths, repeat(size), repeat(scale))):
+            if isinstance(image, str):
+                broken.append(f"{image}: {paths[index]}")
                 continue
-            if images is None:
-                images = torch.zeros(len(paths), *found.shape, dtype=torch.uint8)
-            if found.shape == images.shape[1:]:
-                images[index] = torch.from_numpy(found.copy())
-            else:
-                odd |= {found.shape, tuple(images.shape[1:])}
+            sizes.add(image.shape)
+            if not broken and len(sizes) == 1:
+                yield image.transpose(2, 0, 1)
     if broken:
         more = "; ..." if len(broken) > NAMED else ""
         raise DataError(
@@ -89,9 +80,67 @@ def decode_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale 
             got="; ".join(broken[:NAMED]) + more,
             remedy="replace or remove it" if len(broken) == 1 else "replace or remove them",
         )
-    if odd or images is None:
-        raise DataError("images must have one size", got=f"{len(odd)} sizes in {paths[0].parent}", remedy="resize them")
-    return images.permute(0, 3, 1, 2).contiguous()
+    if len(sizes) > 1:
+        raise DataError(
+            "images must have one size", got=f"{len(sizes)} sizes in {paths[0].parent}", remedy="resize them"
+        )
+
+
+def decode_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
+    """Decode image files into memory.
+
+    Args:
+        paths, size, scale: as of `decode_each`.
+
+    Returns:
+        (files, 3, height, width), uint8.
+
+    Raises:
+        DataError: as of `decode_each`.
+    """
+    images: torch.Tensor | None = None
+    for index, image in enumerate(decode_each(paths, size, scale)):
+        if images is None:
+            images = torch.empty(len(paths), *image.shape, dtype=torch.uint8)
+        images[index] = torch.from_numpy(image.copy())
+    assert images is not None
+    return images
+
+
+def store_files(root: Path, paths: Sequence[Path], size: int, scale: pictures.Scale) -> Stored:
+    """Decode image files once into a file of the cache, whole or not at all, and leave them there.
+
+    The file is found again by the images' paths below `root`, their sizes and their times; where these changed, it
+    replaces the one before. It does not count to what `kdsearch.data.decoded` bounds: a study cannot run without it.
+
+    Args:
+        root: of the folder of images, which may move.
+        paths, size, scale: as of `decode_each`.
+
+    Raises:
+        DataError: as of `decode_each`, or the disk has no room.
+        KdsearchError: the cache cannot be written.
+    """
+    folder = machine.cache_folder() / "decoded" / "large"
+    name = f"{hashlib.blake2b(str(root.absolute()).encode(), digest_size=4).hexdigest()}-{size}"
+    path = folder / f"{name}-{_key(root, paths, size, scale)}.safetensors"
+    shape = len(paths), 3, size, size
+    with files.locked(path):
+        kept = stored.find(path)
+        if kept is None or kept.shape != shape:
+            stored.forget(folder, name, path)  # of this folder of images before it changed
+            stored.check_disk(path, shape)
+            kept = stored.write(path, shape, lambda: decode_each(paths, size, scale), {"images_of": str(root)})
+    return Stored(kept)
+
+
+def _key(root: Path, paths: Sequence[Path], size: int, scale: pictures.Scale) -> str:
+    """Hash of which files there are and how they are decoded, 16 hexadecimal digits."""
+    digest = hashlib.blake2b(repr((DECODER, machine.package_version("pillow"), size, scale)).encode(), digest_size=8)
+    for path in paths:
+        at = path.stat()
+        digest.update(repr((str(path.relative_to(root)), at.st_size, at.st_mtime_ns)).encode())
+    return digest.hexdigest()
 
 
 def read_classes(root: Path, *, size: int | None) -> tuple[tuple[str, ...], ImageSet]:
@@ -145,16 +194,21 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     Where PATH has no test folder, a share of the training images becomes the test set: by class, the same each time.
 
     Raises:
-        DataError: no path, `list_folder`, `check_memory`, `pictures.scale_of` or `read_files` refuses, or a class has
+        DataError: no path, `list_folder`, `pictures.scale_of`, `read_files` or `store_files` refuses, or a class has
             too few images for every part to hold one.
     """
     layout = list_folder(locate(spec, folder))
     size = spec.image_size or DEFAULT_SIZE
     _check_counts(layout)
     paths = [path for part in layout.parts for path in part.paths]
-    check_memory(len(paths), size, machine.free_memory())
     scale, notes = pictures.scale_of(paths)
-    images = read_files(paths, size, scale)
+    if fits(len(paths), size, machine.free_memory()):
+        images: Images = read_files(paths, size, scale)
+    else:
+        images = store_files(layout.root, paths, size, scale)
+        notes.append(
+            f"{len(paths):,} images of {size}x{size} do not fit into memory: they are read from {images.file.path}"
+        )
     every = ImageSet(images, torch.cat([part.labels for part in layout.parts]))
     ends = torch.tensor([0, *(len(part.paths) for part in layout.parts)]).cumsum(0).tolist()
     parts = [every.subset(torch.arange(start, end)) for start, end in pairwise(ends)]

@@ -53,7 +53,7 @@ def ask(
         precision, fold: as of `frozen.ready`.
     """
     asked = frozen.ready(network, prepare(data.images[: frozen.EXAMPLES]), precision, fold=fold)
-    size = frozen.batch_size(data.labels.device)
+    size = frozen.batch_size(data)
     parts: list[tuple[Tensor, Tensor]] = []
     sums: Tensor | None = None
     with torch.inference_mode():

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch import networks
+from kdsearch.data import ImageSet
 from kdsearch.distil.step import Format, format_for
-from kdsearch.measure.accuracy import BATCH
+from kdsearch.measure.accuracy import batch_of
 from kdsearch.records import Precision
 
 Ask = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -19,9 +20,10 @@ EXACT = 1e-3  # how far a folded network's outputs may lie from its own, as a sh
 EXAMPLES = 8  # images that a folded network is checked on
 
 
-def batch_size(device: torch.device) -> int:
+def batch_size(data: ImageSet) -> int:
     """Images that are asked for at once."""
-    return BATCH if device.type == "cpu" else 4 * BATCH
+    size = batch_of(data.images)
+    return size if data.labels.device.type == "cpu" else 4 * size
 
 
 def ready(network: nn.Module, example: Tensor, precision: Precision | None = None, *, fold: bool = True) -> Ask:

@@ -291,7 +291,7 @@ def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress)
         state, metadata = files.load_tensors(path, device)
         facts = TeacherFacts(**json.loads(metadata[FACTS]))
         network = untrained(spec, split)
-        network.load_state_dict(state)
+        networks.load_state(network, state)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         progress.warning(f"the kept teacher is broken and is made again ({path}: {' '.join(str(error).split())[:120]})")
         return None

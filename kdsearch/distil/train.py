@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch import networks
-from kdsearch.data import ImageSet, views
+from kdsearch.data import ImageSet, Stored, views
 from kdsearch.distil.optimizer import load_optimizer, make_optimizer, schedule, set_rate, shown_weights
 from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.errors import TrialError
@@ -169,6 +169,11 @@ class Training:
         # schedule-free SGD counts its steps on the host; a network may say that it waits for the device itself
         capture = lesson.capture and recipe.optimizer != "schedulefree" and getattr(network, "capturable", True)
         self._steps = Steps(self._step, batch_size=lesson.batch_size, device=self._device, capture=capture)
+        # images that lie in a file are fetched beside the steps, into the place that a captured step reads
+        self._fetched: Tensor | None = None
+        if isinstance(lesson.data.images, Stored):
+            size = (lesson.batch_size, *lesson.data.images.shape[1:])
+            self._fetched = torch.zeros(size, dtype=torch.uint8, device=self._device)
         self._shown = shown_weights(self._optimizer, network, recipe, lesson.steps, self._inputs)
 
     def epoch(self, epoch: int) -> float:
@@ -187,30 +192,40 @@ class Training:
         self._epoch.fill_(epoch)
         self._total.zero_()
         steps = lesson.steps
-        for step in range(steps):
+        parts = [slice(step * lesson.batch_size, (step + 1) * lesson.batch_size) for step in range(steps)]
+        for step, fetched in enumerate(self._fetch(order, parts)):
             done = (epoch - 1) * steps + step
             lesson.on_step(done)
             if recipe.schedule != "constant":
                 share = schedule(recipe, done, lesson.epochs * steps)
                 set_rate(self._optimizer, share * recipe.rate_for(lesson.batch_size))
-            part = slice(step * lesson.batch_size, (step + 1) * lesson.batch_size)
-            self._steps(order[part], drawn[part])
+            if self._fetched is not None and fetched is not None:
+                self._fetched[: len(fetched)].copy_(fetched, non_blocking=True)
+            self._steps(order[parts[step]], drawn[parts[step]])
             self._shown.step()
         self._shown.show()
         finite = torch.stack([parameter.isfinite().all() for parameter in self._network.parameters()]).all()
         return torch.where(finite, self._total / steps, torch.nan).item()  # the epoch's only wait for the device
 
-    def _images(self, chosen: Tensor, drawn: Tensor) -> Tensor:
+    def _fetch(self, order: Tensor, parts: list[slice]) -> Iterator[Tensor | None]:
+        """The images of each batch, read ahead, where they lie in a file; None where a step finds them in memory."""
+        images = self._lesson.data.images
+        if not isinstance(images, Stored):
+            return iter([None] * len(parts))
+        places = order.cpu()  # once an epoch
+        return images.batches(places[part] for part in parts)
+
+    def _images(self, chosen: Tensor, drawn: Tensor, fetched: Tensor | None = None) -> Tensor:
         """The network's input for views of images."""
         # index_select: several times as fast as images[chosen] on a CPU
-        shown = self._lesson.data.images.index_select(0, chosen)
+        shown = self._lesson.data.images.index_select(0, chosen) if fetched is None else fetched[: len(chosen)]
         which = drawn if self._pool is None else self._pool[chosen, drawn].long()
         return self._lesson.prepare(views.make(shown, which, self._recipe.augment))
 
     def _step(self, chosen: Tensor, drawn: Tensor) -> None:
         """Views, forward, loss, backward, optimiser; nothing here waits for the device."""
         which = drawn if self._augmented else None
-        images = self._images(chosen, drawn)
+        images = self._images(chosen, drawn, self._fetched)
         batch = forward(self._network, images, self._lesson, chosen, which, self._epoch, self._form)
         loss = self._lesson.loss(batch)
         self._optimizer.zero_grad(set_to_none=True)

@@ -93,7 +93,7 @@ class ViewAnswers:
         self._look()
         new = ~self.known[order, drawn]
         chosen, which = order[new], drawn[new]
-        size = frozen.batch_size(self.known.device)
+        size = frozen.batch_size(self._data)
         for indices, wanted in zip(chosen.split(size), which.split(size), strict=True):
             between()
             begin = time.monotonic()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdsearch import networks
 from kdsearch.data import Split
 from kdsearch.measure import deployed
 from kdsearch.system import files
@@ -71,7 +72,7 @@ def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module)
     if kind == "pt2":
         run: Run = torch.export.load(path).module()
         return run
-    blank.load_state_dict(files.load_tensors(path, torch.device("cpu"))[0])
+    networks.load_state(blank, files.load_tensors(path, torch.device("cpu"))[0])
     return deployed.Prepared(blank, split).eval()
 
 

@@ -15,11 +15,13 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
+from kdsearch.data import Images
+
 CALIBRATION = 512  # training images that the ranges of activations are taken from
 BATCH = 64
 
 
-def calibration(images: Tensor) -> Tensor:
+def calibration(images: Images) -> Tensor:
     """The training images that ranges are taken from: a draw that is the same each time.
 
     Args:

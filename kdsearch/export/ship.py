@@ -13,6 +13,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+from kdsearch import networks
 from kdsearch.data import Split
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
@@ -102,7 +103,7 @@ def _student(
     """The trial's student on the CPU, and where its weights are from."""
     student = shop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
     try:
-        student.load_state_dict(weights.load(url, study.study_name, trial))
+        networks.load_state(student, weights.load(url, study.study_name, trial))
     except (KdsearchError, RuntimeError) as error:
         progress.warning(f"trial {trial.number} is trained again: {error}")
         again = retrain(study, trial.number, data_dir=data_dir, device="cpu", progress=progress)

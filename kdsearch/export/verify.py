@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdsearch.data import repeated
+from kdsearch.data import Images, repeated
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats
 from kdsearch.measure import deployed, latency
-from kdsearch.measure.accuracy import BATCH
+from kdsearch.measure.accuracy import batch_of
 from kdsearch.measure.gate import Gate
 from kdsearch.records import Timing
 from kdsearch.search.trial import Workshop
@@ -39,10 +39,11 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
         torch.nn.init.zeros_(parameter)
     with torch.inference_mode():
         here = deployed.Prepared(student, shop.split).eval()
-        wanted = torch.cat([here(part) for part in test.images.split(BATCH)])
+        size = batch_of(test.images)
+        wanted = torch.cat([here(part) for part in test.images.split(size)])
         try:
             run = formats.load(path, shop.split, kind, threads=shop.spec.latency.threads, blank=blank)
-            logits = torch.cat([run(part) for part in test.images.split(BATCH)])
+            logits = torch.cat([run(part) for part in test.images.split(size)])
         except Exception as error:
             raise KdsearchError(
                 f"the exported file must load and run: {' '.join(str(error).split())[:200]}", remedy="it was deleted"
@@ -62,7 +63,7 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
     }
 
 
-def _check_int8(path: Path, images: Tensor, scores: list[float]) -> None:
+def _check_int8(path: Path, images: Images, scores: list[float]) -> None:
     from kdsearch.measure import onnx
 
     if products := onnx.float_products(path, images[:2]):

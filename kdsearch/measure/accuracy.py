@@ -7,12 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kdsearch.data import ImageSet
+from kdsearch.data import Images, ImageSet
 
 BATCH = 500
+PIXELS = 2**21  # of a batch, at most: a layer of 64 channels at an image's full size takes 512 MB
+LEAST = 16
 
 
-def logits(network: nn.Module, images: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+def batch_of(images: Images) -> int:
+    """How many of these images make a batch that is scored at once: 500, fewer of more than 64x64 pixels."""
+    return max(LEAST, min(BATCH, PIXELS // max(1, images.shape[-2] * images.shape[-1])))
+
+
+def logits(network: nn.Module, images: Images, prepare: Callable[[Tensor], Tensor]) -> Tensor:
     """A network's outputs, in evaluation mode, over images of bytes.
 
     Args:
@@ -25,7 +32,7 @@ def logits(network: nn.Module, images: Tensor, prepare: Callable[[Tensor], Tenso
     """
     network.eval()
     with torch.inference_mode():
-        parts = [network(prepare(part)) for part in images.split(BATCH)]
+        parts = [network(prepare(part)) for part in images.split(batch_of(images))]
     return torch.cat(parts).clone()
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from kdsearch.measure.accuracy import BATCH
+from kdsearch.measure.accuracy import batch_of
 
 FLOAT_PRODUCTS = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
 ERRORS_ONLY = 3
@@ -77,7 +77,7 @@ def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> onn
 def logits(ready: onnxruntime.InferenceSession, images: Tensor) -> Tensor:
     """Logits, (count, classes), of prepared images, (count, channels, height, width), asked in batches."""
     name = ready.get_inputs()[0].name
-    parts = [ready.run(None, {name: part.numpy()})[0] for part in images.split(BATCH)]
+    parts = [ready.run(None, {name: part.numpy()})[0] for part in images.split(batch_of(images))]
     return torch.from_numpy(np.concatenate(parts))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -22,12 +23,22 @@ Build = Callable[[Mapping[str, Any], Shape, int], nn.Module]
 """From an architecture, an image's shape and the number of classes to a network: (batch, *shape) -> logits."""
 
 
+Condition = Callable[[Mapping[str, Any]], bool]
+"""Whether a dimension has an effect, by the values of the others."""
+
+Check = Callable[[StudySpec, Shape, int], None]
+"""Refuses a study for images of a shape and a number of classes."""
+
+
 class StudentFamily(Protocol):
     """What an entry point of the group `kdsearch.students` has to be; `Family` is a ready form of it.
 
     A study file's `[space]` then holds `dimensions` beside the keys of distillation, and `build` is called with a value
-    of each: a number, or a list of whole numbers for stages. It must build anew each time, draw weights from torch's
-    global generator alone, and take any number of classes; the network maps (batch, *shape) to (batch, classes).
+    of each: a number, a name, or a list of whole numbers for stages. It must build anew each time, draw weights from
+    torch's global generator alone, and take any number of classes; the network maps (batch, *shape) to (batch,
+    classes).
+
+    Three more attributes are optional, and are as those of `Family`: `optional`, `conditional` and `check`.
     """
 
     @property
@@ -47,14 +58,27 @@ class Family:
         dimensions: names in the search space that set an architecture.
         build: makes the network.
         whole: those of the dimensions that are whole numbers.
+        optional: those of the dimensions that a space may leave out; `build` then gets no value of them.
+        conditional: those that have an effect on some architectures only, and whether they do, by the values of the
+            other dimensions: where they have none, they are not sampled, and `build` gets no value of them.
+        check: refuses, with a StudyFileError, a study that cannot be built for images of a shape, before any work
+            begins.
     """
 
     dimensions: tuple[str, ...]
     build: Build
+    optional: frozenset[str] = frozenset()
+    conditional: Mapping[str, Condition] = field(default_factory=dict)
+    check: Check | None = None
     whole: tuple[str, ...] = ()
 
 
-STUDENTS = {"mlp": "kdsearch.networks.mlp:FAMILY", "resnet": "kdsearch.networks.resnet:FAMILY"}
+STUDENTS = {
+    "mlp": "kdsearch.networks.mlp:FAMILY",
+    "resnet": "kdsearch.networks.resnet:FAMILY",
+    "timm": "kdsearch.networks.zoo:TIMM",
+    "torchvision": "kdsearch.networks.zoo:TORCHVISION",
+}
 TEACHERS = {"cnn": "kdsearch.networks.cnn:build", "resnet50": "kdsearch.networks.resnet:build_resnet50"}
 
 
@@ -109,8 +133,10 @@ def check_families(spec: StudySpec) -> None:
         find(spec.teacher.title)
     else:
         _find("teachers", TEACHERS, spec.teacher.family)
-    wanted = {*student_family(spec.student.family).dimensions, *DISTILLATION}
-    for key in sorted((set(spec.space) ^ wanted) - set(OPTIONAL)):
+    family = student_family(spec.student.family)
+    wanted = {*family.dimensions, *DISTILLATION}
+    may_lack = {*OPTIONAL, *getattr(family, "optional", ())}
+    for key in sorted((set(spec.space) ^ wanted) - (may_lack & wanted)):
         rule = f"space.{key} is " + ("missing" if key in wanted else "no dimension of this student family")
         raise StudyFileError(
             rule,
@@ -125,13 +151,49 @@ def check_whole(spec: StudySpec) -> None:
     Raises:
         StudyFileError: the line names the key.
     """
+    space = spec.space
     for key in getattr(student_family(spec.student.family), "whole", ()):  # another package's family may not say
-        if not is_whole(spec.space[key]):
+        if key in space and not is_whole(space[key]):
             raise StudyFileError(
                 f"space.{key} must be whole numbers in this student family",
-                got=spec.space[key],
+                got=space[key],
                 remedy="drop the decimal points",
             )
+
+
+def conditions(family: str) -> Mapping[str, Condition]:
+    """The dimensions of a family of students that have an effect on some architectures only, as of `Family`.
+
+    Raises:
+        StudyFileError: the family is unknown, or its package is broken.
+    """
+    found: Mapping[str, Condition] = getattr(student_family(family), "conditional", {})
+    return found
+
+
+def check_students(spec: StudySpec, shape: Shape, classes: int) -> None:
+    """Refuses a study whose students cannot be built for images of a shape, where their family can tell.
+
+    Raises:
+        StudyFileError: the line names the key.
+    """
+    check: Check | None = getattr(student_family(spec.student.family), "check", None)
+    if check is not None:
+        check(spec, shape, classes)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads weights that were stored as tensors by name alone, all of them.
+
+    A state dict of torch's also holds the versions of its modules, which a file of tensors does not: torchvision's
+    MNASNet refuses one without. Here they are the network's own.
+
+    Raises:
+        RuntimeError: they do not fit.
+    """
+    whole = OrderedDict(state)
+    whole._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(whole)
 
 
 def parameters(network: nn.Module) -> int:

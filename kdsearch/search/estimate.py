@@ -166,7 +166,7 @@ def draw(plan: Plan) -> Iterator[Config]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=0))
     while True:
-        yield space.suggest(study.ask(), plan.spec.space)
+        yield space.draw(study.ask(), plan.spec)
 
 
 def within(budget: Budget, anchors: list[Config], drawn: Iterator[Config]) -> tuple[list[Config], list[Config]]:

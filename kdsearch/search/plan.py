@@ -115,6 +115,7 @@ def make_plan(
     precisions.check(precision)
     loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs).pooled()
     split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)
+    networks.check_students(loaded, split.shape, len(split.classes))
     title = name or Path(loaded.data.name.replace(":", "/")).name
     url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
     return Plan(
@@ -149,7 +150,7 @@ def choose_precision(wanted: str, loaded: spec.StudySpec, split: data.Split, dev
         if config is None:
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-            config = space.suggest(drawn, loaded.space)
+            config = space.draw(drawn, loaded)
         family = networks.student_family(loaded.student.family)
         return family.build(architecture(config), split.shape, len(split.classes))
 

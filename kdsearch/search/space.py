@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from kdsearch import networks
 from kdsearch.dimensions import Dimension, Range, Stages
 from kdsearch.records import DISTILLATION, Config, architecture
+from kdsearch.spec import StudySpec
 
 DIGITS = 10  # a stepped range gives 0.15000000000000002 without rounding
 
@@ -51,16 +53,33 @@ def _suggest_stages(trial: Suggester, name: str, dimension: Stages) -> list[int]
     return blocks
 
 
-def suggest(trial: Suggester, space: dict[str, Dimension]) -> Config:
+def suggest(
+    trial: Suggester, space: dict[str, Dimension], conditional: Mapping[str, networks.Condition] | None = None
+) -> Config:
     """Samples a configuration; a parameter that would have no effect is not sampled.
 
     Stages are sampled as `blocks_1`, `blocks_2`, ...; the temperature only for a loss weight above 0.
+
+    Args:
+        trial: to sample with.
+        space: `[space]` of a study.
+        conditional: as of `networks.Family`; None: all dimensions have an effect.
     """
-    config = {name: _suggest(trial, name, space[name]) for name in architecture(space)}
+    conditional = conditional or {}
+    own = [name for name in architecture(space) if name not in conditional]
+    config = {name: _suggest(trial, name, space[name]) for name in own}
+    for name, has_effect in conditional.items():
+        if name in space and has_effect(config):
+            config[name] = _suggest(trial, name, space[name])
     for name in DISTILLATION:
         if name in space and (name != "temperature" or config["loss_weight"] > 0):
             config[name] = _suggest(trial, name, space[name])
     return config
+
+
+def draw(trial: Suggester, spec: StudySpec) -> Config:
+    """Samples a configuration of a study, as its family of students has them."""
+    return suggest(trial, spec.space, networks.conditions(spec.student.family))
 
 
 def trial_parameters(config: Config, space: dict[str, Dimension]) -> dict[str, Any]:

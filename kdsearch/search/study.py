@@ -38,7 +38,7 @@ from kdsearch.search.workers.supervisor import supervise
 from kdsearch.storage import retrying
 from kdsearch.system import machine
 
-SLOW_ON_A_CPU = ("resnet",)  # families of students
+SLOW_ON_A_CPU = ("resnet", "timm", "torchvision")  # families of students
 
 
 def pareto(plan: Plan) -> ParetoPruner:
@@ -77,7 +77,7 @@ def make_sampler(
     return ProposalSampler(
         inner,
         samplers.make("random", None if seed is None else machine.derive_seed("candidates", seed)),
-        partial(space.suggest, space=workshop.spec.space),
+        partial(space.draw, spec=workshop.spec),
         LikelyRatio(workshop),
         steps=lambda config: int(config["epochs"]),
         cost=epoch_seconds if by_time else None,

@@ -237,7 +237,7 @@ class Objective:
 
     def _run(self, trial: Trial) -> tuple[float, float]:
         workshop = self._workshop
-        config = space.suggest(trial, workshop.spec.space)
+        config = space.draw(trial, workshop.spec)
         seed = self._seed_for(trial, config)
         self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
         trial.set_user_attr(Attr.CONFIG, config)

@@ -165,6 +165,17 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.blake2b(digest_size=16)
     for key in sorted(tensors):
         value = tensors[key].contiguous()
-        found.update(repr((key, value.dtype, tuple(value.shape))).encode())
+        found.update(_named(key, value.dtype, tuple(value.shape)))
         found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def blank_digest(key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> hashlib.blake2b:
+    """The hash of one tensor before its bytes: updated with those, it becomes that of `digest`."""
+    found = hashlib.blake2b(digest_size=16)
+    found.update(_named(key, dtype, shape))
+    return found
+
+
+def _named(key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    return repr((key, dtype, shape)).encode()

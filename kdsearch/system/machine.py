@@ -150,7 +150,10 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that this process may still take, by the system and its control group; None: unknown."""
+    """Bytes of memory that this process may still take; None: unknown.
+
+    By the system, its control group and `KDSEARCH_MEMORY_GB`, of which the least counts.
+    """
     found: list[int] = []
     for line in _lines(Path("/proc/meminfo")):
         if line.startswith("MemAvailable:"):
@@ -158,7 +161,23 @@ def free_memory() -> int | None:
     limit, used = (_lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
     if limit and used and limit[0].isdigit():
         found.append(max(0, int(limit[0]) - int(used[0])))
-    return min(found, default=None)
+    return min([*found, *_granted()], default=None)
+
+
+def _granted() -> list[int]:
+    """Bytes that `KDSEARCH_MEMORY_GB` grants this process, where it is set.
+
+    Raises:
+        DeviceError: it is no number above 0.
+    """
+    text = os.environ.get("KDSEARCH_MEMORY_GB", "")
+    try:
+        granted = [int(float(text) * 1e9)] if text else []
+    except (ValueError, OverflowError):
+        granted = [0]
+    if granted and granted[0] <= 0:
+        raise DeviceError("KDSEARCH_MEMORY_GB must be a number above 0", got=text, remedy="correct it or unset it")
+    return granted
 
 
 def _lines(path: Path) -> list[str]:

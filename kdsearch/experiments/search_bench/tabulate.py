@@ -35,7 +35,7 @@ def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Co
     study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=seed))
     drawn: dict[str, Config] = {}
     while len(drawn) < count:
-        config = space.suggest(study.ask(), plan.spec.space) | {"epochs": epochs}
+        config = space.draw(study.ask(), plan.spec) | {"epochs": epochs}
         drawn.setdefault(json.dumps(config, sort_keys=True), config)
     return list(drawn.values())
 

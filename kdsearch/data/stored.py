@@ -1,0 +1,239 @@
+"""Images that lie in a file and are read in batches: what a data set larger than memory is made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdsearch.errors import DataError
+from kdsearch.system import files
+
+AHEAD = 4  # batches that are read before they are asked for
+READERS = 2  # threads that read them
+TENSOR = "images"
+ROOM = 2**26  # bytes of the disk that are left free
+DIGEST_LENGTH = 32
+
+Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+class Handle:
+    """A file open to be read, for as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """The one tensor of a safetensors file: `files.load_tensors` reads the same file whole, as `images`.
+
+    Attributes:
+        path: of the file.
+        shape: count, channels, height and width.
+        offset: of the first image's first byte.
+        handle: the open file: it stays readable where another process removes it.
+    """
+
+    path: Path
+    shape: tuple[int, int, int, int]
+    offset: int
+    handle: Handle = field(compare=False, repr=False)
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return int(np.prod(self.shape[1:]))
+
+    def read(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]], *, pinned: bool = False) -> Tensor:
+        """Images by their rows, (rows, channels, height, width), uint8.
+
+        They are read, not mapped: a mapped file counts to a process's memory, and this is as fast.
+
+        Raises:
+            DataError: the file was cut short, or its disk fails.
+        """
+        images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+        places = images.numpy().reshape(len(rows), self.image_bytes)
+        try:
+            for place, row in zip(places, rows.tolist(), strict=True):
+                if os.preadv(self.handle.number, [place], self.offset + row * self.image_bytes) != self.image_bytes:
+                    raise OSError("it was cut short")
+        except OSError as error:
+            raise _broken(self.path, error) from None
+        return images
+
+
+def _broken(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"the file of decoded images must stay whole while it is used: {error.strerror or error}",
+        got=path,
+        remedy="run again: it is made anew",
+    )
+
+
+class Stored:
+    """Images in a file, used as a tensor of them is: by slices, indices and batches, which are read when asked for.
+
+    Args:
+        file: holds them.
+        rows: (images,), int64, on the CPU: which of the file's images, in this order.
+        device: where what is read goes to.
+    """
+
+    dtype = torch.uint8
+    ndim = 4
+
+    def __init__(self, file: ImageFile, rows: Tensor | None = None, device: torch.device | None = None) -> None:
+        self.file = file
+        self.rows = torch.arange(file.shape[0]) if rows is None else rows
+        self.device = device or torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Count, channels, height and width."""
+        return torch.Size((len(self), *self.file.shape[1:]))
+
+    def to(self, device: torch.device) -> Stored:
+        """The same images, to be read to a device."""
+        return Stored(self.file, self.rows, device)
+
+    def select(self, indices: Tensor) -> Stored:
+        """The images with these indices, in their order; nothing is read."""
+        return Stored(self.file, self.rows[indices.cpu()], self.device)
+
+    def joined(self, other: Stored) -> Stored:
+        """These images and then the others of the same file; nothing is read."""
+        if self.file != other.file:
+            raise ValueError(f"images to join must lie in one file (got {self.file.path} and {other.file.path})")
+        return Stored(self.file, torch.cat([self.rows, other.rows]), self.device)
+
+    def __getitem__(self, indices: slice | Tensor) -> Tensor:
+        rows = self.rows[indices.cpu() if isinstance(indices, Tensor) else indices]
+        read = self.file.read(rows.numpy(), pinned=self.device.type == "cuda")
+        return read.to(self.device, non_blocking=True)
+
+    def index_select(self, dim: int, indices: Tensor) -> Tensor:
+        """The images with these indices, read now."""
+        if dim != 0:
+            raise ValueError(f"images are chosen along the first dimension (got {dim})")
+        return self[indices]
+
+    def batches(self, parts: Iterable[Tensor | slice]) -> Iterator[Tensor]:
+        """The images of each part in turn, read by threads ahead of the one that is asked for."""
+        waiting: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(READERS, thread_name_prefix="images") as pool:
+            for part in parts:
+                waiting.append(pool.submit(self.__getitem__, part))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All images in batches of a size, read ahead."""
+        return self.batches(slice(start, start + size) for start in range(0, len(self), size))
+
+
+Images = Tensor | Stored
+"""Images of bytes, (count, channels, height, width): in memory, or in a file."""
+
+
+def find(path: Path) -> ImageFile | None:
+    """The file of images at a path; None where there is none, or one that is not whole."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        entry = header[TENSOR]
+        count, channels, height, width = entry["shape"]
+        end = 8 + length + entry["data_offsets"][1]
+        if entry["dtype"] != "U8" or path.stat().st_size != end:
+            return None
+        shape = count, channels, height, width
+        return ImageFile(path, shape, 8 + length + entry["data_offsets"][0], Handle(path))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+        return None
+
+
+def check_disk(path: Path, shape: tuple[int, int, int, int]) -> None:
+    """Refuse a file of images for which its disk has no room.
+
+    Raises:
+        DataError: the line names the bytes that are needed and those that are there.
+    """
+    needed = int(np.prod(shape)) + ROOM
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        count, channels, height, width = shape
+        raise DataError(
+            f"{count:,} images of {channels}x{height}x{width} do not fit into memory, and need {needed / 1e9:.1f} GB "
+            f"of disk in {path.parent}",
+            got=f"{free / 1e9:.1f} GB free",
+            remedy="free space, name another cache with KDSEARCH_CACHE_DIR, or set a smaller image_size under [data]",
+        )
+
+
+def write(
+    path: Path, shape: tuple[int, int, int, int], images: Callable[[], Iterator[Bytes]], metadata: dict[str, str]
+) -> ImageFile:
+    """Write images one by one to a safetensors file, whole or not at all.
+
+    Args:
+        path: where the file goes.
+        shape: count, channels, height and width.
+        images: gives each of them, (channels, height, width), in order.
+        metadata: of the file's header, to which the digest of `files.save_tensors` is added.
+
+    Raises:
+        KdsearchError: it cannot be written.
+    """
+
+    def save(beside: Path) -> None:
+        with beside.open("wb") as file:
+            digest = files.blank_digest(TENSOR, torch.uint8, shape)
+            file.write(_header(shape, metadata | {files.DIGEST: "0" * DIGEST_LENGTH}))
+            for image in images():
+                plain = np.ascontiguousarray(image)
+                digest.update(plain.data)
+                file.write(plain.data)
+            file.seek(0)
+            file.write(_header(shape, metadata | {files.DIGEST: digest.hexdigest()}))
+
+    files.write_whole(path, save)
+    written = find(path)
+    assert written is not None
+    return written
+
+
+def forget(folder: Path, name: str, keep: Path) -> None:
+    """Remove the other files of a folder whose names begin alike: of the same images as they were before."""
+    for path in folder.glob(f"{name}-*.safetensors"):
+        if path != keep:
+            path.unlink(missing_ok=True)
+
+
+def _header(shape: tuple[int, int, int, int], metadata: dict[str, str]) -> bytes:
+    """A safetensors file's length and header, of one tensor of bytes; padded so that the data are aligned."""
+    entry = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, int(np.prod(shape))]}
+    text = json.dumps({"__metadata__": metadata, TENSOR: entry}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,328 @@
+"""Published networks as students: torchvision's classifiers, and timm's where it is installed, by name."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.dimensions import choices, ends
+from kdsearch.errors import StudyFileError
+from kdsearch.networks import Family, Shape, has_classifier
+from kdsearch.spec import StudySpec
+
+NONE, IMAGENET = "none", "imagenet"
+SCALED = ("mobilenet_v2", "mobilenet_v3_", "mnasnet")  # begin the names of torchvision's networks that take a width
+MNASNET = {"mnasnet0_5": 0.5, "mnasnet0_75": 0.75, "mnasnet1_0": 1.0, "mnasnet1_3": 1.3}
+COLOURS = 3  # channels that published networks take
+NAMED = 8  # names in an error
+
+Make = Callable[[Mapping[str, Any], int], nn.Module]
+"""From an architecture and the number of classes to a network of three channels, without published weights."""
+
+
+def takes_width(architecture: Mapping[str, Any]) -> bool:
+    """Whether torchvision builds the named network with another number of channels."""
+    return str(architecture["name"]).startswith(SCALED)
+
+
+def blank(make: Make, architecture: Mapping[str, Any], classes: int) -> nn.Module:
+    """A network on the meta device: it can be counted and tried, and holds no weights."""
+    try:
+        with torch.device("meta"):
+            return make(architecture, classes)
+    except (NotImplementedError, RuntimeError):  # a RegNet reads its stages' widths from tensors that it computes
+        with torch.device("cpu"):
+            network: nn.Module = make(architecture, classes).to("meta")
+            return network
+
+
+def _torchvision(architecture: Mapping[str, Any], classes: int) -> nn.Module:
+    from torchvision import models
+
+    name = architecture["name"]
+    width = float(architecture.get("width_mult", 1.0))
+    if name in MNASNET:
+        network: nn.Module = models.MNASNet(MNASNET[name] * width, num_classes=classes)
+        return network
+    given = {"width_mult": width} if takes_width(architecture) and width != 1 else {}
+    network = models.get_model(name, weights=None, num_classes=classes, **given)
+    return network
+
+
+def _torchvision_weights(name: str) -> dict[str, Tensor]:
+    """Weights for ImageNet's 1,000 classes; downloaded where torch's cache does not hold them.
+
+    Raises:
+        StudyFileError: they cannot be downloaded or are broken.
+    """
+    from torchvision import models
+
+    try:
+        state: dict[str, Tensor] = models.get_model_weights(name).DEFAULT.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu"
+        )
+    except (OSError, RuntimeError, EOFError, AttributeError, ValueError) as error:  # an HTTP error is an OSError
+        raise _not_there(name, error, f"put its file into {torch.hub.get_dir()}/checkpoints") from None
+    return state
+
+
+def _timm(architecture: Mapping[str, Any], classes: int) -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model(architecture["name"], pretrained=False, num_classes=classes)
+    return network
+
+
+def _timm_weights(name: str) -> dict[str, Tensor]:
+    """Weights as timm publishes them under this name.
+
+    Raises:
+        StudyFileError: they cannot be downloaded or are broken.
+    """
+    import timm
+
+    try:
+        return dict(timm.create_model(name, pretrained=True).state_dict())
+    except Exception as error:  # of the hub's client, which has many
+        raise _not_there(name, error, "fill the cache of huggingface_hub") from None
+
+
+def _not_there(name: str, error: Exception, remedy: str) -> StudyFileError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return StudyFileError(
+        f'space.weights = "{IMAGENET}" needs weights that can be downloaded: {reason}',
+        got=name,
+        remedy=f'connect to the network, {remedy}, or set weights = "{NONE}"',
+    )
+
+
+def head(network: nn.Module) -> str:
+    """The name of the layer that makes the logits: the last nn.Linear or, without one, the last convolution."""
+    kinds = nn.Linear if has_classifier(network) else nn.Conv2d
+    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+    return names[-1]
+
+
+def load_published(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Loads published weights into all of a network but the layer that makes the logits.
+
+    Raises:
+        StudyFileError: they are of another network.
+    """
+    last = head(network)
+    kept = {key: value for key, value in state.items() if not key.startswith(f"{last}.")}
+    own = network.state_dict()
+    lacking = [key for key in own if key not in kept and not key.startswith(f"{last}.")]
+    odd = [key for key, value in kept.items() if key not in own or own[key].shape != value.shape]
+    if lacking or odd:
+        raise StudyFileError(
+            f"published weights must fit their network ({(lacking + odd)[0]} does not)",
+            got=name,
+            remedy=f'set weights = "{NONE}"',
+        )
+    with torch.no_grad():
+        for key, value in kept.items():
+            own[key].copy_(value)
+
+
+def take_channels(network: nn.Module, channels: int) -> None:
+    """Changes the first convolution for images of so many channels; grey images give what they gave as colour.
+
+    Each new channel has the sum of the old channels' weights, divided by the number of new ones.
+
+    Raises:
+        StudyFileError: the network does not begin with a convolution of three channels.
+    """
+    if channels == COLOURS:
+        return
+    for path, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if module.in_channels != COLOURS or module.groups != 1:
+            break
+        changed = copy.copy(module)
+        changed._parameters = dict(module._parameters)
+        total = module.weight.detach().sum(1, keepdim=True) / channels
+        changed.in_channels = channels
+        changed.weight = nn.Parameter(total.repeat(1, channels, 1, 1))
+        parent, _, last = path.rpartition(".")
+        setattr(network.get_submodule(parent), last, changed)
+        return
+    raise StudyFileError(
+        "a network must begin with a convolution to take other images than colour ones",
+        got=f"{type(network).__name__} and {channels} channels",
+        remedy="choose another name, or colour images",
+    )
+
+
+@cache
+def _works(make: Make, name: str, width: float | None, shape: Shape, classes: int) -> str:
+    """Why a network cannot be trained on images of a shape; empty where it can. Nothing is computed."""
+    given = {"name": name} if width is None else {"name": name, "width_mult": width}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a network that is only tried
+            network = blank(make, given, classes)
+            take_channels(network, shape[0])
+            logits = network(torch.zeros(2, *shape, device="meta"))
+            if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+                return "it does not make logits of each image alone"
+    except StudyFileError as error:
+        return error.rule
+    except Exception as error:  # whatever a network does with images that are too small for it
+        return " ".join(str(error).split())[:160] or type(error).__name__
+    return ""
+
+
+class Zoo:
+    """Networks of a library as a family of students.
+
+    Args:
+        library: its name, and the family's.
+        make: builds a network.
+        names: gives the names that may stand in a space.
+        weights: gives published weights of a name.
+        extra: of kdsearch's that installs the library; empty where it is always there.
+    """
+
+    def __init__(
+        self,
+        library: str,
+        make: Make,
+        names: Callable[[], list[str]],
+        weights: Callable[[str], dict[str, Tensor]],
+        extra: str = "",
+    ) -> None:
+        self._library, self._make, self._names, self._extra = library, make, names, extra
+        self._weights = cache(weights)
+
+    def build(self, architecture: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
+        """The network called `name`, of the width `width_mult` where it has one, with `weights` where they are wanted.
+
+        With weights "imagenet" its layer that makes the logits is a new one, for the study's classes.
+
+        Raises:
+            StudyFileError: weights that cannot be downloaded.
+        """
+        self._require()
+        if torch.get_default_device().type == "meta":
+            network = blank(self._make, architecture, classes)
+        else:
+            network = self._make(architecture, classes)
+            if architecture.get("weights", NONE) == IMAGENET:
+                load_published(network, self._weights(architecture["name"]), architecture["name"])
+        take_channels(network, shape[0])
+        return network
+
+    def check(self, spec: StudySpec, shape: Shape, classes: int) -> None:
+        """Refuses names, widths and weights that cannot be built, trained on images of a shape, or downloaded.
+
+        Raises:
+            StudyFileError: the line names the key.
+        """
+        self._require()
+        names, weights = choices(spec.space["name"]), choices(spec.space.get("weights", NONE))
+        self._check_words(names, weights)
+        if IMAGENET in weights:
+            self._check_imagenet(spec)
+        features = max(ends(spec.space.get("feature_weight", 0)))
+        for name in map(str, names):
+            reason = _works(self._make, name, self._width(spec, name), shape, classes)
+            if reason:
+                images = "x".join(map(str, shape))
+                raise StudyFileError(
+                    f"a student must take the study's images, {images}: {reason}",
+                    got=f"space.name = {name}",
+                    remedy="drop it, or set a larger image_size under [data]",
+                )
+            if features > 0 and self._ends_in_convolution(name, classes):
+                raise StudyFileError(
+                    "feature_weight needs students that end in an nn.Linear, whose input is their embedding",
+                    got=f"space.name = {name}, which ends in a convolution",
+                    remedy="set feature_weight to 0, or drop that name",
+                )
+            if IMAGENET in weights:
+                self._weights(name)
+
+    def _require(self) -> None:
+        if find_spec(self._library) is None:
+            raise StudyFileError(
+                f"the student family {self._library} needs {self._library}",
+                got="not installed",
+                remedy=f"pip install 'kdsearch[{self._extra}]'",
+            )
+
+    def _check_words(self, names: list[Any], weights: list[Any]) -> None:
+        known = self._names()
+        for name in names:
+            if name not in known:
+                near = _near(str(name), known)
+                raise StudyFileError(
+                    f"space.name must be a classifier of {self._library}", got=name, remedy=f"such as {', '.join(near)}"
+                )
+        for value in weights:
+            if value not in (NONE, IMAGENET):
+                remedy = "choose one of these"
+                raise StudyFileError(f'space.weights must be "{IMAGENET}" or "{NONE}"', got=value, remedy=remedy)
+
+    def _check_imagenet(self, spec: StudySpec) -> None:
+        if any(value != 1 for value in choices(spec.space.get("width_mult", 1))):
+            raise StudyFileError(
+                f'weights = "{IMAGENET}" are published for width_mult = 1 alone',
+                got=f"space.width_mult = {spec.space['width_mult']}",
+                remedy=f'drop width_mult, or set weights = "{NONE}"',
+            )
+        if spec.student.recipe.init != "torch":
+            raise StudyFileError(
+                f'weights = "{IMAGENET}" would be overwritten by another init',
+                got=f"student.recipe.init = {spec.student.recipe.init}",
+                remedy="drop init",
+            )
+
+    def _width(self, spec: StudySpec, name: str) -> float | None:
+        """The width to try a network with: the least of the space's; None where it has one width."""
+        return (
+            min(ends(spec.space["width_mult"])) if "width_mult" in spec.space and takes_width({"name": name}) else None
+        )
+
+    def _ends_in_convolution(self, name: str, classes: int) -> bool:
+        return not has_classifier(blank(self._make, {"name": name}, classes))
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(name, known, n=3, cutoff=0.4) or known[:NAMED]
+
+
+@cache
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return [str(name) for name in models.list_models(module=models)]
+
+
+@cache
+def _timm_names() -> list[str]:
+    import timm
+
+    return [str(name) for name in (*timm.list_models(), *timm.list_pretrained())]
+
+
+def _family(zoo: Zoo, *dimensions: str) -> Family:
+    optional = frozenset(dimensions) - {"name"}
+    conditional = {"width_mult": takes_width} if "width_mult" in dimensions else {}
+    return Family(dimensions, zoo.build, optional, conditional, zoo.check)
+
+
+TORCHVISION = _family(
+    Zoo("torchvision", _torchvision, _torchvision_names, _torchvision_weights), "name", "width_mult", "weights"
+)
+TIMM = _family(Zoo("timm", _timm, _timm_names, _timm_weights, extra="timm"), "name", "weights")
