@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
-from kdsearch.stats import difference_from_one_run, mean_interval, median_interval, proportion_interval
+from kdsearch.stats import (
+    difference_from_one_run,
+    mean_interval,
+    mean_upper_margin,
+    median_interval,
+    paired_upper_bound,
+    proportion_interval,
+    unpaired_upper_bound,
+)
 
 
 def test_the_median_and_its_order_statistics():
@@ -84,3 +92,57 @@ def test_one_run_against_one_published_run_differs_by_what_test_images_tell():
     assert (found.mean, found.n) == (pytest.approx(-0.01), 1)
     half = 1.959964 * math.sqrt((0.95 * 0.05 + 0.96 * 0.04) / 10_000)
     assert (found.low, found.high) == (pytest.approx(-0.01 - half), pytest.approx(-0.01 + half))
+
+
+def test_tangos_bound_is_that_of_his_paper():
+    # his crossover trial of soft contact lenses: 44 patients, 43 + 1 + 0 + 0, 90 % interval of p12 - p21
+    assert paired_upper_bound(1, 0, 44) == pytest.approx(0.0960, abs=0.0005)
+
+
+@pytest.mark.parametrize(("first", "second", "count"), [(10, 10, 100), (30, 12, 400), (0, 7, 360), (5, 0, 360)])
+def test_the_paired_bound_is_where_the_score_test_with_its_likeliest_nuisance_turns(first, second, count):
+    bound = paired_upper_bound(first, second, count)
+
+    def surprise(share: float) -> float:  # multinomial, the first alone right with probability share + bound
+        both = 1 - 2 * share - bound
+        return -(stats.multinomial.logpmf([first, second, count - first - second], count, [share + bound, share, both]))
+
+    likely = optimize.minimize_scalar(surprise, bounds=(0, (1 - bound) / 2), method="bounded", options={"xatol": 1e-10})
+    error = math.sqrt((2 * likely.x + bound - bound**2) / count)
+    assert (bound - (first - second) / count) / error == pytest.approx(stats.norm.ppf(0.95), rel=1e-3)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 500))
+def test_the_paired_bound_lies_above_the_estimate_and_answers_to_each_case(first, second, same):
+    count = first + second + same + 1
+    bound = paired_upper_bound(first, second, count)
+    assert (first - second) / count <= bound <= 1
+    assert paired_upper_bound(first, second + 1, count) <= bound + 1e-9
+    assert paired_upper_bound(first + 1, second, count) >= bound - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("count", "only_first", "only_second"), [(300, 0.01, 0.01), (300, 0.04, 0.02), (2000, 0.008, 0.003), (360, 0.2, 0)]
+)
+def test_the_paired_bound_covers_as_often_as_promised(count, only_first, only_second):
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, [only_first, only_second, 1 - only_first - only_second], size=3000)
+    kinds, times = np.unique(drawn[:, :2], axis=0, return_counts=True)
+    above = [paired_upper_bound(first, second, count) >= only_first - only_second for first, second in kinds.tolist()]
+    assert 0.94 <= np.average(above, weights=times) <= 0.985  # counts are whole: it cannot be exact
+
+
+def test_the_unpaired_bound_covers_what_is_paired():
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(500, [0.9, 0.05, 0.02, 0.03], size=1000)  # both, first alone, second alone, neither
+    bounds = [unpaired_upper_bound((a + b) / 500, (a + c) / 500, 500) for a, b, c, _ in drawn.tolist()]
+    paired = [paired_upper_bound(b, c, 500) for _, b, c, _ in drawn.tolist()]
+    assert np.mean(np.array(bounds) >= 0.03) >= 0.95
+    assert np.mean(paired) < np.mean(bounds)
+
+
+def test_a_mean_of_seeds_has_students_margin():
+    values = [0.9, 0.92, 0.91]
+    expected = stats.t.ppf(0.95, 2) * stats.sem(values)
+    assert mean_upper_margin(values) == pytest.approx(expected)
+    assert mean_upper_margin([0.9]) == 0
