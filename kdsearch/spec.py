@@ -52,6 +52,17 @@ class LatencySpec(Model):
     threads: Annotated[int, Field(ge=1)] = 1
 
 
+class ReportSpec(Model):
+    """What the report asks of a student to ship; no part of a study's definition, so it may change at any time.
+
+    `within` is how many points of test accuracy below the teacher's are acceptable, and `floor` the accuracy in percent
+    from which hypervolume counts (None: see `reporting.growth.floor`).
+    """
+
+    within: Annotated[Number, Field(gt=0, le=100)] = 1.0
+    floor: Annotated[Number, Field(ge=0, lt=100)] | None = None
+
+
 class Published(Model):
     """What a slide says of a row: accuracy in percent, teacher time / student time, seconds of training."""
 
@@ -81,6 +92,7 @@ class StudySpec(Model):
     latency: LatencySpec
     space: dict[str, Dimension]
     anchors: dict[str, Anchor] = Field(default_factory=dict)
+    report: ReportSpec = ReportSpec()
 
     @field_validator("space")
     @classmethod

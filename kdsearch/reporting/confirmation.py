@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kdsearch import pareto
-from kdsearch.records import StudyAttr, confirmed_runs
+from kdsearch.records import ConfirmedRun, StudyAttr, confirmed_runs
 from kdsearch.reporting import formatting
 from kdsearch.stats import mean_interval, student_t
 
@@ -76,25 +76,40 @@ def confirmations(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
     Args:
         study_attrs: the user attributes of a study.
     """
-    rows = [row for key, value in study_attrs.items() if (row := _row(str(key), value)) is not None]
+    rows = [
+        _row(number, study_attrs[f"{StudyAttr.CONFIRMED}{number}"]["epochs"], found)
+        for number, found in runs(study_attrs).items()
+    ]
     return pd.DataFrame(sorted(rows), columns=list(COLUMNS))
 
 
-def _row(key: str, value: object) -> tuple[float, ...] | None:
-    number = key.removeprefix(StudyAttr.CONFIRMED)
-    if (
-        number == key
-        or not (number.isascii() and number.isdigit())
-        or len(number) > 9
-        or not isinstance(value, Mapping)
-    ):
+def runs(study_attrs: Mapping[str, Any], prefix: str = StudyAttr.CONFIRMED) -> dict[int, list[ConfirmedRun]]:
+    """The runs of each confirmed trial, or with `StudyAttr.CONTROL` of each one's control; malformed ones fall out."""
+    known = {str(key): value for key, value in study_attrs.items() if str(key).startswith(prefix)}
+    found = {_trial_number(key.removeprefix(prefix), value): confirmed_runs(value) for key, value in known.items()}
+    return {number: kept for number, kept in found.items() if number is not None and kept}
+
+
+def repeats(study_attrs: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many runs of each student confirmation was begun with, then what that was raised to; empty if not kept."""
+    stored = study_attrs.get(StudyAttr.REPEATS)
+    whole = [n for n in stored if isinstance(n, int) and n >= 1] if isinstance(stored, list | tuple) else []
+    return tuple(whole)
+
+
+def _trial_number(text: str, value: object) -> int | None:
+    """The trial that an attribute is of; None where it is malformed."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or not isinstance(value, Mapping):
         return None
-    epochs = formatting.number(value.get("epochs"))
-    runs = confirmed_runs(value)
-    if not runs or value.get("trial") != int(number) or not epochs >= 1:
+    if str(int(text)) != text:
         return None
-    test = _mean([run.test_accuracy for run in runs])
-    return int(number), len(runs), int(epochs), *test, *_mean([run.ratio for run in runs])
+    sound = value.get("trial") == int(text) and formatting.number(value.get("epochs")) >= 1
+    return int(text) if sound else None
+
+
+def _row(number: int, epochs: object, found: Sequence[ConfirmedRun]) -> tuple[float, ...]:
+    test = _mean([run.test_accuracy for run in found])
+    return number, len(found), int(formatting.number(epochs)), *test, *_mean([run.ratio for run in found])
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:

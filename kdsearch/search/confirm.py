@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,12 +162,12 @@ def _run(job: Job, divided: Workshop, whole: Workshop, progress: Progress) -> Co
     try:
         with whole.gate.working():
             student, seconds = taught_to(whole, config, job.seed, last=last, on_epoch=on_epoch)
-            test = whole.test(student)
+            test, counts = whole.test_with_teacher(student)
     except TrialError as error:
         raise KdsearchError(
             f"the training of trial {job.trial.number} must stay finite: {error}", remedy="leave it out with --trials"
         ) from None
-    return ConfirmedRun(job.seed, test, timing.ratio, timing.low, timing.high, seconds)
+    return ConfirmedRun(job.seed, test, timing.ratio, timing.low, timing.high, seconds, counts)
 
 
 def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> None:
@@ -180,7 +179,7 @@ def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> N
     stored = {
         "trial": job.trial.number,
         "epochs": job.trial.user_attrs[Attr.BEST_EPOCH],
-        "runs": [dataclasses.asdict(each) for each in runs],
+        "runs": [each.stored() for each in runs],
         **about,
         "changes": [*told, *changes],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -30,7 +30,7 @@ def definition(plan: Plan) -> dict[str, Any]:
     Raises:
         TeacherError: the teacher's weights cannot be read.
     """
-    described = plan.spec.model_dump(mode="json", exclude={"anchors"})
+    described = plan.spec.model_dump(mode="json", exclude={"anchors", "report"})
     described["data"] |= {"fingerprint": plan.split.fingerprint, "classes": list(plan.split.classes)}
     described["teacher"] |= {"fingerprint": teacher.fingerprint(plan.spec.teacher, plan.split)}
     described["teacher"].pop("weights")  # the fingerprint tells; the same file may move

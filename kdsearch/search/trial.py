@@ -24,11 +24,11 @@ from kdsearch.distil.answers import Answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, latency
+from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, hits, latency
 from kdsearch.measure.gate import Gate
 from kdsearch.progress import Progress
 from kdsearch.pruning import pruner
-from kdsearch.records import Attr, Config, EpochRecord, Timing, architecture
+from kdsearch.records import AgainstTeacher, Attr, Config, EpochRecord, Timing, architecture
 from kdsearch.search import failures, space
 from kdsearch.search.clock import REST, Clock
 from kdsearch.search.weights import Keeper
@@ -120,6 +120,18 @@ class Workshop:
     def test(self, student: nn.Module) -> float:
         """Test accuracy, a fraction."""
         return accuracy(student, self.split.test, self.split.prepare)
+
+    @cached_property
+    def _teacher_hits(self) -> Tensor:
+        """(test images,), bool: whether the teacher is right; asked once a process."""
+        return hits(self.teacher.network, self.split.test, self.teacher.prepare)
+
+    def test_with_teacher(self, student: nn.Module) -> tuple[float, AgainstTeacher]:
+        """Test accuracy, a fraction, and the test images by who is right."""
+        right = hits(student, self.split.test, self.split.prepare)
+        # 0 for neither, 1 for the student alone, 2 for the teacher alone, 3 for both
+        counts = (2 * self._teacher_hits.long() + right.long()).bincount(minlength=4).tolist()
+        return right.double().mean().item(), AgainstTeacher(*reversed(counts))
 
     def timing_key(self, config: Config) -> str:
         """What two students must share to share one timing."""
@@ -233,8 +245,9 @@ class Objective:
             hopeless = self._train(trial, student, config, seed, timing.ratio, best)
             student.load_state_dict(best.weights)
             with self._clock.spent_on("scoring"):
-                test = workshop.test(student)
+                test, counts = workshop.test_with_teacher(student)
         trial.set_user_attr(Attr.TEST_ACCURACY, test)
+        trial.set_user_attr(Attr.AGAINST_TEACHER, counts.stored())
         workshop.keep(told=self._progress.warning)
         if hopeless:
             raise TrialPruned

@@ -15,7 +15,7 @@ from kdsearch.reporting.figures.layers import hover
 from kdsearch.reporting.figures.style import CYCLE, LEGEND_ROW, SYMBOLS, TITLES, layout, rounded
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages.document import Document, Grid, Section
-from kdsearch.reporting.verdict import picks
+from kdsearch.reporting.verdict import KNEE, picks
 
 HEIGHT = 520
 
@@ -46,8 +46,7 @@ def grid(studies: Sequence[StudyData]) -> Grid:
 
 
 def _cells(data: StudyData) -> list[str]:
-    chosen = picks(data)
-    knee = chosen[1].row if chosen else None
+    knee = next((pick.row for pick in picks(data) if pick.title == KNEE), None)
     finished = data.counts["complete"] + data.counts["pruned"]
     volume = formatting.NOTHING if data.hypervolume is None else f"{data.hypervolume:.4f}"
     of_knee = [formatting.NOTHING] * 3

@@ -13,6 +13,7 @@ import optuna
 import plotly.graph_objects as go
 
 from kdsearch.reporting import confirmation, formatting, runtimes
+from kdsearch.reporting.choice import ship
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration
 from kdsearch.reporting.effort import effort
 from kdsearch.reporting.figures import curves, space_figures
@@ -20,7 +21,7 @@ from kdsearch.reporting.figures import front as figures
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages import text
 from kdsearch.reporting.pages.assets import Library, packed, parts, templates
-from kdsearch.reporting.verdict import picks, verdict
+from kdsearch.reporting.verdict import looks, picks, verdict
 from kdsearch.system.files import write_text
 
 FILTERS = (
@@ -131,6 +132,7 @@ def _context(data: StudyData) -> dict[str, Any]:
         "effort": effort(data),
         "counted": f"Trials: {', '.join(states)}" if states else "",
         "picks": picks(data),
+        "looks": looks(data, ship(data)) if front else "",
         "speed_word": "fewer operations" if data.cost == "flops" else "as fast as the teacher",
         "commands": {row["number"]: command(data, row["number"]) for row in front},
         "front": front,
