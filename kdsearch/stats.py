@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 CONFIDENCE = 0.95
+MOST_CASES = 1_000_000
 NORMAL = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
 
 
@@ -165,6 +167,20 @@ def mean_upper_margin(values: Sequence[float], *, confidence: float = CONFIDENCE
     from scipy.stats import t
 
     return float(t.ppf(confidence, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def count_of(shares: Iterable[float]) -> int | None:
+    """The fewest cases that all these proportions can be shares of: a divisor of their true number.
+
+    None where they are no fractions of up to a million, or say nothing (all 0 or 1, or NaN).
+    """
+    least = 1
+    for share in {share for share in shares if not math.isnan(share)}:
+        fraction = Fraction(share).limit_denominator(MOST_CASES)
+        least = math.lcm(least, fraction.denominator)
+        if abs(fraction - Fraction(share)) > 1e-12 or least > MOST_CASES:
+            return None
+    return least if least > 1 else None
 
 
 def _wilson(share: float, count: int, z: float) -> tuple[float, float]:

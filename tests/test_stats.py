@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from kdsearch.stats import (
+    count_of,
     difference_from_one_run,
     mean_interval,
     mean_upper_margin,
@@ -139,6 +140,14 @@ def test_the_unpaired_bound_covers_what_is_paired():
     paired = [paired_upper_bound(b, c, 500) for _, b, c, _ in drawn.tolist()]
     assert np.mean(np.array(bounds) >= 0.03) >= 0.95
     assert np.mean(paired) < np.mean(bounds)
+
+
+@given(st.integers(2, 60_000), st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_the_fewest_cases_of_shares_divide_their_true_number(count, hits):
+    found = count_of([hit % (count + 1) / count for hit in hits])
+    assert found is None or count % found == 0
+    assert count_of([1 / count, 0.5 / count + 1e-9 * math.pi]) is None
+    assert count_of([1.0, 0.0, math.nan]) is None
 
 
 def test_a_mean_of_seeds_has_students_margin():

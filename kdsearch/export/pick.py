@@ -125,7 +125,8 @@ def choose(data: StudyData, wish: Wish) -> Choice:
         )
     best = [fitting[i] for i in pareto.front([(row["accuracy"], row["ratio"]) for row in fitting])]
     if wish.tested:
-        return _tested(data, wish, best)
+        shown = {row["number"] for row in best} | set(data.runs)
+        return _tested(data, wish, [row for row in fitting if row["number"] in shown])
     if wish.knee:
         number = knee(complete[complete["number"].isin([row["number"] for row in best])])
         row = next(row for row in best if row["number"] == number)

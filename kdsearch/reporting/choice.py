@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from statistics import fmean
 from typing import Any
 
@@ -13,10 +12,9 @@ from kdsearch.records import AgainstTeacher, ConfirmedRun
 from kdsearch.reporting.collect import StudyData
 from kdsearch.reporting.formatting import number
 from kdsearch.reporting.frames import records
-from kdsearch.stats import mean_upper_margin, paired_upper_bound, unpaired_upper_bound
+from kdsearch.stats import count_of, mean_upper_margin, paired_upper_bound, unpaired_upper_bound
 
 EXACT = 1e-9  # points: a bound that equals the limit but for rounding holds
-MOST_IMAGES = 1_000_000  # of a test set whose size is read from its accuracies
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,20 @@ class Shipping:
 def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[str, Any]] | None = None) -> Shipping:
     """The fastest student whose accuracy is shown to be within so many points of the teacher's.
 
-    Candidates are the members of the front whose validation accuracy is no more than that below the teacher's (all of
-    them where the teacher's is not known). Each is tested by itself, the fastest first: the one-sided 95 % bound of
-    (teacher - student) on the test set has to be within. So what else stands on the front does not matter to the
-    choice. The test set does not choose among those that qualify, but it is looked at more than once.
+    Candidates are the members of the front, and the confirmed trials within noise of it, whose validation accuracy is
+    no more than that below the teacher's (all of them where the teacher's is not known). Each is tested by itself, the
+    fastest first: the one-sided 95 % bound of (teacher - student) on the test set has to be within. So what else stands
+    on the front does not matter to the choice. The test set does not choose among those that qualify, but it is looked
+    at more than once.
 
     Args:
         data: a collected study.
         within: points of test accuracy; None: what the study says.
-        rows: of `StudyData.trials`, to choose among; None: the front's.
+        rows: of `StudyData.trials`, to choose among; None: the front's and those that were confirmed.
     """
     limit = data.within if within is None else within
-    members = records(data.front) if rows is None else list(rows)
+    eligible = data.trials["on_front"].astype(bool) | data.trials["number"].isin(list(data.runs))
+    members = records(data.trials[eligible]) if rows is None else list(rows)
     members.sort(key=lambda row: (-row["ratio"], -row["accuracy"], row["number"]))
     theirs = number((data.teacher or {}).get("validation_accuracy"))
     reach = [row for row in members if not 100 * (theirs - row["accuracy"]) > limit + EXACT]
@@ -140,10 +140,4 @@ def images_of(data: StudyData) -> int | None:
             return counts.images
     shares = [*data.trials["test_accuracy"].tolist(), number((data.teacher or {}).get("accuracy"))]
     shares += [run.test_accuracy for runs in data.runs.values() for run in runs]
-    least = 1
-    for share in {share for share in shares if not math.isnan(share)}:
-        fraction = Fraction(share).limit_denominator(MOST_IMAGES)
-        least = math.lcm(least, fraction.denominator)
-        if abs(fraction - Fraction(share)) > 1e-12 or least > MOST_IMAGES:
-            return None
-    return least if least > 1 else None
+    return count_of(shares)

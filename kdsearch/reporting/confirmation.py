@@ -186,16 +186,21 @@ def _least_lead(better: Mapping[Any, Any], worse: Mapping[Any, Any], value: str,
     return lead - student_t(max(1, math.floor(degrees))) * math.sqrt(whole)
 
 
-def sentence(found: Order) -> str:
+def sentence(found: Order, planned: Sequence[int] = ()) -> str:
     """The same in one plain sentence: "Confirmed with 5 seeds: 7 of 9 stay on the front; trial 12 falls behind ...".
 
     Args:
         found: what `order` returned.
+        planned: of `repeats`.
     """
     if not found.confirmed:
         return "This front was never confirmed: `kdsearch confirm` trains its students again with new seeds."
     low, high = found.repeats
     seeds = f"{low} {'seed' if low == 1 else 'seeds'}" if low == high else f"{low} to {high} seeds"
+    if planned and low < max(planned):
+        seeds += f" of the {max(planned)} that were planned"
+    if len(planned) > 1:
+        seeds += f" ({planned[0]} at first, raised to {planned[-1]} later)"
     count, left = len(found.confirmed), found.front - len(found.confirmed)
     whose = f"{count}" if not left else f"the {count} confirmed of {found.front}"
     if found.behind:
@@ -216,13 +221,14 @@ def _falls(pair: Behind) -> str:
     return f"trial {pair.trial} falls behind trial {pair.by} ({how})"
 
 
-def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame) -> dict[str, Any]:
+def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame, planned: Sequence[int] = ()) -> dict[str, Any]:
     """What `kdsearch confirm --json` prints: strictly JSON, accuracies as fractions, None for what is not known.
 
     Args:
         study: its name.
         front: as of `order`, and beside it rows of other confirmed trials; `on_front` tells them apart.
         confirmed: of `confirmations`.
+        planned: of `repeats`.
     """
     found = order(front[front["on_front"].astype(bool)], confirmed)
     search = {int(row["trial"]): row for row in front.to_dict("records")}
@@ -242,7 +248,7 @@ def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame) -> dict[str
         "confirmed": list(found.confirmed),
         "staying": found.staying,
         "behind": behind,
-        "sentence": sentence(found),
+        "sentence": sentence(found, planned),
     }
 
 

@@ -78,7 +78,7 @@ def picks(data: StudyData) -> list[Pick]:
         (FASTEST, "the largest inference ratio",
          max(rows, key=lambda row: (row["ratio"], row["accuracy"], -row["number"]))),
     ]  # fmt: skip
-    by_number = {row["number"]: row for row in rows}
+    by_number = {row["number"]: row for row in records(data.trials)}
     return [Pick(title, why, own := by_number[row["number"]], configuration(own)) for title, why, row in found]
 
 
@@ -114,9 +114,10 @@ def looks(data: StudyData, found: Shipping) -> str:
         return ""
     known = number((data.teacher or {}).get("validation_accuracy"))
     reach = "" if math.isnan(known) else f" that validation puts within {_points(found.within)} of the teacher"
-    members = f"{found.candidates} {'member' if found.candidates == 1 else 'members'}"
+    members = f"{found.candidates} {'student' if found.candidates == 1 else 'students'}"
     return (
-        f"Validation chose the candidates: {members} of the front{reach}. The test set bounds each, the fastest first; "
+        f"Validation chose the candidates: {members} on the front or confirmed near it{reach}. "
+        "The test set bounds each, the fastest first; "
         f"it was looked at for {found.looks} of them, and no bound is corrected for that."
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
-from kdsearch.reporting import confirmation, formatting, runtimes
+from kdsearch.reporting import confirmation, controls, formatting, runtimes
 from kdsearch.reporting.choice import ship
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration
 from kdsearch.reporting.effort import effort
@@ -98,9 +98,9 @@ def render(data: StudyData, *, plotlyjs: Library = "inline", refresh: int | None
     )
 
 
-def command(data: StudyData, trial: int | None) -> str:
+def command(data: StudyData, trial: int | None, *options: str) -> str:
     """The command that trains a trial's student again (None: that confirms the front), quoted; the password masked."""
-    begin = ["confirm"] if trial is None else ["train", "--trial", str(trial)]
+    begin = ["confirm", *options] if trial is None else ["train", "--trial", str(trial)]
     parts = ["kdsearch", *begin, "--name", data.name, "--storage", data.storage]
     folder = data.environment.get("data_dir")
     return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
@@ -113,6 +113,7 @@ def _figures(data: StudyData) -> dict[str, go.Figure | None]:
     return {
         "front": figures.front(data) if points else None,
         "runtimes": runtimes.figure(data),
+        "controls": controls.figure(data),
         "curves": curves.learning_curves(data) if len(data.curves) else None,
         "hypervolume": curves.hypervolume(data) if len(data.history) else None,
         "importances": space_figures.importances(data) if len(data.importances) else None,
@@ -137,7 +138,16 @@ def _context(data: StudyData) -> dict[str, Any]:
         "commands": {row["number"]: command(data, row["number"]) for row in front},
         "front": front,
         "confirmed": confirmed,
-        "order": confirmation.sentence(text.order(data)) if front else "",
+        "order": confirmation.sentence(text.order(data), data.repeats) if front else "",
+        "controls": {
+            "sentence": controls.sentence(data),
+            "note": controls.note(data),
+            "columns": controls.COLUMNS,
+            "rows": controls.rows(data),
+        }
+        if data.controls
+        else None,
+        "control": command(data, None, "--control"),
         "runtimes": runtimes.view(data),
         "confirm": command(data, None),
         "masked": "***" in data.storage,

@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal, cast, get_args
 
 from kdsearch.errors import KdsearchError
-from kdsearch.reporting import confirmation, formatting, runtimes
+from kdsearch.reporting import confirmation, controls, formatting, runtimes
 from kdsearch.reporting.choice import Shipping, ship
 from kdsearch.reporting.collect import CONFIG, StudyData, configuration, plain, result
 from kdsearch.reporting.effort import effort
@@ -47,7 +47,8 @@ def as_json(data: StudyData) -> str:
         "picks": {pick.title: pick.row["number"] for pick in picks(data)},
         "slides": records(data.anchors),
         "confirmed": records(data.confirmed),
-        "order": confirmation.sentence(order(data)),
+        "order": confirmation.sentence(order(data), data.repeats),
+        "control": controls.result(data) if data.controls else None,
         "runtimes": runtimes.result(data),
         "importances": records(data.importances),
         "seconds": data.spent,
@@ -75,10 +76,14 @@ def as_markdown(data: StudyData) -> str:
             escaped(looks(data, ship(data))),
             "## The front",
             _front(data),
-            escaped(confirmation.sentence(order(data))),
+            escaped(confirmation.sentence(order(data), data.repeats)),
         ]
     if not data.confirmed.empty:
         blocks += ["## Confirmed with new seeds, on the whole training set", _confirmed(data)]
+    if data.controls:
+        cells = [tuple(map(escaped, row)) for row in controls.rows(data)]
+        blocks += ["## Was the teacher worth it?", escaped(controls.sentence(data)), controls.note(data),
+                   table(controls.COLUMNS, cells)]  # fmt: skip
     told = runtimes.view(data)
     if told:
         blocks += ["## Runtimes", escaped(told["sentence"]), _runtimes(told), facts(told["what"])]
