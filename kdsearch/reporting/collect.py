@@ -46,8 +46,8 @@ class StudyData:
         cost: how the ratio was taken: "latency" (measured time) or "flops" (counted operations).
         command: the command line that ran last, or None.
         counts: trials by state: complete, pruned, failed, running, waiting, untrained (pruned before the first epoch).
-        hypervolume: over (validation accuracy, log10 ratio) of the complete trials; None where the number of
-            classes is unknown.
+        hypervolume: of the complete trials, see `pareto.study_hypervolume`; None without a floor.
+        floor: validation accuracy from which it counts: see `history.lowest`.
         trials: one row a trial, by number. `accuracy` is that of the epoch that validation chose, `reason`
             says why a trial was pruned, stopped early or failed, `why` what was stored of it, `against_teacher` holds
             test images by who is right (None: not kept), `saved` is how many epochs of its configuration a forecast
@@ -74,6 +74,7 @@ class StudyData:
     command: str | None
     counts: dict[str, int]
     hypervolume: float | None
+    floor: float | None
     trials: pd.DataFrame
     curves: pd.DataFrame
     anchors: pd.DataFrame
@@ -131,7 +132,9 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
     counts["untrained"] = sum(map(untrained, records(trials)))
     counts["pruned"] -= counts["untrained"]
     dataset = spec.data.name if spec else _mapping(definition.get("data")).get("name")
-    volume = growth.history(trials, _classes(environment, definition), begin=_begin(found))
+    wanted = formatting.number((spec.report if spec else ReportSpec()).floor)
+    floor = growth.lowest(None if math.isnan(wanted) else wanted, teacher, _classes(environment, definition))
+    volume = growth.history(trials, floor, begin=_begin(found))
     return StudyData(
         name=study.study_name,
         storage=masked(storage_url),
@@ -140,6 +143,7 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         command=attrs.get(StudyAttr.COMMAND),
         counts=counts,
         hypervolume=None if volume is None else float(volume["hypervolume"].max()) if len(volume) else 0.0,
+        floor=floor,
         trials=trials,
         curves=_curves(found),
         anchors=deck_rows.anchors(trials, spec, deck_rows.by_recipe(study, dataset)),

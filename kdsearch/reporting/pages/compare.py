@@ -92,6 +92,7 @@ def unlike(studies: Sequence[StudyData]) -> list[str]:
         "data": lambda data: (data.definition.get("data") or {}).get("fingerprint"),
         "cost": lambda data: data.cost,
         "machine": lambda data: data.environment.get("device_model") if data.cost != "flops" else None,
+        "floor of accuracy": lambda data: data.floor,
         "teacher": lambda data: (data.teacher or {}).get("fingerprint"),
     }
     return [
