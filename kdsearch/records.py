@@ -143,11 +143,11 @@ def was_handed_back(user_attrs: dict[str, Any]) -> bool:
 
 Config = dict[str, Any]
 """A configuration: architecture (`width`, `blocks`, `stride`) and distillation (`temperature`, `loss_weight`,
-`epochs`, `batch_size`, and where the space has it `feature_weight`). `temperature` is missing where the loss weight is
-0: it would have no effect."""
+`epochs`, `batch_size`, and where the space has them `feature_weight` and `lr`). `temperature` is missing where the
+loss weight is 0: it would have no effect."""
 
-OPTIONAL = ("feature_weight",)
-"""Keys that a space may leave out: then they are 0."""
+OPTIONAL = ("feature_weight", "lr")
+"""Keys that a space may leave out: then the feature weight is 0, and the rate that of the students' recipe."""
 
 DISTILLATION = ("loss_weight", "temperature", "epochs", "batch_size", *OPTIONAL)
 """The keys of a configuration that say how a student is taught; all others are its architecture."""

@@ -12,12 +12,12 @@ from kdsearch import networks
 from kdsearch.data import ImageSet, Split
 from kdsearch.distil import train
 from kdsearch.distil.answers import Answers, Prepare
-from kdsearch.distil.loss import distillation_loss, nd_loss
+from kdsearch.distil.loss import DECK, Mix, distillation_loss, nd_loss
 from kdsearch.distil.train import Batch, Lesson
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import StudyFileError
 from kdsearch.records import Config, EpochRecord, architecture
-from kdsearch.spec import StudentSpec
+from kdsearch.spec import Recipe, StudentSpec, StudySpec
 from kdsearch.system import machine
 
 
@@ -44,6 +44,19 @@ def build(spec: StudentSpec, config: Config, *, seed: int, split: Split) -> nn.M
 def needs_teacher(config: Config) -> bool:
     """Whether a configuration's loss looks at the teacher."""
     return bool(config["loss_weight"] > 0 or config.get("feature_weight", 0) > 0)
+
+
+def mix_of(spec: StudySpec) -> Mix:
+    """How the studies of this specification read loss weight and temperature (`StudySpec.distillation`)."""
+    if spec.distillation == 1:
+        return DECK
+    recipe = spec.teacher.recipe
+    return Mix(level=True, softmax_temperature=1.0 if recipe is None else float(recipe.temperature))
+
+
+def recipe_of(spec: StudentSpec, config: Config) -> Recipe:
+    """The students' recipe, with the configuration's own rate where the space has one."""
+    return spec.recipe.model_copy(update={"lr": config["lr"]}) if "lr" in config else spec.recipe
 
 
 def feature_map(student: nn.Module, answers: Answers | ViewAnswers, *, seed: int) -> nn.Module:
@@ -79,6 +92,7 @@ def teach(
     prepare: Prepare,
     answers: Answers | ViewAnswers | None,
     student_spec: StudentSpec,
+    mix: Mix = DECK,
     validate: Callable[[nn.Module], float] = lambda network: math.nan,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Iterator[EpochRecord]:
@@ -95,6 +109,7 @@ def teach(
         answers: the teacher's, to these images or, where the recipe augments, to their views; None is enough where
             `needs_teacher` says no.
         student_spec: `[student]` of a study.
+        mix: how loss weight and temperature are read.
         validate: accuracy of the network on the validation set, a fraction.
         on_step: told, before each step, how many are done.
 
@@ -114,6 +129,7 @@ def teach(
             batch.teacher_logits,
             loss_weight=config["loss_weight"],
             temperature=config.get("temperature"),
+            mix=mix,
         )
         if mapping is None:
             return total
@@ -137,4 +153,4 @@ def teach(
         threads=student_spec.threads,
         on_step=on_step,
     )
-    return train.train(student, lesson, student_spec.recipe, validate=validate)
+    return train.train(student, lesson, recipe_of(student_spec, config), validate=validate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import warnings
@@ -35,6 +36,8 @@ def definition(plan: Plan) -> dict[str, Any]:
     described["teacher"] |= {"fingerprint": teacher.fingerprint(plan.spec.teacher, plan.split)}
     described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
     described["cost"] = plan.cost
+    if plan.spec.distillation == 1:
+        described.pop("distillation")  # as studies have it that were begun before it was a key
     if plan.cost != "flops":
         described["device_model"] = machine.cpu_model() if plan.cost == "onnx" else machine.device_model(plan.device)
     plain: dict[str, Any] = json.loads(json.dumps(described))
@@ -128,6 +131,16 @@ def check_definition(study: Study, plan: Plan) -> None:
     """
     remedy = "join from a machine with the study's data and device (studies of --cost flops take any device)"
     check(study, definition(plan), remedy=remedy)
+
+
+def as_begun(plan: Plan, backend: BaseStorage) -> Plan:
+    """The plan with the loss that its study was begun with, if it is there and the study file does not name one."""
+    if "distillation" in plan.spec.model_fields_set or plan.name not in storage.study_names(backend):
+        return plan
+    stored = storage.load_study(backend, plan.name).user_attrs.get(StudyAttr.DEFINITION)
+    if not isinstance(stored, dict) or "distillation" in stored:
+        return plan
+    return dataclasses.replace(plan, spec=plan.spec.model_copy(update={"distillation": 1}))
 
 
 def open_study(plan: Plan, backend: BaseStorage) -> Study:

@@ -21,7 +21,7 @@ from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.search import clock, space
 from kdsearch.search.budget import Budget, epochs_run
-from kdsearch.search.definition import open_study
+from kdsearch.search.definition import as_begun, open_study
 from kdsearch.search.estimate import estimate
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan, check_choice, hidden_plugins, make_plan
@@ -204,7 +204,9 @@ def run_plan(
         progress.warning(note)
     # the user's own is looked at first: a study's definition holds its fingerprint, and a wrong one would stay there
     known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress) if plan.spec.teacher.brought else None
-    study = open_study(plan, retrying.patient(storage.open_storage(plan.url), progress.warning))
+    backend = retrying.patient(storage.open_storage(plan.url), progress.warning)
+    plan = as_begun(plan, backend)
+    study = open_study(plan, backend)
     options.store(study)
     study.pruner = PRUNERS[options.pruner](plan)
     skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]

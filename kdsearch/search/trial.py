@@ -104,6 +104,7 @@ class Workshop:
             prepare=self.split.prepare,
             answers=self.answers if lesson.needs_teacher(config) else None,
             student_spec=self.spec.student,
+            mix=lesson.mix_of(self.spec),
             validate=self.validate,
             on_step=lambda step: self.gate.step(),
         )
