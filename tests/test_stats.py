@@ -16,6 +16,7 @@ from kdsearch.stats import (
     median_interval,
     paired_upper_bound,
     proportion_interval,
+    rank_agreement,
     unpaired_upper_bound,
 )
 
@@ -155,3 +156,24 @@ def test_a_mean_of_seeds_has_students_margin():
     expected = stats.t.ppf(0.95, 2) * stats.sem(values)
     assert mean_upper_margin(values) == pytest.approx(expected)
     assert mean_upper_margin([0.9]) == 0
+
+
+def test_the_order_of_rows_that_agree_and_that_are_noise():
+    rows = [[90.0, 90.1], [92.0, 92.2], [95.0, 95.1], [97.0, 97.1]]
+    same = rank_agreement(rows, [80.0, 81.0, 82.0, 83.0], spread=[0.1] * 4)
+    assert (same.mean, same.low, same.n) == (1.0, 1.0, 4)
+    assert rank_agreement(rows, [83.0, 82.0, 81.0, 80.0], spread=[0.1] * 4).mean == -1
+    blurred = rank_agreement(rows, [80.0, 81.0, 82.0, 83.0], spread=[5.0] * 4)
+    assert blurred.low < 0.5 < blurred.high
+    with pytest.raises(ValueError, match="three items or more"):
+        rank_agreement(rows[:2], [1.0, 2.0], spread=[0.1, 0.1])
+
+
+def test_two_one_sided_tests_are_wrong_as_seldom_as_promised():
+    # the published run lies exactly at the margin: equivalence must not be found in more than 5 %
+    draws = np.random.default_rng(1).normal(0.9, 0.001, size=(4000, 6))
+    wrong = []
+    for *ours, published in draws:
+        found = difference_from_one_run(ours, published + 0.005, 10_000, confidence=0.9)
+        wrong.append(found.low > -0.005 and found.high < 0.005)
+    assert np.mean(wrong) == pytest.approx(0.05, abs=0.012)

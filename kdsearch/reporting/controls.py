@@ -110,7 +110,7 @@ def note(data: StudyData) -> str:
 
 def rows(data: StudyData) -> list[tuple[str, ...]]:
     """Cells of the table, a row a student: trial, ratio, taught, labels alone, gain, its interval, seeds."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for gain in gains(data):
         told = gain.interval
         spread = (
