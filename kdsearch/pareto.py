@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Point = Sequence[float]
 
+LEAST_ERROR = 1e-4  # a smaller error is no smaller as a logarithm
+
 
 def dominates(a: Point, b: Point) -> bool:
     """Whether `a` is at least as good as `b` everywhere and better somewhere (Pareto dominance).
@@ -133,14 +135,21 @@ def gains(members: Floats, points: Floats, reference: Floats) -> Floats:
     return added
 
 
-def study_hypervolume(points: Sequence[tuple[float, float]], classes: int) -> float:
-    """Hypervolume of (accuracy, ratio) points as this project defines it.
+def study_hypervolume(points: Sequence[tuple[float, float]], floor: float) -> float:
+    """Hypervolume of (accuracy, ratio) points as reports give it.
 
-    Taken over (accuracy, log10 ratio) from the reference point (chance level 1 / classes, ratio 1).
+    Taken over (how many times fewer errors than at the floor, ratio), both as log10: the area from the reference point
+    (accuracy at the floor, ratio 1). What lies below the floor is of no use to anyone and counts nothing; above it, to
+    halve the errors counts alike at 90 % and at 98 %, so the fast and useless end does not outweigh the rest. The
+    search and its pruner have references of their own (`search.scale`).
 
     Args:
         points: (accuracy as a fraction, teacher time / student time).
-        classes: number of classes.
+        floor: accuracy that counts as nothing, a fraction below 1.
     """
-    logs = [(accuracy, math.log10(ratio)) for accuracy, ratio in points if ratio > 0]
-    return hypervolume(logs, (1.0 / classes, 0.0))
+
+    def scaled(accuracy: float) -> float:
+        return math.log10((1.0 - floor) / max(1.0 - accuracy, LEAST_ERROR))
+
+    logs = [(scaled(accuracy), math.log10(ratio)) for accuracy, ratio in points if ratio > 0 and accuracy > floor]
+    return hypervolume(logs, (0.0, 0.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16"]
@@ -24,6 +24,7 @@ class Attr:
     BEST_EPOCH = "best_epoch"  # the epoch that validation chose
     ACCURACY = "accuracy"  # validation accuracy at that epoch, a fraction; also of pruned trials
     TEST_ACCURACY = "test_accuracy"  # test accuracy at that epoch, a fraction
+    AGAINST_TEACHER = "against_teacher"  # counts of test images by who is right (see AgainstTeacher)
     RATIO = "ratio"
     RATIO_LOW = "ratio_low"
     RATIO_HIGH = "ratio_high"
@@ -74,6 +75,8 @@ class StudyAttr:
     MEASURED = "measured:"  # begins measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
     SITTINGS = "sittings:"  # begins sittings:DIGEST, the later timings of an architecture (see kdsearch.sittings)
     CONFIRMED = "confirmed:"  # begins the names under which a trial's confirmation is kept, its number follows
+    CONTROL = "control:"  # the same of the student trained on labels alone, the control of distillation
+    REPEATS = "confirm_repeats"  # the repeats that confirmation was begun with, and what they were raised to
     SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
 
 
@@ -155,11 +158,11 @@ def was_handed_back(user_attrs: dict[str, Any]) -> bool:
 
 Config = dict[str, Any]
 """A configuration: architecture (`width`, `blocks`, `stride`) and distillation (`temperature`, `loss_weight`,
-`epochs`, `batch_size`, and where the space has it `feature_weight`). `temperature` is missing where the loss weight is
-0: it would have no effect."""
+`epochs`, `batch_size`, and where the space has them `feature_weight` and `lr`). `temperature` is missing where the
+loss weight is 0: it would have no effect."""
 
-OPTIONAL = ("feature_weight",)
-"""Keys that a space may leave out: then they are 0."""
+OPTIONAL = ("feature_weight", "lr")
+"""Keys that a space may leave out: then the feature weight is 0, and the rate that of the students' recipe."""
 
 DISTILLATION = ("loss_weight", "temperature", "epochs", "batch_size", *OPTIONAL)
 """The keys of a configuration that say how a student is taught; all others are its architecture."""
@@ -171,6 +174,37 @@ def architecture(config: Config) -> Config:
 
 
 @dataclass(frozen=True)
+class AgainstTeacher:
+    """Test images by who is right, teacher and student: all that a paired bound of their difference needs.
+
+    Attributes:
+        both, teacher, student, neither: images that both classify rightly, the teacher alone, the student alone, none.
+    """
+
+    both: int
+    teacher: int
+    student: int
+    neither: int
+
+    @property
+    def images(self) -> int:
+        """Of the test set."""
+        return self.both + self.teacher + self.student + self.neither
+
+    def stored(self) -> list[int]:
+        """As plain JSON."""
+        return [self.both, self.teacher, self.student, self.neither]
+
+
+def against_teacher(stored: object) -> AgainstTeacher | None:
+    """Stored counts; None where they are missing or malformed."""
+    if not isinstance(stored, list | tuple) or len(stored) != 4:
+        return None
+    sound = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in stored)
+    return AgainstTeacher(*stored) if sound and sum(stored) else None
+
+
+@dataclass(frozen=True)
 class ConfirmedRun:
     """A student trained once more, on the whole training set with a seed of its own.
 
@@ -179,6 +213,7 @@ class ConfirmedRun:
         test_accuracy: after the epoch that the search chose, a fraction.
         ratio, ratio_low, ratio_high: timed anew, with the 95 % interval of that timing.
         seconds: wall-clock seconds of the training.
+        against_teacher: counts of test images by who is right; None in runs made before they were kept.
     """
 
     seed: int
@@ -187,6 +222,13 @@ class ConfirmedRun:
     ratio_low: float
     ratio_high: float
     seconds: float
+    against_teacher: AgainstTeacher | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """As plain JSON."""
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        counts = self.against_teacher
+        return kept | {"against_teacher": None if counts is None else counts.stored()}
 
 
 def confirmed_runs(stored: object) -> list[ConfirmedRun]:
@@ -205,10 +247,11 @@ def confirmed_runs(stored: object) -> list[ConfirmedRun]:
 
 
 def _confirmed_run(stored: object) -> ConfirmedRun | None:
-    names = [field.name for field in fields(ConfirmedRun)]
+    names = [field.name for field in fields(ConfirmedRun) if field.default is MISSING]
     if not isinstance(stored, dict) or not all(_is_number(stored.get(name)) for name in names):
         return None
-    run = ConfirmedRun(**{name: stored[name] for name in names})
+    counts = against_teacher(stored.get("against_teacher"))
+    run = ConfirmedRun(**{name: stored[name] for name in names}, against_teacher=counts)
     sound = isinstance(run.seed, int) and 0 <= run.test_accuracy <= 1 and 0 < run.ratio_low <= run.ratio_high
     return run if sound and run.ratio > 0 else None
 

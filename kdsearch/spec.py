@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -71,6 +71,17 @@ class LatencySpec(Model):
         return {key: value for key, value in handler(self).items() if key != "cuda_batch" or value is not None}
 
 
+class ReportSpec(Model):
+    """What the report asks of a student to ship; no part of a study's definition, so it may change at any time.
+
+    `within` is how many points of test accuracy below the teacher's are acceptable, and `floor` the accuracy in percent
+    from which hypervolume counts (None: see `reporting.growth.floor`).
+    """
+
+    within: Annotated[Number, Field(gt=0, le=100)] = 1.0
+    floor: Annotated[Number, Field(ge=0, lt=100)] | None = None
+
+
 class Published(Model):
     """What a slide says of a row: accuracy in percent, teacher time / student time, seconds of training."""
 
@@ -91,8 +102,21 @@ class Anchor(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _usual(raw: dict[str, Any]) -> dict[str, Any]:
+    """What the optional keys of a space are where nothing is said, from a study file as it was read."""
+    student = raw.get("student")
+    recipe = student.get("recipe") if isinstance(student, dict) else getattr(student, "recipe", None)
+    rate = recipe.get("lr") if isinstance(recipe, dict) else getattr(recipe, "lr", None)
+    known = {"feature_weight": 0.0, "lr": Recipe().lr if rate is None else rate}
+    return {key: known[key] for key in OPTIONAL}
+
+
 class StudySpec(Model):
-    """A whole study file."""
+    """A whole study file.
+
+    `distillation` says how loss weight and temperature are read: 2, by weights that always sum to 2 and of ordinary
+    logits; 1, as studies begun before it was a key: by the deck's weights and of the teacher's logits as they are.
+    """
 
     data: DataSpec
     teacher: TeacherSpec
@@ -100,13 +124,15 @@ class StudySpec(Model):
     latency: LatencySpec
     space: dict[str, Dimension]
     anchors: dict[str, Anchor] = Field(default_factory=dict)
+    report: ReportSpec = ReportSpec()
+    distillation: Literal[1, 2] = 2
 
     @field_validator("space")
     @classmethod
     def _distillation_keys(cls, space: dict[str, Dimension]) -> dict[str, Dimension]:
         rules: dict[str, tuple[float, float]] = {
             "loss_weight": (0, 1), "temperature": (1e-6, 1e6), "epochs": (1, 1e6), "batch_size": (1, 1e6),
-            "feature_weight": (0, 1e6),
+            "feature_weight": (0, 1e6), "lr": (1e-9, 1e3),
         }  # fmt: skip
         for key, (low, high) in rules.items():
             if key not in space and key in OPTIONAL:
@@ -126,11 +152,11 @@ class StudySpec(Model):
     @model_validator(mode="before")
     @classmethod
     def _optional_in_anchors(cls, raw: Any) -> Any:
-        """An anchor that says nothing of an optional key has 0 there: the slides' rows know nothing of it."""
+        """An anchor that says nothing of an optional key has what is usual there: slides' rows know nothing of it."""
         space, named = (raw.get(key) if isinstance(raw, dict) else None for key in ("space", "anchors"))
         if not isinstance(space, dict) or not isinstance(named, dict):
             return raw
-        usual = {key: 0.0 for key in OPTIONAL if key in space}
+        usual = {key: value for key, value in _usual(raw).items() if key in space}
         filled = {name: usual | anchor if isinstance(anchor, dict) else anchor for name, anchor in named.items()}
         return raw | {"anchors": filled}
 
@@ -272,5 +298,5 @@ def load(path: Path | str) -> StudySpec:
 
 
 def from_dict(data: dict[str, Any]) -> StudySpec:
-    """The study that `StudySpec.model_dump(mode="json")` was taken from."""
-    return StudySpec.model_validate(data)
+    """The study that `StudySpec.model_dump(mode="json")` was taken from, by this version or an older one."""
+    return StudySpec.model_validate({"distillation": 1} | data)

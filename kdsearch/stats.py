@@ -6,9 +6,11 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 
 CONFIDENCE = 0.95
+MOST_CASES = 1_000_000
 NORMAL = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
 
 
@@ -54,11 +56,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 @cache
-def student_t(degrees: int) -> float:
-    """The two-sided 95 % quantile of Student's t with so many degrees of freedom."""
+def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """The two-sided 95 % quantile of Student's t with so many degrees of freedom, or that of another confidence."""
     from scipy.stats import t
 
-    return float(t.ppf(0.5 + CONFIDENCE / 2, degrees))
+    return float(t.ppf(0.5 + confidence / 2, degrees))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -180,7 +182,9 @@ def proportion_interval(share: float, count: int) -> Interval:
     return Interval(share, min(float(found.low), share), max(float(found.high), share), count)
 
 
-def difference_from_one_run(values: Sequence[float], published: float, count: int) -> Interval:
+def difference_from_one_run(
+    values: Sequence[float], published: float, count: int, *, confidence: float = CONFIDENCE
+) -> Interval:
     """Mean of our runs minus a published figure that is one run, with the interval that one run's noise leaves.
 
     With several runs it is Student's prediction interval, mean - published +- t s sqrt(1 + 1/n), as if the published
@@ -191,11 +195,129 @@ def difference_from_one_run(values: Sequence[float], published: float, count: in
         values: accuracies of our runs, fractions, at least one.
         published: accuracy of the published run, a fraction.
         count: test images.
+        confidence: of the interval; 0.9 for two one-sided tests of equivalence at 5 % each.
     """
     n = len(values)
     mean = statistics.fmean(values)
     if n == 1:
-        half = NORMAL * math.sqrt((mean * (1 - mean) + published * (1 - published)) / count)
+        normal = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+        half = normal * math.sqrt((mean * (1 - mean) + published * (1 - published)) / count)
     else:
-        half = student_t(n - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / n)
+        half = student_t(n - 1, confidence) * statistics.stdev(values) * math.sqrt(1 + 1 / n)
     return Interval(mean - published, mean - published - half, mean - published + half, n)
+
+
+def paired_upper_bound(only_first: float, only_second: float, count: int, *, confidence: float = CONFIDENCE) -> float:
+    """One-sided upper bound of p1 - p2, two proportions of the same cases: Tango's score bound.
+
+    Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
+    Statistics in Medicine 17 (1998): the largest difference d that a one-sided score test does not refuse, the
+    proportion of cases of one kind at its maximum likelihood under d. Unlike the normal interval of a difference it
+    does not collapse where few cases differ. Cases where both are right or both are wrong need not be told apart.
+
+    Args:
+        only_first, only_second: cases where the first alone, or the second alone, is right; means of several counts
+            may be fractions.
+        count: all cases, at least 1.
+        confidence: of the bound.
+
+    Returns:
+        In [-1, 1], never below the estimate (only_first - only_second) / count.
+    """
+    z = statistics.NormalDist().inv_cdf(confidence)
+    gap = only_first - only_second
+
+    def score(difference: float) -> float:
+        b = (2 * count - gap) * difference - only_first - only_second
+        c = -only_second * difference * (1 - difference)
+        likely = (math.sqrt(max(0.0, b * b - 8 * count * c)) - b) / (4 * count)  # of the second alone being right
+        variance = count * (2 * likely + difference * (1 - difference))
+        return (gap - count * difference) / math.sqrt(variance) if variance > 0 else -math.inf
+
+    low, high = gap / count, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if score(middle) > -z else (low, middle)
+    return high
+
+
+def unpaired_upper_bound(first: float, second: float, count: int, *, confidence: float = CONFIDENCE) -> float:
+    """One-sided upper bound of p1 - p2 where it is not known which cases differ: Newcombe's hybrid score bound.
+
+    Method 10 of Newcombe, "Interval estimation for the difference between independent proportions", Statistics in
+    Medicine 17 (1998), taken of two sets of cases although they are the same: agreement on the cases makes the truth
+    narrower, so the bound holds and is wide.
+
+    Args:
+        first, second: proportions.
+        count: cases of each, at least 1.
+        confidence: of the bound.
+    """
+    z = statistics.NormalDist().inv_cdf(confidence)
+    above, below = _wilson(first, count, z)[1] - first, second - _wilson(second, count, z)[0]
+    return min(1.0, first - second + math.hypot(above, below))
+
+
+def mean_upper_margin(values: Sequence[float], *, confidence: float = CONFIDENCE) -> float:
+    """How far a mean's one-sided bound lies above it by Student's t; 0 for one value, which shows no spread."""
+    if len(values) < 2:
+        return 0.0
+    from scipy.stats import t
+
+    return float(t.ppf(confidence, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def rank_agreement(
+    ours: Sequence[Sequence[float]], theirs: Sequence[float], *, spread: Sequence[float], draws: int = 1000
+) -> Interval:
+    """Kendall's tau-b between the order of our means and that of single figures, with a 95 % bootstrap interval.
+
+    Kendall, "A new measure of rank correlation", Biometrika 30 (1938). Each draw takes our runs with replacement and
+    gives the single figures the noise of one run; the interval holds the middle 95 % of the draws' tau. Noise weakens
+    an order, so the interval may lie below the estimate. Draws are seeded: the same figures give the same interval.
+
+    Args:
+        ours: runs of each item, at least one.
+        theirs: one figure an item, as many.
+        spread: standard deviation of one run of each item.
+        draws: of the bootstrap.
+
+    Raises:
+        ValueError: there are fewer than three items, or all of either side are equal.
+    """
+    import numpy as np
+    from scipy.stats import kendalltau
+
+    if len(ours) < 3 or len({statistics.fmean(runs) for runs in ours}) < 2 or len(set(theirs)) < 2:
+        raise ValueError(f"an order needs three items or more that are not all equal (got {len(ours)})")
+    rng = np.random.default_rng(0)
+    tau = float(kendalltau([statistics.fmean(runs) for runs in ours], theirs).statistic)
+    drawn = []
+    for _ in range(draws):
+        means = [
+            rng.choice(runs, len(runs)).mean() + (rng.normal(0, deviation) if len(runs) == 1 else 0.0)
+            for runs, deviation in zip(ours, spread, strict=True)
+        ]
+        drawn.append(kendalltau(means, rng.normal(theirs, spread)).statistic)
+    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
+    return Interval(tau, low, high, len(ours))
+
+
+def count_of(shares: Iterable[float]) -> int | None:
+    """The fewest cases that all these proportions can be shares of: a divisor of their true number.
+
+    None where they are no fractions of up to a million, or say nothing (all 0 or 1, or NaN).
+    """
+    least = 1
+    for share in {share for share in shares if not math.isnan(share)}:
+        fraction = Fraction(share).limit_denominator(MOST_CASES)
+        least = math.lcm(least, fraction.denominator)
+        if abs(fraction - Fraction(share)) > 1e-12 or least > MOST_CASES:
+            return None
+    return least if least > 1 else None
+
+
+def _wilson(share: float, count: int, z: float) -> tuple[float, float]:
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return min(middle - half, share), max(middle + half, share)

@@ -103,11 +103,19 @@ def test_points_with_nan_or_not_beyond_the_reference_add_nothing(worthless):
     assert hypervolume([worthless, (2, 3)], (1, 1)) == 2
 
 
-def test_a_studys_hypervolume_is_over_accuracy_and_log_ratio_from_chance():
-    assert study_hypervolume([(0.9, 100.0)], classes=10) == pytest.approx(0.8 * 2)
-    assert study_hypervolume([(0.9, 100.0), (0.95, 10.0)], classes=10) == pytest.approx(0.8 * 2 + 0.05 * 1)
-    assert study_hypervolume([(0.1, 100.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)], classes=10) == 0
-    assert study_hypervolume([], classes=2) == 0
+def test_a_studys_hypervolume_is_over_log_errors_and_log_ratio_from_its_floor():
+    # errors of 50 % at the floor, of 5 % and 0.5 %: one decade and two, ratios of two decades and one
+    assert study_hypervolume([(0.95, 100.0)], 0.5) == pytest.approx(1 * 2)
+    assert study_hypervolume([(0.95, 100.0), (0.995, 10.0)], 0.5) == pytest.approx(1 * 2 + 1 * 1)
+    assert study_hypervolume([(0.5, 100.0), (0.4, 1e6), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)], 0.5) == 0
+    assert study_hypervolume([(1.0, 10.0)], 0.9) == pytest.approx(3)  # no error counts as one in 10,000
+    assert study_hypervolume([], 0.5) == 0
+
+
+@given(st.floats(0.0, 0.9), st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 1e4)), max_size=8))
+def test_what_lies_below_the_floor_adds_nothing(floor, points):
+    above = [(accuracy, ratio) for accuracy, ratio in points if accuracy > floor]
+    assert study_hypervolume(points, floor) == study_hypervolume(above, floor)
 
 
 def matrix(rows, dimensions=2):

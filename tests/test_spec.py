@@ -288,3 +288,29 @@ def test_anchors_have_no_feature_weight_where_the_space_has_one(digits_text):
 def test_a_feature_weight_that_cannot_be_is_refused(digits_text, dimension, message):
     with pytest.raises(StudyFileError, match=message):
         spec.parse(with_features(digits_text, dimension), source="x")
+
+
+def test_anchors_have_the_recipes_rate_where_the_space_has_one(digits_text):
+    found = spec.parse(
+        digits_text.replace("[space]\n", "[space]\nlr = { low = 1e-4, high = 1e-1, log = true }\n"), source="x"
+    )
+    assert {anchor.config["lr"] for anchor in found.anchors.values()} == {1e-3}
+    assert spec.from_dict(found.model_dump(mode="json")) == found
+    with pytest.raises(StudyFileError, match=r"anchors.m1.lr lies outside the space \(got 0.001\)"):
+        spec.parse(digits_text.replace("[space]\n", "[space]\nlr = [0.1, 0.2]\n"), source="x")
+    with pytest.raises(StudyFileError, match="lr must lie between 1e-09 and 1000"):
+        spec.parse(digits_text.replace("[space]\n", "[space]\nlr = 0.0\n"), source="x")
+
+
+def test_a_stored_study_without_the_key_reads_loss_weight_and_temperature_as_it_did(digits_text):
+    new = spec.parse(digits_text, source="x")
+    stored = new.model_dump(mode="json")
+    assert new.distillation == stored.pop("distillation") == 2
+    assert spec.from_dict(stored).distillation == 1
+
+
+def test_what_the_report_asks_is_checked(digits_text):
+    found = spec.parse(digits_text + "\n[report]\nwithin = 0.5\n", source="x")
+    assert (found.report.within, found.report.floor) == (0.5, None)
+    with pytest.raises(StudyFileError, match=r"report\.within"):
+        spec.parse(digits_text + "\n[report]\nwithin = 0\n", source="x")

@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy import signal, stats
+from scipy import optimize, signal, stats
 
 from kdsearch.stats import (
+    count_of,
     difference_from_one_run,
     mean_exceeds,
     mean_interval,
+    mean_upper_margin,
     median_interval,
+    paired_upper_bound,
     proportion_interval,
+    rank_agreement,
     sittings_interval,
     spread,
     told_apart,
+    unpaired_upper_bound,
 )
 
 
@@ -227,3 +232,86 @@ def test_a_mean_exceeds_another_where_welchs_interval_lies_above_0(ours: list[fl
 
 def test_means_without_spread_say_nothing():
     assert not mean_exceeds(mean_interval([0.9, 0.9]), mean_interval([0.1, 0.2]))
+
+
+def test_tangos_bound_is_that_of_his_paper():
+    # his crossover trial of soft contact lenses: 44 patients, 43 + 1 + 0 + 0, 90 % interval of p12 - p21
+    assert paired_upper_bound(1, 0, 44) == pytest.approx(0.0960, abs=0.0005)
+
+
+@pytest.mark.parametrize(("first", "second", "count"), [(10, 10, 100), (30, 12, 400), (0, 7, 360), (5, 0, 360)])
+def test_the_paired_bound_is_where_the_score_test_with_its_likeliest_nuisance_turns(first, second, count):
+    bound = paired_upper_bound(first, second, count)
+
+    def surprise(share: float) -> float:  # multinomial, the first alone right with probability share + bound
+        both = 1 - 2 * share - bound
+        return -(stats.multinomial.logpmf([first, second, count - first - second], count, [share + bound, share, both]))
+
+    likely = optimize.minimize_scalar(surprise, bounds=(0, (1 - bound) / 2), method="bounded", options={"xatol": 1e-10})
+    error = math.sqrt((2 * likely.x + bound - bound**2) / count)
+    assert (bound - (first - second) / count) / error == pytest.approx(stats.norm.ppf(0.95), rel=1e-3)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 500))
+def test_the_paired_bound_lies_above_the_estimate_and_answers_to_each_case(first, second, same):
+    count = first + second + same + 1
+    bound = paired_upper_bound(first, second, count)
+    assert (first - second) / count <= bound <= 1
+    assert paired_upper_bound(first, second + 1, count) <= bound + 1e-9
+    assert paired_upper_bound(first + 1, second, count) >= bound - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("count", "only_first", "only_second"), [(300, 0.01, 0.01), (300, 0.04, 0.02), (2000, 0.008, 0.003), (360, 0.2, 0)]
+)
+def test_the_paired_bound_covers_as_often_as_promised(count, only_first, only_second):
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, [only_first, only_second, 1 - only_first - only_second], size=3000)
+    kinds, times = np.unique(drawn[:, :2], axis=0, return_counts=True)
+    above = [paired_upper_bound(first, second, count) >= only_first - only_second for first, second in kinds.tolist()]
+    assert 0.94 <= np.average(above, weights=times) <= 0.985  # counts are whole: it cannot be exact
+
+
+def test_the_unpaired_bound_covers_what_is_paired():
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(500, [0.9, 0.05, 0.02, 0.03], size=1000)  # both, first alone, second alone, neither
+    bounds = [unpaired_upper_bound((a + b) / 500, (a + c) / 500, 500) for a, b, c, _ in drawn.tolist()]
+    paired = [paired_upper_bound(b, c, 500) for _, b, c, _ in drawn.tolist()]
+    assert np.mean(np.array(bounds) >= 0.03) >= 0.95
+    assert np.mean(paired) < np.mean(bounds)
+
+
+@given(st.integers(2, 60_000), st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_the_fewest_cases_of_shares_divide_their_true_number(count, hits):
+    found = count_of([hit % (count + 1) / count for hit in hits])
+    assert found is None or count % found == 0
+    assert count_of([1 / count, 0.5 / count + 1e-9 * math.pi]) is None
+    assert count_of([1.0, 0.0, math.nan]) is None
+
+
+def test_a_mean_of_seeds_has_students_margin():
+    values = [0.9, 0.92, 0.91]
+    expected = stats.t.ppf(0.95, 2) * stats.sem(values)
+    assert mean_upper_margin(values) == pytest.approx(expected)
+    assert mean_upper_margin([0.9]) == 0
+
+
+def test_the_order_of_rows_that_agree_and_that_are_noise():
+    rows = [[90.0, 90.1], [92.0, 92.2], [95.0, 95.1], [97.0, 97.1]]
+    same = rank_agreement(rows, [80.0, 81.0, 82.0, 83.0], spread=[0.1] * 4)
+    assert (same.mean, same.low, same.n) == (1.0, 1.0, 4)
+    assert rank_agreement(rows, [83.0, 82.0, 81.0, 80.0], spread=[0.1] * 4).mean == -1
+    blurred = rank_agreement(rows, [80.0, 81.0, 82.0, 83.0], spread=[5.0] * 4)
+    assert blurred.low < 0.5 < blurred.high
+    with pytest.raises(ValueError, match="three items or more"):
+        rank_agreement(rows[:2], [1.0, 2.0], spread=[0.1, 0.1])
+
+
+def test_two_one_sided_tests_are_wrong_as_seldom_as_promised():
+    # the published run lies exactly at the margin: equivalence must not be found in more than 5 %
+    draws = np.random.default_rng(1).normal(0.9, 0.001, size=(4000, 6))
+    wrong = []
+    for *ours, published in draws:
+        found = difference_from_one_run(ours, published + 0.005, 10_000, confidence=0.9)
+        wrong.append(found.low > -0.005 and found.high < 0.005)
+    assert np.mean(wrong) == pytest.approx(0.05, abs=0.012)

@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 def confirm(
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
-    repeats: Annotated[int, typer.Option(help="Trainings of each student, each with a seed of its own.")] = 5,
+    repeats: Annotated[
+        int | None,
+        typer.Option(help="Trainings of each student, each with a new seed [default: 5, or as begun]."),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Train each without the teacher, too: what distillation gains.")
+    ] = False,
     trials: Annotated[
-        str | None, typer.Option(help="Numbers with commas between, as 3,7,9 [default: the whole front].")
+        str | None,
+        typer.Option(help="Numbers with commas between, as 3,7,9 [default: the front and all within noise of it]."),
     ] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -34,8 +41,9 @@ def confirm(
     """Train the front's students on the whole training set with new seeds: test accuracy and ratio with intervals."""
     from kdsearch import storage as storages
     from kdsearch.cli.progress import ConsoleProgress
-    from kdsearch.reporting import confirmation
+    from kdsearch.reporting import confirmation, controls
     from kdsearch.reporting.collect import collect
+    from kdsearch.reporting.verdict import verdict
     from kdsearch.search import confirm as confirming
     from kdsearch.storage import retrying
 
@@ -44,9 +52,9 @@ def confirm(
         backend = retrying.patient(storages.open_storage(storage), progress.warning)
         study = storages.load_study(backend, title)
         try:
-            chosen = confirming.choose(study, trials)
+            chosen = confirming.choose(study, trials, band=True)
             confirming.confirm(
-                study, chosen, repeats=repeats, data_dir=data_dir, device=device, precision=precision,
+                study, chosen, repeats=repeats, control=control, data_dir=data_dir, device=device, precision=precision,
                 command=command_line(storage), progress=progress,
             )  # fmt: skip
         finally:
@@ -56,9 +64,13 @@ def confirm(
             _, path = write_report(study, storage, report)
             progress.line(f"report: {path}")
         rows = data.trials.rename(columns={"number": "trial"})
-        found = confirmation.result(study.study_name, rows, confirmation.confirmations(study.user_attrs))
+        found = confirmation.result(study.study_name, rows, confirmation.confirmations(study.user_attrs), data.repeats)
         progress.console.print(_table(found))
         progress.line(found["sentence"])
+        found |= {"control": controls.result(data), "verdict": verdict(data)}
+        if data.controls:
+            progress.line(found["control"]["sentence"])
+        progress.line(found["verdict"])
     if as_json:
         print(json.dumps(found, allow_nan=False))
 

@@ -16,6 +16,12 @@ from kdsearch.storage import DEFAULT_STORAGE
 MinAccuracy = Annotated[float | None, typer.Option(help="Validation accuracy at least, in percent (97.5).")]
 MinRatio = Annotated[float | None, typer.Option(min=0, help="Teacher time / student time at least.")]
 MaxParameters = Annotated[int | None, typer.Option(min=1, help="Parameters at most.")]
+Within = Annotated[
+    float | None,
+    typer.Option(
+        help="Points of test accuracy below the teacher's at most, shown at 95 % [default: the study's, 1.0]."
+    ),
+]
 Knee = Annotated[bool, typer.Option("--knee", help="Take what gives up least on accuracy and ratio together.")]
 
 
@@ -24,15 +30,16 @@ def pick(
     min_ratio: MinRatio = None,
     max_parameters: MaxParameters = None,
     knee: Knee = False,
+    within: Within = None,
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
 ) -> None:
-    """Name the trial to ship, and why: chosen by validation accuracy, with its test accuracy beside it."""
+    """Name the trial to ship, and why: by itself, the fastest that is shown to be near the teacher."""
     from kdsearch.export import pick as picking
     from kdsearch.reporting.collect import collect
 
-    wish = picking.Wish(min_accuracy, min_ratio, max_parameters, knee)
+    wish = picking.Wish(min_accuracy, min_ratio, max_parameters, knee, within)
     wish.check()
     data = collect(find_study(storage, name), storage_url=storage)
     choice = picking.choose(data, wish)
@@ -51,6 +58,7 @@ def export(
     min_ratio: MinRatio = None,
     max_parameters: MaxParameters = None,
     knee: Knee = False,
+    within: Within = None,
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
     data_dir: DataDir = None,
@@ -69,7 +77,7 @@ def export(
     kind = formats.INT8 if int8 else kind
     study = find_study(storage, name)
     if trial is None:
-        wish = picking.Wish(min_accuracy, min_ratio, max_parameters, knee)
+        wish = picking.Wish(min_accuracy, min_ratio, max_parameters, knee, within)
         trial = picking.choose(collect(study, storage_url=storage), wish).number
     with ConsoleProgress() as progress:
         found = ship.export(study, trial, kind=kind, out=out, url=storage, data_dir=data_dir, progress=progress)

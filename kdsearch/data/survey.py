@@ -105,7 +105,8 @@ def _by(size: tuple[int, int]) -> str:
 def modes_in_words(looked: Sequence[Looked]) -> str:
     """How many files have which of Pillow's modes, and what becomes of them."""
     becomes = {"L": "grey becomes colour", "1": "becomes colour", "P": "palette becomes colour",
-               "RGBA": "laid on white", "LA": "laid on white", "PA": "laid on white", "CMYK": "becomes RGB"}  # fmt: skip
+               "RGBA": "laid on white", "LA": "laid on white", "PA": "laid on white",
+               "CMYK": "becomes RGB"}  # fmt: skip
     counts = Counter(each.mode for each in looked if each.size is not None)
     words = [
         f"{count:,} {mode}" + (f" ({_becomes(mode, becomes)})" if mode != "RGB" else "")

@@ -13,12 +13,12 @@ from kdsearch import networks
 from kdsearch.data import ImageSet, Split
 from kdsearch.distil import train
 from kdsearch.distil.answers import Answers, Prepare
-from kdsearch.distil.loss import distillation_loss, nd_loss
+from kdsearch.distil.loss import DECK, Mix, distillation_loss, nd_loss
 from kdsearch.distil.train import Batch, Lesson
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import StudyFileError
 from kdsearch.records import Config, Precision, architecture
-from kdsearch.spec import StudentSpec
+from kdsearch.spec import Recipe, StudentSpec, StudySpec
 from kdsearch.system import machine
 
 
@@ -45,6 +45,19 @@ def build(spec: StudentSpec, config: Config, *, seed: int, split: Split) -> nn.M
 def needs_teacher(config: Config) -> bool:
     """Whether a configuration's loss looks at the teacher."""
     return bool(config["loss_weight"] > 0 or config.get("feature_weight", 0) > 0)
+
+
+def mix_of(spec: StudySpec) -> Mix:
+    """How the studies of this specification read loss weight and temperature (`StudySpec.distillation`)."""
+    if spec.distillation == 1:
+        return DECK
+    recipe = spec.teacher.recipe
+    return Mix(level=True, softmax_temperature=1.0 if recipe is None else float(recipe.temperature))
+
+
+def recipe_of(spec: StudentSpec, config: Config) -> Recipe:
+    """The students' recipe, with the configuration's own rate where the space has one."""
+    return spec.recipe.model_copy(update={"lr": config["lr"]}) if "lr" in config else spec.recipe
 
 
 def feature_map(student: nn.Module, answers: Answers | ViewAnswers, *, seed: int) -> nn.Module:
@@ -81,6 +94,7 @@ def teach(
     answers: Answers | ViewAnswers | None,
     student_spec: StudentSpec,
     precision: Precision | None = None,
+    mix: Mix = DECK,
     validate: Callable[[nn.Module], float] = lambda network: math.nan,
     on_step: Callable[[int], None] = lambda step: None,
     state: train.State | None = None,
@@ -99,6 +113,7 @@ def teach(
             `needs_teacher` says no.
         student_spec: `[student]` of a study.
         precision: that the student's convolutions compute in; None: the usual one of the device.
+        mix: how loss weight and temperature are read.
         validate: accuracy of the network on the validation set, a fraction.
         on_step: told, before each step, how many are done, and so before each batch that the teacher is asked for.
         state: of a training of this configuration and seed that stopped (`Run.state_dict`), to go on from; or None.
@@ -120,6 +135,7 @@ def teach(
             batch.teacher_logits,
             loss_weight=config["loss_weight"],
             temperature=config.get("temperature"),
+            mix=mix,
         )
         if mapping is None:
             return total
@@ -150,4 +166,4 @@ def teach(
         precision=precision,
         on_step=counted,
     )
-    return train.train(student, lesson, student_spec.recipe, validate=validate, state=state)
+    return train.train(student, lesson, recipe_of(student_spec, config), validate=validate, state=state)

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def weights(loss_weight: float) -> tuple[float, float]:
-    """Weights of cls_loss and div_loss: min(1, 2(1 - a)) and min(1, 2a).
+@dataclass(frozen=True)
+class Mix:
+    """How a loss weight and a temperature are read.
 
-    a = 0 is training without a teacher, a = 1/2 the deck's CIFAR-10 loss (cls + div), a = 1 its MNIST loss (the
-    teacher alone).
+    Attributes:
+        level: whether the weights of both terms sum to 2 whatever the loss weight, so that it does not change the size
+            of a step; the deck's do at a = 1/2 alone, and to 1 at the ends.
+        softmax_temperature: of the softmax that the teacher was trained through: its logits divided by this are
+            ordinary ones, which a temperature softens.
+    """
+
+    level: bool = False
+    softmax_temperature: float = 1.0
+
+
+DECK = Mix()
+
+
+def weights(loss_weight: float, *, level: bool = False) -> tuple[float, float]:
+    """Weights of cls_loss and div_loss: min(1, 2(1 - a)) and min(1, 2a), with `level` scaled to sum to 2.
+
+    a = 0 is training without a teacher, a = 1/2 the deck's CIFAR-10 loss (cls + div) in either form, a = 1 its MNIST
+    loss (the teacher alone). Under SGD a loss that is twice as large is a rate twice as large, so a search over weights
+    that do not sum to the same is one over rates, too.
 
     Raises:
         ValueError: a is outside [0, 1].
     """
     if not 0.0 <= loss_weight <= 1.0:
         raise ValueError(f"loss_weight must lie in [0, 1] (got {loss_weight})")
-    return min(1.0, 2.0 * (1.0 - loss_weight)), min(1.0, 2.0 * loss_weight)
+    labels, teacher = min(1.0, 2.0 * (1.0 - loss_weight)), min(1.0, 2.0 * loss_weight)
+    scale = 2.0 / (labels + teacher) if level else 1.0
+    return scale * labels, scale * teacher
 
 
 def cls_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -86,8 +109,9 @@ def distillation_loss(
     *,
     loss_weight: float,
     temperature: float | None,
+    mix: Mix = DECK,
 ) -> Tensor:
-    """min(1, 2(1 - a)) cls_loss + min(1, 2a) div_loss, a term of weight 0 not computed.
+    """cls_loss and div_loss by their `weights`, a term of weight 0 not computed.
 
     Args:
         logits: (batch, classes), the student's.
@@ -95,16 +119,18 @@ def distillation_loss(
         teacher_logits: (batch, classes); not needed for a = 0.
         loss_weight: a in [0, 1].
         temperature: T > 0; not needed for a = 0.
+        mix: how both are read.
 
     Raises:
         ValueError: a is outside [0, 1], or a > 0 comes without teacher logits or temperature.
     """
-    label_weight, teacher_weight = weights(loss_weight)
+    label_weight, teacher_weight = weights(loss_weight, level=mix.level)
     terms = []
     if label_weight > 0:
         terms.append(label_weight * cls_loss(logits, labels))
     if teacher_weight > 0:
         if teacher_logits is None or temperature is None:
             raise ValueError(f"loss_weight {loss_weight} needs teacher logits and a temperature")
-        terms.append(teacher_weight * div_loss(logits, teacher_logits, temperature))
+        ordinary = teacher_logits if mix.softmax_temperature == 1 else teacher_logits / mix.softmax_temperature
+        terms.append(teacher_weight * div_loss(logits, ordinary, temperature))
     return torch.stack(terms).sum() if len(terms) > 1 else terms[0]

@@ -10,10 +10,11 @@ from typing import Any
 from kdsearch import pareto
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting import formatting
+from kdsearch.reporting.choice import Standing, ship
 from kdsearch.reporting.collect import TIMED, StudyData, configuration, plain
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.ties import fastest
-from kdsearch.reporting.verdict import knee
+from kdsearch.reporting.verdict import knee, looks, none_within, sentence
 
 EXACT = 1e-12  # 100 times 0.975 may fall short of 97.5 by a last bit
 
@@ -28,23 +29,34 @@ class Wish:
         max_parameters: of the network.
         knee: whether the knee of what is left is taken; else the fastest where an accuracy is asked for, and the most
             accurate where none is.
+        within: points of test accuracy below the teacher's, at most, as `reporting.choice.ship` tests it; the fastest
+            is taken. A wish that says nothing is one for the study's own `within`.
     """
 
     min_accuracy: float | None = None
     min_ratio: float | None = None
     max_parameters: int | None = None
     knee: bool = False
+    within: float | None = None
+
+    @property
+    def tested(self) -> bool:
+        """Whether the student has to be shown to be near the teacher."""
+        return self.within is not None or self == Wish()
 
     def check(self) -> None:
-        """Refuses a wish that says nothing, or whose accuracy is no percentage.
+        """Refuses a wish whose parts exclude each other, or whose accuracy is no percentage.
 
         Raises:
             KdsearchError: in one line.
         """
-        if self == Wish():
+        if self.knee and self.within is not None:
+            raise KdsearchError("--knee and --within exclude each other", remedy="leave one of them out")
+        if self.within is not None and not 0 < self.within <= 100:
             raise KdsearchError(
-                "a choice needs a constraint",
-                remedy="give --min-accuracy, --min-ratio, --max-parameters or --knee, or several",
+                "--within must be points of accuracy, above 0 and at most 100",
+                got=f"{self.within:g}",
+                remedy="write 1 for one percentage point",
             )
         if self.min_accuracy is not None and not 1 < self.min_accuracy <= 100:
             raise KdsearchError(
@@ -83,15 +95,17 @@ class Choice:
         number: of the trial.
         why: one sentence with figures.
         row: its row of `StudyData.trials`.
+        standing: how far it is below the teacher, where that was asked for.
     """
 
     number: int
     why: str
     row: dict[str, Any]
+    standing: Standing | None = None
 
 
 def choose(data: StudyData, wish: Wish) -> Choice:
-    """The trial that fulfils a wish, by validation accuracy; the test accuracy is shown and decides nothing.
+    """The trial that fulfils a wish, by validation accuracy; the test accuracy is shown, and only `within` looks at it.
 
     Of the complete trials that fulfil it only those count that no other of them dominates. Where the fastest is asked
     for, those whose ratio timing cannot tell from it are as fast, and the most accurate of them is taken.
@@ -112,6 +126,9 @@ def choose(data: StudyData, wish: Wish) -> Choice:
             f"no trial has {wish}", got=f"nearest: {figures(_nearest(rows, wish))}", remedy="ask for less, or search on"
         )
     best = [fitting[i] for i in pareto.front([(row["accuracy"], row["ratio"]) for row in fitting])]
+    if wish.tested:
+        shown = {row["number"] for row in best} | set(data.runs)
+        return _tested(data, wish, [row for row in fitting if row["number"] in shown])
     tied: list[int] = []
     if wish.knee:
         number = knee(complete[complete["number"].isin([row["number"] for row in best])])
@@ -122,6 +139,28 @@ def choose(data: StudyData, wish: Wish) -> Choice:
     else:
         row = max(best, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
     return Choice(int(row["number"]), _why(row, wish, len(fitting), tied), row)
+
+
+def _tested(data: StudyData, wish: Wish, rows: list[dict[str, Any]]) -> Choice:
+    found = ship(data, within=wish.within, rows=rows)
+    if found.chosen is None:
+        near = found.nearest
+        if near is None:
+            raise KdsearchError(
+                "--within needs test accuracies of the teacher and of students", got=data.name,
+                remedy="choose by --min-accuracy, --min-ratio, --max-parameters or --knee",
+            )  # fmt: skip
+        raise KdsearchError(
+            none_within(found), got=sentence(data, near), remedy="raise --within, confirm with more seeds, or search on"
+        )
+    row = next(row for row in rows if row["number"] == found.chosen.row["number"])
+    asked = f" with {wish}" if str(wish) else ""
+    points = f"{found.within:g} point{'' if found.within == 1 else 's'}"
+    why = (
+        f"Trial {row['number']}: {sentence(data, found.chosen)}. It is the fastest{asked} shown to be within {points} "
+        f"of the teacher. {looks(data, found)}"
+    )
+    return Choice(int(row["number"]), why, row, found.chosen)
 
 
 def _nearest(rows: list[dict[str, Any]], wish: Wish) -> dict[str, Any]:
@@ -157,4 +196,7 @@ def result(data: StudyData, choice: Choice) -> dict[str, Any]:
     row = choice.row
     names = ("accuracy", "test_accuracy", *TIMED, "parameters", "on_front")
     found = {"study": data.name, "trial": choice.number, **{name: row[name] for name in names}}
+    if choice.standing is not None:
+        of = choice.standing
+        found |= {"below_teacher": of.below, "below_bound": of.bound, "paired": of.paired, "seeds": of.seeds}
     return {key: plain(value) for key, value in (found | {"params": configuration(row), "why": choice.why}).items()}

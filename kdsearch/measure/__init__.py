@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from kdsearch.errors import StudyFileError
-from kdsearch.measure.accuracy import accuracy, logits
+from kdsearch.measure.accuracy import accuracy, hits, logits
 from kdsearch.records import Timing
 from kdsearch.system import plugins
 
@@ -54,4 +54,4 @@ def checked(timing: object, name: str) -> Timing:
     )
 
 
-__all__ = ["COSTS", "ONNX", "Cost", "accuracy", "checked", "cost", "cost_names", "logits"]
+__all__ = ["COSTS", "ONNX", "Cost", "accuracy", "checked", "cost", "cost_names", "hits", "logits"]

@@ -36,7 +36,11 @@ def logits(network: nn.Module, images: Images, prepare: Callable[[Tensor], Tenso
     return torch.cat(parts).clone()
 
 
+def hits(network: nn.Module, data: ImageSet, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+    """(images,), bool: whether the label has the largest logit."""
+    return logits(network, data.images, prepare).argmax(1) == data.labels
+
+
 def accuracy(network: nn.Module, data: ImageSet, prepare: Callable[[Tensor], Tensor]) -> float:
     """Fraction of the images whose label has the largest logit."""
-    hits = logits(network, data.images, prepare).argmax(1) == data.labels
-    return hits.float().mean(dtype=torch.float64).item()
+    return hits(network, data, prepare).float().mean(dtype=torch.float64).item()

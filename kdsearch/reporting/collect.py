@@ -16,12 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import pareto, sittings
 from kdsearch.errors import StorageError
-from kdsearch.records import Attr, StudyAttr
+from kdsearch.records import Attr, ConfirmedRun, StudyAttr, against_teacher
 from kdsearch.reporting import confirmation, deck_rows, formatting, growth, importance
 from kdsearch.reporting.formatting import number
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.measured import measurements
-from kdsearch.spec import StudySpec, from_dict
+from kdsearch.spec import ReportSpec, StudySpec, from_dict
 from kdsearch.storage import masked
 
 CONFIG = "config."
@@ -32,7 +32,9 @@ NUMBERS = (
     "parameters", "bytes", "best_epoch", "epochs_run", "train_seconds", "saved",
 )  # fmt: skip
 TIMED = ("ratio", "ratio_low", "ratio_high", "sittings", "microseconds", "microseconds_1")
-TRIAL_COLUMNS = ("number", "state", "anchor", *NUMBERS, "covers", "on_front", "reason", "why", "finished")
+TRIAL_COLUMNS = (
+    "number", "state", "anchor", *NUMBERS, "covers", "on_front", "reason", "why", "against_teacher", "finished",
+)  # fmt: skip
 CURVE_COLUMNS = ("trial", "epoch", "accuracy")
 
 
@@ -47,19 +49,23 @@ class StudyData:
         cost: how the ratio was taken: "latency" (measured time) or "flops" (counted operations).
         command: the command line that ran last, or None.
         counts: trials by state: complete, pruned, failed, running, waiting, untrained (pruned before the first epoch).
-        hypervolume: over (validation accuracy, log10 ratio) of the complete trials; None where the number of
-            classes is unknown.
+        hypervolume: of the complete trials, see `pareto.study_hypervolume`; None without a floor.
+        floor: validation accuracy from which it counts: see `growth.lowest`.
         trials: one row a trial, by number. `ratio`, `ratio_low`, `ratio_high` are over all `sittings` of its
             architecture (a trial's value in Optuna is its first one); where `covers` is False the interval is that of
             one sitting. `microseconds` are the student's an image at the study's batch, `microseconds_1` those of one
-            image alone. `accuracy` is that of the epoch that validation chose, `reason`
-            says why a trial was pruned, stopped early or failed, `why` what was stored of it, `saved` is how many
-            epochs of its configuration a forecast saved, `on_front` marks non-dominated complete trials,
+            image alone. `accuracy` is that of the epoch that validation chose, `reason` says why a trial was pruned,
+            stopped early or failed, `why` what was stored of it, `against_teacher` holds test images by who is right
+            (None: not kept), `saved` is how many epochs of its configuration a forecast saved, `on_front` marks
+            non-dominated complete trials,
             `finished` is a time; columns `config.KEY` hold the configuration.
         curves: (trial, epoch, validation accuracy), ordered.
         anchors: one row a slide row: see `slides.anchors`.
         history: the hypervolume so far: see `history.history`.
         confirmed: what `kdsearch confirm` found: see `confirmation.confirmations`.
+        runs, controls: its runs by trial, and those of `--control`, the students trained on labels alone.
+        repeats: what confirmation was begun with, and what that was raised to.
+        within: points below the teacher's test accuracy that the study accepts of a student to ship.
         measured: ratios outside of the search: see `measured.measurements`.
         stored: the trials as Optuna has them.
         spent: seconds of all runs by kind of work; empty where none has ended.
@@ -74,11 +80,16 @@ class StudyData:
     command: str | None
     counts: dict[str, int]
     hypervolume: float | None
+    floor: float | None
     trials: pd.DataFrame
     curves: pd.DataFrame
     anchors: pd.DataFrame
     history: pd.DataFrame
     confirmed: pd.DataFrame
+    runs: dict[int, list[ConfirmedRun]]
+    controls: dict[int, list[ConfirmedRun]]
+    repeats: tuple[int, ...]
+    within: float
     measured: pd.DataFrame
     stored: tuple[FrozenTrial, ...]
     spent: dict[str, float]
@@ -127,7 +138,9 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
     counts["untrained"] = sum(map(untrained, records(trials)))
     counts["pruned"] -= counts["untrained"]
     dataset = spec.data.name if spec else _mapping(definition.get("data")).get("name")
-    volume = growth.history(trials, _classes(environment, definition), begin=_begin(found))
+    wanted = formatting.number((spec.report if spec else ReportSpec()).floor)
+    floor = growth.lowest(None if math.isnan(wanted) else wanted, teacher, _classes(environment, definition))
+    volume = growth.history(trials, floor, begin=_begin(found))
     return StudyData(
         name=study.study_name,
         storage=masked(storage_url),
@@ -136,11 +149,16 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         command=attrs.get(StudyAttr.COMMAND),
         counts=counts,
         hypervolume=None if volume is None else float(volume["hypervolume"].max()) if len(volume) else 0.0,
+        floor=floor,
         trials=trials,
         curves=_curves(found),
         anchors=deck_rows.anchors(trials, spec, deck_rows.by_recipe(study, dataset)),
         history=pd.DataFrame(columns=list(growth.COLUMNS)) if volume is None else volume,
         confirmed=confirmation.confirmations(attrs),
+        runs=confirmation.runs(attrs),
+        controls=confirmation.runs(attrs, StudyAttr.CONTROL),
+        repeats=confirmation.repeats(attrs),
+        within=float((spec.report if spec else ReportSpec()).within),
         measured=measurements(attrs),
         stored=tuple(found),
         spent=_spent(attrs),
@@ -290,6 +308,7 @@ def _row(trial: FrozenTrial, timed: sittings.Ratio | None) -> dict[str, Any]:
         "on_front": False,
         "reason": reason,
         "why": why,
+        "against_teacher": against_teacher(attrs.get(Attr.AGAINST_TEACHER)),
         "finished": trial.datetime_complete,
     }
 
@@ -312,7 +331,7 @@ def _trials(trials: Sequence[FrozenTrial], study_attrs: Mapping[str, Any]) -> pd
         rows[complete[member]]["on_front"] = True
     frame = pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
     # an object column keeps None as None, and whole numbers whole beside a missing one
-    for key in ("anchor", "why"):
+    for key in ("anchor", "why", "against_teacher"):
         frame[key] = pd.Series([row[key] for row in rows], dtype=object)
     configs = [_mapping(trial.user_attrs.get(Attr.CONFIG)) or trial.params for trial in trials]
     for key in dict.fromkeys(key for config in configs for key in config):

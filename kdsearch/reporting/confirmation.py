@@ -77,26 +77,42 @@ def confirmations(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
     Args:
         study_attrs: the user attributes of a study.
     """
-    runs = {str(key): confirmed_runs(value) for key, value in study_attrs.items() if StudyAttr.CONFIRMED in str(key)}
-    pooled = spread([run.ratio for run in each] for each in runs.values())
-    rows = [row for key, each in runs.items() if (row := _row(key, study_attrs[key], each, pooled)) is not None]
+    found = runs(study_attrs)
+    pooled = spread([run.ratio for run in each] for each in found.values())
+    rows = [
+        _row(number, study_attrs[f"{StudyAttr.CONFIRMED}{number}"]["epochs"], each, pooled)
+        for number, each in found.items()
+    ]
     return pd.DataFrame(sorted(rows), columns=list(COLUMNS))
 
 
-def _row(key: str, value: object, runs: Sequence[ConfirmedRun], pooled: Spread) -> tuple[float, ...] | None:
-    number = key.removeprefix(StudyAttr.CONFIRMED)
-    if (
-        number == key
-        or not (number.isascii() and number.isdigit())
-        or len(number) > 9
-        or not isinstance(value, Mapping)
-    ):
+def runs(study_attrs: Mapping[str, Any], prefix: str = StudyAttr.CONFIRMED) -> dict[int, list[ConfirmedRun]]:
+    """The runs of each confirmed trial, or with `StudyAttr.CONTROL` of each one's control; malformed ones fall out."""
+    known = {str(key): value for key, value in study_attrs.items() if str(key).startswith(prefix)}
+    found = {_trial_number(key.removeprefix(prefix), value): confirmed_runs(value) for key, value in known.items()}
+    return {number: kept for number, kept in found.items() if number is not None and kept}
+
+
+def repeats(study_attrs: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many runs of each student confirmation was begun with, then what that was raised to; empty if not kept."""
+    stored = study_attrs.get(StudyAttr.REPEATS)
+    whole = [n for n in stored if isinstance(n, int) and n >= 1] if isinstance(stored, list | tuple) else []
+    return tuple(whole)
+
+
+def _trial_number(text: str, value: object) -> int | None:
+    """The trial that an attribute is of; None where it is malformed."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or not isinstance(value, Mapping):
         return None
-    epochs = formatting.number(value.get("epochs"))
-    if not runs or value.get("trial") != int(number) or not epochs >= 1:
+    if str(int(text)) != text:
         return None
-    test, ratio = _mean([run.test_accuracy for run in runs]), _ratio([run.ratio for run in runs], pooled)
-    return int(number), len(runs), int(epochs), *test, *ratio
+    sound = value.get("trial") == int(text) and formatting.number(value.get("epochs")) >= 1
+    return int(text) if sound else None
+
+
+def _row(number: int, epochs: object, found: Sequence[ConfirmedRun], pooled: Spread) -> tuple[float, ...]:
+    test = _mean([run.test_accuracy for run in found])
+    return number, len(found), int(formatting.number(epochs)), *test, *_ratio([run.ratio for run in found], pooled)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:
@@ -166,16 +182,21 @@ def _ends(row: Mapping[Any, Any], value: str, prefix: str) -> tuple[float, float
     return tuple(formatting.number(row[name]) for name in (value, f"{prefix}_low", f"{prefix}_high"))  # type: ignore[return-value]
 
 
-def sentence(found: Order) -> str:
+def sentence(found: Order, planned: Sequence[int] = ()) -> str:
     """The same in one plain sentence: "Confirmed with 5 seeds: 7 of 9 stay on the front; trial 12 falls behind ...".
 
     Args:
         found: what `order` returned.
+        planned: of `repeats`.
     """
     if not found.confirmed:
         return "This front was never confirmed: `kdsearch confirm` trains its students again with new seeds."
     low, high = found.repeats
     seeds = f"{low} {'seed' if low == 1 else 'seeds'}" if low == high else f"{low} to {high} seeds"
+    if planned and low < max(planned):
+        seeds += f" of the {max(planned)} that were planned"
+    if len(planned) > 1:
+        seeds += f" ({planned[0]} at first, raised to {planned[-1]} later)"
     count, left = len(found.confirmed), found.front - len(found.confirmed)
     whose = f"{count}" if not left else f"the {count} confirmed of {found.front}"
     if found.behind:
@@ -196,13 +217,14 @@ def _falls(pair: Behind) -> str:
     return f"trial {pair.trial} falls behind trial {pair.by} ({how})"
 
 
-def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame) -> dict[str, Any]:
+def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame, planned: Sequence[int] = ()) -> dict[str, Any]:
     """What `kdsearch confirm --json` prints: strictly JSON, accuracies as fractions, None for what is not known.
 
     Args:
         study: its name.
         front: as of `order`, and beside it rows of other confirmed trials; `on_front` tells them apart.
         confirmed: of `confirmations`.
+        planned: of `repeats`.
     """
     found = order(front[front["on_front"].astype(bool)], confirmed)
     search = {int(row["trial"]): row for row in front.to_dict("records")}
@@ -222,7 +244,7 @@ def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame) -> dict[str
         "confirmed": list(found.confirmed),
         "staying": found.staying,
         "behind": behind,
-        "sentence": sentence(found),
+        "sentence": sentence(found, planned),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a study recommends: three picks from its front, and one sentence with figures."""
+"""What a study recommends: which student to ship, in one sentence with figures, and picks from its front."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 
 from kdsearch.reporting import formatting
+from kdsearch.reporting.choice import Shipping, Standing, ship, standing
 from kdsearch.reporting.collect import StudyData, configuration
 from kdsearch.reporting.formatting import number
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.ties import fastest
 
 LEAST_GAIN = 0.05  # points of accuracy: less would be printed as 0.0
+SHIP, ACCURATE, KNEE, FASTEST = "To ship", "Most accurate", "Knee", "Fastest"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Pick:
     """A member of the front worth a look.
 
     Attributes:
-        title: "Most accurate", "Knee" or "Fastest".
+        title: "To ship", "Most accurate", "Knee" or "Fastest".
         why: what the title means, in a few words.
         row: the member's row of `StudyData.trials`.
         config: its configuration.
@@ -59,82 +61,165 @@ def knee(front: pd.DataFrame) -> int:
 
 
 def picks(data: StudyData) -> list[Pick]:
-    """Most accurate (by validation), knee and fastest; a trial may be picked twice. Empty without a front."""
+    """To ship (where one qualifies), most accurate by validation, knee, fastest; a trial may be picked more than once.
+
+    Empty without a front.
+    """
     front = data.front
     if front.empty:
         return []
     rows = records(front)
-    chosen = knee(front)
-    best = max(rows, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
-    quick = fastest(rows)
-    middle = next(row for row in rows if row["number"] == chosen)
-    return [
-        Pick("Most accurate", "the best validation accuracy", best, configuration(best)),
-        Pick("Knee", "gives up least on both together", middle, configuration(middle)),
-        Pick("Fastest", "the largest inference ratio, within its noise", quick, configuration(quick)),
-    ]
+    middle = knee(front)
+    chosen = ship(data).chosen
+    found = [] if chosen is None else [(SHIP, f"the fastest within {data.within:g} points of the teacher", chosen.row)]
+    found += [
+        (ACCURATE, "the best validation accuracy",
+         max(rows, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))),
+        (KNEE, "gives up least on both together", next(row for row in rows if row["number"] == middle)),
+        (FASTEST, "the largest inference ratio, within its noise", fastest(rows)),
+    ]  # fmt: skip
+    by_number = {row["number"]: row for row in records(data.trials)}
+    return [Pick(title, why, own := by_number[row["number"]], configuration(own)) for title, why, row in found]
+
+
+def verdict(data: StudyData) -> str:
+    """One sentence with figures on the student to ship, or why there is none and which one is nearest."""
+    if data.front.empty:
+        return _nothing(data.counts)
+    found = ship(data)
+    if found.chosen is not None:
+        told = f"Ship {_name(found.chosen.row)}: {sentence(data, found.chosen)}"
+        return f"{told}; it is the fastest shown to be within {_points(found.within)} of the teacher."
+    if found.nearest is not None:
+        return f"{none_within(found)}: {sentence(data, found.nearest)}."
+    row = next(pick.row for pick in picks(data) if pick.title == KNEE)
+    told = f"{'needs' if data.cost == 'flops' else 'is'} {worth(data, row).removesuffix('.')}"
+    name = _name(row).replace("trial", "Trial", 1)
+    return f"{name}, the knee of the front, {told}; how far it is below the teacher is not known."
+
+
+def none_within(found: Shipping) -> str:
+    """That no student qualifies, which is nearest, and what it lacks; `found.nearest` is there."""
+    assert found.nearest is not None
+    lacks = max(100 * found.nearest.bound - found.within, 0.1)
+    return (
+        f"No student is shown to be within {_points(found.within)} of the teacher; the nearest is "
+        f"{_name(found.nearest.row)}, short by {lacks:.1f} points at its 95 % bound"
+    )
+
+
+def looks(data: StudyData, found: Shipping) -> str:
+    """How the student to ship was chosen, and how often the test set was looked at; a sentence or two."""
+    if found.nearest is None:
+        return ""
+    known = number((data.teacher or {}).get("validation_accuracy"))
+    reach = "" if math.isnan(known) else f" that validation puts within {_points(found.within)} of the teacher"
+    members = f"{found.candidates} {'student' if found.candidates == 1 else 'students'}"
+    return (
+        f"Validation chose the candidates: {members} on the front or confirmed near it{reach}. "
+        "The test set bounds each, the fastest first; "
+        f"it was looked at for {found.looks} of them, and no bound is corrected for that."
+    )
+
+
+def sentence(data: StudyData, of: Standing) -> str:
+    """What a student is worth, in one sentence: its speed, its accuracy, how sure that is, the slide row it beats."""
+    row = of.row
+    told = f"{speed(data, row)}, {_below(data, of)}"
+    theirs, ours = row["test_accuracy"] + of.below, row["test_accuracy"]
+    if 0 < theirs < 1:
+        told += f", {formatting.ratio((1 - ours) / (1 - theirs))} times its errors"
+    return told + _beaten(data, of)
+
+
+def worth(data: StudyData, row: dict[str, Any]) -> str:
+    """`sentence` of any trial of `StudyData.trials`; its bare figures where the teacher or test set is not known."""
+    found = standing(data, row)
+    if found is not None:
+        return f"{sentence(data, found)}."
+    tested = not math.isnan(row["test_accuracy"])
+    accuracy = formatting.percent(row["test_accuracy" if tested else "accuracy"], 1)
+    return f"{speed(data, row)} at {accuracy} {'test' if tested else 'validation'} accuracy."
 
 
 def speed(data: StudyData, row: dict[str, Any]) -> str:
-    """A trial's ratio in words: "14.2x faster than the teacher (13.8 to 14.6)"."""
+    """A trial's ratio in words: "14.2 times as fast as the teacher (13.8 to 14.6; 1.2 µs an image at batch 250)"."""
     value, low, high = row["ratio"], row["ratio_low"], row["ratio_high"]
     slower = 0 < value < 1
     if slower:
         value, low, high = 1 / value, 1 / high if high else high, 1 / low if low else low
-    word = {False: "faster than the teacher", True: "slower than the teacher"}[slower]
+    word = {False: "times as fast as the teacher", True: "times slower than the teacher"}[slower]
     if data.cost == "flops":
-        word = {False: "fewer operations than the teacher", True: "more operations than the teacher"}[slower]
-    span = formatting.interval(value, low, high).removeprefix(formatting.ratio(value))
-    return f"{formatting.ratio(value)}x {word}{span}"
+        word = {False: "times fewer operations than the teacher", True: "times more operations than the teacher"}[
+            slower
+        ]
+    span = formatting.interval(value, low, high).removeprefix(formatting.ratio(value)).strip(" ()")
+    aside = "; ".join(part for part in (span, _microseconds(data, row)) if part)
+    return f"{formatting.ratio(value)} {word}" + (f" ({aside})" if aside else "")
 
 
-def confirmed(data: StudyData, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A trial's row with what confirmation found in place of the search's figures, and how sure that is, in words."""
-    found = [each for each in records(data.confirmed) if each["trial"] == row["number"]]
+def _microseconds(data: StudyData, row: dict[str, Any]) -> str:
+    """Time an image at the study's batch and at batch 1, as far as they were stored."""
+    batch = (data.study_file.get("latency") or {}).get("batch", "")
+    times = (number(row.get("microseconds")), f"an image at batch {batch}"), (
+        number(row.get("microseconds_1")), "at batch 1"
+    )  # fmt: skip
+    return ", ".join(f"{value:.3g} µs {what}" for value, what in times if value > 0)
+
+
+def _below(data: StudyData, of: Standing) -> str:
+    theirs = of.row["test_accuracy"] + of.below
+    gap, bound = 100 * of.below, 100 * of.bound
+    if abs(gap) < LEAST_GAIN:
+        where = f"at the teacher's {formatting.percent(theirs, 1)} test accuracy"
+    else:
+        where = (
+            f"{abs(gap):.1f} points {'below' if gap > 0 else 'above'} its {formatting.percent(theirs, 1)} test accuracy"
+        )
+    least = f"at most {bound:.1f} below" if bound >= LEAST_GAIN else "not below"
+    return f"{where} ({least} with 95 % confidence, {_sure(data, of)})"
+
+
+def _sure(data: StudyData, of: Standing) -> str:
+    seeds = "one seed, not confirmed" if not of.seeds else f"{of.seeds} new {'seed' if of.seeds == 1 else 'seeds'}"
+    return seeds if of.paired else f"{seeds}, not paired by image"
+
+
+def _beaten(data: StudyData, of: Standing) -> str:
+    """The most accurate slide row measured here that the student beats without being slower: like with like.
+
+    Both by what confirmation found, or else both by the search's own single runs.
+    """
+    known = {each["trial"]: each for each in records(data.confirmed)}
+    by_number = {row["number"]: row for row in records(data.trials)}
+    found = []
+    for anchor in records(data.anchors):
+        own, theirs = by_number.get(of.row["number"], of.row), anchor
+        if math.isnan(number(anchor["trial"])) or anchor["trial"] == own["number"]:
+            continue
+        both = of.seeds > 0 and anchor["trial"] in known
+        if both:
+            own, theirs = known[own["number"]], known[anchor["trial"]]
+        gain = 100 * (own["test_accuracy"] - theirs["test_accuracy"])
+        if theirs["ratio"] <= own["ratio"] and gain >= LEAST_GAIN:
+            found.append((theirs["test_accuracy"], gain, theirs["ratio"] == own["ratio"], both, anchor))
     if not found:
-        return row, ""
-    told = found[0]
-    seeds = "1 new seed" if told["repeats"] == 1 else f"{told['repeats']:.0f} new seeds"
-    low, high = told["test_low"], told["test_high"]
-    span = "" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}, "
-    names = ("test_accuracy", "ratio", "ratio_low", "ratio_high")
-    return row | {name: told[name] for name in names}, f" ({span}confirmed with {seeds})"
-
-
-def verdict(data: StudyData) -> str:
-    """One sentence with figures on the knee of the front, or why there is none to recommend."""
-    chosen = picks(data)
-    if not chosen:
-        return _nothing(data.counts)
-    row = chosen[1].row
-    tested = not math.isnan(row["test_accuracy"])
-    kind, key = ("test", "test_accuracy") if tested else ("validation", "accuracy")
-    sentence = f"Trial {row['number']}"
-    sentence += f" (slide row {row['anchor']})" if row["anchor"] else ""
-    shown, sure = confirmed(data, row)
-    sentence += f" needs {speed(data, shown)}" if data.cost == "flops" else f" is {speed(data, shown)}"
-    sentence += f" at {formatting.percent(shown[key], 1)} {kind} accuracy{sure}"
-    theirs = number((data.teacher or {}).get("accuracy" if tested else "validation_accuracy"))
-    if not math.isnan(theirs):
-        sentence += f" against its {formatting.percent(theirs, 1)}"
-    return sentence + _beaten(data, row) + "."
-
-
-def _beaten(data: StudyData, row: dict[str, Any]) -> str:
-    """The most accurate slide row measured here that the trial beats without being slower."""
-    rows = [
-        anchor for anchor in records(data.anchors)
-        if anchor["anchor"] != row["anchor"] and anchor["ratio"] <= row["ratio"]
-        and anchor["test_accuracy"] < row["test_accuracy"]
-    ]  # fmt: skip
-    if not rows:
         return ""
-    best = max(rows, key=lambda anchor: anchor["test_accuracy"])
-    gain = 100 * (row["test_accuracy"] - best["test_accuracy"])
-    if gain < LEAST_GAIN:
-        return ""
-    pace = "the same" if best["ratio"] == row["ratio"] else "a higher"
-    return f"; it beats slide row {best['anchor']}, run in this study, by {gain:.1f} points at {pace} ratio"
+    _, gain, same, both, anchor = max(found, key=lambda each: each[0])
+    how = "both confirmed" if both else "one seed each"
+    epochs = [configuration(by_number[n]).get("epochs") for n in (of.row["number"], anchor["trial"])]
+    if None not in epochs:
+        how += ", equal epochs" if epochs[0] == epochs[1] else f", {epochs[0]} epochs against {epochs[1]}"
+    pace = "the same" if same else "a higher"
+    return f"; it beats slide row {anchor['anchor']}, run in this study, by {gain:.1f} points at {pace} ratio ({how})"
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"trial {row['number']}" + (f" (slide row {row['anchor']})" if row["anchor"] else "")
+
+
+def _points(value: float) -> str:
+    return f"{value:g} point{'' if value == 1 else 's'}"
 
 
 def _nothing(counts: dict[str, int]) -> str:

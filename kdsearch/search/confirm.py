@@ -1,30 +1,36 @@
-"""The front's students trained again on the whole training set, with new seeds: what a search's choice is worth."""
+"""The front's students trained again on the whole training set, with new seeds: what a search's choice is worth.
+
+With a control, each is trained once more without the teacher: same seeds, architecture, epochs, batch size and rate.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from optuna import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import sittings
 from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher
+from kdsearch.distil.lesson import needs_teacher
 from kdsearch.errors import KdsearchError, StorageError, TrialError
 from kdsearch.progress import Progress
-from kdsearch.records import Attr, ConfirmedRun, StudyAttr, confirmed_runs
+from kdsearch.records import Attr, Config, ConfirmedRun, StudyAttr, confirmed_runs
 from kdsearch.search.definition import check, definition, differences
 from kdsearch.search.plan import check_own, rejoin
 from kdsearch.search.retrain import find_finished, taught_to
 from kdsearch.search.trial import Workshop
+from kdsearch.stats import count_of
 from kdsearch.system import machine, signals
 
 MAX_REPEATS = 1000
+REPEATS = 5  # where nobody says
 MATTERS = ("kdsearch", "torch", "device_model", "threads", "precision")  # of an environment, to accuracies and ratios
 
 
@@ -35,10 +41,12 @@ class Job:
     Attributes:
         trial: complete, with the epoch that validation chose.
         repeat: counted from 0; it decides the seed.
+        control: whether the student is trained on labels alone.
     """
 
     trial: FrozenTrial
     repeat: int
+    control: bool = False
 
     @property
     def seed(self) -> int:
@@ -48,15 +56,28 @@ class Job:
     @property
     def key(self) -> str:
         """The study's attribute that keeps the trial's runs."""
-        return f"{StudyAttr.CONFIRMED}{self.trial.number}"
+        return f"{StudyAttr.CONTROL if self.control else StudyAttr.CONFIRMED}{self.trial.number}"
+
+    @property
+    def config(self) -> Config:
+        """The student's configuration, without its teacher for a control."""
+        config: Config = self.trial.user_attrs[Attr.CONFIG]
+        return labels_only(config) if self.control else config
 
 
-def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
+def labels_only(config: Config) -> Config:
+    """The same configuration without a teacher."""
+    kept = {key: value for key, value in config.items() if key != "temperature"}
+    return kept | {"loss_weight": 0.0} | ({"feature_weight": 0.0} if "feature_weight" in kept else {})
+
+
+def choose(study: Study, text: str | None = None, *, band: bool = False) -> list[FrozenTrial]:
     """The trials to confirm or to measure, by number.
 
     Args:
         study: made by kdsearch.
         text: numbers with commas between; None: the whole front, by the ratios over all sittings.
+        band: whether trials within noise of the front belong to the whole of it (`near_front`).
 
     Raises:
         KdsearchError: the text is no such list, a trial cannot be confirmed, or there is no front.
@@ -72,6 +93,7 @@ def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
                 got=study.study_name,
                 remedy="run `kdsearch optimize` first",
             )
+        numbers |= near_front(study) if band else set()
     else:
         words = [word.strip() for word in text.split(",")]
         if not all(word.isascii() and word.isdigit() for word in words):
@@ -80,10 +102,39 @@ def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
     return [find_finished(study, number) for number in sorted(numbers)]
 
 
-def missing(study: Study, trials: Sequence[FrozenTrial], repeats: int) -> list[Job]:
-    """The runs that the study does not hold yet, all trials of a repeat before the next one."""
+def near_front(study: Study) -> set[int]:
+    """Numbers of trials that are on the front, or may be but for the noise of the validation images.
+
+    A trial is near it if no trial at least as fast is more than a standard error of its validation accuracy ahead: the
+    one-standard-error rule of Breiman, Friedman, Olshen and Stone, Classification and Regression Trees (1984). Where
+    the number of validation images cannot be read from the accuracies, it is the front alone.
+    """
+    front = study.best_trials
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    images = count_of(trial.values[0] for trial in complete)
+    numbers = {trial.number for trial in front}
+    for trial in complete if images else ():
+        assert images is not None
+        ahead = max((other.values[0] for other in front if other.values[1] >= trial.values[1]), default=-math.inf)
+        error = math.sqrt(max(0.0, ahead * (1 - ahead)) / images)
+        if ahead - trial.values[0] <= error and isinstance(trial.user_attrs.get(Attr.BEST_EPOCH), int):
+            numbers.add(trial.number)
+    return numbers
+
+
+def missing(study: Study, trials: Sequence[FrozenTrial], repeats: int, *, control: bool = False) -> list[Job]:
+    """The runs that the study does not hold yet, all trials of a repeat before the next one, controls after theirs.
+
+    A student that learnt from labels alone is its own control.
+    """
     attrs = study.user_attrs
-    jobs = [Job(trial, repeat) for repeat in range(repeats) for trial in trials]
+    jobs = [
+        job
+        for repeat in range(repeats)
+        for trial in trials
+        for job in (Job(trial, repeat), Job(trial, repeat, control=True))
+        if not job.control or (control and needs_teacher(trial.user_attrs[Attr.CONFIG]))
+    ]
     there = {job.key: {run.seed for run in confirmed_runs(attrs.get(job.key))} for job in jobs}
     return [job for job in jobs if job.seed not in there[job.key]]
 
@@ -92,7 +143,8 @@ def confirm(
     study: Study,
     trials: Sequence[FrozenTrial],
     *,
-    repeats: int = 5,
+    repeats: int | None = None,
+    control: bool = False,
     data_dir: str | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -107,7 +159,9 @@ def confirm(
     Args:
         study: made by kdsearch.
         trials: of `choose`.
-        repeats: runs of each that the study is to hold.
+        repeats: runs of each that the study is to hold; None: as many as it was begun with, else 5. The number is kept
+            with the study when the first run begins, and so is what it is raised to later.
+        control: whether each is also trained without the teacher.
         data_dir: where data sets lie.
         device: as of `optimize`.
         precision: that convolutions are trained in; "auto": the study's.
@@ -118,10 +172,13 @@ def confirm(
         KdsearchError: the data, the teacher or, where time is measured, the device are not the study's.
     """
     progress = progress or Progress()
+    planned = study.user_attrs.get(StudyAttr.REPEATS) or []
+    repeats = max(planned or [REPEATS]) if repeats is None else repeats
     if not 1 <= repeats <= MAX_REPEATS:
         raise KdsearchError(f"--repeats must lie between 1 and {MAX_REPEATS}", got=repeats, remedy="correct it")
-    todo = missing(study, trials, repeats)
-    total = len(trials) * repeats
+    todo = missing(study, trials, repeats, control=control)
+    taught = [trial for trial in trials if control and needs_teacher(trial.user_attrs[Attr.CONFIG])]
+    total = (len(trials) + len(taught)) * repeats
     if not todo:
         return
     plan = rejoin(study, url="", data_dir=data_dir, device=device, precision=precision)
@@ -136,7 +193,18 @@ def confirm(
     known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
     workshop = Workshop(plan.spec, plan.split, known, plan.cost, plan.precision.name)
     about = {"environment": environment, "command": command}
+    _fix(study, planned, repeats, progress)
     _run_all(study, todo, (workshop, workshop.undivided()), about, total, progress)
+
+
+def _fix(study: Study, planned: list[int], repeats: int, progress: Progress) -> None:
+    """Keeps with the study how many repeats were wanted before any was seen, and what they are raised to."""
+    if planned and repeats > max(planned):
+        progress.warning(f"confirmation was begun with {planned[0]} repeats and is raised to {repeats}: reports say so")
+    if planned and repeats < max(planned):
+        progress.warning(f"confirmation was begun for {max(planned)} repeats: {repeats} leave it unfinished")
+    if not planned or repeats > max(planned):
+        study.set_user_attr(StudyAttr.REPEATS, [*planned, repeats])
 
 
 def _run_all(
@@ -150,9 +218,10 @@ def _run_all(
     progress.study_started(total - len(todo), total, "runs")
     try:
         for job in todo:
-            number, config = job.trial.number, job.trial.user_attrs[Attr.CONFIG]
-            progress.trial_started(number, f"repeat {job.repeat + 1}", config)
-            run = _run(job, *workshops, progress)
+            number = job.trial.number
+            name = f"repeat {job.repeat + 1}" + (", labels alone" if job.control else "")
+            progress.trial_started(number, name, job.config)
+            run = _run(study, job, *workshops, progress)
             with signals.shield():
                 _keep(study, job, run, about)
             text = f"test accuracy {run.test_accuracy:.2%}, ratio {run.ratio:.4g}, {run.seconds:.1f} s"
@@ -161,22 +230,37 @@ def _run_all(
         workshops[1].keep(now=True, told=progress.warning)
 
 
-def _run(job: Job, divided: Workshop, whole: Workshop, progress: Progress) -> ConfirmedRun:
-    """One student timed, as the search times: before its training; then taught and scored."""
-    attrs = job.trial.user_attrs
-    config, last = attrs[Attr.CONFIG], attrs[Attr.BEST_EPOCH]
-    with divided.quiet():
-        timing = divided.measure(divided.build(config, job.seed))
+def _run(study: Study, job: Job, divided: Workshop, whole: Workshop, progress: Progress) -> ConfirmedRun:
+    """One student timed, as the search times: before its training; then taught and scored.
+
+    A control has the ratio of its pair: the same network, but for its weights.
+    """
+    config, last = job.config, job.trial.user_attrs[Attr.BEST_EPOCH]
+    pair = _pair(study, job)
+    if pair is None:
+        with divided.quiet():
+            timing = divided.measure(divided.build(config, job.seed))
+        ratio = timing.ratio, timing.low, timing.high
+    else:
+        ratio = pair.ratio, pair.ratio_low, pair.ratio_high
     on_epoch = partial(progress.trial_epoch, job.trial.number, epochs=last)
     try:
         with whole.gate.working():
             student, seconds = taught_to(whole, config, job.seed, last=last, on_epoch=on_epoch)
-            test = whole.test(student)
+            test, counts = whole.test_with_teacher(student)
     except TrialError as error:
         raise KdsearchError(
             f"the training of trial {job.trial.number} must stay finite: {error}", remedy="leave it out with --trials"
         ) from None
-    return ConfirmedRun(job.seed, test, timing.ratio, timing.low, timing.high, seconds)
+    return ConfirmedRun(job.seed, test, *ratio, seconds, counts)
+
+
+def _pair(study: Study, job: Job) -> ConfirmedRun | None:
+    """The confirmed run that a control is the control of, if it is there."""
+    if not job.control:
+        return None
+    known = confirmed_runs(study.user_attrs.get(Job(job.trial, job.repeat).key))
+    return next((run for run in known if run.seed == job.seed), None)
 
 
 def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> None:
@@ -188,7 +272,7 @@ def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> N
     stored = {
         "trial": job.trial.number,
         "epochs": job.trial.user_attrs[Attr.BEST_EPOCH],
-        "runs": [dataclasses.asdict(each) for each in runs],
+        "runs": [each.stored() for each in runs],
         **about,
         "changes": [*told, *changes],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -33,12 +33,14 @@ def definition(plan: Plan) -> dict[str, Any]:
     Raises:
         TeacherError: the teacher's weights cannot be read.
     """
-    described = plan.spec.model_dump(mode="json", exclude={"anchors"})
+    described = plan.spec.model_dump(mode="json", exclude={"anchors", "report"})
     described["data"] |= {"fingerprint": plan.split.fingerprint, "classes": list(plan.split.classes)}
     described["teacher"] |= {"fingerprint": teacher.fingerprint(plan.spec.teacher, plan.split)}
     described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
     described["cost"] = plan.cost
     described["precision"] = plan.precision.name
+    if plan.spec.distillation == 1:
+        described.pop("distillation")  # as studies have it that were begun before it was a key
     if plan.cost != "flops":
         described["device_model"] = machine.cpu_model() if plan.cost == "onnx" else machine.device_model(plan.device)
     plain: dict[str, Any] = json.loads(json.dumps(described))

@@ -161,7 +161,8 @@ def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
     """The plan with what a study was begun with, where the user asks for nothing else and this version would differ.
 
     A study made before there were pools of views goes on with draws from all views; one made before `cuda_batch` goes
-    on with the batch it was timed with; and the precision stays.
+    on with the batch it was timed with; one made before the loss was a key goes on with its own; and the precision
+    stays.
 
     Args:
         plan: of `make_plan`.
@@ -174,6 +175,8 @@ def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
         loaded = loaded.with_augment(augment.model_copy(update={"views": None}))
     if "cuda_batch" not in (stored.get("latency") or {}):
         loaded = loaded.model_copy(update={"latency": loaded.latency.model_copy(update={"cuda_batch": None})})
+    if "distillation" not in {*loaded.model_fields_set, *stored}:
+        loaded = loaded.model_copy(update={"distillation": 1})
     choice = precisions.adopted(plan.precision, stored, plan.device)
     return dataclasses.replace(plan, spec=loaded, precision=choice)
 

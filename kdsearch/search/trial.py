@@ -27,11 +27,11 @@ from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Run, State
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import ONNX, accuracy, checked, cost, deployed
+from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, hits
 from kdsearch.measure.gate import Gate
 from kdsearch.progress import Progress
 from kdsearch.pruning import pruner
-from kdsearch.records import Attr, Config, EpochRecord, Precision, Timing, architecture
+from kdsearch.records import AgainstTeacher, Attr, Config, EpochRecord, Precision, Timing, architecture
 from kdsearch.search import failures, space
 from kdsearch.search.clock import REST, Clock
 from kdsearch.search.weights import Keeper
@@ -118,6 +118,7 @@ class Workshop:
             answers=self.answers if lesson.needs_teacher(config) else None,
             student_spec=self.spec.student,
             precision=self.precision,
+            mix=lesson.mix_of(self.spec),
             validate=self.validate,
             on_step=lambda step: self.gate.step(),
             state=state,
@@ -141,6 +142,18 @@ class Workshop:
     def test(self, student: nn.Module) -> float:
         """Test accuracy, a fraction."""
         return accuracy(student, self.split.test, self.split.prepare)
+
+    @cached_property
+    def _teacher_hits(self) -> Tensor:
+        """(test images,), bool: whether the teacher is right; asked once a process."""
+        return hits(self.teacher.network, self.split.test, self.teacher.prepare)
+
+    def test_with_teacher(self, student: nn.Module) -> tuple[float, AgainstTeacher]:
+        """Test accuracy, a fraction, and the test images by who is right."""
+        right = hits(student, self.split.test, self.split.prepare)
+        # 0 for neither, 1 for the student alone, 2 for the teacher alone, 3 for both
+        counts = (2 * self._teacher_hits.long() + right.long()).bincount(minlength=4).tolist()
+        return right.double().mean().item(), AgainstTeacher(*reversed(counts))
 
     def timing_key(self, config: Config) -> str:
         """What two students must share to share one timing."""
@@ -256,8 +269,9 @@ class Objective:
             best, hopeless = self._train(trial, student, config, seed, timing.ratio, kept)
             student.load_state_dict(best.weights)
             with self._clock.spent_on("scoring"):
-                test = workshop.test(student)
+                test, counts = workshop.test_with_teacher(student)
         trial.set_user_attr(Attr.TEST_ACCURACY, test)
+        trial.set_user_attr(Attr.AGAINST_TEACHER, counts.stored())
         workshop.keep(told=self._progress.warning)
         kept.remove()
         if hopeless:

@@ -6,6 +6,7 @@ from torch import nn
 
 from kdsearch.distil import lesson
 from kdsearch.distil.answers import Answers
+from kdsearch.distil.loss import Mix
 from kdsearch.distil.teacher import Teacher
 from kdsearch.search.plan import Plan
 from kdsearch.spec import StudentSpec
@@ -75,3 +76,19 @@ def test_keras_weights_are_uniform_with_biases_of_zero(plan: Plan):
     assert 0.99 * limit < weight.abs().max().item() <= limit
     assert weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.02)
     assert not bias.any()
+
+
+def test_a_configurations_rate_takes_the_place_of_the_recipes(plan: Plan, known: Answers):
+    recipe = plan.spec.student.recipe.model_copy(update={"lr": 5e-3})
+    spec = plan.spec.student.model_copy(update={"recipe": recipe})
+    assert lesson.recipe_of(plan.spec.student, {**CONFIG, "lr": 5e-3}) == recipe
+    assert lesson.recipe_of(spec, CONFIG) == recipe
+    assert not equal(taught(plan, known, lr=5e-3)[1], taught(plan, known)[1])
+    assert equal(taught(plan, known, lr=1e-3)[1], taught(plan, known)[1])
+
+
+def test_a_study_says_how_its_loss_is_read(plan: Plan):
+    assert lesson.mix_of(plan.spec) == Mix(level=True, softmax_temperature=3.5)
+    assert lesson.mix_of(plan.spec.model_copy(update={"distillation": 1})) == Mix()
+    ready = plan.spec.teacher.model_copy(update={"recipe": None})
+    assert lesson.mix_of(plan.spec.model_copy(update={"teacher": ready})).softmax_temperature == 1.0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdsearch.distil.loss import cls_loss, distillation_loss, div_loss, nd_loss, soft_cross_entropy, weights
+from kdsearch.distil.loss import Mix, cls_loss, distillation_loss, div_loss, nd_loss, soft_cross_entropy, weights
 
 temperatures = st.floats(1.0, 20.0)
 seeds = st.integers(0, 2**32 - 1)
@@ -104,6 +104,48 @@ def test_weight_one_half_is_the_sum_of_both(seed, temperature):
 )
 def test_the_weights_of_both_terms(a, expected):
     assert weights(a) == pytest.approx(expected)
+
+
+@given(st.floats(0, 1))
+def test_level_weights_sum_to_two_and_keep_the_mix(a):
+    labels, teacher = weights(a, level=True)
+    assert labels + teacher == pytest.approx(2.0)
+    plain = weights(a)
+    assert labels * plain[1] == pytest.approx(teacher * plain[0])
+
+
+@given(seeds, st.floats(0, 1), st.floats(0, 1))
+def test_where_the_teacher_says_what_the_labels_say_the_step_does_not_depend_on_the_weight(seed, a, b):
+    student, _, labels = logits_of(seed)
+    sure = 1e3 * F.one_hot(labels, student.shape[1]).double()  # a teacher whose softmax is the labels
+    steps = []
+    for weight in (a, b):
+        network = torch.nn.Linear(student.shape[1], student.shape[1]).double()
+        torch.nn.init.eye_(network.weight)
+        torch.nn.init.zeros_(network.bias)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        distillation_loss(
+            network(student), labels, sure, loss_weight=weight, temperature=1.0, mix=Mix(level=True)
+        ).backward()
+        optimizer.step()
+        steps.append(network.weight.detach().clone())
+    torch.testing.assert_close(*steps)
+
+
+@given(seeds, temperatures)
+def test_one_half_is_the_decks_sum_in_either_form(seed, temperature):
+    student, teacher, labels = logits_of(seed)
+    level = distillation_loss(student, labels, teacher, loss_weight=0.5, temperature=temperature, mix=Mix(level=True))
+    assert torch.equal(level, loss(student, labels, teacher, 0.5, temperature))
+
+
+@given(seeds, temperatures, st.floats(1.0, 5.0), st.floats(0, 1))
+def test_a_teacher_trained_through_a_softened_softmax_gives_ordinary_logits(seed, temperature, own, a):
+    student, teacher, labels = logits_of(seed)
+    found = distillation_loss(
+        student, labels, own * teacher, loss_weight=a, temperature=temperature, mix=Mix(softmax_temperature=own)
+    )
+    torch.testing.assert_close(found, loss(student, labels, teacher, a, temperature))
 
 
 @given(seeds, st.floats(0, 1), temperatures)

@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from kdsearch import storage
 from kdsearch.errors import KdsearchError
 from kdsearch.export.pick import Wish, choose
-from kdsearch.records import Attr
+from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting.collect import StudyData, collect
 
 # validation, test, ratio, parameters: 0 to 3 on the front, 4 dominated but small, 5 pruned
@@ -78,13 +78,29 @@ def test_the_command_prints_the_sentence_and_json(kdsearch: Run, filled: str):
 
 
 def test_the_commands_errors(kdsearch: Run, filled: str):
-    assert "--knee" in refused(kdsearch("pick", "--storage", filled), "needs a constraint")
+    assert "--knee" in refused(kdsearch("pick", "--storage", filled), "--within needs test accuracies")
+    refused(kdsearch("pick", "--knee", "--within", "1", "--storage", filled), "exclude each other")
+    refused(kdsearch("pick", "--within", "0", "--storage", filled), "points of accuracy, above 0")
     share = refused(kdsearch("pick", "--min-accuracy", "0.9", "--storage", filled), "in percent", "97.5")
     assert "(got 0.9)" in share
     far = refused(kdsearch("pick", "--min-ratio", "1e9", "--storage", filled), "ask for less, or search on")
     assert far.startswith(
         "no trial has a ratio of at least 1e+09 (got nearest: trial 3 with 80.00 % validation accuracy"
     )
+
+
+def test_the_default_is_the_fastest_shown_to_be_near_the_teacher(kdsearch: Run, filled: str):
+    study = storage.load_study(storage.open_storage(filled), "s")
+    study.set_user_attr(StudyAttr.TEACHER, {"accuracy": 0.97, "validation_accuracy": 0.975})
+    short = refused(kdsearch("pick", "--storage", filled), "No student is shown to be within 1 point", "raise --within")
+    assert "nearest is trial 0" in short
+    found = json.loads(kdsearch("pick", "--within", "6", "--storage", filled, "--json").out)
+    assert (found["trial"], found["paired"], found["seeds"]) == (1, False, 0)
+    assert found["below_teacher"] == pytest.approx(0.01)
+    assert 0.01 < found["below_bound"] <= 0.06
+    assert "The test set bounds each, the fastest first; it was looked at for 2 of them" in found["why"]
+    small = json.loads(kdsearch("pick", "--within", "50", "--max-parameters", "350", "--storage", filled, "--json").out)
+    assert small["trial"] == 3
 
 
 def test_a_study_without_a_complete_trial(url: str, kdsearch: Run):

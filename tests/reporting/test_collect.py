@@ -153,9 +153,9 @@ def test_an_anchor_outside_the_study_file_is_kept(make_trial, make_study):
 
 def test_hypervolume_is_that_of_all_complete_trials_and_grows_with_them(data: StudyData):
     points = [(t["accuracy"], t["ratio"]) for t in records(data.trials) if t["state"] == "COMPLETE"]
-    assert data.hypervolume == pytest.approx(pareto.study_hypervolume(points, 10))
+    assert data.hypervolume == pytest.approx(pareto.study_hypervolume(points, 0.76))
     steps = [*data.history["hypervolume"]]
-    expected = [pareto.study_hypervolume(points[:n], 10) for n in (1, 2, 3, 4, 5, 5)]
+    expected = [pareto.study_hypervolume(points[:n], 0.76) for n in (1, 2, 3, 4, 5, 5)]
     assert steps == pytest.approx(expected)
     assert [*data.history["trial"]] == [0, 1, 2, 3, 4, 5]
 

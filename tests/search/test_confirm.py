@@ -5,10 +5,12 @@ import pytest
 import torch
 from helpers.recording import Recorder
 
+from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, KdsearchError, StorageError
 from kdsearch.records import Attr, EpochRecord, StudyAttr, confirmed_runs
 from kdsearch.search import study as searching
-from kdsearch.search.confirm import choose, confirm, missing
+from kdsearch.search.confirm import choose, confirm, labels_only, missing, near_front
+from kdsearch.search.plan import rejoin
 from kdsearch.search.retrain import retrain, taught_to
 from kdsearch.search.trial import Workshop
 from kdsearch.system import machine, signals
@@ -70,6 +72,52 @@ def test_a_run_is_of_the_chosen_epoch_with_a_new_seed_and_a_larger_number_goes_o
         assert len(runs(study, trial.number)) == 3
     confirm(study, chosen, repeats=2, device="cpu", progress=(idle := Heard()))
     assert idle.totals == []
+    assert study.user_attrs[StudyAttr.REPEATS] == [2, 3]
+    assert "begun with 2 repeats and is raised to 3" in again.warnings[0]
+    for run in runs(study, chosen[0].number):
+        counts = run.against_teacher
+        assert (counts.both + counts.student) / counts.images == pytest.approx(run.test_accuracy)
+
+
+@pytest.mark.slow
+def test_a_control_is_its_pair_without_the_teacher(study):
+    chosen = everyone(study)[:1]
+    number, config = chosen[0].number, chosen[0].user_attrs[Attr.CONFIG]
+    heard = Heard(stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        confirm(study, chosen, repeats=2, control=True, device="cpu", progress=heard)
+    assert [job.control for job in missing(study, chosen, 2, control=True)] == [True, False, True]
+    confirm(study, chosen, control=True, device="cpu", progress=(rest := Heard()))  # as many as it was begun with
+    assert rest.totals == [(1, 4, "runs")]
+    pairs = confirmed_runs(study.user_attrs[f"{StudyAttr.CONTROL}{number}"])
+    assert [(run.seed, run.ratio) for run in pairs] == [(run.seed, run.ratio) for run in runs(study, number)]
+    plan = rejoin(study, url="", device="cpu")
+    workshop = Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split), plan.cost)
+    student, _ = taught_to(
+        workshop.undivided(), labels_only(config), pairs[0].seed, last=chosen[0].user_attrs[Attr.BEST_EPOCH]
+    )
+    assert workshop.test(student) == pairs[0].test_accuracy
+    assert labels_only(config | {"feature_weight": 1.0}) == {
+        **{key: value for key, value in config.items() if key != "temperature"},
+        "loss_weight": 0.0,
+        "feature_weight": 0.0,
+    }
+
+
+def test_a_student_of_labels_alone_is_its_own_control_and_needs_none():
+    attrs = {Attr.CONFIG: {"loss_weight": 0.0, "epochs": 1}, Attr.SEED: 1, Attr.BEST_EPOCH: 1}
+    study = optuna.create_study(directions=["maximize"] * 2)
+    study.add_trial(optuna.trial.create_trial(values=[0.9, 2.0], user_attrs=attrs))
+    assert [job.control for job in missing(study, study.trials, 2, control=True)] == [False, False]
+
+
+def test_the_band_is_the_front_and_what_noise_alone_keeps_off_it():
+    study = optuna.create_study(directions=["maximize"] * 2)
+    # 400 validation images: a standard error is 1.1 points at 95 %
+    for accuracy, ratio in ((0.95, 10.0), (0.9425, 9.0), (0.93, 9.0), (0.9, 50.0), (0.8875, 40.0)):
+        attrs = {Attr.BEST_EPOCH: 1}
+        study.add_trial(optuna.trial.create_trial(values=[accuracy, ratio], user_attrs=attrs))
+    assert near_front(study) == {0, 1, 3, 4}
 
 
 @pytest.mark.slow
@@ -95,7 +143,7 @@ def test_runs_of_other_versions_are_kept_and_told_of(study):
     stored = study.user_attrs[key]
     study.set_user_attr(key, stored | {"environment": stored["environment"] | {"torch": "1.0"}})
     confirm(study, chosen, repeats=2, device="cpu", progress=(heard := Heard()))
-    assert len(heard.warnings) == 1
+    assert len(heard.warnings) == 2  # and that the repeats are raised
     assert f"torch: 1.0 -> {torch.__version__}" in heard.warnings[0]
     assert len(runs(study, chosen[0].number)) == 2
     assert study.user_attrs[key]["changes"] == [f"torch: 1.0 -> {torch.__version__}"]

@@ -473,3 +473,18 @@ def test_a_study_that_wants_a_gpu_says_how_long_it_takes_on_a_cpu(plan, monkeypa
     ]
     search.warn_of_slowness(dataclasses.replace(wide, device=torch.device("cuda")), Budget(trials=3), heard)
     assert len(heard.warnings) == 1
+
+
+def test_a_study_begun_before_the_loss_was_a_key_goes_on_with_its_own(study_file, url):
+    study = optimize(study_file, url, 1)
+    stored = dict(study.user_attrs[StudyAttr.DEFINITION])
+    assert stored.pop("distillation") == 2
+    study.set_user_attr(StudyAttr.DEFINITION, stored)
+    again = optimize(study_file, url, 2)
+    assert again.user_attrs[StudyAttr.DEFINITION] == stored
+    assert again.user_attrs[StudyAttr.STUDY_FILE]["distillation"] == 1
+    assert finished_count(again.trials) == 2
+    named = study_file.with_name("named.toml")
+    named.write_text("distillation = 2\n" + Path(study_file).read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(DefinitionError, match="distillation: nothing -> 2"):
+        optimize(named, url, 3)

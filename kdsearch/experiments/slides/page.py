@@ -12,7 +12,7 @@ from optuna import Study
 from kdsearch.experiments.slides import summary
 from kdsearch.experiments.slides.deck_recipes import DECKS
 from kdsearch.experiments.slides.run import Options, stored
-from kdsearch.experiments.slides.summary import REACH, Measured, as_json
+from kdsearch.experiments.slides.summary import EQUAL, Measured, as_json
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.figures import style
@@ -20,7 +20,8 @@ from kdsearch.reporting.pages import assets, document
 from kdsearch.reporting.pages.document import Document, Grid, Mark, Section
 
 MARKS: dict[str, Mark] = {
-    "matches": "good", "higher": "good", "lower": "bad", "not measured": "unsure",
+    "matches": "good", "higher": "good", "lower": "bad", "undecided": "unsure",
+    "not measured": "unsure",
     "faster": "good", "even": "unsure", "slower": "bad",
 }  # fmt: skip
 TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]  # of the ratio's axis
@@ -127,11 +128,11 @@ def _verdict(options: Options, measured: Sequence[Measured]) -> str:
     if options.scaled:
         return "This run is smaller than the deck's: it shows that the path works, and no row is measured by it."
     measured = [one for one in measured if one.difference is not None]
-    counts = {word: sum(one.verdict == word for one in measured) for word in ("matches", "higher", "lower")}
-    near = sum(one.reproduced for one in measured)
+    words_of = ("matches", "higher", "lower", "undecided")
+    counts = {word: sum(one.verdict == word for one in measured) for word in words_of}
     return (
-        f"{near} of {len(measured)} rows reach the deck's accuracy within {REACH} points or beat it: "
-        f"{counts['matches']} match within noise; higher: {counts['higher']}, lower: {counts['lower']}."
+        f"{counts['matches']} of {len(measured)} rows are shown to match the deck's accuracy within {EQUAL} points; "
+        f"higher: {counts['higher']}, lower: {counts['lower']}, undecided: {counts['undecided']}."
     )
 
 
@@ -139,14 +140,22 @@ def _accuracy_text(options: Options, measured: Sequence[Measured]) -> list[str]:
     text = [
         "Test accuracy after the last epoch, in percent; nothing was chosen by it. The interval of the mean is "
         "Student's t over seeds (of a single training: Wilson's, over the test images). The difference is measured "
-        "minus published, and its interval takes the published figure for one training with the spread of ours: a row "
-        "matches where that interval holds 0. All rows share one teacher, so its own luck is in every row.",
+        "minus published, and its 95 % interval takes the published figure for one training with the spread of ours. A "
+        f"row matches where two one-sided tests at 5 % show that the difference is smaller than {EQUAL} points either "
+        "way; it is higher or lower where the interval excludes 0, else undecided. All rows share one teacher, so its "
+        "own luck is in every row.",
     ]
+    tau = summary.order(measured)
+    if tau is not None:
+        text.append(
+            f"The order of the {tau.n} rows as the deck states them, ours against the published one: Kendall's tau "
+            f"{tau.mean:.2f} (95 % interval {tau.low:.2f} to {tau.high:.2f}, bootstrap over seeds and the noise of one "
+            "published run); 1 is the same order, 0 none in common."
+        )
     if options.scaled:
         text.append("The words are not given: less was trained than the deck trained.")
     text += [
-        f"{label(one)} comes out {-one.difference.mean:.2f} points lower"
-        f"{'' if one.reproduced else f', more than {REACH} points'}. {_why(one)}"
+        f"{label(one)} comes out {-one.difference.mean:.2f} points lower. {_why(one)}"
         for one in measured
         if one.difference is not None and one.verdict == "lower"
     ]

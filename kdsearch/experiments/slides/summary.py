@@ -23,11 +23,13 @@ from kdsearch.stats import (
     mean_interval,
     median_interval,
     proportion_interval,
+    rank_agreement,
     sittings_interval,
     spread,
 )
 
-REACH = 1.5  # points below the deck's accuracy at most: then a row counts as reproduced
+EQUAL = 0.5  # points: a difference that is shown to be smaller counts as none
+TWO_TESTS = 0.9  # confidence of the interval that two one-sided tests at 5 % each are the same as (Schuirmann 1987)
 TEST_IMAGES = 10_000  # of both data sets
 
 
@@ -68,6 +70,7 @@ class Measured:
         accuracy: their mean, with the interval over seeds; of one repeat, that of the test images alone.
         difference: measured minus published, points, with the interval that one published run leaves; None where
             nothing was published.
+        matching: whether two one-sided tests at 5 % show that the difference is smaller than half a point either way.
         ratio: over the sittings of its repeats, with the interval over them; of one repeat the median of its pairs.
         teacher_seconds, student_seconds: an image of inference, medians.
         seconds: of one training, median.
@@ -88,6 +91,7 @@ class Measured:
     bytes: int
     scaled: bool
     int8: Int8 | None = None
+    matching: bool = False
 
     @property
     def published(self) -> Published:
@@ -97,8 +101,9 @@ class Measured:
 
     @property
     def verdict(self) -> str:
-        """matches, higher or lower: whether the interval of the difference in accuracy holds 0.
+        """matches where equivalence within half a point is shown, else higher or lower where 0 is excluded.
 
+        Where neither is shown the row is undecided: an interval that holds 0 shows no equality.
         Where less was run than the deck ran, the row is not measured. Of an int8 row, which has no published figure:
         faster, slower or even, by the interval of the same student's time in float / in int8.
         """
@@ -107,20 +112,17 @@ class Measured:
         if self.difference is None:
             assert self.int8 is not None
             return self.int8.verdict
-        if self.difference.low <= 0 <= self.difference.high:
+        if self.matching:
             return "matches"
+        if self.difference.low <= 0 <= self.difference.high:
+            return "undecided"
         return "higher" if self.difference.mean > 0 else "lower"
-
-    @property
-    def reproduced(self) -> bool:
-        """Whether the mean accuracy is within 1.5 points of the published one, or better."""
-        return self.difference is None or self.difference.mean >= -REACH
 
 
 def summarise(study: Study, options: Options) -> list[Measured]:
     """The rows asked for, as far as they were measured."""
     there = stored(study)
-    pooled = _spread(there)
+    pooled = _sittings(there)
     found = []
     for job in options.jobs:
         trials = [there.get((job.row.name, job.reading, repeat)) for repeat in range(options.repeats)]
@@ -152,10 +154,11 @@ def _measured(job: Job, trials: list[FrozenTrial], options: Options, pooled: Spr
         bytes=attrs[0][Attr.BYTES],
         scaled=options.scaled,
         int8=_int8(attrs) if job.settings.bits is not None else None,
+        matching=published is not None and _matches(accuracies, published.accuracy / 100),
     )
 
 
-def _spread(there: Mapping[tuple[str, str, int], FrozenTrial]) -> Spread:
+def _sittings(there: Mapping[tuple[str, str, int], FrozenTrial]) -> Spread:
     """How far the sittings of an architecture lie apart; rows of equal architecture share theirs, which count once."""
     rows: dict[tuple[str, str], list[float]] = {}
     for (row, reading, _), trial in sorted(there.items(), key=lambda item: item[0]):
@@ -167,6 +170,33 @@ def _ratio(attrs: list[dict[str, Any]], pooled: Spread) -> tuple[float, float, f
     """A row's ratio: each repeat timed it anew, in a sitting of its own."""
     found = sittings_interval([one[Attr.RATIO] for one in attrs], pooled) if len(attrs) > 1 else None
     return median_interval(ratios(*_seconds(attrs))) if found is None else (found.mean, found.low, found.high)
+
+
+def _matches(accuracies: Sequence[float], published: float) -> bool:
+    found = difference_from_one_run(accuracies, published, TEST_IMAGES, confidence=TWO_TESTS)
+    return 100 * found.low > -EQUAL and 100 * found.high < EQUAL
+
+
+def order(measured: Sequence[Measured]) -> Interval | None:
+    """Kendall's tau between the rows' order as measured and as published; None for fewer than three rows.
+
+    Of rows as the deck states them alone: another reading of a row is no row of its own.
+    """
+    rows = [one for one in measured if one.difference is not None and one.job.reading == "stated" and not one.scaled]
+    if len(rows) < 3:
+        return None
+    ours, theirs = [list(one.accuracies) for one in rows], [float(one.published.accuracy) for one in rows]
+    if len({statistics.fmean(runs) for runs in ours}) < 2 or len(set(theirs)) < 2:
+        return None
+    return rank_agreement(ours, theirs, spread=[_spread(one) for one in rows])
+
+
+def _spread(one: Measured) -> float:
+    """Standard deviation of one run, points: over our seeds, or of a single run over test images."""
+    if len(one.accuracies) > 1:
+        return statistics.stdev(one.accuracies)
+    share = one.accuracies[0] / 100
+    return 100 * (share * (1 - share) / TEST_IMAGES) ** 0.5
 
 
 def _seconds(attrs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
@@ -214,6 +244,7 @@ def as_json(study: Study, options: Options, measured: Sequence[Measured]) -> dic
         "dataset": options.dataset,
         "scaled": options.scaled,
         "rows": [_row_json(one) for one in measured],
+        "order": None if (tau := order(measured)) is None else {"kendall_tau": asdict(tau)},
         "teacher": teacher(study, options.dataset, measured),
         "command": study.user_attrs.get(StudyAttr.COMMAND),
         "environment": study.user_attrs.get(StudyAttr.ENVIRONMENT),

@@ -201,7 +201,7 @@ def _training(
 
     epochs = lesson.teach(
         student, config, seed=trial_seed, data=split.train, prepare=split.prepare, answers=answers,
-        student_spec=student_spec, precision=plan.precision.name, validate=score,
+        student_spec=student_spec, mix=lesson.mix_of(plan.spec), precision=plan.precision.name, validate=score,
     )  # fmt: skip
     try:
         for record in epochs:

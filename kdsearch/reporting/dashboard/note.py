@@ -11,6 +11,7 @@ from kdsearch.reporting.collect import StudyData, configuration
 from kdsearch.reporting.formatting import number
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages.markdown import code, plain, table
+from kdsearch.reporting.verdict import verdict
 
 MARK = "Kept by kdsearch; without this line it is yours and stays as it is."
 SHOWN = 20  # members of the front, in a table
@@ -30,6 +31,7 @@ def note(data: StudyData, *, options: Mapping[str, Any], over: bool, now: dateti
     parts = [
         f"**{_progress(data, options, over=over)}** As of {now:%Y-%m-%d %H:%M:%S %Z}.",
         _counts(data),
+        plain(verdict(data)) if len(data.front) else "",
         _front(data),
         _anchors(data),
         _about(data),

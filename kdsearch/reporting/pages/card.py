@@ -11,6 +11,7 @@ from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, configuration
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages.markdown import block, facts, plain
+from kdsearch.reporting.verdict import worth
 
 UNCONFIRMED = "One seed, not confirmed: the front of a search holds lucky members."
 
@@ -52,13 +53,8 @@ def retrain(data: StudyData, number: int) -> str:
 
 
 def _summary(data: StudyData, row: dict[str, Any]) -> str:
-    tested = not formatting.missing(row["test_accuracy"])
-    accuracy = (
-        f"{formatting.percent(row['test_accuracy' if tested else 'accuracy'])} {'test' if tested else 'validation'}"
-    )
-    speed = "times fewer operations than" if data.cost == "flops" else "times as fast as"
-    ratio = formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
-    return f"{accuracy} accuracy, {ratio} {speed} its teacher."
+    told = worth(data, row)
+    return told[0].upper() + told[1:]
 
 
 def _confirmed(confirmed: Mapping[str, Any]) -> str:

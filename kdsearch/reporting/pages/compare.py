@@ -15,7 +15,7 @@ from kdsearch.reporting.figures.layers import hover
 from kdsearch.reporting.figures.style import CYCLE, LEGEND_ROW, SYMBOLS, TITLES, layout, rounded
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages.document import Document, Grid, Section
-from kdsearch.reporting.verdict import picks
+from kdsearch.reporting.verdict import KNEE, picks
 
 HEIGHT = 520
 
@@ -46,8 +46,7 @@ def grid(studies: Sequence[StudyData]) -> Grid:
 
 
 def _cells(data: StudyData) -> list[str]:
-    chosen = picks(data)
-    knee = chosen[1].row if chosen else None
+    knee = next((pick.row for pick in picks(data) if pick.title == KNEE), None)
     finished = data.counts["complete"] + data.counts["pruned"]
     volume = formatting.NOTHING if data.hypervolume is None else f"{data.hypervolume:.4f}"
     of_knee = [formatting.NOTHING] * 3
@@ -93,6 +92,7 @@ def unlike(studies: Sequence[StudyData]) -> list[str]:
         "data": lambda data: (data.definition.get("data") or {}).get("fingerprint"),
         "cost": lambda data: data.cost,
         "machine": lambda data: data.environment.get("device_model") if data.cost != "flops" else None,
+        "floor of accuracy": lambda data: data.floor,
         "teacher": lambda data: (data.teacher or {}).get("fingerprint"),
     }
     return [

@@ -12,7 +12,8 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
-from kdsearch.reporting import confirmation, formatting, runtimes, ties
+from kdsearch.reporting import confirmation, controls, formatting, runtimes, ties
+from kdsearch.reporting.choice import ship
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration
 from kdsearch.reporting.effort import effort
 from kdsearch.reporting.figures import curves, space_figures
@@ -20,7 +21,7 @@ from kdsearch.reporting.figures import front as figures
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages import text
 from kdsearch.reporting.pages.assets import Library, packed, parts, templates
-from kdsearch.reporting.verdict import picks, verdict
+from kdsearch.reporting.verdict import looks, picks, verdict
 from kdsearch.system.files import write_text
 
 FILTERS = (
@@ -98,9 +99,9 @@ def render(data: StudyData, *, plotlyjs: Library = "inline", refresh: int | None
     )
 
 
-def command(data: StudyData, trial: int | None) -> str:
+def command(data: StudyData, trial: int | None, *options: str) -> str:
     """The command that trains a trial's student again (None: that confirms the front), quoted; the password masked."""
-    begin = ["confirm"] if trial is None else ["train", "--trial", str(trial)]
+    begin = ["confirm", *options] if trial is None else ["train", "--trial", str(trial)]
     parts = ["kdsearch", *begin, "--name", data.name, "--storage", data.storage]
     folder = data.environment.get("data_dir")
     return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
@@ -113,6 +114,7 @@ def _figures(data: StudyData) -> dict[str, go.Figure | None]:
     return {
         "front": figures.front(data) if points else None,
         "runtimes": runtimes.figure(data),
+        "controls": controls.figure(data),
         "curves": curves.learning_curves(data) if len(data.curves) else None,
         "hypervolume": curves.hypervolume(data) if len(data.history) else None,
         "importances": space_figures.importances(data) if len(data.importances) else None,
@@ -132,6 +134,7 @@ def _context(data: StudyData) -> dict[str, Any]:
         "effort": effort(data),
         "counted": f"Trials: {', '.join(states)}" if states else "",
         "picks": picks(data),
+        "looks": looks(data, ship(data)) if front else "",
         "speed_word": "fewer operations" if data.cost == "flops" else "as fast as the teacher",
         "commands": {row["number"]: command(data, row["number"]) for row in front},
         "front": front,
@@ -140,7 +143,16 @@ def _context(data: StudyData) -> dict[str, Any]:
         "alone": bool(data.trials["microseconds_1"].notna().any()),
         "timing": ties.sentence(data),
         "latency": data.study_file.get("latency"),
-        "order": confirmation.sentence(text.order(data)) if front else "",
+        "order": confirmation.sentence(text.order(data), data.repeats) if front else "",
+        "controls": {
+            "sentence": controls.sentence(data),
+            "note": controls.note(data),
+            "columns": controls.COLUMNS,
+            "rows": controls.rows(data),
+        }
+        if data.controls
+        else None,
+        "control": command(data, None, "--control"),
         "runtimes": runtimes.view(data),
         "confirm": command(data, None),
         "masked": "***" in data.storage,

@@ -6,16 +6,17 @@ import json
 from typing import Any, Literal, cast, get_args
 
 from kdsearch.errors import KdsearchError
-from kdsearch.reporting import confirmation, formatting, runtimes, ties
+from kdsearch.reporting import confirmation, controls, formatting, runtimes, ties
+from kdsearch.reporting.choice import Shipping, ship
 from kdsearch.reporting.collect import CONFIG, StudyData, configuration, plain, result
 from kdsearch.reporting.effort import effort
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages.markdown import code, facts, table
 from kdsearch.reporting.pages.markdown import plain as escaped
-from kdsearch.reporting.verdict import picks, verdict
+from kdsearch.reporting.verdict import looks, picks, verdict
 
 Format = Literal["html", "md", "csv", "json"]
-HIDDEN = ("why", "saved")  # columns that repeat `reason`, or serve sums
+HIDDEN = ("why", "saved", "against_teacher")  # columns that repeat `reason`, or serve other figures
 
 
 def checked(form: str) -> Format:
@@ -42,10 +43,12 @@ def as_json(data: StudyData) -> str:
     """What `--json` prints, and beside it the verdict, the slides' rows, what was confirmed and where it comes from."""
     found = result(data, report=None) | {
         "verdict": verdict(data),
+        "ship": _shipping(ship(data)) if not data.front.empty else None,
         "picks": {pick.title: pick.row["number"] for pick in picks(data)},
         "slides": records(data.anchors),
         "confirmed": records(data.confirmed),
-        "order": confirmation.sentence(order(data)),
+        "order": confirmation.sentence(order(data), data.repeats),
+        "control": controls.result(data) if data.controls else None,
         "timing": ties.sentence(data),
         "ties": {str(number): other for number, other in ties.ties(records(data.front)).items()},
         "runtimes": runtimes.result(data),
@@ -69,10 +72,21 @@ def as_markdown(data: StudyData) -> str:
     if effort(data):
         blocks.append(f"The study {effort(data)}.")
     if not data.front.empty:
-        blocks += ["## Picks", _picks(data), "## The front", _front(data), escaped(ties.sentence(data))]
-        blocks += [escaped(confirmation.sentence(order(data)))]
+        blocks += [
+            "## Picks",
+            _picks(data),
+            escaped(looks(data, ship(data))),
+            "## The front",
+            _front(data),
+            escaped(ties.sentence(data)),
+            escaped(confirmation.sentence(order(data), data.repeats)),
+        ]
     if not data.confirmed.empty:
         blocks += ["## Confirmed with new seeds, on the whole training set", _confirmed(data)]
+    if data.controls:
+        cells = [tuple(map(escaped, row)) for row in controls.rows(data)]
+        blocks += ["## Was the teacher worth it?", escaped(controls.sentence(data)), controls.note(data),
+                   table(controls.COLUMNS, cells)]  # fmt: skip
     told = runtimes.view(data)
     if told:
         blocks += ["## Runtimes", escaped(told["sentence"]), _runtimes(told), facts(told["what"])]
@@ -84,7 +98,21 @@ def as_markdown(data: StudyData) -> str:
         blocks += ["## What mattered", table(("parameter", "for accuracy", "for the ratio"), rows)]
     said = [("command", data.command), ("storage", data.storage), *formatting.flat(data.environment)]
     blocks += ["## Where this comes from", facts(said)]
-    return "\n\n".join(filter(None, blocks)) + "\n"
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _shipping(found: Shipping) -> dict[str, Any]:
+    """Which student to ship, for JSON; None for the trial where none qualifies."""
+    of = found.chosen or found.nearest
+    known = {} if of is None else {"below": of.below, "bound": of.bound, "paired": of.paired, "seeds": of.seeds}
+    return {
+        "within": found.within,
+        "trial": found.chosen and found.chosen.row["number"],
+        "nearest": found.nearest and found.nearest.row["number"],
+        "candidates": found.candidates,
+        "looks": found.looks,
+        **known,
+    }
 
 
 def _picks(data: StudyData) -> str:

@@ -59,7 +59,7 @@ def test_the_page_is_in_the_order_of_the_questions(data: StudyData):
         "Learning curves", "Hypervolume", "Every trial", "Failed trials", "Teacher", "Where this comes from",
     ]  # fmt: skip
     text = read.text
-    assert text.index("Trial 3 is 100x faster than the teacher") < text.index("Most accurate")
+    assert text.index("Ship trial 4: 20.0 times as fast as the teacher") < text.index("Most accurate")
     assert "This front has not been confirmed with new seeds: kdsearch confirm --name mnist" in text
     assert "another machine" in text
 
@@ -179,7 +179,7 @@ def test_the_linked_page_is_small_and_names_what_it_loads(data: StudyData):
 @pytest.mark.parametrize(
     ("states", "said"),
     [([], "This study has no trials yet"), ([TrialState.FAIL], "All trials failed (1 failed)"),
-     ([TrialState.RUNNING], "No trial is complete yet"), ([TrialState.COMPLETE], "Trial 0 is 2.00x faster")],
+     ([TrialState.RUNNING], "No trial is complete yet"), ([TrialState.COMPLETE], "2.00 times as fast as the teacher")],
 )  # fmt: skip
 @pytest.mark.parametrize("bare", [True, False])
 def test_a_study_at_its_beginning_gives_a_page(make_study, states, said, bare):

@@ -23,7 +23,7 @@ def test_the_csv_holds_every_trial(data: StudyData):
 
 def test_the_json_is_strict_and_holds_what_the_page_says(complete):
     found = json.loads(text.as_json(collect(complete, storage_url=URL)), parse_constant=lambda name: pytest.fail(name))
-    assert found["picks"] == {"Most accurate": 4, "Knee": 3, "Fastest": 0}
+    assert found["picks"] == {"To ship": 4, "Most accurate": 4, "Knee": 3, "Fastest": 0}
     assert [row["trial"] for row in found["confirmed"]] == [3, 4]
     assert found["confirmed"][1]["test_low"] is None  # one repeat has no interval
     assert found["seconds"] == {"training": 120.0, "timing": 10.0}
@@ -32,7 +32,7 @@ def test_the_json_is_strict_and_holds_what_the_page_says(complete):
 
 def test_the_markdown_has_the_tables_of_the_page(complete):
     found = text.as_markdown(collect(complete, storage_url=URL))
-    assert found.startswith("# Study mnist\n\n**Trial 3 is 92.0x faster")
+    assert found.startswith("# Study mnist\n\n**Ship trial 4\\: 21.0 times as fast")
     assert "| 3 | 3 | 96.40 % (95.41 to 97.39) | 92.0 (87.1 to 97.1) |" in found
     assert "| 4 | 1 | 97.50 % | 21.0 |" in found
     assert "| m1 | 95.97 % | 315 | 95.50 % | 365 | 94.10 % | 300 | itself | 94.10 % | 300 | – |" in found
