@@ -10,11 +10,17 @@ METRICS = ("accuracy", "ratio")
 """Names of the two objectives, in their order: validation accuracy (a fraction) and teacher time / student time."""
 
 
+FOREIGN = "kdsearch:"
+"""Begins the names of all attributes that the pruner writes into studies of other people."""
+
+
 class Attr:
     """Names of the user attributes of a trial."""
 
     ANCHOR = "anchor"  # the slide row: "m1", "c5"
     CURVE = "curve"  # {"1": [validation accuracy, ratio], ...} keyed by epoch (see search.pruner)
+    TRIAL = "trial"  # whose curve it is: Optuna's retry callback copies attributes to the next trial
+    EXEMPT = "exempt"  # any value but None: never pruned nor stopped
     CONFIG = "config"  # the whole configuration, fixed dimensions too
     SEED = "seed"  # of the student's initialisation and training
     BEST_EPOCH = "best_epoch"  # the epoch that validation chose
@@ -31,10 +37,10 @@ class Attr:
     LOSSES = "losses"  # mean training loss of each epoch
     FAIL_REASON = "fail_reason"
     FAILED_BY = "failed_by"  # "memory" or "loss" where its own configuration made it fail (see search.failures)
-    WORKER = "worker"  # who runs it (see search.liveness)
+    WORKER = "worker"  # who runs it (see search.workers.liveness)
     BEAT = "beat"  # counted up while it runs
     RETRY_OF = "retry_of"  # the number of the handed-back trial whose parameters it runs again
-    PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see search.pruner.Verdict)
+    PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see pruning.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
     WEIGHTS = "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended (search.keep)
@@ -63,7 +69,9 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the command line that ran last
     EXPORTED = "exported:"  # begins exported:NUMBER:FORMAT, what an exported file reached in its own runtime
-    CARRIED = "carried:"  # begins carried:NUMBER, the fingerprints of the folders made for a device (export.device)
+    CARRIED = (
+        "carried:"  # begins carried:NUMBER, the fingerprints of the folders made for a device (export.device_folder)
+    )
     MEASURED = "measured:"  # begins measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
     CONFIRMED = "confirmed:"  # begins the names under which a trial's confirmation is kept, its number follows
     SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)

@@ -129,8 +129,9 @@ def pace(history: History, scale: Scale) -> float:
         return 0.0
     recent = max(RECENT_LEAST, int(RECENT_SHARE * len(ended)))
     points = scale.transform(ended.points)
+    older = points[:-recent][ended.feasible[:-recent]]
+    points = points[ended.feasible]
     now = pareto.volume(points[pareto.members(points)], scale.reference)
-    older = points[:-recent]
     before = pareto.volume(older[pareto.members(older)], scale.reference) if len(older) else 0.0
     steps = np.exp(log_steps(ended.last[-recent:], history.grid)).sum()
     return (now - before) / max(float(steps), 1.0)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
+import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from optuna import Study, Trial
-from optuna.pruners import BasePruner
+from optuna import Study
+from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import BaseTrial, FrozenTrial
 
 from kdsearch import pareto
 from kdsearch.pruning import forecast
 from kdsearch.pruning.forecast import Forecast
-from kdsearch.pruning.history import Curve, Floats, History, Stack
+from kdsearch.pruning.history import Curve, Floats, History, Stack, stored_curve
 from kdsearch.pruning.scale import Scale, make_scale
-from kdsearch.records import Attr
+from kdsearch.records import FOREIGN, Attr
 
 Values = Sequence[float | None]
 
@@ -41,62 +43,130 @@ class Verdict:
 GO = Verdict("go")
 
 
-def report(trial: Trial, values: Values, step: int) -> None:
+_warned: weakref.WeakKeyDictionary[Study, set[str]] = weakref.WeakKeyDictionary()
+
+
+def _warn_once(study: Study, kind: str, text: str) -> None:
+    """Warns of one kind of mistake once a study."""
+    if kind not in _warned.setdefault(study, set()):
+        _warned[study].add(kind)
+        warnings.warn(f"kdsearch: {text}", UserWarning, stacklevel=4)
+
+
+def report(trial: BaseTrial, values: Values, step: int, *, prefix: str = FOREIGN) -> None:
     """Tells the pruner where a trial stands; `Trial.report` refuses where there are several objectives.
 
     The curve is kept in one user attribute, for intermediate values in the storage break Optuna's TPE sampler on
-    studies with several objectives.
+    studies with several objectives. It does nothing on a trial without a study (FrozenTrial, FixedTrial).
 
     Args:
         trial: the running trial.
         values: one an objective, in the order of the study's directions; None for what is not observed yet, so
             `(None, ratio)` at step 0 and `(accuracy, ratio)` from step 1 on.
-        step: counted up; a step told twice keeps the last values.
+        step: any whole number, counted up within the trial; a step reported twice keeps the last values.
+        prefix: begins the names of the attributes; `kdsearch`'s own studies have none.
 
     Raises:
-        ValueError: the number of values is not that of the study's objectives.
+        ValueError: the number of values is not that of the study's objectives, or the step is no whole number.
     """
-    expected = len(trial.study.directions)
+    study = getattr(trial, "study", None)
+    if study is None:
+        return
+    expected = len(study.directions)
     if len(values) != expected:
         raise ValueError(f"values must hold one for each of the {expected} objectives (got {len(values)})")
-    curve = dict(trial.user_attrs.get(Attr.CURVE, {}))
-    curve[str(step)] = [None if value is None else float(value) for value in values]
-    trial.set_user_attr(Attr.CURVE, curve)
+    if not float(step).is_integer():
+        raise ValueError(f"step must be a whole number (got {step})")
+    attrs = trial.user_attrs
+    curve = dict(attrs.get(prefix + Attr.CURVE, {}))
+    if prefix and attrs.get(prefix + Attr.TRIAL) != trial.number:  # the first report, or a retry with copied attributes
+        curve = {}
+        trial.set_user_attr(prefix + Attr.TRIAL, trial.number)
+    row = [None if value is None else float(value) for value in values]
+    _check_order(study, curve, int(step), row)
+    curve[str(int(step))] = row
+    trial.set_user_attr(prefix + Attr.CURVE, curve)
 
 
-def should_prune(trial: Trial) -> bool:
+def _check_order(study: Study, curve: dict[str, Any], step: int, row: list[float | None]) -> None:
+    last = max(map(int, curve), default=step)
+    before = curve.get(str(step))
+    repeated = before is not None and any(a is not None and b != a and a == a for a, b in zip(before, row, strict=True))
+    if step < last or repeated:
+        got = f"{step} after {last}" if step < last else f"{step} twice"
+        _warn_once(
+            study,
+            "steps",
+            f"steps must count up within a trial (got {got}), else trials are not pruned in time; report each step "
+            "once, with a counter that never starts anew, such as the epoch",
+        )
+
+
+def should_prune(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
     """Whether the study's pruner calls the trial hopeless; `Trial.should_prune` refuses with several objectives.
 
     Hopeless: its best checkpoint is dominated and forecast to stay so. The reason is stored with the trial (attribute
-    `pruned_by`). The caller raises `optuna.TrialPruned`.
+    `kdsearch:pruned_by`). The caller raises `optuna.TrialPruned`. False on a trial without a study (FrozenTrial,
+    FixedTrial).
+
+    Args:
+        trial: the running trial.
+        prefix: as in `report`.
+
+    Raises:
+        KdsearchError: several objectives change from step to step.
     """
     found = _verdict(trial)
     if found.action == "prune" and found.reason is not None:
-        trial.set_user_attr(Attr.PRUNED_BY, found.reason)
+        trial.set_user_attr(prefix + Attr.PRUNED_BY, found.reason)
     return found.action == "prune"
 
 
-def should_stop(trial: Trial) -> bool:
+def should_stop(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
     """Whether more steps would add nothing to the front, although the trial's best checkpoint stands on it.
 
     The caller returns that checkpoint's values, so that the trial is COMPLETE and stays in `study.best_trials`. The
-    step (attribute `stopped_at`) and the reason (`stopped_by`) are stored with the trial.
+    step (attribute `kdsearch:stopped_at`) and the reason (`kdsearch:stopped_by`) are stored with the trial. False on a
+    trial without a study.
+
+    Args:
+        trial: the running trial.
+        prefix: as in `report`.
+
+    Raises:
+        KdsearchError: several objectives change from step to step.
     """
     found = _verdict(trial)
     if found.action == "stop" and found.reason is not None:
-        trial.set_user_attr(Attr.STOPPED_AT, found.reason["step"])
-        trial.set_user_attr(Attr.STOPPED_BY, found.reason)
+        trial.set_user_attr(prefix + Attr.STOPPED_AT, found.reason["step"])
+        trial.set_user_attr(prefix + Attr.STOPPED_BY, found.reason)
     return found.action == "stop"
 
 
-def _verdict(trial: Trial) -> Verdict:
-    study = trial.study
+def _verdict(trial: BaseTrial) -> Verdict:
+    study = getattr(trial, "study", None)
+    if study is None:
+        return GO
     verdict = getattr(study.pruner, "verdict", None)
     if verdict is None:
+        _warn_of_pruner(study)
         frozen = study.get_trials(deepcopy=False)[trial.number]
         return Verdict("prune") if study.pruner.prune(study, frozen) else GO
     found: Verdict = verdict(study, trial)  # which reads the storage itself, where it has to
     return found
+
+
+def _warn_of_pruner(study: Study) -> None:
+    """Optuna's own pruners read intermediate values, which a study with several objectives does not have."""
+    kind = type(study.pruner)
+    if isinstance(study.pruner, NopPruner) or not kind.__module__.startswith("optuna.pruners"):
+        return
+    _warn_once(
+        study,
+        "pruner",
+        f"the study's pruner is {kind.__name__}, which never prunes where there are several objectives; set "
+        "`study.pruner = kdsearch.ParetoPruner()`, not wrapped in another pruner, after create_study and load_study",
+    )
 
 
 class ParetoPruner(BasePruner):
@@ -104,6 +174,8 @@ class ParetoPruner(BasePruner):
 
     For studies with two or more objectives of which one is observed step by step (an accuracy) and the others are known
     when the trial starts (a ratio); trials call `kdsearch.report`, `kdsearch.should_prune` and `kdsearch.should_stop`.
+    The observed objective is the one whose values change within a trial, wherever it stands; until that is seen,
+    nothing is pruned.
 
     After each step, the trials most like this one are found: in parameters, in known objectives and in the error at the
     same step. Its error is forecast to fall as it fell for the luckier of them (beyond a trial's last step, as a power
@@ -124,7 +196,10 @@ class ParetoPruner(BasePruner):
             the worst seen.
         ideal: the best possible value of the observed objective; None: 1 where values from 0 to 1 are maximised, 0
             where positive ones are minimised, else a little better than the best seen.
-        exempt: trials with a user attribute of this name are never pruned or stopped.
+        exempt: trials with a user attribute of this name (and any value but None) are never pruned or stopped.
+
+    A trial whose last observed value is NaN has diverged and is hopeless, unless a trial of the study ever recovered
+    from that. Infeasible trials (Optuna's constraints) do not count as rivals.
 
     Raises:
         ValueError: a number lies outside its range.
@@ -140,7 +215,7 @@ class ParetoPruner(BasePruner):
         log: Sequence[int] | None = None,
         reference: Sequence[float] | None = None,
         ideal: float | None = None,
-        exempt: str = Attr.ANCHOR,
+        exempt: str = FOREIGN + Attr.EXEMPT,
     ) -> None:
         if not 0 <= optimism <= 1:
             raise ValueError(f"optimism must be a quantile from 0 to 1 (got {optimism})")
@@ -171,11 +246,15 @@ class ParetoPruner(BasePruner):
         return self.verdict(study, trial).action == "prune"
 
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
-        """Whether the trial should go on, and why not."""
-        curve = trial.user_attrs.get(Attr.CURVE, {})
-        step = max(map(int, curve), default=-1)
-        if trial.user_attrs.get(self._exempt) is not None or step < 0:
+        """Whether the trial should go on, and why not.
+
+        Raises:
+            KdsearchError: several objectives change from step to step.
+        """
+        curve = stored_curve(trial)
+        if trial.user_attrs.get(self._exempt) is not None or not curve:
             return GO
+        step = max(map(int, curve))
         with self._lock:
             if study is not self._study:
                 self._forget(study)
@@ -188,11 +267,15 @@ class ParetoPruner(BasePruner):
     def _judge(self, step: int) -> Verdict:
         history, own = self._history, self._history.own
         others = history.curves()
-        if own is None or not len(own.steps) or not len(others):
+        if own is None or not others.feasible.any():
+            return GO
+        if own.diverged and not history.recovers:
+            return _diverged(others, own, history, step)
+        if not len(own.steps):
             return GO
         point = forecast.own_point(history)
         if np.isnan(point).any():
-            return GO  # a known objective that was never told
+            return GO  # a known objective that was never reported
         scale = self._scale(np.vstack([others.points, point]), others, own)
         hope = forecast.optimistic(
             history,
@@ -203,14 +286,14 @@ class ParetoPruner(BasePruner):
         )
         if hope is None:
             return GO
-        everyone = scale.transform(np.vstack([others.points, point]))
+        everyone = scale.transform(np.vstack([others.points[others.feasible], point]))
         front = everyone[pareto.members(everyone)]
         hoped = np.tile(point, (len(hope.steps), 1))
         hoped[:, scale.observed] = hope.values
         gains = pareto.gains(front, scale.transform(hoped), scale.reference) / (hope.steps - own.steps[-1])
         if gains.max() > self._pace * forecast.pace(history, scale):
             return GO
-        return _no_hope(scale, others, point, hope, step)
+        return _no_hope(scale, others, own, point, hope, step)
 
     def _length(self, own: Curve, others: Stack) -> int:
         longest = max(int(others.last.max()), int(own.steps[-1]))
@@ -231,12 +314,25 @@ class ParetoPruner(BasePruner):
         )
 
 
-def _no_hope(scale: Scale, others: Stack, point: Floats, hope: Forecast, step: int) -> Verdict:
+def _stands(others: Stack, own: Curve, observed: int) -> bool:
+    """Whether the trial's best checkpoint, as reported, is on the front that Optuna shows."""
+    reported = own.known.copy()
+    reported[observed] = own.reported
+    rivals = others.reported[others.feasible].tolist()
+    return len(own.steps) > 0 and not any(pareto.dominates(other, reported.tolist()) for other in rivals)
+
+
+def _diverged(others: Stack, own: Curve, history: History, step: int) -> Verdict:
+    assert history.observed is not None
+    reason = {"step": step, "trials": [], "reason": f"at step {step}, its value is NaN, from which no trial recovered"}
+    return Verdict("stop" if _stands(others, own, history.observed) else "prune", reason)
+
+
+def _no_hope(scale: Scale, others: Stack, own: Curve, point: Floats, hope: Forecast, step: int) -> Verdict:
     """Hopeless, or finished early on the front; with the reason."""
-    standing = not any(pareto.dominates(other, point.tolist()) for other in others.points.tolist())
     hoped = point.copy()
-    hoped[scale.observed] = hope.values.max()
-    beaten_by = others.number[(others.points >= hoped).all(axis=1)].tolist()
+    hoped[scale.observed] = max(float(hope.values.max()), own.reported)
+    beaten_by = others.number[(others.reported >= hoped).all(axis=1) & others.feasible].tolist()
     value = float(scale.sign[scale.observed] * hoped[scale.observed])
     at = int(hope.steps[-1])
     if beaten_by:
@@ -245,4 +341,4 @@ def _no_hope(scale: Scale, others: Stack, point: Floats, hope: Forecast, step: i
     else:
         why = f"it may hope for {value:.4g} by step {at}, which would add too little for the steps it takes"
     reason = {"step": step, "at": at, "forecast": value, "trials": beaten_by, "reason": f"at step {step}, {why}"}
-    return Verdict("stop" if standing else "prune", reason)
+    return Verdict("stop" if _stands(others, own, scale.observed) else "prune", reason)

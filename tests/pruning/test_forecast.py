@@ -27,7 +27,8 @@ def history_of(*trials, steps=range(1, 100), state=RUNNING):
     """Of (accuracies, ratio) pairs; the last one is asked about."""
     study = optuna.create_study(directions=MAX2)
     for accuracies, ratio in trials:
-        curve = {str(step): [a, ratio] for step, a in zip(steps, accuracies, strict=False)}
+        curve = {str(steps[0] - 1): [None, ratio]}
+        curve |= {str(step): [a, ratio] for step, a in zip(steps, accuracies, strict=False)}
         study.add_trial(create_trial(state=state, user_attrs={Attr.CURVE: curve}))
     history = History()
     history.update(study, len(trials) - 1)

@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import pareto, report, should_prune, should_stop
+from kdsearch.errors import KdsearchError
 from kdsearch.pruning import forecast
 from kdsearch.pruning.history import History
 from kdsearch.pruning.pruner import ParetoPruner
@@ -124,9 +125,12 @@ def test_exempt_trials_are_never_pruned_nor_stopped():
     for accuracy, ratio, expected in ((0.3, 5.0, "prune"), (0.9, 5.0, "stop")):
         level = ([0.8] * 4, 10.0), ([0.7] * 4, 20.0)
         study = study_of(*level)
-        add(study, [accuracy], ratio, attrs={Attr.ANCHOR: "m1"})
+        add(study, [accuracy], ratio, attrs={Attr.ANCHOR: "m1", "kdsearch:exempt": True})
         assert action(study) == "go"
+        assert action(study, exempt=Attr.ANCHOR) == "go"
         assert action(study, exempt="another") == expected
+        add(study, [accuracy], ratio, attrs={Attr.ANCHOR: "3x3"})  # of somebody else's making
+        assert action(study) == expected
 
 
 def test_the_best_checkpoint_counts_not_the_last():
@@ -164,11 +168,18 @@ def test_a_known_objective_that_was_never_told_is_not_guessed():
 
 
 def test_nan_is_no_checkpoint():
-    assert action(study_of(*LEARNS, ([NAN], 1.0))) == "go"
     assert action(study_of(([NAN] * 3, 10.0), ([NAN] * 3, 20.0), ([0.1], 1.0))) == "go"
     assert action(study_of(*LEARNS, ([0.3, NAN], 5.0))) == "prune"
     assert action(study_of(*LEARNS, ([NAN, 0.3], 5.0))) == "prune"
     assert action(study_of(([NAN] * 4, 99.0), *LEARNS, ([0.3], 5.0))) == "prune"
+
+
+def test_a_trial_that_diverged_is_hopeless_unless_one_ever_recovered():
+    assert action(study_of(*LEARNS, ([NAN], 1.0))) == "prune"
+    found = verdict(study_of(*LEARNS, ([0.99, NAN], 1.0)))
+    assert found.action == "stop"  # its best checkpoint stands on the front
+    assert found.reason["reason"] == "at step 2, its value is NaN, from which no trial recovered"
+    assert action(study_of(*LEARNS, ([0.5, NAN, 0.6], 8.0), ([NAN], 99.0))) == "go"
 
 
 def test_a_study_in_which_all_is_nan_goes_on():
@@ -464,10 +475,12 @@ def test_a_higher_pace_asks_for_more():
 def test_a_report_is_kept_in_one_attribute():
     trial = optuna.create_study(directions=MAX2).ask()
     report(trial, (None, 12), 0)
-    report(trial, (0.5, 12), 1)
     report(trial, (0.6, 12), 1)
-    assert trial.user_attrs[Attr.CURVE] == {"0": [None, 12.0], "1": [0.6, 12.0]}
+    assert trial.user_attrs == {"kdsearch:curve": {"0": [None, 12.0], "1": [0.6, 12.0]}, "kdsearch:trial": 0}
     assert trial.study.trials[0].intermediate_values == {}
+    own = trial.study.ask()
+    report(own, (None, 12), 0, prefix="")
+    assert own.user_attrs == {Attr.CURVE: {"0": [None, 12.0]}}
 
 
 @pytest.mark.parametrize("values", [(), (0.5,), (0.5, 1.0, 2.0)])
@@ -475,7 +488,7 @@ def test_a_report_holds_a_value_for_each_objective(values):
     trial = optuna.create_study(directions=MAX2).ask()
     with pytest.raises(ValueError, match=rf"one for each of the 2 objectives \(got {len(values)}\)"):
         report(trial, values, 1)
-    assert Attr.CURVE not in trial.user_attrs
+    assert not trial.user_attrs
 
 
 def asked(study, accuracy, ratio):
@@ -490,12 +503,12 @@ def test_should_prune_stores_the_reason():
     study.pruner = ParetoPruner()
     trial = asked(study, 0.3, 5.0)
     assert not should_stop(trial)
-    assert trial.user_attrs.keys() == {Attr.CURVE}
+    assert trial.user_attrs.keys() == {"kdsearch:curve", "kdsearch:trial"}
     assert should_prune(trial)
-    reason = trial.user_attrs[Attr.PRUNED_BY]
+    reason = trial.user_attrs["kdsearch:pruned_by"]
     assert reason.keys() == {"step", "at", "forecast", "trials", "reason"}
     assert (reason["step"], reason["at"], reason["trials"]) == (1, 4, [0, 1])
-    assert Attr.STOPPED_AT not in trial.user_attrs
+    assert "kdsearch:stopped_at" not in trial.user_attrs
 
 
 def test_should_stop_stores_step_and_reason():
@@ -503,11 +516,11 @@ def test_should_stop_stores_step_and_reason():
     study.pruner = ParetoPruner()
     trial = asked(study, 0.875, 5.0)
     assert not should_prune(trial)
-    assert trial.user_attrs.keys() == {Attr.CURVE}
+    assert trial.user_attrs.keys() == {"kdsearch:curve", "kdsearch:trial"}
     assert should_stop(trial)
-    assert trial.user_attrs[Attr.STOPPED_AT] == 1
-    assert trial.user_attrs[Attr.STOPPED_BY].keys() == {"step", "at", "forecast", "trials", "reason"}
-    assert Attr.PRUNED_BY not in trial.user_attrs
+    assert trial.user_attrs["kdsearch:stopped_at"] == 1
+    assert trial.user_attrs["kdsearch:stopped_by"].keys() == {"step", "at", "forecast", "trials", "reason"}
+    assert "kdsearch:pruned_by" not in trial.user_attrs
 
 
 def test_a_trial_that_goes_on_stores_nothing():
@@ -516,7 +529,7 @@ def test_a_trial_that_goes_on_stores_nothing():
     trial = asked(study, 0.6, 12.0)
     assert not should_prune(trial)
     assert not should_stop(trial)
-    assert trial.user_attrs.keys() == {Attr.CURVE}
+    assert trial.user_attrs.keys() == {"kdsearch:curve", "kdsearch:trial"}
 
 
 class AlwaysPruner(optuna.pruners.BasePruner):
@@ -531,7 +544,7 @@ def test_another_pruner_is_asked_too(pruner, expected):
     trial = asked(study, 0.1, 1.0)
     assert should_prune(trial) == expected
     assert not should_stop(trial)
-    assert Attr.PRUNED_BY not in trial.user_attrs
+    assert "kdsearch:pruned_by" not in trial.user_attrs
 
 
 EPOCHS = 5
@@ -559,7 +572,7 @@ def simulated(trial: optuna.Trial) -> tuple[float, float]:
 
 def pruned_study(name: str, count: int, storage: BaseStorage | None = None, jobs: int = 1) -> optuna.Study:
     study = optuna.create_study(directions=MAX2, storage=storage, sampler=samplers.make(name, 0), pruner=ParetoPruner())
-    study.enqueue_trial({"width": 64, "rate": 1e-4, "kind": 0}, user_attrs={Attr.ANCHOR: "worst"})
+    study.enqueue_trial({"width": 64, "rate": 1e-4, "kind": 0}, user_attrs={"kdsearch:exempt": "worst"})
     study.optimize(simulated, n_trials=count, n_jobs=jobs)
     return study
 
@@ -581,10 +594,13 @@ def pruned_of(study: optuna.Study, count: int) -> int:
     states = Counter(trial.state for trial in trials)
     assert set(states) == {COMPLETE, PRUNED}
     assert states.total() == count
-    assert (trials[0].state, len(trials[0].user_attrs[Attr.CURVE])) == (COMPLETE, EPOCHS + 1)
-    assert all((trial.state == PRUNED) == (Attr.PRUNED_BY in trial.user_attrs) for trial in trials)
+    assert (trials[0].state, len(trials[0].user_attrs["kdsearch:curve"])) == (COMPLETE, EPOCHS + 1)
+    assert all((trial.state == PRUNED) == ("kdsearch:pruned_by" in trial.user_attrs) for trial in trials)
     checkpoints = [
-        tuple(values) for trial in trials for epoch, values in trial.user_attrs[Attr.CURVE].items() if epoch != "0"
+        tuple(values)
+        for trial in trials
+        for epoch, values in trial.user_attrs["kdsearch:curve"].items()
+        if epoch != "0"
     ]
     different = sorted(set(checkpoints))
     on_front = {different[i] for i in pareto.front(different)}
@@ -642,3 +658,144 @@ def test_samplers_survive_pruning_on_several_objectives(name, count, stored, tmp
     pruned = pruned_of(study, count)
     assert pruned > count / 10
     assert shown(study) == (count, count - pruned)
+
+
+def learnt(pruner=None, directions=MAX2, **options):
+    """A study with two whole trials, and a pruner."""
+    study = study_of(*LEARNS, directions=directions, **options)
+    study.pruner = ParetoPruner() if pruner is None else pruner
+    return study
+
+
+@pytest.mark.parametrize("step", [3, 3.0, np.int64(3), np.float32(3)])
+def test_a_step_may_be_any_whole_number(step):
+    trial = learnt().ask()
+    report(trial, (0.3, 5.0), step)
+    assert trial.user_attrs["kdsearch:curve"] == {"3": [0.3, 5.0]}
+
+
+def test_a_step_that_is_no_whole_number_is_refused():
+    with pytest.raises(ValueError, match=r"whole number \(got 0.5\)"):
+        report(learnt().ask(), (0.3, 5.0), 0.5)
+
+
+def test_steps_may_be_negative():
+    trial = learnt(ParetoPruner(max_steps=9)).ask()
+    report(trial, (0.3, 5.0), -3)
+    assert not should_prune(trial)
+
+
+@pytest.mark.parametrize("steps", [(4, 3, 2), (1, 1, 1)])
+def test_steps_that_fall_or_repeat_are_warned_of_once(steps):
+    study = learnt()
+
+    def report_all():
+        for trial in (study.ask(), study.ask()):
+            for number, step in enumerate(steps):
+                report(trial, (0.1 * number, 5.0), step)
+
+    with pytest.warns(UserWarning, match="steps must count up within a trial") as caught:
+        report_all()
+    assert [Path(one.filename) for one in caught] == [Path(__file__)]
+
+
+def test_a_step_reported_again_with_the_same_values_is_no_mistake():
+    trial = learnt().ask()
+    report(trial, (None, 5.0), 0)
+    report(trial, (0.1, 5.0), 0)
+    report(trial, (0.1, 5.0), 0)
+
+
+@pytest.mark.parametrize(
+    "pruner", [optuna.pruners.MedianPruner(), optuna.pruners.PatientPruner(ParetoPruner(), patience=1)]
+)
+def test_a_pruner_that_cannot_prune_here_is_warned_of_once(pruner):
+    study = learnt(pruner)
+    trials = [asked(study, 0.1, 5.0) for _ in range(2)]
+    with pytest.warns(UserWarning, match=r"set `study.pruner = kdsearch.ParetoPruner\(\)`, not wrapped") as caught:
+        assert not any(map(should_prune, trials))
+    assert len(caught) == 1
+
+
+def test_a_study_loaded_without_a_pruner_is_warned_of(tmp_path):
+    url = f"sqlite:///{tmp_path}/x.db"
+    optuna.create_study(study_name="x", storage=url, directions=MAX2, pruner=ParetoPruner())
+    trial = optuna.load_study(study_name="x", storage=url).ask()
+    with pytest.warns(UserWarning, match="after create_study and load_study"):
+        should_prune(trial)
+
+
+@pytest.mark.parametrize("trial", [optuna.trial.FixedTrial({}), create_trial(values=[0.5, 1.0])])
+def test_a_trial_without_a_study_runs_to_its_end(trial):
+    report(trial, (0.5, 1.0), 1)
+    report(trial, "of whatever", "step")
+    assert not should_prune(trial)
+    assert not should_stop(trial)
+    assert trial.user_attrs == {}
+
+
+def test_a_retried_trial_begins_with_an_empty_curve():
+    study = learnt()
+    first = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+    for step, accuracy in enumerate([0.5, 0.72, 0.81], 1):
+        report(first, (accuracy, 12.0), step)
+    study.tell(first, state=FAIL)
+    optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2)(study, study.trials[first.number])
+    retry = study.ask()
+    assert retry.user_attrs["kdsearch:curve"]  # copied by Optuna
+    assert not should_prune(retry)  # and not taken for its own
+    report(retry, (0.1, 5.0), 1)
+    assert retry.user_attrs["kdsearch:curve"] == {"1": [0.1, 5.0]}
+    assert should_prune(retry)
+
+
+def test_the_observed_objective_may_stand_anywhere_without_a_none():
+    study = optuna.create_study(directions=["minimize", "maximize"], pruner=ParetoPruner())
+    for accuracies, ratio in LEARNS:
+        trial = study.ask()
+        for step, accuracy in enumerate(accuracies, 1):
+            report(trial, (-ratio, accuracy), step)
+        study.tell(trial, (-ratio, max(accuracies)))
+    trial = study.ask()
+    report(trial, (-5.0, 0.3), 1)
+    assert should_prune(trial)
+
+
+def test_two_objectives_that_change_are_an_error():
+    study = learnt()
+    trial = study.ask()
+    for step in (1, 2):
+        report(trial, (0.1 * step, 3.0 * step), step)
+    should_prune(trial)  # the others' first reports say which one is observed
+    bare = optuna.create_study(directions=MAX2, pruner=ParetoPruner())
+    trial = bare.ask()
+    for step in (1, 2):
+        report(trial, (0.1 * step, 3.0 * step), step)
+    with pytest.raises(KdsearchError, match="exactly one objective may change from step to step"):
+        should_prune(trial)
+
+
+def constrained(trial):
+    """Cheats are better, and infeasible."""
+    width = trial.suggest_float("width", 0.05, 1)
+    cheat = trial.suggest_categorical("cheat", [0, 1])
+    trial.set_user_attr("limit", (1.0,) if cheat else (-1.0,))
+    size, best = width * (30 if cheat else 100), 0.0
+    for step in range(1, 11):
+        best = min(0.99, 0.3 + 0.5 * width**0.3 + 0.15 * cheat) * (1 - math.exp(-step / 3))
+        report(trial, (best, size), step)
+        if should_prune(trial):
+            raise optuna.TrialPruned
+    return best, size
+
+
+@pytest.mark.filterwarnings("ignore:`constraints_func` has been deprecated")
+def test_infeasible_trials_prune_no_feasible_one():
+    counts = []
+    for pruner in (ParetoPruner(), optuna.pruners.NopPruner()):
+        limits = {"constraints_func": lambda trial: trial.user_attrs.get("limit", (0.0,))}
+        sampler = optuna.samplers.NSGAIISampler(seed=0, **limits)
+        study = optuna.create_study(directions=["maximize", "minimize"], pruner=pruner, sampler=sampler)
+        study.optimize(constrained, n_trials=40)
+        counts.append(len(study.best_trials))
+    assert counts[0] >= 0.7 * counts[1]

@@ -207,8 +207,8 @@ class Replay:
         ratio = float(self._table.ratio[row])
         trial.set_user_attr(Attr.CONFIG, config)
         trial.set_user_attr(Attr.RATIO, ratio)
-        pruner.report(trial, (None, ratio), 0)
-        if pruner.should_prune(trial):
+        pruner.report(trial, (None, ratio), 0, prefix="")
+        if pruner.should_prune(trial, prefix=""):
             self.study.tell(trial, state=TrialState.PRUNED)
             return
         best = -math.inf
@@ -222,14 +222,14 @@ class Replay:
             accuracy = float(self._table.accuracy[row, epoch - 1])
             best = max(best, accuracy)
             self._note(self._all, self.run_.checkpoints, accuracy, ratio)
-            pruner.report(trial, (accuracy, ratio), epoch)
+            pruner.report(trial, (accuracy, ratio), epoch, prefix="")
             if over or epoch == last:
                 break
-            if pruner.should_prune(trial):
+            if pruner.should_prune(trial, prefix=""):
                 trial.set_user_attr(Attr.ACCURACY, best)
                 self.study.tell(trial, state=TrialState.PRUNED)
                 return
-            if pruner.should_stop(trial):
+            if pruner.should_stop(trial, prefix=""):
                 break
         self._end(trial, best, ratio)
 
