@@ -280,11 +280,11 @@ class History:
 
     def __init__(self) -> None:
         self._evidence = Evidence()
+        self.sign: Floats = np.ones(0)
         self._clear(None)
 
     def _clear(self, observed: int | None) -> None:
         self.observed = observed
-        self.sign: Floats = np.ones(0)
         self.grid: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.encoder = Encoder()
         self.own: Curve | None = None
@@ -310,9 +310,10 @@ class History:
                 self._evidence.see(trial.number, stored_curve(trial))
         observed = self._evidence.observed()
         constrained = self._constrained or _has_constraints(study, trials, self._passed)
+        self.sign = signs(study.directions)
         if observed != self.observed or constrained != self._constrained:
             self._clear(observed)
-        self.sign, self._constrained = signs(study.directions), constrained
+        self._constrained = constrained
         if observed is not None:
             self._read_new(trials, number, observed)
 

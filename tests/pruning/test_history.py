@@ -188,7 +188,7 @@ def test_curves_are_stacked_on_every_step_at_which_something_was_observed():
     stack = history.curves()
     assert stack.number.tolist() == [0, 1]
     assert stack.last.tolist() == [3, 7]
-    np.testing.assert_array_equal(stack.best, [[0.4, 0.5, 0.7, NAN], [NAN, 0.8, 0.9, 0.9]])
+    np.testing.assert_array_equal(stack.best, [[0.4, 0.5, 0.7, NAN], [NAN, 0.8, 0.8, 0.9]])
     assert stack.points.tolist() == [[0.7, 3.0], [0.9, 4.0]]
 
 
