@@ -41,6 +41,9 @@ class Curve:
         diverged: the last value of the observed objective is NaN.
         recovered: a finite value followed a NaN.
         feasible: whether it may stand on the front, by the study's constraints.
+        whole: nothing cut it short: what it did after any of its steps is known.
+        audited: it was drawn never to be pruned.
+        would_end: of an audited trial, the step at which it would have been ended, else -1.
         params: of the trial.
     """
 
@@ -52,6 +55,9 @@ class Curve:
     diverged: bool
     recovered: bool
     feasible: bool
+    whole: bool
+    audited: bool
+    would_end: int
     params: Mapping[str, Any]
 
 
@@ -66,6 +72,12 @@ def stored_curve(trial: BaseTrial) -> dict[str, list[float | None]]:
         return curve if attrs.get(FOREIGN + Attr.TRIAL) == trial.number else {}
     curve = attrs.get(Attr.CURVE)
     return curve if isinstance(curve, dict) and all(isinstance(values, list) for values in curve.values()) else {}
+
+
+def stored(trial: BaseTrial, name: str) -> Any:
+    """A user attribute of the pruner's, by its plain name or by that which it has in studies of other people."""
+    attrs = trial.user_attrs
+    return attrs.get(FOREIGN + name, attrs.get(name))
 
 
 class Evidence:
@@ -167,16 +179,21 @@ def read(trial: FrozenTrial, sign: Floats, observed: int, *, constrained: bool =
     limits = trial.constraints.values() if constrained else ()
     feasible = all(limit <= 0 for limit in limits) and (not constrained or bool(limits) or trial.state.is_finished())
     reported = max(values, default=math.nan)
+    audit = stored(trial, Attr.AUDIT)
+    would_end = audit.get("would_end") if isinstance(audit, dict) else None
     return Curve(
-        trial.number,
-        np.array(steps, dtype=np.int64),
-        best,
-        reported,
-        known,
-        diverged,
-        recovered,
-        feasible,
-        trial.params,
+        number=trial.number,
+        steps=np.array(steps, dtype=np.int64),
+        best=best,
+        reported=reported,
+        known=known,
+        diverged=diverged,
+        recovered=recovered,
+        feasible=feasible,
+        whole=trial.state == TrialState.COMPLETE and stored(trial, Attr.STOPPED_AT) is None,
+        audited=isinstance(audit, dict),
+        would_end=-1 if would_end is None else int(would_end),
+        params=trial.params,
     )
 
 
@@ -236,7 +253,7 @@ class Stack:
         points: (curves, objectives), the best checkpoint, more is better, no logarithm, as far as it is credited.
         reported: (curves, objectives), the same as reported.
         features: (curves, columns), parameters as numbers from 0 to 1.
-        feasible: (curves,), whether a curve may stand on the front.
+        feasible, whole, audited, would_end: (curves,), see `Curve`.
     """
 
     number: NDArray[np.int64]
@@ -246,6 +263,9 @@ class Stack:
     reported: Floats
     features: Floats
     feasible: NDArray[np.bool_]
+    whole: NDArray[np.bool_]
+    audited: NDArray[np.bool_]
+    would_end: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.number)
@@ -369,6 +389,9 @@ class History:
             reported,
             self.features([curve.params for curve in curves]),
             np.array([curve.feasible for curve in curves], dtype=np.bool_),
+            np.array([curve.whole for curve in curves], dtype=np.bool_),
+            np.array([curve.audited for curve in curves], dtype=np.bool_),
+            np.array([curve.would_end for curve in curves], dtype=np.int64),
         )
 
     def features(self, parameters: Sequence[Mapping[str, Any]]) -> Floats:

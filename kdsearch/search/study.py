@@ -43,7 +43,7 @@ def pareto(plan: Plan) -> ParetoPruner:
     """The pruner of a plan: it knows how long each trial is going to be."""
     epochs = plan.spec.space["epochs"]
     longest = "epochs" if isinstance(epochs, Range | list) else plan.spec.longest
-    return ParetoPruner(max_steps=longest, log=[1], ideal=1.0, exempt=Attr.ANCHOR)
+    return ParetoPruner(max_steps=longest, log=[1], ideal=1.0, exempt=Attr.ANCHOR, prefix="")
 
 
 PRUNERS: dict[str, Callable[[Plan], optuna.pruners.BasePruner]] = {

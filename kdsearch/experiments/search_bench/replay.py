@@ -133,7 +133,7 @@ def make_pruner(rule: str, problem: Problem, longest: int | str) -> BasePruner:
         "moasha": lambda: MOASHA(problem.epochs),
         "hub": HubJoint,
         "oracle": lambda: Oracle(problem, longest),
-        "pareto": lambda: pruner.ParetoPruner(max_steps=longest, exempt=Attr.ANCHOR, **known),
+        "pareto": lambda: pruner.ParetoPruner(max_steps=longest, exempt=Attr.ANCHOR, prefix="", **known),
     }[rule]()
 
 
