@@ -185,8 +185,8 @@ class ParetoPruner(BasePruner):
     an optimistic case, is not worth its steps (the marginal value theorem of foraging: Charnov, Theoretical Population
     Biology 1976). As the study gains less and less, less is enough, so the front's resolution has no floor.
 
-    An audit shows whether pruning is right: some trials, drawn at random beforehand, are never pruned, and say so in the
-    attribute `kdsearch:audit`. One that would have been ended stands, in forecasts, for all that were; and the more of
+    An audit shows whether pruning is right: some trials, drawn at random beforehand, are never pruned, and say so in
+    the attribute `kdsearch:audit`. One that would have been ended stands, in forecasts, for all that were; and the more of
     them went on to gain, the more optimistic the forecast is and the less is asked of a trial.
 
     Args:
@@ -296,21 +296,28 @@ class ParetoPruner(BasePruner):
             return self._judge(step)
         if audit["would_end"] is None and self._judge(step).action != "go":
             audit["would_end"] = step
-            study._storage.set_trial_user_attr(trial._trial_id, self._prefix + Attr.AUDIT, audit)  # type: ignore[attr-defined]
+            self._store_audit(study, trial, audit)
         return GO
 
     def _begin_audit(self, study: Study, trial: BaseTrial) -> dict[str, Any]:
         """What is stored of a trial that is audited; empty for one that is not."""
         stored = trial.user_attrs.get(self._prefix + Attr.AUDIT)
         if isinstance(stored, dict) and stored.get("trial") == trial.number:
-            return stored
+            return dict(stored)
         curves = self._history.curves()
         spent = int(curves.last.sum())
         if not drawn(trial.number, self._audit, self._seed) or curves.last[curves.audited].sum() > AUDIT_MOST * spent:
             return {}
         audit = {"trial": trial.number, "never_pruned": "drawn at random to check the pruner", "would_end": None}
-        study._storage.set_trial_user_attr(trial._trial_id, self._prefix + Attr.AUDIT, audit)  # type: ignore[attr-defined]
+        self._store_audit(study, trial, audit)
         return audit
+
+    def _store_audit(self, study: Study, trial: BaseTrial, audit: dict[str, Any]) -> None:
+        name = self._prefix + Attr.AUDIT
+        if isinstance(trial, FrozenTrial):  # whose own method would store nothing
+            study._storage.set_trial_user_attr(trial._trial_id, name, dict(audit))
+        else:
+            trial.set_user_attr(name, dict(audit))
 
     def _judge(self, step: int) -> Verdict:
         history, own = self._history, self._history.own

@@ -119,8 +119,6 @@ def make_scale(
             raise ValueError(f"an objective on a log scale must be above 0 (got {float(told[logs].min())})")
         base = _transform((sign * told)[None], sign, logs)[0]
         unit = float(sign[observed] * told[observed])
-    if ideal is None:
-        target = best + IDEAL * max(best - worst, 1e-12)
-    else:
-        target = float(sign[observed] * ideal)
+    beyond = best + IDEAL * max(best - worst, 1e-12)
+    target = beyond if ideal is None else float(sign[observed] * ideal)
     return Scale(sign, observed, logs, knots, low, span, target, base, max(target - unit, 1e-12))
