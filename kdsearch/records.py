@@ -13,11 +13,18 @@ METRICS = ("accuracy", "ratio")
 """Names of the two objectives, in their order: validation accuracy (a fraction) and teacher time / student time."""
 
 
+FOREIGN = "kdsearch:"
+"""Begins the names of all attributes that the pruner writes into studies of other people."""
+
+
 class Attr:
     """Names of the user attributes of a trial."""
 
     ANCHOR = "anchor"  # the slide row: "m1", "c5"
     CURVE = "curve"  # {"1": [validation accuracy, ratio], ...} keyed by epoch (see search.pruner)
+    TRIAL = "trial"  # whose curve it is: Optuna's retry callback copies attributes to the next trial
+    EXEMPT = "exempt"  # any value but None: never pruned nor stopped
+    AUDIT = "audit"  # {"never_pruned": why, "would_end": step or None} of a trial drawn to check the pruner
     CONFIG = "config"  # the whole configuration, fixed dimensions too
     SEED = "seed"  # of the student's initialisation and training
     PRECISION = "precision"  # that the student was trained in (see Precision); missing: the usual one of its device

@@ -15,20 +15,34 @@ Floats = NDArray[np.float64]
 
 FEWEST = 2  # trials that went further, without which nothing is forecast
 RECENT_SHARE, RECENT_LEAST = 1 / 3, 8  # of the ended trials: those whose gain is the study's present pace
+STAND_IN_MOST = 15.0  # trials that were ended, for one that was audited
 PACE_LEAST = 3  # ended trials, without which there is no pace
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a trial may hope for.
+    """What a trial may hope for: what it would come to if it went on as each of the trials most like it.
 
     Attributes:
         steps: (horizons,), ascending, beyond the trial's last step.
-        values: (horizons,), optimistic observed value by each, more is better.
+        values: (neighbours, horizons), observed value by each step, more is better.
+        weights: (neighbours,), how much each counts; they sum to 1.
     """
 
     steps: NDArray[np.int64]
     values: Floats
+    weights: Floats
+
+    def quantile(self, level: float) -> Floats:
+        """(horizons,): weighted quantile of the values, interpolated between the middles of their weights."""
+        order = np.argsort(self.values, axis=0, kind="stable")
+        ranked = np.take_along_axis(self.values, order, axis=0)
+        weights = self.weights[order]
+        middles = np.cumsum(weights, axis=0) - weights / 2
+        first, last = middles[:1], middles[-1:]
+        middles = (middles - first) / np.maximum(last - first, 1e-300)  # the ends are the quantiles 0 and 1
+        columns = zip(middles.T, ranked.T, strict=True)
+        return np.array([np.interp(level, at, values) for at, values in columns])
 
 
 def log_steps(steps: NDArray[np.int64], grid: NDArray[np.int64]) -> Floats:
@@ -56,37 +70,36 @@ def extended(errors: Floats, clock: Floats, wanted: Floats) -> Floats:
     return found
 
 
-def nearest(
-    history: History, others: Stack, scale: Scale, point: Floats, features: Floats, column: int, count: int
-) -> NDArray[np.int64]:
-    """Indices of the trials most like one: in parameters, in known objectives and in error at the same step.
+def distances(others: Stack, scale: Scale, point: Floats, features: Floats, column: int) -> Floats:
+    """(others,): how unlike one each trial is: in parameters, in known objectives and in error at the same step.
 
     Args:
-        history: of the study.
-        others: trials to choose from, each with a value at the column.
+        others: trials, each with a value at the column.
         scale: of the objectives.
         point: (objectives,), the trial's best checkpoint.
         features: (columns,), its parameters from 0 to 1.
         column: of the history's grid, where errors are compared.
-        count: how many to take.
     """
     known = np.arange(len(point)) != scale.observed
     here, there = scale.transform(point[None]), scale.transform(others.points)
-    distance = np.abs(others.features - features).sum(axis=1)
+    distance: Floats = np.abs(others.features - features).sum(axis=1)
     distance += (np.abs(there - here) / scale.span)[:, known].sum(axis=1)
     distance += np.abs(scale.errors(others.best[:, column]) - scale.errors(point[scale.observed]))
-    return np.argsort(distance, kind="stable")[:count]
+    return distance
 
 
-def optimistic(history: History, scale: Scale, *, last_step: int, neighbours: int, optimism: float) -> Forecast | None:
-    """The forecast of the trial asked about: its error falls as that of the luckier among similar trials fell.
+def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int) -> Forecast | None:
+    """The forecast of the trial asked about: its error falls as that of each of the trials most like it fell.
+
+    A curve that was cut short goes on as a power law, and counts as far as it was seen. One that was seen to its end
+    although the pruner would have ended it counts for those that were ended like it, too: inverse probability of
+    censoring weights (Robins and Rotnitzky 1992). So what pruning does not let happen is not forecast never to happen.
 
     Args:
         history: updated, with an own curve.
         scale: of the objectives.
         last_step: of the trial.
-        neighbours: how many similar trials are asked.
-        optimism: quantile of the fall of their log errors.
+        neighbours: how many similar trials are asked, and half as many more that were seen to their end.
 
     Returns:
         None where too few trials went beyond the trial's last step, or the trial is at its end.
@@ -102,16 +115,69 @@ def optimistic(history: History, scale: Scale, *, last_step: int, neighbours: in
     if len(further) < FEWEST or last_step <= step:
         return None
     features = history.features([own.params])[0]
-    chosen = further.where(nearest(history, further, scale, own_point(history), features, column, neighbours))
+    distance = distances(further, scale, own_point(history), features, column)
+    order = np.argsort(distance, kind="stable")
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    whole = order[further.whole[order]][: max(1, neighbours // 2)]
+    rows = np.union1d(order[:neighbours], whole)
+    chosen, apart = further.where(rows), distance[rows]
     clock, wanted = log_steps(history.grid, history.grid), log_steps(steps, history.grid)
     falls = np.empty((len(chosen), len(steps)))
     for row, best in zip(falls, chosen.best, strict=True):
         seen = ~np.isnan(best)
         errors = scale.errors(best[seen])
         row[:] = scale.errors(best[column]) - extended(errors, clock[seen], wanted)
-    fall = np.quantile(falls, optimism, axis=0)
     gap = max(scale.ideal - float(own.best[-1]), 0.0)
-    return Forecast(steps, own.best[-1] - gap * np.expm1(-fall))
+    weights = _weights(history, chosen, step, steps) / (
+        1.0 + (apart / max(float(np.median(distance[order[:neighbours]])), 1e-9)) ** 2
+    )
+    return Forecast(steps, own.best[-1] - gap * np.expm1(-falls), weights / weights.sum())
+
+
+def _weights(history: History, chosen: Stack, step: int, steps: NDArray[np.int64]) -> Floats:
+    """(chosen,): how much each curve counts, by what was seen of it and by how many were ended like it."""
+    here, there = log_steps(np.array([step, steps[-1]]), history.grid)
+    seen = (log_steps(chosen.last, history.grid) - here) / max(there - here, 1e-9)
+    found: Floats = np.where(chosen.whole, 1.0, np.clip(seen, 0.05, 1.0))
+    found[chosen.whole & (chosen.would_end >= step)] = stand_in(history.ended)
+    return found
+
+
+def stand_in(ended: Stack) -> float:
+    """How many trials one that was audited, and would have been ended, stands for: itself and those that were ended."""
+    audited = int((ended.audited & (ended.would_end >= 0)).sum())
+    cut = int((~ended.whole & ~ended.audited).sum())
+    return 1.0 + min(cut / audited, STAND_IN_MOST) if audited else 1.0
+
+
+def mistaken(history: History, scale: Scale, bar: float) -> float:
+    """Share of the audited trials that would have been ended, and then gained more a step than was asked of them.
+
+    One trial that was rightly given up is added (Laplace's rule, one-sided): no audit, no mistake.
+
+    Args:
+        history: of the study.
+        scale: of the objectives.
+        bar: gain in hypervolume a step.
+    """
+    ended = history.ended
+    rows = np.flatnonzero(ended.audited & (ended.would_end >= 0) & (ended.last > ended.would_end))
+    if not len(rows):
+        return 0.0
+    wrong = 0
+    for row in rows:
+        others = np.delete(ended.points[ended.feasible], np.flatnonzero(np.flatnonzero(ended.feasible) == row), axis=0)
+        column = int(np.searchsorted(history.grid, ended.would_end[row]))
+        early, late = ended.points[row].copy(), ended.points[row]
+        value = ended.best[row, min(column, len(history.grid) - 1)]
+        if np.isnan(value):
+            continue
+        early[scale.observed] = value
+        front = scale.transform(np.vstack([others, early]))
+        gain = pareto.gains(front[pareto.members(front)], scale.transform(late[None]), scale.reference)[0]
+        wrong += bool(gain > bar * (ended.last[row] - ended.would_end[row]) and gain > 0)
+    return wrong / (len(rows) + 1)
 
 
 def own_point(history: History) -> Floats:
@@ -129,8 +195,9 @@ def pace(history: History, scale: Scale) -> float:
         return 0.0
     recent = max(RECENT_LEAST, int(RECENT_SHARE * len(ended)))
     points = scale.transform(ended.points)
+    older = points[:-recent][ended.feasible[:-recent]]
+    points = points[ended.feasible]
     now = pareto.volume(points[pareto.members(points)], scale.reference)
-    older = points[:-recent]
     before = pareto.volume(older[pareto.members(older)], scale.reference) if len(older) else 0.0
     steps = np.exp(log_steps(ended.last[-recent:], history.grid)).sum()
     return (now - before) / max(float(steps), 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from kdsearch.records import Attr
+from kdsearch.errors import KdsearchError
+from kdsearch.records import FOREIGN, Attr
 
 Floats = NDArray[np.float64]
 
@@ -34,41 +35,166 @@ class Curve:
     Attributes:
         number: of the trial.
         steps: (checkpoints,), ascending, with something observed at each.
-        best: (checkpoints,), the best observed value so far, more is better.
+        best: (checkpoints,), the best observed value so far as far as it is credited (see `credited`), more is better.
+        reported: the best observed value as reported, more is better; NaN where nothing was observed.
         known: (objectives,), the latest values with NaN for the observed objective, more is better.
+        diverged: the last value of the observed objective is NaN.
+        recovered: a finite value followed a NaN.
+        feasible: whether it may stand on the front, by the study's constraints.
+        whole: nothing cut it short: what it did after any of its steps is known.
+        audited: it was drawn never to be pruned.
+        would_end: of an audited trial, the step at which it would have been ended, else -1.
         params: of the trial.
     """
 
     number: int
     steps: NDArray[np.int64]
     best: Floats
+    reported: float
     known: Floats
+    diverged: bool
+    recovered: bool
+    feasible: bool
+    whole: bool
+    audited: bool
+    would_end: int
     params: Mapping[str, Any]
 
 
-def observed_objective(curves: Sequence[Mapping[str, Sequence[float | None]]]) -> int:
-    """Which objective is observed step by step: the one that was None where the others were known, else the first."""
-    for curve in curves:
-        for values in curve.values():
-            if None in values and any(value is not None for value in values):
-                return list(values).index(None)
-    return 0
+def stored_curve(trial: BaseTrial) -> dict[str, list[float | None]]:
+    """A trial's curve as `report` stored it, by step; empty where it was copied from another trial.
+
+    Studies of `kdsearch` itself, and those made by older versions, hold it under its plain name.
+    """
+    attrs = trial.user_attrs
+    curve = attrs.get(FOREIGN + Attr.CURVE)
+    if curve is not None:
+        return curve if attrs.get(FOREIGN + Attr.TRIAL) == trial.number else {}
+    curve = attrs.get(Attr.CURVE)
+    return curve if isinstance(curve, dict) and all(isinstance(values, list) for values in curve.values()) else {}
 
 
-def read(trial: FrozenTrial, sign: Floats, observed: int) -> Curve:
-    """A trial's curve; a checkpoint without a finite observed value is left out."""
+def stored(trial: BaseTrial, name: str) -> Any:
+    """A user attribute of the pruner's, by its plain name or by that which it has in studies of other people."""
+    attrs = trial.user_attrs
+    return attrs.get(FOREIGN + name, attrs.get(name))
+
+
+class Evidence:
+    """Which objective is observed step by step: the one that changes within a trial, else the one that was None."""
+
+    def __init__(self) -> None:
+        self._changed: dict[int, int] = {}  # by objective: a trial in which it changed
+        self._missing: set[int] = set()  # was None in a trial's first report, where others were known
+
+    def see(self, number: int, curve: Mapping[str, Sequence[float | None]]) -> None:
+        """Takes note of a trial's curve."""
+        if not curve:
+            return
+        rows = [curve[step] for step in sorted(curve, key=int)]
+        if any(value is not None for value in rows[0]):
+            self._missing.update(index for index, value in enumerate(rows[0]) if value is None)
+        for index, column in enumerate(zip(*rows, strict=False)):
+            if (
+                index not in self._changed
+                and len({value for value in column if value is not None and value == value}) > 1
+            ):
+                self._changed[index] = number
+
+    def observed(self) -> int | None:
+        """Index of the objective; None while nothing tells.
+
+        Raises:
+            KdsearchError: several objectives change and none of these, or more than one, was None at first.
+        """
+        candidates = set(self._changed) or self._missing
+        if len(candidates) > 1:
+            candidates = candidates & self._missing
+        if len(candidates) == 1:
+            return next(iter(candidates))
+        if len(self._changed) > 1:
+            trials = ", ".join(
+                f"objective {index} in trial {number}" for index, number in sorted(self._changed.items())
+            )
+            raise KdsearchError(
+                "exactly one objective may change from step to step",
+                got=trials,
+                remedy="report the same value of every other objective at all steps of a trial, or None, in its first "
+                "report, for the one that is observed",
+            )
+        return None
+
+
+def credited(values: Floats) -> Floats:
+    """Checkpoints as far as their neighbours bear them out, so that a lucky one is not taken at face value.
+
+    A value that is higher than both neighbours counts as the higher of these. The last one, which has no successor yet,
+    is lowered by the size of the drops seen in the curve, but not below the one before. A curve that never falls stays
+    exactly as it is.
+
+    Args:
+        values: (checkpoints,), more is better, finite.
+
+    Returns:
+        (checkpoints,).
+    """
+    if len(values) < 2:
+        return values
+    beside = np.concatenate([values[1:2], np.maximum(values[:-2], values[2:]), values[-1:]])
+    found: Floats = np.minimum(values, beside)
+    drops = np.minimum(np.diff(values), 0.0)
+    found[-1] = min(values[-1], max(values[-2], values[-1] - float(np.sqrt((drops**2).mean()))))
+    return found
+
+
+def read(trial: FrozenTrial, sign: Floats, observed: int, *, constrained: bool = False) -> Curve:
+    """A trial's curve; a checkpoint without a finite observed value is left out.
+
+    Args:
+        trial: as stored.
+        sign: (objectives,), 1 where more is better, else -1.
+        observed: index of the objective observed step by step.
+        constrained: whether the study has constraints: then a running trial whose own are not stored is not feasible
+            yet.
+    """
     known = np.full(len(sign), math.nan)
     steps: list[int] = []
-    best: list[float] = []
-    for step, values in sorted(trial.user_attrs.get(Attr.CURVE, {}).items(), key=lambda item: int(item[0])):
-        for index, value in enumerate(values):
+    values: list[float] = []
+    diverged = recovered = False
+    for step, row in sorted(stored_curve(trial).items(), key=lambda item: int(item[0])):
+        if len(row) != len(sign):
+            continue  # no curve of ours
+        for index, value in enumerate(row):
             if index != observed and value is not None and math.isfinite(value):
                 known[index] = sign[index] * value
-        value = values[observed]
-        if value is not None and math.isfinite(value):
-            steps.append(int(step))
-            best.append(max(sign[observed] * value, best[-1] if best else -math.inf))
-    return Curve(trial.number, np.array(steps, dtype=np.int64), np.array(best), known, trial.params)
+        value = row[observed]
+        if value is not None:
+            recovered |= diverged and math.isfinite(value)
+            diverged = math.isnan(value)
+            if math.isfinite(value):
+                steps.append(int(step))
+                values.append(sign[observed] * value)
+    raw = np.array(values)
+    best = np.maximum.accumulate(credited(raw)) if values else raw
+    limits = trial.constraints.values() if constrained else ()
+    feasible = all(limit <= 0 for limit in limits) and (not constrained or bool(limits) or trial.state.is_finished())
+    reported = max(values, default=math.nan)
+    audit = stored(trial, Attr.AUDIT)
+    would_end = audit.get("would_end") if isinstance(audit, dict) else None
+    return Curve(
+        number=trial.number,
+        steps=np.array(steps, dtype=np.int64),
+        best=best,
+        reported=reported,
+        known=known,
+        diverged=diverged,
+        recovered=recovered,
+        feasible=feasible,
+        whole=trial.state == TrialState.COMPLETE and stored(trial, Attr.STOPPED_AT) is None,
+        audited=isinstance(audit, dict),
+        would_end=-1 if would_end is None else int(would_end),
+        params=trial.params,
+    )
 
 
 class Encoder:
@@ -122,24 +248,31 @@ class Stack:
     Attributes:
         number: (curves,), of the trials.
         last: (curves,), the last step with a checkpoint.
-        best: (curves, steps), best observed value up to each step of the history's grid; NaN before a curve's first
+        best: (curves, steps), best credited value up to each step of the history's grid; NaN before a curve's first
             and after its last checkpoint.
-        points: (curves, objectives), the best checkpoint, more is better, as reported (no logarithm).
+        points: (curves, objectives), the best checkpoint, more is better, no logarithm, as far as it is credited.
+        reported: (curves, objectives), the same as reported.
         features: (curves, columns), parameters as numbers from 0 to 1.
+        feasible, whole, audited, would_end: (curves,), see `Curve`.
     """
 
     number: NDArray[np.int64]
     last: NDArray[np.int64]
     best: Floats
     points: Floats
+    reported: Floats
     features: Floats
+    feasible: NDArray[np.bool_]
+    whole: NDArray[np.bool_]
+    audited: NDArray[np.bool_]
+    would_end: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.number)
 
     def where(self, rows: NDArray[Any]) -> Stack:
         """The chosen rows, by mask or indices."""
-        return Stack(self.number[rows], self.last[rows], self.best[rows], self.points[rows], self.features[rows])
+        return Stack(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def joined(self, other: Stack) -> Stack:
         """These rows, then the other's."""
@@ -148,11 +281,7 @@ class Stack:
         if not len(self):
             return other
         return Stack(
-            np.concatenate([self.number, other.number]),
-            np.concatenate([self.last, other.last]),
-            np.concatenate([self.best, other.best]),
-            np.concatenate([self.points, other.points]),
-            np.concatenate([self.features, other.features]),
+            *(np.concatenate([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self))
         )
 
 
@@ -160,20 +289,27 @@ class History:
     """The curves of a study's trials, kept from call to call: a finished trial is read once.
 
     Attributes:
-        observed: index of the objective that is observed step by step; None while no trial reported anything.
+        observed: index of the objective that is observed step by step; None while nothing tells which.
         sign: (objectives,), 1 where more is better, else -1.
         grid: (steps,), ascending: every step at which something was observed.
         ended: COMPLETE and PRUNED trials with a checkpoint, in the order in which they were found ended.
         running: RUNNING trials with a checkpoint.
         own: curve of the trial asked about, which is in neither.
+        recovers: whether any trial had a finite value after a NaN.
     """
 
     def __init__(self) -> None:
-        self.observed: int | None = None
+        self._evidence = Evidence()
         self.sign: Floats = np.ones(0)
+        self._clear(None)
+
+    def _clear(self, observed: int | None) -> None:
+        self.observed = observed
         self.grid: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.encoder = Encoder()
         self.own: Curve | None = None
+        self.recovers = False
+        self._constrained = False
         self._curves: list[Curve] = []
         self._passed: set[int] = set()
         self.ended = self.running = self._stack([])
@@ -184,14 +320,24 @@ class History:
         Args:
             study: the one that this history is of.
             number: of the trial asked about, or None.
+
+        Raises:
+            KdsearchError: nobody can tell which objective is observed step by step (see `Evidence`).
         """
         trials = study.get_trials(deepcopy=False)
-        if self.observed is None:
-            self.sign = signs(study.directions)
-            curves = [trial.user_attrs[Attr.CURVE] for trial in trials if trial.user_attrs.get(Attr.CURVE)]
-            if not curves:
-                return
-            self.observed = observed_objective(curves)
+        for trial in trials:
+            if trial.number not in self._passed and trial.state != TrialState.WAITING:
+                self._evidence.see(trial.number, stored_curve(trial))
+        observed = self._evidence.observed()
+        constrained = self._constrained or _has_constraints(study, trials, self._passed)
+        self.sign = signs(study.directions)
+        if observed != self.observed or constrained != self._constrained:
+            self._clear(observed)
+        self._constrained = constrained
+        if observed is not None:
+            self._read_new(trials, number, observed)
+
+    def _read_new(self, trials: Sequence[FrozenTrial], number: int | None, observed: int) -> None:
         known = len(self.encoder.distributions), len(self.grid)
         fresh: list[Curve] = []
         running: list[Curve] = []
@@ -204,15 +350,16 @@ class History:
                 self._passed.add(trial.number)
             if trial.state == TrialState.FAIL:
                 continue
-            curve = self._read(trial, self.observed)
+            curve = self._read(trial, observed)
             if trial.number == number:
                 self.own = curve
-            elif len(curve.steps) and not np.isnan(np.delete(curve.known, self.observed)).any():
+            elif len(curve.steps) and not np.isnan(np.delete(curve.known, observed)).any():
                 (fresh if over else running).append(curve)
         self._keep(fresh, running, changed=known != (len(self.encoder.distributions), len(self.grid)))
 
     def _read(self, trial: FrozenTrial, observed: int) -> Curve:
-        curve = read(trial, self.sign, observed)
+        curve = read(trial, self.sign, observed, constrained=self._constrained)
+        self.recovers |= curve.recovered
         self.encoder.see(trial.distributions)
         if not np.isin(curve.steps, self.grid).all():
             self.grid = np.union1d(self.grid, curve.steps)
@@ -230,14 +377,21 @@ class History:
             inside = (at >= 0) & (self.grid <= curve.steps[-1])
             row[inside] = curve.best[at[inside]]
         points = np.array([curve.known for curve in curves]).reshape(len(curves), len(self.sign))
+        reported = points.copy()
         if curves:
             points[:, self.observed] = [curve.best[-1] for curve in curves]
+            reported[:, self.observed] = [curve.reported for curve in curves]
         return Stack(
             np.array([curve.number for curve in curves], dtype=np.int64),
             np.array([curve.steps[-1] for curve in curves], dtype=np.int64),
             best,
             points,
+            reported,
             self.features([curve.params for curve in curves]),
+            np.array([curve.feasible for curve in curves], dtype=np.bool_),
+            np.array([curve.whole for curve in curves], dtype=np.bool_),
+            np.array([curve.audited for curve in curves], dtype=np.bool_),
+            np.array([curve.would_end for curve in curves], dtype=np.int64),
         )
 
     def features(self, parameters: Sequence[Mapping[str, Any]]) -> Floats:
@@ -248,3 +402,9 @@ class History:
     def curves(self) -> Stack:
         """All curves but that of the trial asked about."""
         return self.ended.joined(self.running)
+
+
+def _has_constraints(study: Study, trials: Sequence[FrozenTrial], passed: set[int]) -> bool:
+    if getattr(study.sampler, "_constraints_func", None) is not None:
+        return True
+    return any(trial.system_attrs and trial.constraints for trial in trials if trial.number not in passed)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
+import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from optuna import Study, Trial
-from optuna.pruners import BasePruner
+from optuna import Study
+from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import BaseTrial, FrozenTrial
 
 from kdsearch import pareto
 from kdsearch.pruning import forecast
 from kdsearch.pruning.forecast import Forecast
-from kdsearch.pruning.history import Curve, Floats, History, Stack
+from kdsearch.pruning.history import Curve, Floats, History, Stack, stored_curve
 from kdsearch.pruning.scale import Scale, make_scale
-from kdsearch.records import Attr
+from kdsearch.records import FOREIGN, Attr
 
 Values = Sequence[float | None]
 
@@ -39,64 +41,134 @@ class Verdict:
 
 
 GO = Verdict("go")
+AUDIT_MOST = 1 / 3  # of all steps, by audited trials: more are not begun beyond that
+HORIZONS = 6  # steps to come that are looked at where there are more than two objectives
 
 
-def report(trial: Trial, values: Values, step: int) -> None:
+_warned: weakref.WeakKeyDictionary[Study, set[str]] = weakref.WeakKeyDictionary()
+
+
+def _warn_once(study: Study, kind: str, text: str) -> None:
+    """Warns of one kind of mistake once a study."""
+    if kind not in _warned.setdefault(study, set()):
+        _warned[study].add(kind)
+        warnings.warn(f"kdsearch: {text}", UserWarning, stacklevel=4)
+
+
+def report(trial: BaseTrial, values: Values, step: int, *, prefix: str = FOREIGN) -> None:
     """Tells the pruner where a trial stands; `Trial.report` refuses where there are several objectives.
 
     The curve is kept in one user attribute, for intermediate values in the storage break Optuna's TPE sampler on
-    studies with several objectives.
+    studies with several objectives. It does nothing on a trial without a study (FrozenTrial, FixedTrial).
 
     Args:
         trial: the running trial.
         values: one an objective, in the order of the study's directions; None for what is not observed yet, so
             `(None, ratio)` at step 0 and `(accuracy, ratio)` from step 1 on.
-        step: counted up; a step told twice keeps the last values.
+        step: any whole number, counted up within the trial; a step reported twice keeps the last values.
+        prefix: begins the names of the attributes; `kdsearch`'s own studies have none.
 
     Raises:
-        ValueError: the number of values is not that of the study's objectives.
+        ValueError: the number of values is not that of the study's objectives, or the step is no whole number.
     """
-    expected = len(trial.study.directions)
+    study = getattr(trial, "study", None)
+    if study is None:
+        return
+    expected = len(study.directions)
     if len(values) != expected:
         raise ValueError(f"values must hold one for each of the {expected} objectives (got {len(values)})")
-    curve = dict(trial.user_attrs.get(Attr.CURVE, {}))
-    curve[str(step)] = [None if value is None else float(value) for value in values]
-    trial.set_user_attr(Attr.CURVE, curve)
+    if not float(step).is_integer():
+        raise ValueError(f"step must be a whole number (got {step})")
+    attrs = trial.user_attrs
+    curve = dict(attrs.get(prefix + Attr.CURVE, {}))
+    if prefix and attrs.get(prefix + Attr.TRIAL) != trial.number:  # the first report, or a retry with copied attributes
+        curve = {}
+        trial.set_user_attr(prefix + Attr.TRIAL, trial.number)
+    row = [None if value is None else float(value) for value in values]
+    _check_order(study, curve, int(step), row)
+    curve[str(int(step))] = row
+    trial.set_user_attr(prefix + Attr.CURVE, curve)
 
 
-def should_prune(trial: Trial) -> bool:
+def _check_order(study: Study, curve: dict[str, Any], step: int, row: list[float | None]) -> None:
+    last = max(map(int, curve), default=step)
+    before = curve.get(str(step))
+    repeated = before is not None and any(a is not None and b != a and a == a for a, b in zip(before, row, strict=True))
+    if step < last or repeated:
+        got = f"{step} after {last}" if step < last else f"{step} twice"
+        _warn_once(
+            study,
+            "steps",
+            f"steps must count up within a trial (got {got}), else trials are not pruned in time; report each step "
+            "once, with a counter that never starts anew, such as the epoch",
+        )
+
+
+def should_prune(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
     """Whether the study's pruner calls the trial hopeless; `Trial.should_prune` refuses with several objectives.
 
     Hopeless: its best checkpoint is dominated and forecast to stay so. The reason is stored with the trial (attribute
-    `pruned_by`). The caller raises `optuna.TrialPruned`.
+    `kdsearch:pruned_by`). The caller raises `optuna.TrialPruned`. False on a trial without a study (FrozenTrial,
+    FixedTrial).
+
+    Args:
+        trial: the running trial.
+        prefix: as in `report`.
+
+    Raises:
+        KdsearchError: several objectives change from step to step.
     """
     found = _verdict(trial)
     if found.action == "prune" and found.reason is not None:
-        trial.set_user_attr(Attr.PRUNED_BY, found.reason)
+        trial.set_user_attr(prefix + Attr.PRUNED_BY, found.reason)
     return found.action == "prune"
 
 
-def should_stop(trial: Trial) -> bool:
+def should_stop(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
     """Whether more steps would add nothing to the front, although the trial's best checkpoint stands on it.
 
     The caller returns that checkpoint's values, so that the trial is COMPLETE and stays in `study.best_trials`. The
-    step (attribute `stopped_at`) and the reason (`stopped_by`) are stored with the trial.
+    step (attribute `kdsearch:stopped_at`) and the reason (`kdsearch:stopped_by`) are stored with the trial. False on a
+    trial without a study.
+
+    Args:
+        trial: the running trial.
+        prefix: as in `report`.
+
+    Raises:
+        KdsearchError: several objectives change from step to step.
     """
     found = _verdict(trial)
     if found.action == "stop" and found.reason is not None:
-        trial.set_user_attr(Attr.STOPPED_AT, found.reason["step"])
-        trial.set_user_attr(Attr.STOPPED_BY, found.reason)
+        trial.set_user_attr(prefix + Attr.STOPPED_AT, found.reason["step"])
+        trial.set_user_attr(prefix + Attr.STOPPED_BY, found.reason)
     return found.action == "stop"
 
 
-def _verdict(trial: Trial) -> Verdict:
-    study = trial.study
+def _verdict(trial: BaseTrial) -> Verdict:
+    study = getattr(trial, "study", None)
+    if study is None:
+        return GO
     verdict = getattr(study.pruner, "verdict", None)
     if verdict is None:
+        _warn_of_pruner(study)
         frozen = study.get_trials(deepcopy=False)[trial.number]
         return Verdict("prune") if study.pruner.prune(study, frozen) else GO
     found: Verdict = verdict(study, trial)  # which reads the storage itself, where it has to
     return found
+
+
+def _warn_of_pruner(study: Study) -> None:
+    """Optuna's own pruners read intermediate values, which a study with several objectives does not have."""
+    kind = type(study.pruner)
+    if isinstance(study.pruner, NopPruner) or not kind.__module__.startswith("optuna.pruners"):
+        return
+    _warn_once(
+        study,
+        "pruner",
+        f"the study's pruner is {kind.__name__}, which never prunes where there are several objectives; set "
+        "`study.pruner = kdsearch.ParetoPruner()`, not wrapped in another pruner, after create_study and load_study",
+    )
 
 
 class ParetoPruner(BasePruner):
@@ -104,27 +176,42 @@ class ParetoPruner(BasePruner):
 
     For studies with two or more objectives of which one is observed step by step (an accuracy) and the others are known
     when the trial starts (a ratio); trials call `kdsearch.report`, `kdsearch.should_prune` and `kdsearch.should_stop`.
+    The observed objective is the one whose values change within a trial, wherever it stands; until that is seen,
+    nothing is pruned.
 
     After each step, the trials most like this one are found: in parameters, in known objectives and in the error at the
-    same step. Its error is forecast to fall as it fell for the luckier of them (beyond a trial's last step, as a power
-    law). The forecast's gain in hypervolume, a step, is compared with what the study's recent trials gained a step: a
-    trial that promises less than a share `pace` of that is not worth its steps (the marginal value theorem of foraging:
-    Charnov, Theoretical Population Biology 1976). As the study gains less and less, less is enough, so the front's
-    resolution has no floor.
+    same step. What it would gain in hypervolume, a step, if its error fell as theirs did, is compared with what the
+    study's recent trials gained a step: a trial that promises less than a share `pace` of that, both on average and in
+    an optimistic case, is not worth its steps (the marginal value theorem of foraging: Charnov, Theoretical Population
+    Biology 1976). As the study gains less and less, less is enough, so the front's resolution has no floor.
+
+    An audit shows whether pruning is right: some trials, drawn at random beforehand, are never pruned, and say so in
+    the attribute `kdsearch:audit`. One that would have been ended stands, in forecasts, for all that were; and the more of
+    them went on to gain, the more optimistic the forecast is and the less is asked of a trial.
 
     Args:
-        optimism: quantile, 0 to 1, of the neighbours' progress that a trial is credited with.
+        optimism: quantile, 0 to 1, of the neighbours' progress that is the optimistic case.
         neighbours: how many similar trials are asked.
         pace: share of the study's present gain a step that a trial must promise; 0: anything above no gain.
         max_steps: steps of a whole trial, or the name of the parameter that says so for each trial; None: the longest
             curve seen.
-        log: indices of the objectives to be taken on a log scale; None: the known ones that are positive and span a
-            factor of ten.
+        log: indices of the objectives to be taken on a log scale; None: none, and a known objective most of whose
+            values lie near one end of its range is compared by rank.
         reference: where hypervolume is counted from, one an objective in its own unit; None: a little worse than
             the worst seen.
-        ideal: the best possible value of the observed objective; None: 1 where values from 0 to 1 are maximised, 0
-            where positive ones are minimised, else a little better than the best seen.
-        exempt: trials with a user attribute of this name are never pruned or stopped.
+        ideal: the best possible value of the observed objective; None: a little better than the best seen.
+        exempt: trials with a user attribute of this name (and any value but None) are never pruned or stopped; None:
+            `kdsearch:exempt`.
+        audit: share of trials that are never pruned, twice as many at the start; they are spared while audits have
+            taken more than a third of all steps. 0: none.
+        seed: of the audit's draws.
+        prefix: begins the names of the attributes that the pruner writes.
+
+    Where `log`, `reference` and `ideal` are not given, units do not matter: any increasing affine map of an objective
+    leaves every decision as it is.
+
+    A trial whose last observed value is NaN has diverged and is hopeless, unless a trial of the study ever recovered
+    from that. Infeasible trials (Optuna's constraints) do not count as rivals.
 
     Raises:
         ValueError: a number lies outside its range.
@@ -140,16 +227,22 @@ class ParetoPruner(BasePruner):
         log: Sequence[int] | None = None,
         reference: Sequence[float] | None = None,
         ideal: float | None = None,
-        exempt: str = Attr.ANCHOR,
+        exempt: str | None = None,
+        audit: float = 1 / 8,
+        seed: int = 0,
+        prefix: str = FOREIGN,
     ) -> None:
         if not 0 <= optimism <= 1:
             raise ValueError(f"optimism must be a quantile from 0 to 1 (got {optimism})")
         if neighbours < 1 or not pace >= 0:
             raise ValueError(f"neighbours must be at least 1 and pace at least 0 (got {neighbours} and {pace})")
+        if not 0 <= audit <= 1:
+            raise ValueError(f"audit must be a share from 0 to 1 (got {audit})")
         self._optimism, self._neighbours, self._pace = optimism, neighbours, pace
         self._max_steps = max_steps
         self._log, self._reference, self._ideal = log, reference, ideal
-        self._exempt = exempt
+        self._exempt = prefix + Attr.EXEMPT if exempt is None else exempt
+        self._audit, self._seed, self._prefix = audit, seed, prefix
         self._lock = threading.Lock()  # for study.optimize(n_jobs=...)
         self._forget(None)
 
@@ -157,9 +250,14 @@ class ParetoPruner(BasePruner):
         self._study = study
         self._history = History()
         self._said: dict[int, tuple[int, Verdict]] = {}  # by trial: step and verdict, for asked twice is answered alike
+        self._audits: dict[int, dict[str, Any]] = {}  # by trial: what is stored of its audit; empty: it has none
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_lock", "_study", "_history", "_said")}
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("_lock", "_study", "_history", "_said", "_audits")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -171,46 +269,94 @@ class ParetoPruner(BasePruner):
         return self.verdict(study, trial).action == "prune"
 
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
-        """Whether the trial should go on, and why not."""
-        curve = trial.user_attrs.get(Attr.CURVE, {})
-        step = max(map(int, curve), default=-1)
-        if trial.user_attrs.get(self._exempt) is not None or step < 0:
+        """Whether the trial should go on, and why not.
+
+        Raises:
+            KdsearchError: several objectives change from step to step.
+        """
+        curve = stored_curve(trial)
+        if trial.user_attrs.get(self._exempt) is not None or not curve:
             return GO
+        step = max(map(int, curve))
         with self._lock:
             if study is not self._study:
                 self._forget(study)
             said = self._said.get(trial.number)
             if said is None or said[0] != step:
                 self._history.update(study, trial.number)
-                said = self._said[trial.number] = (step, self._judge(step))
+                said = self._said[trial.number] = (step, self._audited(study, trial, step))
         return said[1]
+
+    def _audited(self, study: Study, trial: BaseTrial, step: int) -> Verdict:
+        """The verdict; that a trial which is never pruned would have been ended is stored with it."""
+        if trial.number not in self._audits:
+            self._audits[trial.number] = self._begin_audit(study, trial)
+        audit = self._audits[trial.number]
+        if not audit:
+            return self._judge(step)
+        if audit["would_end"] is None and self._judge(step).action != "go":
+            audit["would_end"] = step
+            self._store_audit(study, trial, audit)
+        return GO
+
+    def _begin_audit(self, study: Study, trial: BaseTrial) -> dict[str, Any]:
+        """What is stored of a trial that is audited; empty for one that is not."""
+        stored = trial.user_attrs.get(self._prefix + Attr.AUDIT)
+        if isinstance(stored, dict) and stored.get("trial") == trial.number:
+            return dict(stored)
+        curves = self._history.curves()
+        spent = int(curves.last.sum())
+        if not drawn(trial.number, self._audit, self._seed) or curves.last[curves.audited].sum() > AUDIT_MOST * spent:
+            return {}
+        audit = {"trial": trial.number, "never_pruned": "drawn at random to check the pruner", "would_end": None}
+        self._store_audit(study, trial, audit)
+        return audit
+
+    def _store_audit(self, study: Study, trial: BaseTrial, audit: dict[str, Any]) -> None:
+        name = self._prefix + Attr.AUDIT
+        if isinstance(trial, FrozenTrial):  # whose own method would store nothing
+            study._storage.set_trial_user_attr(trial._trial_id, name, dict(audit))
+        else:
+            trial.set_user_attr(name, dict(audit))
 
     def _judge(self, step: int) -> Verdict:
         history, own = self._history, self._history.own
         others = history.curves()
-        if own is None or not len(own.steps) or not len(others):
+        if own is None or not others.feasible.any():
+            return GO
+        if own.diverged and not history.recovers:
+            return _diverged(others, own, history, step)
+        if not len(own.steps):
             return GO
         point = forecast.own_point(history)
         if np.isnan(point).any():
-            return GO  # a known objective that was never told
+            return GO  # a known objective that was never reported
         scale = self._scale(np.vstack([others.points, point]), others, own)
-        hope = forecast.optimistic(
-            history,
-            scale,
-            last_step=self._length(own, others),
-            neighbours=self._neighbours,
-            optimism=self._optimism,
-        )
+        last_step = self._length(own, others)
+        hope = forecast.forecast(history, scale, last_step=last_step, neighbours=self._neighbours)
         if hope is None:
             return GO
-        everyone = scale.transform(np.vstack([others.points, point]))
-        front = everyone[pareto.members(everyone)]
-        hoped = np.tile(point, (len(hope.steps), 1))
-        hoped[:, scale.observed] = hope.values
-        gains = pareto.gains(front, scale.transform(hoped), scale.reference) / (hope.steps - own.steps[-1])
-        if gains.max() > self._pace * forecast.pace(history, scale):
+        bar = self._pace * forecast.pace(history, scale)
+        mistaken = forecast.mistaken(history, scale, bar)
+        optimistic = hope.quantile(1 - (1 - self._optimism) * (1 - mistaken))
+        everyone = scale.transform(np.vstack([others.points[others.feasible], point]))
+        if self._promise(hope, optimistic, everyone, point, scale) > bar * (1 - mistaken):
             return GO
-        return _no_hope(scale, others, point, hope, step)
+        return _no_hope(scale, others, own, point, hope.steps[-1], float(optimistic.max()), step)
+
+    def _promise(self, hope: Forecast, optimistic: Floats, everyone: Floats, point: Floats, scale: Scale) -> float:
+        """The highest gain in hypervolume a step, on average or in the optimistic case, by any step to come."""
+        assert self._history.own is not None
+        front = everyone[pareto.members(everyone)]
+        columns = np.arange(len(hope.steps))
+        if len(point) != 2:  # slow in more dimensions
+            columns = np.unique(np.geomspace(1, len(columns), HORIZONS).round().astype(int) - 1)
+        values = np.vstack([hope.values, optimistic])[:, columns]
+        hoped = np.tile(point, (values.size, 1))
+        hoped[:, scale.observed] = values.reshape(-1)
+        gains = pareto.gains(front, scale.transform(hoped), scale.reference).reshape(values.shape)
+        expected = np.maximum(hope.weights @ gains[:-1], gains[-1])
+        return float((expected / (hope.steps[columns] - self._history.own.steps[-1])).max())
 
     def _length(self, own: Curve, others: Stack) -> int:
         longest = max(int(others.last.max()), int(own.steps[-1]))
@@ -231,18 +377,48 @@ class ParetoPruner(BasePruner):
         )
 
 
-def _no_hope(scale: Scale, others: Stack, point: Floats, hope: Forecast, step: int) -> Verdict:
+def drawn(number: int, share: float, seed: int) -> bool:
+    """Whether a trial is drawn for the audit: one of each 1 / share trials, at first of each half as many.
+
+    Args:
+        number: of the trial.
+        share: of trials; 0: none.
+        seed: of the draws, one for each block of trials.
+    """
+    if share <= 0:
+        return False
+    block = max(1, round(1 / share))
+    if number < 2 * block:
+        block = max(1, block // 2)
+    random = np.random.default_rng([seed % 2**32, block, number // block])
+    return int(random.integers(block)) == number % block
+
+
+def _stands(others: Stack, own: Curve, observed: int) -> bool:
+    """Whether the trial's best checkpoint, as reported, is on the front that Optuna shows."""
+    reported = own.known.copy()
+    reported[observed] = own.reported
+    rivals = others.reported[others.feasible].tolist()
+    return len(own.steps) > 0 and not any(pareto.dominates(other, reported.tolist()) for other in rivals)
+
+
+def _diverged(others: Stack, own: Curve, history: History, step: int) -> Verdict:
+    assert history.observed is not None
+    reason = {"step": step, "trials": [], "reason": f"at step {step}, its value is NaN, from which no trial recovered"}
+    return Verdict("stop" if _stands(others, own, history.observed) else "prune", reason)
+
+
+def _no_hope(scale: Scale, others: Stack, own: Curve, point: Floats, last: int, hoped_for: float, step: int) -> Verdict:
     """Hopeless, or finished early on the front; with the reason."""
-    standing = not any(pareto.dominates(other, point.tolist()) for other in others.points.tolist())
     hoped = point.copy()
-    hoped[scale.observed] = hope.values.max()
-    beaten_by = others.number[(others.points >= hoped).all(axis=1)].tolist()
+    hoped[scale.observed] = max(hoped_for, own.reported)
+    beaten_by = others.number[(others.reported >= hoped).all(axis=1) & others.feasible].tolist()
     value = float(scale.sign[scale.observed] * hoped[scale.observed])
-    at = int(hope.steps[-1])
+    at = int(last)
     if beaten_by:
         named = ", ".join(map(str, beaten_by[:3])) + (f" and {len(beaten_by) - 3} more" if len(beaten_by) > 3 else "")
         why = f"it may hope for {value:.4g} by step {at}, which would not beat trial {named}"
     else:
         why = f"it may hope for {value:.4g} by step {at}, which would add too little for the steps it takes"
     reason = {"step": step, "at": at, "forecast": value, "trials": beaten_by, "reason": f"at step {step}, {why}"}
-    return Verdict("stop" if standing else "prune", reason)
+    return Verdict("stop" if _stands(others, own, scale.observed) else "prune", reason)

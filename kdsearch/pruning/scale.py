@@ -1,4 +1,4 @@
-"""How objectives are compared: logarithms where they span decades, errors counted from an ideal."""
+"""How objectives are compared: by rank where they are lopsided, errors counted from an ideal; units do not matter."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-DECADE = 10.0  # a positive objective that is known beforehand and spans more than this is taken on a log scale
+LOPSIDED = 0.25  # of the range: a known objective whose median lies nearer to an end is compared by rank
+IDEAL = 0.25  # of the span: how far the ideal lies beyond the best seen
 MARGIN = 0.1  # of the span: how far the reference lies below the worst seen, the ideal beyond the best
 LEAST_ERROR = 1e-4  # share of the largest error: a smaller one is no smaller as a logarithm
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How objectives are compared: logarithms where they span decades, errors counted from an ideal.
+    """How objectives are compared; where nothing is given, any increasing affine map of one leaves all as it is.
 
     Attributes:
         sign: (objectives,), 1 or -1.
         observed: index of the objective observed step by step.
         log: (objectives,), whether the logarithm is taken.
+        knots: of each objective, the values that lie equally far apart (its ranks), or None.
         low, span: (objectives,), of the known objectives' transformed values.
         ideal: of the observed objective, more is better.
         reference: (objectives,), transformed: where hypervolume is counted from.
@@ -32,6 +34,7 @@ class Scale:
     sign: Floats
     observed: int
     log: NDArray[np.bool_]
+    knots: tuple[Floats | None, ...]
     low: Floats
     span: Floats
     ideal: float
@@ -40,7 +43,7 @@ class Scale:
 
     def transform(self, points: Floats) -> Floats:
         """(points, objectives) from as reported, more is better, to the scale; still more is better."""
-        return _transform(points, self.sign, self.log)
+        return _transform(points, self.sign, self.log, self.knots)
 
     def errors(self, values: Floats) -> Floats:
         """Logarithm of the distance from the ideal, of observed values (any shape)."""
@@ -51,10 +54,22 @@ class Scale:
         return self.ideal - np.exp(errors)
 
 
-def _transform(points: Floats, sign: Floats, log: NDArray[np.bool_]) -> Floats:
+def _transform(points: Floats, sign: Floats, log: NDArray[np.bool_], knots: Sequence[Floats | None] = ()) -> Floats:
     found = np.array(points, dtype=np.float64)
     found[:, log] = sign[log] * np.log10(sign[log] * found[:, log])
+    for index, values in enumerate(knots):
+        if values is not None:
+            found[:, index] = np.interp(found[:, index], values, np.linspace(0.0, 1.0, len(values)))
     return found
+
+
+def _knots(values: Floats) -> Floats | None:
+    """The different values of a lopsided objective, ascending; None where it is not."""
+    knots = np.unique(values)
+    if len(knots) < 3:
+        return None
+    place = (float(np.median(values)) - knots[0]) / (knots[-1] - knots[0])
+    return None if LOPSIDED < place < 1 - LOPSIDED else knots
 
 
 def make_scale(
@@ -74,10 +89,10 @@ def make_scale(
         sign: (objectives,), 1 or -1.
         observed: index of the objective observed step by step.
         lowest: the worst observed value of any checkpoint, more is better.
-        log: indices of objectives on a log scale; None: the known ones that are positive and span a factor of ten.
+        log: indices of objectives on a log scale; None: none, but the known ones that are lopsided (the median in an
+            outer quarter of the range) are compared by rank, if no reference is given.
         reference: in the objectives' own units and directions; None: the worst seen, less a tenth of the span.
-        ideal: of the observed objective; None: 1 for values from 0 to 1 to be maximised, 0 for positive ones to be
-            minimised, else the best seen and a tenth of the span.
+        ideal: of the observed objective; None: the best seen and a quarter of the span.
 
     Raises:
         ValueError: an objective on a log scale, or its reference, is not positive; the reference is of another length.
@@ -85,16 +100,12 @@ def make_scale(
     if reference is not None and len(reference) != len(sign):
         raise ValueError(f"reference must hold one for each of the {len(sign)} objectives (got {len(reference)})")
     raw = sign * points
-    if log is None:
-        wide = (raw > 0).all(axis=0) & (raw.max(axis=0) > DECADE * np.maximum(raw.min(axis=0), 1e-300))
-        logs = wide & (np.arange(len(sign)) != observed)
-        if reference is not None:
-            logs &= np.array(reference, dtype=np.float64) > 0
-    else:
-        logs = np.isin(np.arange(len(sign)), list(log))
+    logs = np.isin(np.arange(len(sign)), [] if log is None else list(log))
     if (raw[:, logs] <= 0).any():
         raise ValueError(f"an objective on a log scale must be above 0 (got {float(raw[:, logs].min())})")
-    seen = _transform(points, sign, logs)
+    by_rank = log is None and reference is None
+    knots = tuple(_knots(column) if by_rank and i != observed else None for i, column in enumerate(points.T))
+    seen = _transform(points, sign, logs, knots)
     low, high = seen.min(axis=0), seen.max(axis=0)
     worst, best = min(float(points[:, observed].min()), lowest), float(points[:, observed].max())  # as reported
     low[observed] = _transform(np.where(np.arange(len(sign)) == observed, worst, points[:1]), sign, logs)[0, observed]
@@ -108,14 +119,6 @@ def make_scale(
             raise ValueError(f"an objective on a log scale must be above 0 (got {float(told[logs].min())})")
         base = _transform((sign * told)[None], sign, logs)[0]
         unit = float(sign[observed] * told[observed])
-    if ideal is None:
-        sign_of = sign[observed]
-        if sign_of > 0 and worst >= 0 and best <= 1:
-            target = 1.0
-        elif sign_of < 0 and best <= 0:
-            target = 0.0
-        else:
-            target = best + MARGIN * max(best - worst, 1e-3 * max(abs(best), 1.0))
-    else:
-        target = float(sign[observed] * ideal)
-    return Scale(sign, observed, logs, low, span, target, base, max(target - unit, 1e-12))
+    beyond = best + IDEAL * max(best - worst, 1e-12)
+    target = beyond if ideal is None else float(sign[observed] * ideal)
+    return Scale(sign, observed, logs, knots, low, span, target, base, max(target - unit, 1e-12))

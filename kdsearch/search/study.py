@@ -44,7 +44,8 @@ SLOW_ON_A_CPU = ("resnet", "timm", "torchvision")  # families of students
 def pareto(plan: Plan) -> ParetoPruner:
     """The pruner of a plan: it knows how long each trial is going to be."""
     epochs = plan.spec.space["epochs"]
-    return ParetoPruner(max_steps="epochs" if isinstance(epochs, Range | list) else plan.spec.longest)
+    longest = "epochs" if isinstance(epochs, Range | list) else plan.spec.longest
+    return ParetoPruner(max_steps=longest, log=[1], ideal=1.0, exempt=Attr.ANCHOR, prefix="")
 
 
 PRUNERS: dict[str, Callable[[Plan], optuna.pruners.BasePruner]] = {

@@ -261,7 +261,7 @@ class Objective:
         trial.set_user_attr(Attr.BYTES, networks.size_bytes(student))
         trial.set_user_attr(Attr.PRECISION, trained_in(student, workshop.device, workshop.precision))
         timing = self._time(trial, student, config)
-        pruner.report(trial, (None, timing.ratio), 0)
+        pruner.report(trial, (None, timing.ratio), 0, prefix="")
         if refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and self._hopeless(trial):
             raise TrialPruned  # before its first epoch
         kept = workshop.checkpoint(config, seed, self._progress.warning)
@@ -322,7 +322,7 @@ class Objective:
         for record in self._epochs(training.run):
             records.append(record)
             best.see(record, student)
-            pruner.report(trial, (record.accuracy, ratio), record.epoch)
+            pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
             self._progress.trial_epoch(trial.number, record, config["epochs"])
             hopeless = record.epoch < config["epochs"] and self._hopeless(trial)
             if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
@@ -371,12 +371,12 @@ class Objective:
 
     def _hopeless(self, trial: Trial) -> bool:
         with self._clock.spent_on("search"):
-            return pruner.should_prune(trial)
+            return pruner.should_prune(trial, prefix="")
 
     def _ends(self, trial: Trial, epoch: int) -> bool:
         """Whether the trial, which is not hopeless, ends here with its best checkpoint; it then holds why."""
         with self._clock.spent_on("search"):
-            stop = pruner.should_stop(trial)
+            stop = pruner.should_stop(trial, prefix="")
         if stop:
             return True
         reason = self._cut(trial)

@@ -27,7 +27,8 @@ def history_of(*trials, steps=range(1, 100), state=RUNNING):
     """Of (accuracies, ratio) pairs; the last one is asked about."""
     study = optuna.create_study(directions=MAX2)
     for accuracies, ratio in trials:
-        curve = {str(step): [a, ratio] for step, a in zip(steps, accuracies, strict=False)}
+        curve = {str(steps[0] - 1): [None, ratio]}
+        curve |= {str(step): [a, ratio] for step, a in zip(steps, accuracies, strict=False)}
         study.add_trial(create_trial(state=state, user_attrs={Attr.CURVE: curve}))
     history = History()
     history.update(study, len(trials) - 1)
@@ -41,10 +42,16 @@ def scale_of(history, **options):
     return make_scale(points, history.sign, history.observed, lowest=lowest, **options)
 
 
+class Hope:
+    """A forecast at one level of optimism."""
+
+    def __init__(self, found, optimism):
+        self.steps, self.values = found.steps, found.quantile(optimism)
+
+
 def hope_of(history, last_step, *, optimism=0.9, neighbours=10, **options):
-    return forecast.optimistic(
-        history, scale_of(history, **options), last_step=last_step, neighbours=neighbours, optimism=optimism
-    )
+    found = forecast.forecast(history, scale_of(history, **options), last_step=last_step, neighbours=neighbours)
+    return None if found is None else Hope(found, optimism)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [([1, 2, 4], [1, 2, 4]), ([0, 1, 3], [1, 2, 4]), ([5, 10], [5, 10])])
@@ -96,7 +103,7 @@ def test_neighbours_that_ended_early_are_carried_on(others, own, exponent, seen)
 def test_a_trial_is_credited_with_the_progress_of_the_luckier():
     slow, quick = (power_law(0.5, 0.2, range(1, 9)), 1.0), (power_law(0.5, 1.0, range(1, 9)), 1.0)
     history = history_of(slow, quick, ([0.5], 1.0))
-    timid, middling, bold = (hope_of(history, 8, optimism=optimism) for optimism in (0.0, 0.5, 1.0))
+    timid, middling, bold = (hope_of(history, 8, optimism=optimism, ideal=1.0) for optimism in (0.0, 0.5, 1.0))
     assert timid.values == pytest.approx(slow[0][1:])
     assert bold.values == pytest.approx(quick[0][1:])
     assert (timid.values < middling.values).all()
@@ -133,16 +140,14 @@ def test_nothing_is_forecast_at_or_beyond_a_trials_end():
 
 def chosen(history, count, features=()):
     column = int(np.searchsorted(history.grid, history.own.steps[-1]))
-    found = forecast.nearest(
-        history,
+    found = forecast.distances(
         history.curves(),
         scale_of(history),
         forecast.own_point(history),
         np.array(features, dtype=np.float64),
         column,
-        count,
     )
-    return found.tolist()
+    return np.argsort(found, kind="stable")[:count].tolist()
 
 
 def test_neighbours_are_near_in_the_known_objective():
@@ -204,3 +209,38 @@ def test_the_pace_does_not_depend_on_whether_steps_are_counted_from_zero_or_one(
     trials = [([0.2, 0.5], 2.0), ([0.4], 3.0), ([0.1, 0.3, 0.6], 1.0), ([0.1], 1.0)]
     one, zero = (history_of(*trials, steps=range(first, 9), state=PRUNED) for first in (1, 0))
     assert forecast.pace(zero, scale_of(zero)) == pytest.approx(forecast.pace(one, scale_of(one)))
+
+
+def test_quantiles_are_weighted():
+    found = forecast.Forecast(np.array([9]), np.array([[0.0], [1.0], [2.0]]), np.array([0.25, 0.5, 0.25]))
+    assert [found.quantile(level)[0] for level in (0.0, 0.5, 1.0)] == [0.0, 1.0, 2.0]
+    heavy = forecast.Forecast(found.steps, found.values, np.array([0.1, 0.1, 0.8]))
+    assert heavy.quantile(0.5)[0] > 1.0
+
+
+def audited_study(finals, would_end=2):
+    """Trials ended after two steps, and audited ones that came to some final value."""
+    study = optuna.create_study(directions=MAX2)
+    known = {"0": [None, 10.0], "1": [0.3, 10.0], "2": [0.4, 10.0]}
+    for _ in range(12):
+        study.add_trial(create_trial(state=PRUNED, user_attrs={Attr.CURVE: known}))
+    for final in finals:
+        attrs = {Attr.CURVE: known | {"3": [final, 10.0]}, Attr.AUDIT: {"would_end": would_end}}
+        study.add_trial(create_trial(values=[final, 10.0], user_attrs=attrs))
+    study.add_trial(create_trial(state=RUNNING, user_attrs={Attr.CURVE: {"0": [None, 10.0], "1": [0.3, 10.0]}}))
+    history = History()
+    history.update(study, len(study.trials) - 1)
+    return history
+
+
+def test_an_audited_trial_stands_for_those_that_were_ended():
+    assert forecast.stand_in(audited_study([0.4, 0.4, 0.4]).ended) == 1 + 12 / 3
+    assert forecast.stand_in(audited_study([]).ended) == 1
+    assert forecast.stand_in(audited_study([0.4], would_end=None).ended) == 1
+
+
+def test_mistakes_are_audited_trials_that_gained_after_they_would_have_been_ended():
+    for finals, expected in (([0.4, 0.4, 0.4], 0.0), ([0.4, 0.4, 0.9], 1 / 4), ([], 0.0)):
+        history = audited_study(finals)
+        assert forecast.mistaken(history, scale_of(history), 1e-6) == pytest.approx(expected)
+    assert forecast.mistaken(history := audited_study([0.9]), scale_of(history), 1e6) == 0

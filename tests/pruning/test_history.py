@@ -12,7 +12,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import report
-from kdsearch.pruning.history import Encoder, History, observed_objective, read, signs
+from kdsearch.errors import KdsearchError
+from kdsearch.pruning.history import Encoder, Evidence, History, credited, read, signs, stored_curve
 from kdsearch.records import Attr
 
 MAX2 = ["maximize", "maximize"]
@@ -61,25 +62,59 @@ def test_more_is_better_whatever_the_direction():
 
 
 def test_the_observed_objective_is_the_one_that_was_not_known_at_first():
-    assert observed_objective([curve([0.5], 3.0)]) == 0
-    assert observed_objective([{"0": [3.0, None], "1": [3.0, 0.5]}]) == 1
-    assert observed_objective([{"0": [None, None, None]}, {"0": [1.0, 2.0, None]}]) == 2
-    assert observed_objective([{"1": [0.5, 3.0]}]) == 0  # never told: the first
-    assert observed_objective([]) == 0
+    assert observed_of(curve([0.5], 3.0)) == 0
+    assert observed_of({"0": [3.0, None], "1": [3.0, 0.5]}) == 1
+    assert observed_of({"0": [None, None, None]}, {"0": [1.0, 2.0, None]}) == 2
+
+
+def observed_of(*curves):
+    evidence = Evidence()
+    for number, seen in enumerate(curves):
+        evidence.see(number, seen)
+    return evidence.observed()
+
+
+def test_the_observed_objective_is_the_one_that_changes_wherever_it_stands():
+    assert observed_of({"1": [3.0, 0.5], "2": [3.0, 0.6]}) == 1
+    assert observed_of({"1": [3.0, 0.5]}) is None  # nothing tells yet
+    assert observed_of({"1": [3.0, 0.5], "2": [3.0, NAN]}, {"1": [2.0, 0.5], "2": [2.0, 0.7]}) == 1
+    assert observed_of({"1": [0.5, None], "2": [0.6, 9.0]}) == 0  # a known one that came late
+    assert observed_of({"0": [None, 3.0], "1": [0.5, 3.1], "2": [0.6, 3.2]}) == 0  # measured anew each time
+
+
+def test_two_objectives_that_change_are_one_clear_error():
+    with pytest.raises(KdsearchError, match=r"exactly one objective may change .* in trial 0, objective 1 in trial 1"):
+        observed_of({"1": [0.5, 3.0], "2": [0.6, 3.0]}, {"1": [0.5, 3.0], "2": [0.5, 4.0]})
+
+
+def test_a_lucky_checkpoint_is_credited_as_far_as_its_neighbours_bear_it_out():
+    assert credited(np.array([0.5, 0.9, 0.6, 0.61])).tolist() == [0.5, 0.6, 0.6, pytest.approx(0.6)]
+    assert credited(np.array([0.9, 0.5, 0.6])).tolist()[0] == 0.5
+    assert credited(np.array([0.7])).tolist() == [0.7]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_a_curve_that_never_falls_is_credited_in_full(values):
+    rising = np.sort(np.array(values))
+    np.testing.assert_array_equal(credited(rising), rising)
 
 
 def test_a_curve_holds_the_best_so_far_and_what_is_known():
     trial = create_trial(state=RUNNING, user_attrs={Attr.CURVE: curve([0.5, 0.4, 0.7], 3.0)})
     found = read(trial, np.array([1.0, -1.0]), 0)
     assert found.steps.tolist() == [1, 2, 3]
-    assert found.best.tolist() == [0.5, 0.5, 0.7]
+    fall = math.sqrt(0.1**2 / 2)  # root mean square of the drops: the last value's successor is not known
+    assert found.best.tolist() == pytest.approx([0.4, 0.4, 0.7 - fall])
+    assert found.reported == 0.7
     assert math.isnan(found.known[0])
     assert found.known[1] == -3.0
 
 
 def test_the_best_of_an_objective_to_be_minimised_is_the_lowest():
     trial = create_trial(state=RUNNING, user_attrs={Attr.CURVE: curve([0.5, 0.4, 0.7], 3.0)})
-    assert read(trial, np.array([-1.0, 1.0]), 0).best.tolist() == [-0.5, -0.4, -0.4]
+    found = read(trial, np.array([-1.0, 1.0]), 0)
+    assert found.best.tolist() == [-0.5, -0.5, -0.5]  # 0.4 stands alone
+    assert found.reported == -0.4
 
 
 def test_steps_are_in_the_order_of_their_numbers():
@@ -148,12 +183,12 @@ def test_a_study_without_a_trial_or_a_report_has_no_curves():
 
 
 def test_curves_are_stacked_on_every_step_at_which_something_was_observed():
-    history = updated(study_of(curve([0.5, 0.4, 0.7], 3.0), {"2": [0.9, 4.0], "7": [0.8, 4.0]}))
+    history = updated(study_of(curve([0.4, 0.5, 0.7], 3.0), {"2": [0.8, 4.0], "7": [0.9, 4.0]}))
     assert history.grid.tolist() == [1, 2, 3, 7]
     stack = history.curves()
     assert stack.number.tolist() == [0, 1]
     assert stack.last.tolist() == [3, 7]
-    np.testing.assert_array_equal(stack.best, [[0.5, 0.5, 0.7, NAN], [NAN, 0.9, 0.9, 0.9]])
+    np.testing.assert_array_equal(stack.best, [[0.4, 0.5, 0.7, NAN], [NAN, 0.8, 0.8, 0.9]])
     assert stack.points.tolist() == [[0.7, 3.0], [0.9, 4.0]]
 
 
@@ -283,10 +318,40 @@ def test_reading_what_is_new_is_reading_everything_anew(operations):
         elif running:
             trial = running[arguments[0] % len(running)]
             if operation == "report":
-                steps = len(trial.user_attrs[Attr.CURVE]) + arguments[0]  # some are skipped
-                report(trial, (arguments[1], 2.0 + arguments[0]), steps)
+                steps = len(stored_curve(trial)) + arguments[0]  # some are skipped
+                latest = max(map(int, stored_curve(trial)))
+                report(trial, (arguments[1], 2.0 + arguments[0]), max(steps, latest + 1))
             elif operation == "suggest":
                 suggest(trial, arguments[1])
             else:
                 study.tell(trial, (0.5, 1.0) if arguments[1] == COMPLETE else None, arguments[1])
                 running.remove(trial)
+
+
+def test_what_nobody_could_tell_the_history_of_is_read_anew_when_it_is_known():
+    study = study_of({"1": [3.0, 0.5]}, {"1": [4.0, 0.6]})
+    history = updated(study)
+    assert (history.observed, len(history.curves())) == (None, 0)
+    add(study, {"1": [5.0, 0.6], "2": [5.0, 0.7]})
+    history.update(study)
+    assert history.observed == 1
+    assert history.curves().points.tolist() == [[3.0, 0.5], [4.0, 0.6], [5.0, 0.7]]
+
+
+def test_a_user_attribute_of_somebody_else_is_no_curve():
+    study = optuna.create_study(directions=MAX2)
+    for other in ("a string", [1, 2], {"1": "x"}, {"1": [0.5, 0.6, 0.7], "2": [0.1]}):
+        study.add_trial(create_trial(state=RUNNING, user_attrs={Attr.CURVE: other}))
+    assert len(updated(study).curves()) == 0
+
+
+def test_infeasible_trials_may_not_stand_on_the_front():
+    study = optuna.create_study(directions=MAX2)
+    for limits in (None, [-1.0], [0.0, 1.0]):
+        attrs = {} if limits is None else {"constraints": limits}
+        seen = {Attr.CURVE: curve([0.5], 3.0)}
+        for state in (PRUNED, RUNNING):
+            study.add_trial(create_trial(state=state, user_attrs=seen, system_attrs=attrs))
+    history = updated(study)
+    assert history.ended.feasible.tolist() == [True, True, False]
+    assert history.running.feasible.tolist() == [False, True, False]  # the first one's are not known yet

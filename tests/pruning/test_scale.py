@@ -16,17 +16,20 @@ def scale_of(points, sign=UP2, lowest=None, observed=0, **options):
     return make_scale(points, np.array(sign), observed, lowest=lowest, **options)
 
 
-def test_a_known_objective_that_spans_a_factor_of_ten_is_taken_as_its_logarithm():
-    scale = scale_of([[0.5, 1.0], [0.9, 100.0]])
-    assert scale.log.tolist() == [False, True]
-    assert scale.transform(np.array([[0.5, 10.0]])).tolist() == [[0.5, 1.0]]
+def test_a_lopsided_known_objective_is_compared_by_rank():
+    scale = scale_of([[0.5, 1.0], [0.7, 2.0], [0.8, 4.0], [0.9, 100.0]])
+    assert scale.transform(np.array([[0.5, 2.0], [0.5, 3.0], [0.5, 100.0]]))[:, 1] == pytest.approx([1 / 3, 1 / 2, 1])
 
 
-@pytest.mark.parametrize("values", [(1.0, 9.0), (0.0, 100.0), (-1.0, 100.0)])
-def test_no_logarithm_is_taken_where_there_is_none_or_the_span_is_small(values):
-    scale = scale_of([[0.5, values[0]], [0.9, values[1]]])
+def test_an_even_known_objective_is_taken_as_it_is():
+    scale = scale_of([[0.5, 1.0], [0.7, 5.0], [0.9, 9.0]])
+    assert scale.transform(np.array([[0.5, 3.0]])).tolist() == [[0.5, 3.0]]
     assert not scale.log.any()
-    assert scale.transform(np.array([[0.5, values[0]]])).tolist() == [[0.5, values[0]]]
+
+
+def test_a_reference_in_the_objectives_own_units_keeps_them():
+    scale = scale_of([[0.5, 1.0], [0.7, 2.0], [0.9, 100.0]], reference=[0.0, 1.0])
+    assert scale.transform(np.array([[0.5, 3.0]])).tolist() == [[0.5, 3.0]]
 
 
 def test_the_observed_objective_is_taken_as_it_is_unless_told():
@@ -54,13 +57,13 @@ def test_the_reference_of_an_objective_on_a_log_scale_must_be_positive(value):
 
 
 def test_a_logarithm_keeps_its_direction():
-    scale = scale_of([[0.5, -1.0], [0.9, -100.0]], sign=[1.0, -1.0])  # to be minimised, so told as negatives
+    scale = scale_of([[0.5, -1.0], [0.9, -100.0]], sign=[1.0, -1.0], log=[1])  # to be minimised, so told as negatives
     assert scale.log.tolist() == [False, True]
     assert scale.transform(np.array([[0.5, -10.0], [0.5, -100.0]]))[:, 1].tolist() == [-1.0, -2.0]
 
 
 def test_the_reference_lies_a_tenth_of_the_span_below_the_worst_seen():
-    scale = scale_of([[0.5, 1.0], [0.9, 100.0]], lowest=0.1)
+    scale = scale_of([[0.5, 1.0], [0.9, 100.0]], lowest=0.1, log=[1])
     assert scale.reference == pytest.approx([0.1 - MARGIN * 0.8, 0.0 - MARGIN * 2.0])
     assert scale.span == pytest.approx([0.8, 2.0])
     assert scale.low == pytest.approx([0.1, 0.0])
@@ -68,7 +71,7 @@ def test_the_reference_lies_a_tenth_of_the_span_below_the_worst_seen():
 
 def test_a_reference_is_told_in_the_objectives_own_unit_and_direction():
     points = [[-0.5, 1.0], [-0.9, 100.0]]
-    scale = scale_of(points, sign=[-1.0, 1.0], reference=[2.0, 0.1])
+    scale = scale_of(points, sign=[-1.0, 1.0], reference=[2.0, 0.1], log=[1])
     assert scale.reference == pytest.approx([-2.0, -1.0])
 
 
@@ -81,12 +84,10 @@ def test_points_that_are_all_the_same_have_a_span_above_zero():
 @pytest.mark.parametrize(
     ("values", "sign", "ideal"),
     [
-        ([0.0, 0.9], 1.0, 1.0),  # an accuracy
-        ([0.2, 1.0], 1.0, 1.0),
-        ([10.0, 90.0], 1.0, 98.0),  # of a hundred, or of anything
-        ([-3.0, -1.0], 1.0, -0.8),
-        ([-2.0, -0.1], -1.0, 0.0),  # a loss, to be minimised
-        ([-2.0, 1.0], -1.0, 1.3),  # below 0 too
+        ([0.0, 0.8], 1.0, 1.0),  # a quarter of the span beyond the best
+        ([0.0, 80.0], 1.0, 100.0),
+        ([-3.0, -1.0], 1.0, -0.5),
+        ([-2.0, -0.1], -1.0, 0.375),  # a loss, to be minimised
     ],
 )
 def test_the_ideal_is_guessed_from_what_was_seen(values, sign, ideal):
@@ -100,8 +101,8 @@ def test_an_ideal_is_told_in_the_objectives_own_unit_and_direction():
 
 
 def test_the_observed_objective_may_be_any():
-    scale = scale_of([[100.0, 0.2], [1.0, 0.9]], observed=1)
-    assert (scale.log.tolist(), scale.ideal) == ([True, False], 1.0)
+    scale = scale_of([[100.0, 0.2], [1.0, 0.9]], observed=1, log=[0])
+    assert (scale.log.tolist(), scale.ideal) == ([True, False], pytest.approx(0.9 + 0.7 / 4))
 
 
 @given(st.floats(-100.0, 0.99), st.floats(0.0, 5.0))
@@ -111,7 +112,7 @@ def test_values_undo_errors(value, lowest):
 
 
 def test_an_error_has_a_floor_and_so_a_logarithm():
-    scale = scale_of([[0.0, 1.0], [1.0, 2.0]])
+    scale = scale_of([[0.0, 1.0], [1.0, 2.0]], ideal=1.0)
     errors = scale.errors(np.array([0.0, 0.5, 1.0, 1.5]))
     assert np.isfinite(errors).all()
     assert errors[2] == errors[3] == pytest.approx(np.log(LEAST_ERROR * scale.unit))
@@ -119,7 +120,7 @@ def test_an_error_has_a_floor_and_so_a_logarithm():
 
 
 def test_errors_of_an_observed_objective_on_a_log_scale_tell_good_from_bad():
-    scale = scale_of([[-0.001, 1.0], [-1.0, 2.0]], sign=[-1.0, 1.0], log=[0])  # losses
+    scale = scale_of([[-0.001, 1.0], [-1.0, 2.0]], sign=[-1.0, 1.0], log=[0], ideal=0.0)  # losses
     good, bad = scale.errors(np.array([-0.001, -1.0]))
     assert bad - good > np.log(10)
 

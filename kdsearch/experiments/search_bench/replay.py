@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from kdsearch import pareto
+from kdsearch.bench.problems import Problem
 from kdsearch.experiments.search_bench.rivals import MOASHA, HubJoint, Oracle, SameEpochDominance
 from kdsearch.experiments.search_bench.table_rows import EPOCHS, Rows, TableSampler
 from kdsearch.experiments.search_bench.tables import Table
@@ -38,6 +39,7 @@ METHODS = {
 """From a method's name to its rule and whether trials are chosen among several candidates."""
 
 ALL, SAMPLED = "all", "sampled"
+REFUSED_IN_A_ROW = 1000  # trials before their first epoch: then a replay of a problem without rows ends
 Steps = list[tuple[int, float]]
 
 
@@ -72,7 +74,7 @@ class Run:
         spent: epochs.
         trials: started; those that a rule refused before the first epoch too.
         trained: trials with at least one epoch.
-        best_trials: (epochs spent, hypervolume) whenever that of `study.best_trials` grew.
+        best_trials: (epochs spent, hypervolume) whenever that of `study.best_trials` changed.
         checkpoints: the same for all checkpoints of all trials, which count at once.
         seconds: of CPU time.
     """
@@ -88,41 +90,50 @@ class Run:
 
 
 class Archive:
-    """The front of points as they come, and its hypervolume.
+    """The front of points as they come, chosen by observed accuracy and valued by the true one.
 
     Args:
         reference: (accuracy, log10 ratio).
+
+    Attributes:
+        hypervolume: of the front's true values; it may fall where a lucky observation displaces a better student.
     """
 
     def __init__(self, reference: tuple[float, float]) -> None:
         self._reference = reference
-        self._front: list[tuple[float, float]] = []
+        self._front: list[tuple[float, float, float]] = []  # observed accuracy, log ratio, true accuracy
         self.hypervolume = 0.0
 
-    def add(self, accuracy: float, ratio: float) -> bool:
-        """Whether the hypervolume grew."""
-        point = (accuracy, math.log10(ratio))
-        if any(x >= point[0] and y >= point[1] for x, y in self._front):
+    def add(self, observed: float, ratio: float, true: float) -> bool:
+        """Whether the hypervolume changed."""
+        x, y = observed, math.log10(ratio)
+        if any(a >= x and b >= y for a, b, _ in self._front):
             return False
-        self._front = [(x, y) for x, y in self._front if x > point[0] or y > point[1]] + [point]
-        before, self.hypervolume = self.hypervolume, pareto.hypervolume(self._front, self._reference)
-        return self.hypervolume > before
+        self._front = [point for point in self._front if point[0] > x or point[1] > y] + [(x, y, true)]
+        before = self.hypervolume
+        self.hypervolume = pareto.hypervolume([(value, b) for _, b, value in self._front], self._reference)
+        return self.hypervolume != before
 
 
-def make_pruner(rule: str, rows: Rows, *, sampled_epochs: bool) -> BasePruner:
+def make_pruner(rule: str, problem: Problem, longest: int | str) -> BasePruner:
     """The pruner that a rule's name stands for; each serves one study.
+
+    Args:
+        rule: "none", "dominance", "moasha", "hub", "oracle" or "pareto".
+        problem: replayed.
+        longest: steps of a trial, or the parameter that says so.
 
     Raises:
         KeyError: there is no such rule.
     """
-    longest = rows.table.epochs
+    known: dict[str, Any] = {"log": [1], "ideal": 1.0} if problem.own else {}  # as `kdsearch optimize` says it
     return {
         "none": NopPruner,
         "dominance": SameEpochDominance,
-        "moasha": lambda: MOASHA(longest),
+        "moasha": lambda: MOASHA(problem.epochs),
         "hub": HubJoint,
-        "oracle": lambda: Oracle(rows),
-        "pareto": lambda: pruner.ParetoPruner(max_steps=EPOCHS if sampled_epochs else longest),
+        "oracle": lambda: Oracle(problem, longest),
+        "pareto": lambda: pruner.ParetoPruner(max_steps=longest, exempt=Attr.ANCHOR, prefix="", **known),
     }[rule]()
 
 
@@ -130,7 +141,7 @@ class Replay:
     """One replay.
 
     Args:
-        table: to read epochs from.
+        problem: a table, or a problem whose curves are computed.
         arm: what to run.
         seed: of all draws; replays of different arms with one seed are a pair in the tests.
         budget: epochs over all trials; a trial that crosses it is cut there and counts with its best checkpoint.
@@ -138,25 +149,33 @@ class Replay:
     """
 
     def __init__(
-        self, table: Table, arm: Arm, *, seed: int, budget: float = math.inf, trials: float = math.inf
+        self, problem: Table | Problem, arm: Arm, *, seed: int, budget: float = math.inf, trials: float = math.inf
     ) -> None:
         rule, proposals = METHODS[arm.method]
         sampled = arm.epochs == SAMPLED
-        self._table, self._arm = table, arm
+        self._problem: Problem = Rows(problem, sampled_epochs=sampled) if isinstance(problem, Table) else problem
+        self._arm = arm
         self._budget, self._limit = budget, trials
-        self._rows = Rows(table, sampled_epochs=sampled)
-        inner = None if arm.sampler == "random" else samplers.make(arm.sampler, seed)
-        sampler: BaseSampler = TableSampler(self._rows, inner, seed=seed)
+        sampler, random = self._samplers(seed)
         if proposals:
-            sampler = _choosing(sampler, self._rows, seed)
+            sampler = _choosing(sampler, random, self._problem)
+        errors = self._problem.observed_in == "errors"
         self.study = optuna.create_study(
-            directions=["maximize"] * 2,
+            directions=["minimize" if errors else "maximize", "maximize"],
             sampler=sampler,
-            pruner=make_pruner(rule, self._rows, sampled_epochs=sampled),
+            pruner=make_pruner(rule, self._problem, EPOCHS if sampled else self._problem.epochs),
         )
-        self._best, self._all = Archive(table.reference), Archive(table.reference)
+        self._best, self._all = Archive(self._problem.reference), Archive(self._problem.reference)
         self._refused = 0  # trials in a row that ended before their first epoch
         self.run_ = Run(arm, seed)
+
+    def _samplers(self, seed: int) -> tuple[BaseSampler, BaseSampler]:
+        """The arm's sampler, and a random one for other candidates."""
+        name, other = self._arm.sampler, machine.derive_seed("candidates", seed)
+        if isinstance(self._problem, Rows):
+            inner = None if name == "random" else samplers.make(name, seed)
+            return TableSampler(self._problem, inner, seed=seed), TableSampler(self._problem, None, seed=other)
+        return samplers.make(name, seed), samplers.make("random", other)
 
     def run(self) -> Run:
         """Runs it, once."""
@@ -185,8 +204,9 @@ class Replay:
             trial.close()
 
     def _next_trial(self, workers: list[Any], now: float, worker: int) -> None:
-        """Starts the worker's next trial that has an epoch; none where a table's worth were refused in a row."""
-        while self._refused <= len(self._rows) and self.run_.trials < self._limit:
+        """Starts the worker's next trial that has an epoch; none where many were refused in a row."""
+        most = len(self._problem) if isinstance(self._problem, Rows) else REFUSED_IN_A_ROW
+        while self._refused <= most and self.run_.trials < self._limit:
             trial = self._trial()
             try:
                 next(trial)
@@ -201,17 +221,19 @@ class Replay:
         """A trial; it stops before each epoch and is sent, when that is over, whether the budget is."""
         self.run_.trials += 1
         trial = self.study.ask()
-        config = self._rows.draw(trial)
-        row, last = self._rows.find(trial.params), self._rows.epochs(trial.params)
-        self._rows.take(row)
-        ratio = float(self._table.ratio[row])
+        config = self._problem.draw(trial)
+        if isinstance(self._problem, Rows):
+            self._problem.take(self._problem.find(trial.params))
+        last = int(trial.params.get(EPOCHS, self._problem.epochs))
+        ratio = self._problem.ratio(config)
+        observed, true = self._problem.curves(config)
         trial.set_user_attr(Attr.CONFIG, config)
         trial.set_user_attr(Attr.RATIO, ratio)
-        pruner.report(trial, (None, ratio), 0)
-        if pruner.should_prune(trial):
+        pruner.report(trial, (None, ratio), 0, prefix="")
+        if pruner.should_prune(trial, prefix=""):
             self.study.tell(trial, state=TrialState.PRUNED)
             return
-        best = -math.inf
+        best = (-math.inf, math.nan)  # observed, and the true accuracy of that epoch
         self.run_.trained += 1
         for epoch in range(1, last + 1):
             try:
@@ -219,45 +241,49 @@ class Replay:
             except GeneratorExit:
                 self._end(trial, best, ratio)
                 return
-            accuracy = float(self._table.accuracy[row, epoch - 1])
-            best = max(best, accuracy)
-            self._note(self._all, self.run_.checkpoints, accuracy, ratio)
-            pruner.report(trial, (accuracy, ratio), epoch)
+            accuracy = float(observed[epoch - 1])
+            best = max(best, (accuracy, float(true[epoch - 1])))
+            self._note(self._all, self.run_.checkpoints, accuracy, ratio, float(true[epoch - 1]))
+            pruner.report(trial, (self._reported(accuracy), ratio), epoch, prefix="")
             if over or epoch == last:
                 break
-            if pruner.should_prune(trial):
-                trial.set_user_attr(Attr.ACCURACY, best)
+            if pruner.should_prune(trial, prefix=""):
+                trial.set_user_attr(Attr.ACCURACY, best[0])
                 self.study.tell(trial, state=TrialState.PRUNED)
                 return
-            if pruner.should_stop(trial):
+            if pruner.should_stop(trial, prefix=""):
                 break
         self._end(trial, best, ratio)
 
-    def _end(self, trial: optuna.Trial, best: float, ratio: float) -> None:
-        if best == -math.inf:
+    def _reported(self, accuracy: float) -> float:
+        kind = self._problem.observed_in
+        return 1 - accuracy if kind == "errors" else 100 * accuracy if kind == "percent" else accuracy
+
+    def _end(self, trial: optuna.Trial, best: tuple[float, float], ratio: float) -> None:
+        if best[0] == -math.inf:
             self.study.tell(trial, state=TrialState.FAIL)
             return
-        trial.set_user_attr(Attr.ACCURACY, best)
-        self.study.tell(trial, (best, ratio))
-        self._note(self._best, self.run_.best_trials, best, ratio)
+        trial.set_user_attr(Attr.ACCURACY, best[0])
+        self.study.tell(trial, (self._reported(best[0]), ratio))
+        self._note(self._best, self.run_.best_trials, best[0], ratio, best[1])
 
-    def _note(self, archive: Archive, steps: Steps, accuracy: float, ratio: float) -> None:
-        if archive.add(accuracy, ratio):
+    def _note(self, archive: Archive, steps: Steps, accuracy: float, ratio: float, true: float) -> None:
+        if archive.add(accuracy, ratio, true):
             steps.append((self.run_.spent, archive.hypervolume))
 
 
-def _choosing(inner: BaseSampler, rows: Rows, seed: int) -> ProposalSampler:
-    """Chooses among candidates of `inner` and random rows, each of whose ratio is known."""
+def _choosing(inner: BaseSampler, random: BaseSampler, problem: Problem) -> ProposalSampler:
+    """Chooses among candidates of two samplers, each of whose ratio is known."""
     return ProposalSampler(
         inner,
-        TableSampler(rows, None, seed=machine.derive_seed("candidates", seed)),
-        rows.draw,
-        lambda _, config: (rows.ratio(config),),
-        steps=lambda config: int(config[EPOCHS]),
+        random,
+        problem.draw,
+        lambda _, config: (problem.ratio(config),),
+        steps=lambda config: int(config.get(EPOCHS, problem.epochs)),
     )
 
 
-def replay(table: Table, arm: Arm, *, seed: int, budget: float = math.inf, trials: float = math.inf) -> Run:
+def replay(problem: Table | Problem, arm: Arm, *, seed: int, budget: float = math.inf, trials: float = math.inf) -> Run:
     """One replay, alike whenever it is run with the same arguments; see `Replay`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return Replay(table, arm, seed=seed, budget=budget, trials=trials).run()
+    return Replay(problem, arm, seed=seed, budget=budget, trials=trials).run()

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
 from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from kdsearch import pareto
-from kdsearch.experiments.search_bench.table_rows import Rows
+from kdsearch.bench.problems import Problem
 from kdsearch.pruning.pruner import Verdict
 from kdsearch.records import Attr
 
@@ -45,6 +46,7 @@ class Curves:
     def update(self, study: Study) -> None:
         """Reads what is new."""
         trials = study.get_trials(deepcopy=False)
+        self._sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         while len(trials) > len(self.ratio):
             self._grow(rows=len(self.ratio))
         waiting = [*self._open, *range(self._seen, len(trials))]
@@ -74,6 +76,7 @@ class Curves:
             if step > self.best.shape[1]:
                 self._grow(columns=self.best.shape[1])
             accuracy, self.ratio[number] = curve[str(step)]
+            accuracy *= self._sign
             before = self.best[number, step - 2] if step > 1 else -np.inf
             self.best[number, step - 1] = max(accuracy, before)
             self.steps[number] = step
@@ -265,12 +268,13 @@ class Oracle(BasePruner):
     those that choose them.
 
     Args:
-        rows: of the table that the study replays.
+        problem: that the study replays, with accuracies reported as fractions.
+        longest: epochs of a trial, or the parameter that says so.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, problem: Problem, longest: int | str) -> None:
         self.curves = Curves()
-        self._rows = rows
+        self._problem, self._longest = problem, longest
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial is hopeless."""
@@ -279,15 +283,16 @@ class Oracle(BasePruner):
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
         """See the class."""
         self.curves.update(study)
-        table, number = self._rows.table, trial.number
-        row, step = self._rows.find(trial.params), int(self.curves.steps[number])
-        log_ratio = float(np.log10(table.ratio[row]))
+        number = trial.number
+        step, config = int(self.curves.steps[number]), trial.user_attrs[Attr.CONFIG]
+        log_ratio = float(np.log10(self._problem.ratio(config)))
         seen = self.curves.at(1)
         points = [
             (float(accuracy), float(np.log10(ratio)))
             for accuracy, ratio in zip(self._last(seen), self.curves.ratio[seen], strict=True)
         ]
-        rest = table.accuracy[row, step : self._rows.epochs(trial.params)]
+        last = trial.params[self._longest] if isinstance(self._longest, str) else self._longest
+        rest = self._problem.curves(config)[0][step:last]
         if len(rest) and self._grows(points, (float(rest.max()), log_ratio)):
             return GO
         own = (float(self._last(np.array([number]))[0]), log_ratio)
@@ -298,5 +303,5 @@ class Oracle(BasePruner):
         return self.curves.best[numbers, self.curves.steps[numbers] - 1]
 
     def _grows(self, points: list[tuple[float, float]], point: tuple[float, float]) -> bool:
-        inside = all(value > bound for value, bound in zip(point, self._rows.table.reference, strict=True))
+        inside = all(value > bound for value, bound in zip(point, self._problem.reference, strict=True))
         return inside and not any(other[0] >= point[0] and other[1] >= point[1] for other in points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -80,8 +81,21 @@ class Rows:
             self._numbers(params, held) for params, held in zip(self.params, self.distributions, strict=True)
         ])  # fmt: skip
 
+        self.name, self.epochs, self.reference, self.best = table.name, table.epochs, table.reference, table.best
+        self._taught = {
+            json.dumps(config | {EPOCHS: 0}, sort_keys=True): row for row, config in enumerate(table.configs)
+        }
+
+    observed_in, own = "fractions", True  # see `problems.Problem`
+
     def __len__(self) -> int:
         return len(self.params)
+
+    def curves(self, config: Config) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Validation accuracy, and test accuracy where the table holds it; (epochs,) each."""
+        row = self._taught[json.dumps(config | {EPOCHS: 0}, sort_keys=True)]
+        test = self.table.accuracy if self.table.test is None else self.table.test
+        return self.table.accuracy[row], test[row]
 
     def find(self, params: Params) -> int:
         """The row with these parameters, whatever `epochs` says.
@@ -96,10 +110,6 @@ class Rows:
         self.free[row] = False
         if not self.free.any():
             self.free[:] = True
-
-    def epochs(self, params: Params) -> int:
-        """How many epochs a trial with these parameters may run."""
-        return int(params.get(EPOCHS, self.table.epochs))
 
     def ratio(self, config: Config) -> float:
         """The inference ratio of the row with this configuration, whatever its `epochs`.

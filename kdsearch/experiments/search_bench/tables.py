@@ -36,6 +36,7 @@ class Table:
         accuracy: (rows, epochs), validation accuracy, fractions.
         ratio: (rows,), inference ratio.
         seconds: (rows, epochs), of training alone.
+        test: (rows, epochs), test accuracy, fractions; None in tables made before it was kept.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Table:
     accuracy: NDArray[np.float64]
     ratio: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    test: NDArray[np.float64] | None = None
 
     @property
     def epochs(self) -> int:
@@ -57,8 +59,9 @@ class Table:
 
     @cached_property
     def best(self) -> float:
-        """Hypervolume of the front of all rows' checkpoints."""
-        points = zip(self.accuracy.max(axis=1).tolist(), np.log10(self.ratio).tolist(), strict=True)
+        """Hypervolume of the front of all rows' checkpoints, by test accuracy where the table holds it."""
+        accuracy = self.accuracy if self.test is None else self.test
+        points = zip(accuracy.max(axis=1).tolist(), np.log10(self.ratio).tolist(), strict=True)
         return pareto.hypervolume(list(points), self.reference)
 
 
@@ -86,6 +89,7 @@ def load(name: str) -> Table:
             accuracy=np.array([row["accuracy"] for row in rows], dtype=np.float64),
             ratio=np.array([row["ratio"] for row in rows], dtype=np.float64),
             seconds=np.array([row["seconds"] for row in rows], dtype=np.float64),
+            test=np.array([row["test"] for row in rows], dtype=np.float64) if rows and "test" in rows[0] else None,
         )
     except FileNotFoundError:
         remedy = f"choose one of {', '.join(shipped())}, or give the path of a table (*.json.gz)"

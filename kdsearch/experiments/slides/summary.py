@@ -194,9 +194,9 @@ def order(measured: Sequence[Measured]) -> Interval | None:
 def _spread(one: Measured) -> float:
     """Standard deviation of one run, points: over our seeds, or of a single run over test images."""
     if len(one.accuracies) > 1:
-        return statistics.stdev(one.accuracies)
+        return float(statistics.stdev(one.accuracies))
     share = one.accuracies[0] / 100
-    return 100 * (share * (1 - share) / TEST_IMAGES) ** 0.5
+    return float(100 * (share * (1 - share) / TEST_IMAGES) ** 0.5)
 
 
 def _seconds(attrs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

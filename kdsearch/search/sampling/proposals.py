@@ -168,7 +168,7 @@ class ProposalSampler(WrappedSampler):
         assert history.observed is not None
         points = np.insert(known, history.observed, 0.0, axis=1) * history.sign  # (candidates, objectives)
         scale = _scale(history, seen, points)
-        front = scale.transform(seen.points)
+        front = scale.transform(seen.points[seen.feasible])
         front = front[pareto.members(front)]
         self._learn(scale, _latest(seen))
         clock = log_steps(np.array(steps), history.grid) / (log_steps(history.grid, history.grid)[-1] or 1.0)

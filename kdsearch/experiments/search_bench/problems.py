@@ -1,0 +1,299 @@
+"""Search problems whose curves are computed: made-up families, and a surrogate of LCBench that nobody here made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdsearch import pareto
+from kdsearch.errors import KdsearchError
+from kdsearch.records import Config
+
+Floats = NDArray[np.float64]
+
+SAMPLE = 2000  # random configurations whose front is a problem's best
+LCBENCH = "lcbench"
+LCBENCH_EPOCHS = 52
+
+
+class Problem(Protocol):
+    """What a replay needs.
+
+    Attributes:
+        name: of the problem.
+        epochs: of a full training.
+        reference: (accuracy, log10 ratio), where hypervolume is counted from.
+        best: hypervolume of the best front known.
+        observed_in: of the first objective as it is reported: "fractions", "percent" or "errors" (to be minimised).
+        own: whether the problem is one of `kdsearch` itself: accuracies as fractions and ratios over decades.
+    """
+
+    name: str
+    epochs: int
+    observed_in: str
+    own: bool
+
+    @property
+    def reference(self) -> tuple[float, float]: ...
+
+    @property
+    def best(self) -> float: ...
+
+    def draw(self, trial: Any) -> Config:
+        """A configuration, by the trial's `suggest_` methods."""
+        ...
+
+    def ratio(self, config: Config) -> float:
+        """Known before training."""
+        ...
+
+    def curves(self, config: Config) -> tuple[Floats, Floats]:
+        """Observed accuracy after each epoch, and the true (or test) one; (epochs,) each, fractions."""
+        ...
+
+
+def best_of_sample(problem: Problem) -> float:
+    """Hypervolume of the true front of random configurations."""
+    random = np.random.default_rng(0)
+    points = []
+    for _ in range(SAMPLE):
+        config = problem.draw(_Random(random))
+        points.append((float(problem.curves(config)[1].max()), math.log10(problem.ratio(config))))
+    return pareto.hypervolume(points, problem.reference)
+
+
+class _Random:
+    """Draws as a trial would, at random."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self._random = random
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        if log:
+            return float(np.exp(self._random.uniform(math.log(low), math.log(high))))
+        return float(self._random.uniform(low, high))
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        value = self.suggest_float(name, low - 0.5, high + 0.499, log=log)
+        return int(np.clip(round(value), low, high))
+
+
+Shape = Callable[["Point", Floats], Floats]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration of a family.
+
+    Attributes:
+        size: 0 (fast) to 1 (slow and able).
+        final: true error at the end.
+        pace: 0 to 1, how fast it learns.
+        lot: uniform from 0 to 1, decided by the whole configuration and shown by no parameter.
+    """
+
+    size: float
+    final: float
+    pace: float
+    lot: float
+
+
+def _power(point: Point, epochs: Floats, *, final: float | None = None, rate: float | None = None) -> Floats:
+    """Error falls from 0.9 as a power of the epoch, so that the end is the final error."""
+    final = point.final if final is None else final
+    rate = 0.3 + point.pace if rate is None else rate
+    last = epochs[-1]
+    share = (epochs**-rate - last**-rate) / (1 - last**-rate)
+    found: Floats = final + (0.9 - final) * share
+    return found
+
+
+def _power_law(point: Point, epochs: Floats) -> Floats:
+    return _power(point, epochs)
+
+
+def _crossing(point: Point, epochs: Floats) -> Floats:
+    """Who learns fast ends worse."""
+    return _power(point, epochs, final=point.final + 0.25 * point.pace * (1 - point.final), rate=0.2 + 2.5 * point.pace)
+
+
+def _bloom(point: Point, epochs: Floats, final: float) -> Floats:
+    """Nothing for a third to two thirds of the training, then all."""
+    start = epochs[-1] * (0.33 + 0.33 * point.pace)
+    after = np.maximum(epochs - start, 0.0)
+    found: Floats = final + (0.85 - final) * np.exp(-after / (0.08 * epochs[-1]))
+    return found
+
+
+def _late(point: Point, epochs: Floats) -> Floats:
+    return _bloom(point, epochs, point.final)
+
+
+def _rare(point: Point, epochs: Floats) -> Floats:
+    """One in eight blooms late, and better than its like."""
+    return _bloom(point, epochs, 0.5 * point.final) if point.lot < 1 / 8 else _power(point, epochs)
+
+
+def _jump(point: Point, epochs: Floats) -> Floats:
+    """Half of the way at once, then a plateau; the rest in a jump that comes sooner the better the end."""
+    half = _power(point, epochs, final=0.5 * (0.9 + point.final), rate=1.5)
+    jump = epochs >= epochs[-1] * (0.3 + 0.5 * point.final)
+    return np.where(jump, point.final, half)
+
+
+def _flips(point: Point, epochs: Floats) -> Floats:
+    """Before the rate drops at two thirds, who ends best is worst."""
+    before = _power(point, epochs, final=0.65 - 0.4 * point.final, rate=0.6)
+    dropped = epochs > 2 / 3 * epochs[-1]
+    return np.where(dropped, point.final + 0.02 * (epochs[-1] - epochs) / epochs[-1], before)
+
+
+FAMILIES: dict[str, tuple[Shape, str, bool]] = {
+    "power-law": (_power_law, "fractions", False),
+    "crossing": (_crossing, "fractions", False),
+    "late-bloomers": (_late, "fractions", False),
+    "rare-bloomers": (_rare, "fractions", False),
+    "plateau-jump": (_jump, "fractions", False),
+    "rank-flips": (_flips, "fractions", False),
+    "heavy-noise": (_power_law, "fractions", True),
+    "percent": (_power_law, "percent", False),
+    "minimised": (_power_law, "errors", False),
+}
+"""From a family's name to the shape of its curves, what is reported, and whether noise of heavy tails is added."""
+NOISE, TAILS = 0.02, 2.0  # scale and degrees of freedom of Student's distribution
+
+
+class Family:
+    """A made-up problem with four parameters, one of which does nothing.
+
+    Args:
+        name: key of `FAMILIES`.
+        epochs: of a full training.
+        seed: of the noise.
+    """
+
+    own = False
+
+    def __init__(self, name: str, *, epochs: int = 24, seed: int = 0) -> None:
+        if name not in FAMILIES:
+            raise KdsearchError("a family must be one of " + ", ".join(FAMILIES), got=name)
+        self.name, self.epochs, self._seed = name, epochs, seed
+        self._shape, self.observed_in, self._noisy = FAMILIES[name]
+
+    reference = (0.1, 0.0)
+
+    @cached_property
+    def best(self) -> float:
+        return best_of_sample(self)
+
+    def draw(self, trial: Any) -> Config:
+        """See `Problem`."""
+        return {
+            "width": trial.suggest_int("width", 8, 1024, log=True),
+            "rate": trial.suggest_float("rate", 1e-4, 1e-1, log=True),
+            "momentum": trial.suggest_float("momentum", 0.0, 1.0),
+            "idle": trial.suggest_float("idle", 0.0, 1.0),
+        }
+
+    def ratio(self, config: Config) -> float:
+        """Two decades over the widths."""
+        return float((1024 / config["width"]) ** (2 / math.log10(128)))
+
+    def curves(self, config: Config) -> tuple[Floats, Floats]:
+        """See `Problem`."""
+        epochs = np.arange(1.0, self.epochs + 1)
+        digest = hashlib.sha256(json.dumps([config, self._seed], sort_keys=True).encode()).digest()
+        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        size = math.log(config["width"] / 8) / math.log(128)
+        off = math.log10(config["rate"]) + 2.3 + 0.5 * config["momentum"]
+        final = min(0.85, 0.05 + 0.4 * (1 - size) ** 1.5 + 0.15 * off**2)
+        point = Point(size, final, 0.5 + 0.5 * math.tanh(off), float(random.uniform()))
+        true = 1 - self._shape(point, epochs)
+        noise = NOISE * random.standard_t(TAILS, self.epochs) if self._noisy else 0.0
+        return np.clip(true + noise, 0.0, 1.0), true
+
+
+class LCBench:
+    """One task of LCBench by YAHPO's surrogate: learning curves of funnel-shaped networks on tabular data.
+
+    Zimmer, Lindauer, Hutter, TPAMI 2021; Pfisterer et al., "YAHPO Gym", AutoML 2022 (Apache-2.0). The known objective
+    is a large network's multiply-adds over the configuration's, counted with 50 inputs and 10 outputs.
+
+    Args:
+        folder: with model.onnx, encoding.json and config_space.json.
+        task: OpenML id, one of `lcbench_tasks`.
+    """
+
+    observed_in, own, epochs = "fractions", True, LCBENCH_EPOCHS
+    reference = (0.0, 0.0)
+
+    def __init__(self, folder: Path, task: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        try:
+            encoding = json.loads((folder / "encoding.json").read_text())["OpenML_task_id"]
+            space = json.loads((folder / "config_space.json").read_text())["hyperparameters"]
+            self._session = onnxruntime.InferenceSession(
+                str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise KdsearchError(
+                f"lcbench:PATH must be a folder with model.onnx, encoding.json and config_space.json: {error}",
+                got=folder,
+            ) from error
+        self.name = f"lcbench-{task}"
+        self._task = int(encoding[task])
+        self._space = {entry["name"]: entry for entry in space if entry["name"] not in ("OpenML_task_id", "epoch")}
+        self._most = self._operations({"num_layers": 5, "max_units": 1024})
+
+    @cached_property
+    def best(self) -> float:
+        return best_of_sample(self)
+
+    def draw(self, trial: Any) -> Config:
+        """See `Problem`."""
+        found: Config = {}
+        for name, entry in self._space.items():
+            suggest = trial.suggest_int if entry["type"] == "uniform_int" else trial.suggest_float
+            found[name] = suggest(name, entry["lower"], entry["upper"], log=entry["log"])
+        return found
+
+    def ratio(self, config: Config) -> float:
+        """See `Problem`."""
+        return self._most / self._operations(config)
+
+    @staticmethod
+    def _operations(config: Config) -> float:
+        widths = [50.0, *np.linspace(config["max_units"], 10, config["num_layers"] + 1)]
+        return float(sum(a * b for a, b in zip(widths, widths[1:], strict=False)))
+
+    def curves(self, config: Config) -> tuple[Floats, Floats]:
+        """Of validation accuracy, twice: the surrogate has no test accuracy and no noise."""
+        names = ("batch_size", "learning_rate", "momentum", "weight_decay", "num_layers", "max_units", "max_dropout")
+        numbers = np.tile([0.0, *(float(config[name]) for name in names)], (self.epochs, 1)).astype(np.float32)
+        numbers[:, 0] = np.arange(1, self.epochs + 1)
+        task = np.full((self.epochs, 1), self._task, dtype=np.int32)
+        outputs = self._session.run(None, {"x_cat": task, "x_cont": numbers})[0]
+        accuracy: Floats = np.clip(outputs[:, 1].astype(np.float64) / 100, 0.0, 1.0)
+        return accuracy, accuracy
+
+
+def lcbench_tasks(folder: Path, *, tuning: bool = False) -> list[str]:
+    """Tasks of LCBench: those at odd places of config_space.json's list for the report, at even ones for tuning."""
+    try:
+        space = json.loads((folder / "config_space.json").read_text())["hyperparameters"]
+        tasks: Sequence[str] = next(entry["choices"] for entry in space if entry["name"] == "OpenML_task_id")
+    except (OSError, KeyError, ValueError, StopIteration) as error:
+        raise KdsearchError(f"lcbench:PATH must be a folder with config_space.json: {error}", got=folder) from error
+    return list(tasks[0 if tuning else 1 :: 2])
