@@ -104,8 +104,8 @@ def test_a_study_of_another_program_is_shown_with_its_own_names_and_not_trained(
     line = f"accuracy stands for its objective {first}, ratio for its objective {second}"
     assert line in kdsearch("status", "--storage", "journal:x.log").err
     assert line in kdsearch("pick", "--knee", "--storage", "journal:x.log").out
-    assert kdsearch("report", "--storage", "journal:x.log", "--out", "r.md").code == 0
-    assert line in Path("r.md").read_text(encoding="utf-8")
+    assert kdsearch("report", "--storage", "journal:x.log", "--format", "md", "--report", "r.md").code == 0
+    assert line in Path("r.md").read_text(encoding="utf-8").replace("\\", "")
 
 
 def test_a_definition_is_compared_without_the_folders_path_and_in_composed_letters():
@@ -123,8 +123,8 @@ def test_optunas_verbosity_is_left_as_it_was(tmp_path: Path, study_file: Path):
     optuna.logging.set_verbosity(optuna.logging.INFO)
     try:
         package.optimize(
-            study=study_file, trials=1, storage=f"journal:{tmp_path / 'k.log'}", cost="flops", train_size=200, max_epochs=2,
-            device="cpu",
+            study=study_file, trials=1, storage=f"journal:{tmp_path / 'k.log'}", cost="flops", train_size=200,
+            max_epochs=2, device="cpu",
         )  # fmt: skip
         assert optuna.logging.get_verbosity() == optuna.logging.INFO
     finally:
