@@ -100,6 +100,8 @@ def show_result(data: StudyData, path: Path | None, *, as_json: bool, progress: 
 
     result = collect.result(data, report=None if path is None else str(path))
     progress = progress or ConsoleProgress()
+    if data.stand_ins:
+        progress.line(data.stand_ins)
     if result["front"]:
         progress.console.print(front_table(result))
         progress.line(verdict(data))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, repeat
@@ -27,6 +28,10 @@ SHARE = 0.5  # of the free memory that they may take: training needs the rest
 DECODER = 1  # counted up where images are decoded otherwise than before
 UNEVEN = 2  # times as many images of one class as of another are worth a line
 NUMBERS_SHOWN = 4
+FOREIGN = {  # endings of pictures that Pillow does not read by itself
+    ".heic", ".heif", ".jxl", ".svg", ".pdf", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+    ".dcm", ".exr", ".hdr", ".npy", ".mat", ".eps",
+}  # fmt: skip
 NAMED = 3  # unreadable images in an error
 
 
@@ -212,7 +217,12 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     every = ImageSet(images, torch.cat([part.labels for part in layout.parts]))
     ends = torch.tensor([0, *(len(part.paths) for part in layout.parts)]).cumsum(0).tolist()
     parts = [every.subset(torch.arange(start, end)) for start, end in pairwise(ends)]
-    notes += [*_unevenness(layout.train), *_look_alikes(layout.train.classes), *_numbers(layout.train.classes)]
+    notes += [
+        *_unevenness(layout.train),
+        *_look_alikes(layout.train.classes),
+        *_unreadable(layout),
+        *_numbers(layout.train.classes),
+    ]
     train, test = parts[0], parts[-1]
     if layout.test is None:
         train, test, note = _held_out(train, layout, spec.test or TEST_SHARE)
@@ -287,3 +297,12 @@ def _numbers(classes: Sequence[str]) -> list[str]:
         f"the classes are numbers, in the order of text ({shown}, ...), as torchvision's ImageFolder has them: see "
         "that a teacher of yours has its outputs in this order, or name them 00, 01, ..."
     ]
+
+
+def _unreadable(layout: Layout) -> list[str]:
+    """A line for skipped files that are pictures in a format that Pillow does not read."""
+    skipped = Counter(path.suffix.lower() for path, _ in layout.skipped if path.suffix.lower() in FOREIGN)
+    if not skipped:
+        return []
+    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(skipped.items()))
+    return [f"pictures were skipped that Pillow does not read ({counts}): convert them to JPEG or PNG to use them"]

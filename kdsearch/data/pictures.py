@@ -84,7 +84,9 @@ def read(path: Path, size: int | None, scale: Scale = FULL) -> Bytes | str:
             return np.asarray(colour, dtype=np.uint8)
     except UnidentifiedImageError:
         return what_it_is(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        return f"it has more pixels than Pillow decodes ({2 * (Image.MAX_IMAGE_PIXELS or 0):,}): make it smaller"
+    except (OSError, ValueError, SyntaxError) as error:
         return reason(error)
 
 

@@ -48,9 +48,9 @@ def find_trial(study: Study, number: int) -> FrozenTrial:
         DefinitionError: the study is not of kdsearch.
         StorageError: there is none, or it never began.
     """
-    check_own(study)
     trial = load_trial(study, number)
     if Attr.CONFIG not in trial.user_attrs:
+        check_own(study)
         raise StorageError("the trial must have begun", got=f"trial {number}, {trial.state.name}")
     return trial
 
@@ -62,8 +62,9 @@ def find_finished(study: Study, number: int) -> FrozenTrial:
         DefinitionError: the study is not of kdsearch.
         StorageError: there is none, or it is not complete, or it does not say which epoch was chosen.
     """
-    check_own(study)
     trial = load_trial(study, number)
+    if Attr.CONFIG not in trial.user_attrs:
+        check_own(study)
     if trial.state != TrialState.COMPLETE:
         raise StorageError("the trial must be complete", got=f"trial {number}, {trial.state.name}", remedy=STATUS)
     best, seed = trial.user_attrs.get(Attr.BEST_EPOCH), trial.user_attrs.get(Attr.SEED)

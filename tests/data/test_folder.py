@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import zlib
@@ -343,8 +344,30 @@ def test_a_photograph_with_broken_tags_beside_its_orientation_is_turned(tmp_path
 @pytest.mark.parametrize(("classes", "noted"), [(("1", "2", "10"), True), (("01", "02", "10"), False)])
 def test_numbers_in_the_order_of_text_get_a_line(tmp_path: Path, classes: tuple[str, ...], noted: bool):
     for name in classes:
-        for number in range(3):
+        for number in range(6):
             paint(tmp_path / "train" / name / f"{number}.png", 0)
     loaded = load(tmp_path)
     assert any("in the order of text" in note for note in loaded.notes) is noted
     assert loaded.classes == tuple(sorted(classes))
+
+
+def test_pictures_that_pillow_does_not_read_get_a_warning(root: Path):
+    for number in range(3):
+        (root / "train" / "cat" / f"IMG_{number}.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic")
+    assert any("(3 .heic): convert them to JPEG or PNG" in note for note in load(root).notes)
+
+
+def test_an_image_of_too_many_pixels_says_what_to_do(root: Path):
+    Image.new("1", (20_000, 9_000)).save(root / "train" / "cat" / "0.png")
+    with pytest.raises(DataError, match=r"more pixels than Pillow decodes \(178,956,970\): make it smaller"):
+        load(root)
+
+
+def test_names_that_are_not_utf8_are_names(root: Path):
+    odd = os.fsdecode(b"caf\xe9")
+    for part in ("train", "test"):
+        (root / part / "cat").rename(root / part / odd)
+    (root / "train" / odd / "0.png").rename(root / "train" / odd / os.fsdecode(b"\xff.png"))
+    loaded = load(root)
+    assert loaded.classes == (odd, "dog")
+    assert len(loaded.train) == 4

@@ -23,6 +23,7 @@ ROWS = [(0.98, 0.97, 10.0, 900), (0.95, 0.96, 100.0, 500), (0.94, 0.93, 200.0, 4
 @pytest.fixture
 def filled(url: str) -> str:
     study = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
+    study.set_user_attr(StudyAttr.DEFINITION, {})
     for number, (accuracy, test, ratio, size) in enumerate(ROWS):
         attrs = {Attr.TEST_ACCURACY: test, Attr.RATIO: ratio, Attr.RATIO_LOW: 0.9 * ratio, Attr.RATIO_HIGH: 1.1 * ratio,
                  Attr.PARAMETERS: size, Attr.ACCURACY: accuracy, Attr.CONFIG: {"width": size}}  # fmt: skip
