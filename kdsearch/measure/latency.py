@@ -77,6 +77,17 @@ def _pairs(teacher: Call, student: Call, device: torch.device, least: float = SA
     return [of_teacher for of_teacher, _ in pairs], [of_student for _, of_student in pairs]
 
 
+def sitting_seconds(teacher: float) -> float:
+    """About how long a sitting takes.
+
+    Args:
+        teacher: seconds of its call on a batch, most of a pair.
+    """
+    pair = (1 + SAMPLE_SHARE) * max(teacher, SAMPLE_SECONDS)
+    fit = max(MIN_PAIRS, min(MAX_PAIRS, int(SITTING_SECONDS / pair)))
+    return fit * pair + 0.2  # the warm-up and single images
+
+
 def several(take: Callable[[], Timing]) -> Timing:
     """A timing over `SITTINGS` sittings with a rest between them, and Student's interval over these.
 
