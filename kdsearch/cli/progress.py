@@ -163,7 +163,7 @@ def front_table(result: dict[str, Any]) -> Table:
             _cell(member["anchor"] or ""),
             _figure(member["ratio"], ".4g"),
             f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "",
-            *(_figure(member[name], ".3g") for name in ("microseconds", "microseconds_1")),
+            *(_figure(member.get(name), ".3g") for name in ("microseconds", "microseconds_1")),
             _figure(member["accuracy"], ".2%"),
             _figure(test, ".2%"),
             "" if member["best_epoch"] is None else str(member["best_epoch"]),

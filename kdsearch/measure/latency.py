@@ -31,6 +31,7 @@ SITTING_SECONDS = 1.5  # of one sitting, unless fewest pairs take longer: more s
 SITTINGS, APART = 3, 2.0  # of a student that is timed for itself; seconds of rest between them
 SAMPLE_SECONDS = 0.004  # a sample repeats a call until it lasts at least this long: the clock is noisy below
 SAMPLE_SHARE = 0.1  # and this part of the other network's call: a moment of a busy machine is not what the other saw
+ALONE_SECONDS = 0.001  # of a sample of single images: shorter than a busy machine's slices, so the median escapes them
 WARM_UP_CALLS = 2
 SLOW_SECONDS = 0.5  # a call of that length is warm after one
 
@@ -59,22 +60,32 @@ def _once(call: Call, device: torch.device) -> float:
     return max(1e-7, min(_seconds(call, 1, device) for _ in range(3)))
 
 
-def _pairs(teacher: Call, student: Call, device: torch.device, count: int | None = None) -> Pairs:
-    """Seconds of teacher and student, sampled in turn.
+def _pairs(teacher: Call, student: Call, device: torch.device, least: float = SAMPLE_SECONDS) -> Pairs:
+    """Seconds of teacher and student, sampled in turn: as many pairs as fit in `SITTING_SECONDS`, within limits.
 
     Args:
         teacher, student: one inference of a batch each.
         device: that they run on.
-        count: of pairs; None: as many as fit in `SITTING_SECONDS`, from `MIN_PAIRS` to `MAX_PAIRS`.
+        least: seconds that a sample lasts.
     """
     once = _once(teacher, device), _once(student, device)
-    sample = max(SAMPLE_SECONDS, SAMPLE_SHARE * max(once))
+    sample = max(least, SAMPLE_SHARE * max(once))
     often = [math.ceil(sample / seconds) for seconds in once]
-    if count is None:
-        fit = int(SITTING_SECONDS / sum(times * seconds for times, seconds in zip(often, once, strict=True)))
-        count = max(MIN_PAIRS, min(MAX_PAIRS, fit))
+    fit = int(SITTING_SECONDS / sum(times * seconds for times, seconds in zip(often, once, strict=True)))
+    count = max(MIN_PAIRS, min(MAX_PAIRS, fit))
     pairs = [(_seconds(teacher, often[0], device), _seconds(student, often[1], device)) for _ in range(count)]
     return [of_teacher for of_teacher, _ in pairs], [of_student for _, of_student in pairs]
+
+
+def sitting_seconds(teacher: float) -> float:
+    """About how long a sitting takes.
+
+    Args:
+        teacher: seconds of its call on a batch, most of a pair.
+    """
+    pair = (1 + SAMPLE_SHARE) * max(teacher, SAMPLE_SECONDS)
+    fit = max(MIN_PAIRS, min(MAX_PAIRS, int(SITTING_SECONDS / pair)))
+    return fit * pair + 0.2  # the warm-up and single images
 
 
 def several(take: Callable[[], Timing]) -> Timing:
@@ -126,7 +137,7 @@ def compare(teacher: Call, student: Call, *, batch: int, kind: str, alone: tuple
     machine.keep_freed_memory()
     cpu = torch.device("cpu")
     found = summary(*_pairs(teacher, student, cpu), batch=batch, kind=kind)
-    return found if alone is None else _with_alone(found, _pairs(*alone, cpu, MIN_PAIRS))
+    return found if alone is None else _with_alone(found, _pairs(*alone, cpu, ALONE_SECONDS))
 
 
 def _with_alone(found: Timing, pairs: Pairs) -> Timing:
@@ -194,9 +205,9 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
         timed = eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
         if device.type == "cuda":
             timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
-            alone = _pairs(_graphed(teacher, image), _graphed(student, image), device, MIN_PAIRS)
+            alone = _pairs(_graphed(teacher, image), _graphed(student, image), device, ALONE_SECONDS)
         else:
-            alone = _pairs(lambda: teacher(image), lambda: student(image), device, MIN_PAIRS)
+            alone = _pairs(lambda: teacher(image), lambda: student(image), device, ALONE_SECONDS)
     found = _with_alone(summary(*timed, batch=len(batch), kind="latency"), alone)
     return found if timed is eager else dataclasses.replace(found, eager_ratio=statistics.median(ratios(*eager)))
 

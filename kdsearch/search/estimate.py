@@ -23,6 +23,7 @@ from kdsearch.records import Config, architecture
 from kdsearch.search import space
 from kdsearch.search.budget import Budget
 from kdsearch.search.plan import Plan
+from kdsearch.sittings import LEAST
 from kdsearch.spec import Recipe
 from kdsearch.system import machine
 
@@ -31,6 +32,7 @@ STEPS = {"cpu": 2, "cuda": 4 * EAGER_STEPS}  # optimiser steps timed of each con
 MIN_BATCH, MAX_BATCH = 16, 128  # a larger batch costs about as much an image
 SLOW_IMAGE = 0.005  # seconds of training: then a large batch would take long, and a medium one is timed in its place
 MEDIUM_BATCH = 48
+FRONT = 10  # members that are timed again, about
 
 
 def seconds_per_image(network: torch.nn.Module, plan: Plan, batch_size: int, recipe: Recipe) -> float:
@@ -141,13 +143,14 @@ def _mean_seconds(plan: Plan, configs: list[Config]) -> float:
 
 
 def timing_seconds(plan: Plan, configs: list[Config]) -> float:
-    """Seconds of timing teacher and student, once for each architecture among the configurations."""
+    """Seconds of timing teacher and student: once for each architecture, and the front's again (see `retime`)."""
     if plan.cost == "flops":
         return 0.0
     with machine.threads(plan.spec.latency.threads):
         once = forward_seconds(teacher.untrained(plan.spec.teacher, plan.split), plan) * _timed_batch(plan)
     different = {json.dumps(architecture(config)) for config in configs}
-    return len(different) * (2 * latency.MIN_PAIRS * once + 0.2)
+    again = (LEAST - 1) * min(FRONT, len(different))
+    return (len(different) + again) * latency.sitting_seconds(once)
 
 
 def views_seconds(plan: Plan, epochs: int) -> float:

@@ -24,7 +24,8 @@ from kdsearch.spec import StudySpec
 from kdsearch.system import signals
 
 SHARE = 0.05  # of a process's time that may go to sittings between trials
-APART = 3.0  # seconds at least from the begin of one sitting of a student to that of the next
+APART = 3.0  # seconds at least from the begin of one sitting of a student to that of the next,
+APART_SHARE, MOST_APART = 0.05, 60.0  # and at least this part of the run so far, for the load of a machine drifts
 
 Lacking = dict[str, tuple[FrozenTrial, Sequence[Sitting]]]
 """By timing key: a trial of an architecture and its sittings."""
@@ -70,7 +71,8 @@ class Retimer:
 
     def _wait(self, before: Sequence[Sitting]) -> float:
         """Seconds until a student may sit again."""
-        return min(APART, _last(before) + APART - time.time())
+        apart = max(APART, min(MOST_APART, APART_SHARE * (time.monotonic() - self._begin)))
+        return min(apart, _last(before) + apart - time.time())
 
     def _sit(self, key: str, trial: FrozenTrial, before: Sequence[Sitting]) -> None:
         begin, workshop = time.monotonic(), self._workshop

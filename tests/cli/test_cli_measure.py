@@ -21,7 +21,7 @@ from rich.console import Console
 from kdsearch import storage
 from kdsearch.cli import measuring
 from kdsearch.export import device_script
-from kdsearch.measure import deployed, latency
+from kdsearch.measure import deployed
 from kdsearch.records import Attr, StudyAttr
 
 
@@ -115,7 +115,6 @@ def on_the_device(folder: Path, *words: str) -> subprocess.CompletedProcess[str]
 def test_from_the_front_here_to_a_device_and_back_into_the_report(
     kdsearch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(latency, "MAX_TIMINGS", 1)  # wide ones will do here
     front = json.loads(kdsearch("optimize", "--trials", "2", *SHORT, "--json").out)["front"]
     number = front[0]["trial"]
     _here(kdsearch("measure", "--json"), front)

@@ -43,7 +43,8 @@ def test_claims_prints_json_alone_and_writes_its_pages(kdsearch: Run, tmp_path):
 @pytest.mark.real_data
 def test_slides_on_mnist_go_on_and_leave_the_search_alone(kdsearch: Run, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "PAIRS", 1)
-    monkeypatch.setattr("kdsearch.measure.latency.MAX_SECONDS", 0.0)
+    for name in ("MIN_PAIRS", "MAX_PAIRS"):
+        monkeypatch.setattr(f"kdsearch.measure.latency.{name}", 2)
     words = ("slides", "--dataset", "mnist", "--rows", "m1", "--train-size", "2000", "--max-epochs", "1", "--json")
     first = json.loads(kdsearch(*words, "--repeats", "1").out)
     assert [(row["row"], row["verdict"]) for row in first["rows"]] == [("m1", "not measured")]

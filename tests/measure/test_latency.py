@@ -144,3 +144,13 @@ def test_a_sample_of_the_student_lasts_a_tenth_of_the_teachers_call(monkeypatch)
     warm_up = latency.WARM_UP_CALLS + 3
     in_a_sample = (len(calls) - warm_up) / timing.pairs
     assert 0.5 * 0.008 <= in_a_sample * timing.student_seconds <= 2 * 0.008
+
+
+@pytest.mark.parametrize(("teacher", "pairs"), [(0.0001, 31), (0.1, 13), (2.0, 7)])
+def test_a_sitting_takes_as_long_as_its_pairs(monkeypatch: pytest.MonkeyPatch, teacher: float, pairs: int):
+    clock = WildClock(0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    found = latency.compare(partial(clock.call, teacher), partial(clock.call, teacher / 100), batch=1, kind="fake")
+    monkeypatch.undo()
+    assert found.pairs == pytest.approx(pairs, abs=1)
+    assert latency.sitting_seconds(teacher) == pytest.approx(clock.now, rel=0.6)

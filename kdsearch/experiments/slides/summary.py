@@ -162,13 +162,18 @@ def _sittings(there: Mapping[tuple[str, str, int], FrozenTrial]) -> Spread:
     """How far the sittings of an architecture lie apart; rows of equal architecture share theirs, which count once."""
     rows: dict[tuple[str, str], list[float]] = {}
     for (row, reading, _), trial in sorted(there.items(), key=lambda item: item[0]):
-        rows.setdefault((row, reading), []).append(trial.user_attrs[Attr.RATIO])
+        rows.setdefault((row, reading), []).append(_sitting(trial.user_attrs))
     return spread(set(map(tuple, rows.values())))
+
+
+def _sitting(attrs: Mapping[str, Any]) -> float:
+    """The median ratio of one repeat's pairs."""
+    return statistics.median(ratios(*attrs[Attr.PAIRS]))
 
 
 def _ratio(attrs: list[dict[str, Any]], pooled: Spread) -> tuple[float, float, float]:
     """A row's ratio: each repeat timed it anew, in a sitting of its own."""
-    found = sittings_interval([one[Attr.RATIO] for one in attrs], pooled) if len(attrs) > 1 else None
+    found = sittings_interval([_sitting(one) for one in attrs], pooled) if len(attrs) > 1 else None
     return median_interval(ratios(*_seconds(attrs))) if found is None else (found.mean, found.low, found.high)
 
 

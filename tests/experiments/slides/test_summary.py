@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 
 import optuna
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from kdsearch.experiments.slides import page, run, summary
 from kdsearch.experiments.slides.rows import choose
 from kdsearch.records import Attr
-from kdsearch.stats import difference_from_one_run, mean_interval, proportion_interval
+from kdsearch.stats import difference_from_one_run, mean_interval, proportion_interval, sittings_interval
 
 
 @pytest.fixture
@@ -48,8 +47,8 @@ def test_a_row_has_its_mean_over_seeds_and_the_interval_of_one_published_run(mad
     assert found.accuracy.low == pytest.approx(100 * mean_interval(values).low)
     expected = difference_from_one_run(values, 0.9597, 10_000)
     assert (found.difference.mean, found.difference.high) == pytest.approx((100 * expected.mean, 100 * expected.high))
-    ratios = [120, 100, 140, 100, 160, 100]
-    assert found.ratio == pytest.approx((statistics.median(ratios), 100, 160))
+    over = sittings_interval([110.0, 120.0, 130.0])  # the medians of each repeat's pairs: 120 and 100, 140 and 100, ...
+    assert found.ratio == pytest.approx((over.mean, over.low, over.high))
     assert found.teacher_seconds == pytest.approx(6.0e-4)
     assert found.seconds == 11.0
 
