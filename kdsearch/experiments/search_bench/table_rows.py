@@ -19,7 +19,7 @@ from kdsearch.dimensions import Dimension, Range
 from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.records import Config
 from kdsearch.search import space
-from kdsearch.search.sampling.proposals import Draft
+from kdsearch.search.sampling.proposals import Draft, Near
 from kdsearch.system import machine
 
 EPOCHS = "epochs"
@@ -135,8 +135,14 @@ class Rows:
         return int(np.argmin(np.where(self.free, distance, np.inf)))
 
     def draw(self, trial: Any) -> Config:
-        """Suggests a whole configuration on a trial or a draft of one."""
-        return space.suggest(trial, self.dimensions)
+        """Suggests a whole configuration on a trial or a draft of one; a draft that moves is put on the nearest row."""
+        config = space.suggest(trial, self.dimensions)
+        if not isinstance(trial, Near):
+            return config
+        row = self.nearest(trial.parameters, trial.distributions)
+        epochs = {EPOCHS: trial.parameters[EPOCHS]} if EPOCHS in trial.parameters else {}
+        trial.parameters, trial.distributions = self.params[row] | epochs, self.distributions[row]
+        return self.table.configs[row] | {EPOCHS: config[EPOCHS]}
 
     def _numbers(self, params: Params, held: dict[str, BaseDistribution]) -> NDArray[np.float64]:
         """(names,), NaN for a parameter that is not there."""

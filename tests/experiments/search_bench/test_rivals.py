@@ -181,7 +181,8 @@ def oracle_action(table, rows, others, row, seen):
         params = space.trial_parameters(table.configs[number], rows.dimensions)
         add(study, state, float(table.ratio[number]), table.accuracy[number, :epochs].tolist(), params,
             {name: rows.distributions[number][name] for name in params})  # fmt: skip
-    return Oracle(rows).verdict(study, study.trials[-1]).action
+        study._storage.set_trial_user_attr(study.trials[-1]._trial_id, Attr.CONFIG, table.configs[number])
+    return Oracle(rows, 9).verdict(study, study.trials[-1]).action
 
 
 def test_the_oracle_goes_on_only_while_the_future_adds(table_of):
@@ -209,4 +210,5 @@ def test_the_oracle_looks_no_further_than_the_trials_own_epochs(table_of):
         study = optuna.create_study(directions=["maximize"] * 2)
         params = {**rows.params[0], "epochs": epochs}
         add(study, RUNS, float(table.ratio[0]), [0.1], params, rows.distributions[0])
-        assert Oracle(rows).verdict(study, study.trials[-1]).action == action
+        study._storage.set_trial_user_attr(study.trials[-1]._trial_id, Attr.CONFIG, table.configs[0])
+        assert Oracle(rows, "epochs").verdict(study, study.trials[-1]).action == action
