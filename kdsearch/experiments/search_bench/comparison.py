@@ -98,9 +98,9 @@ def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
     """All figures, as `kdsearch bench search --json` prints them.
 
     Returns:
-        `budgets`; `tasks`: by name, budget, seeds, best, and by arm the quartiles of the share of the best at each budget
-        (as [median, lower, upper]), for both metrics, with `epochs_to` and CPU seconds; `ranks`: see `mean_ranks`;
-        `pairs`: every pair of arms at every budget, over tasks (where there is one task only, over its seeds).
+        `budgets`; `tasks`: by name, budget, seeds, best, and by arm the quartiles of the share of the best at each
+        budget (as [median, lower, upper]), for both metrics, with `epochs_to` and CPU seconds; `ranks`: see
+        `mean_ranks`; `pairs`: every pair of arms at every budget, over tasks (where there is one task only, over its seeds).
     """
     values = by_task(measured)
     alone = len(measured) == 1

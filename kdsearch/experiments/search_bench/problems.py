@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -280,7 +281,7 @@ class LCBench:
     @staticmethod
     def _operations(config: Config) -> float:
         widths = [50.0, *np.linspace(config["max_units"], 10, config["num_layers"] + 1)]
-        return float(sum(a * b for a, b in zip(widths, widths[1:], strict=False)))
+        return float(sum(a * b for a, b in itertools.pairwise(widths)))
 
     def curves(self, config: Config) -> tuple[Floats, Floats]:
         """Of validation accuracy, twice: the surrogate has no test accuracy and no noise."""
