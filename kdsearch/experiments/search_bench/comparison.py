@@ -100,7 +100,7 @@ def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
     Returns:
         `budgets`; `tasks`: by name, budget, seeds, best, and by arm the quartiles of the share of the best at each
         budget (as [median, lower, upper]), for both metrics, with `epochs_to` and CPU seconds; `ranks`: see
-        `mean_ranks`; `pairs`: every pair of arms at every budget, over tasks (where there is one task only, over its seeds).
+        `mean_ranks`; `pairs`: every pair of arms at every budget, over tasks (over its seeds where there is but one).
     """
     values = by_task(measured)
     alone = len(measured) == 1
