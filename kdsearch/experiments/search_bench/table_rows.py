@@ -196,12 +196,11 @@ class TableSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Never needed: a row has all its parameters.
-
-        Raises:
-            KeyError: always; the study asks for what its table does not have.
-        """
-        raise KeyError(param_name)
+        """For a move from a row that lacks this parameter: that of any row which has it."""
+        if param_name == EPOCHS:
+            return int(self._random.integers(1, self._rows.table.epochs + 1))
+        values = [params[param_name] for params in self._rows.params if param_name in params]
+        return values[int(self._random.integers(len(values)))]
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """As the inner sampler does."""
