@@ -187,8 +187,8 @@ class ParetoPruner(BasePruner):
     Biology 1976). As the study gains less and less, less is enough, so the front's resolution has no floor.
 
     An audit shows whether pruning is right: some trials, drawn at random beforehand, are never pruned, and say so in
-    the attribute `kdsearch:audit`. One that would have been ended stands, in forecasts, for all that were; and the more of
-    them went on to gain, the more optimistic the forecast is and the less is asked of a trial.
+    the attribute `kdsearch:audit`. One that would have been ended stands, in forecasts, for all that were; and the more
+    of them went on to gain, the more optimistic the forecast is and the less is asked of a trial.
 
     Args:
         optimism: quantile, 0 to 1, of the neighbours' progress that is the optimistic case.

@@ -66,5 +66,6 @@ def test_the_audit_says_what_pruning_cost(make_trial, make_study):
         ]
     )
     assert of(study).endswith(
-        "; of 3 trials that were never pruned, to check this, 2 would have been ended, and 1 of these came to the front later"
+        "; of 3 trials that were never pruned, to check this, 2 would have been ended, "
+        "and 1 of these came to the front later"
     )

@@ -18,7 +18,6 @@ from typing import Any
 
 import optuna
 
-import kdsearch
 from kdsearch.bench.problems import FAMILIES, Family, LCBench, Problem, lcbench_tasks
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import tables
@@ -120,7 +119,7 @@ def kept_file() -> Path:
 def _code() -> str:
     """A fingerprint of all that decides a replay: the package's sources and Optuna's version."""
     digest = hashlib.sha256(optuna.__version__.encode())
-    root = Path(kdsearch.__file__).parent
+    root = Path(machine.__file__).parent
     for room in ("search", "bench"):
         for path in sorted((root / room).glob("*.py")):
             digest.update(path.read_bytes())

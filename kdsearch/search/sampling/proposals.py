@@ -120,8 +120,8 @@ class ProposalSampler(WrappedSampler):
     steps, learnt from every trial's best checkpoint. A third of the candidates are members of the front moved a little.
 
     The inner sampler's own draw competes with this choice: each proposes a share of the trials that follows what its
-    latest ones gained a step, so that neither can cost much where the other is better. Who proposed a trial stands in its
-    attribute `proposed_by`. One sampler serves one thread.
+    latest ones gained a step, so that neither can cost much where the other is better. Who proposed a trial stands in
+    its attribute `proposed_by`. One sampler serves one thread.
 
     Args:
         inner: draws a share of the candidates, and trials where there is nothing to choose by.

@@ -42,8 +42,8 @@ class LikelyRatio:
     def __call__(self, study: Study, configs: Sequence[Config]) -> list[tuple[float] | None]:
         """The likely ratio of each configuration; None while nothing was timed, and of one that is not to be proposed.
 
-        Counting takes a while, so of architectures that were never counted before no more than `NEW` are; the others are
-        None as well.
+        Counting takes a while, so of architectures that were never counted before no more than `NEW` are; the others
+        are None as well.
         """
         trials = study.get_trials(deepcopy=False)
         timed: dict[str, float] = {}

@@ -36,7 +36,7 @@ def add(study, state, ratio, accuracies, params=None, distributions=None, config
             user_attrs={Attr.CURVE: curve, Attr.CONFIG: config},
             params=params,
             distributions=distributions,
-        )  # fmt: skip
+        )
     )
 
 
