@@ -24,6 +24,7 @@ class Attr:
     CURVE = "curve"  # {"1": [validation accuracy, ratio], ...} keyed by epoch (see search.pruner)
     TRIAL = "trial"  # whose curve it is: Optuna's retry callback copies attributes to the next trial
     EXEMPT = "exempt"  # any value but None: never pruned nor stopped
+    PROPOSED_BY = "proposed_by"  # "model" or "sampler" (see search.proposals)
     AUDIT = "audit"  # {"never_pruned": why, "would_end": step or None} of a trial drawn to check the pruner
     CONFIG = "config"  # the whole configuration, fixed dimensions too
     SEED = "seed"  # of the student's initialisation and training

@@ -111,7 +111,7 @@ def optimize(
     sampler: Annotated[str, typer.Option(help="tpe, nsga2, random or gp.")] = "tpe",
     candidates: Annotated[
         int, typer.Option(min=1, help="Drawn for each trial, the most promising is trained; 1: the sampler's own draw.")
-    ] = 24,
+    ] = 240,
     pruner: Annotated[str, typer.Option(help="pareto or none.")] = "pareto",
     cost: Annotated[
         str,

@@ -24,22 +24,22 @@ bench = typer.Typer(help="Measure the search on real learning curves, what these
 @bench.command()
 def search(
     tables: Annotated[
-        str | None, typer.Option(help="Names or paths of tables, with commas between [default: those that ship].")
+        str | None,
+        typer.Option(
+            help="With commas between: names or paths of tables, families, family:NAME, lcbench:FOLDER (the tasks for "
+            "the report) or lcbench-tuning:FOLDER [default: the tables that ship]."
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Replays of each arm.")] = 30,
+    seeds: Annotated[int, typer.Option(min=1, help="Replays of each arm.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="The others follow it.")] = 0,
-    budget: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of a replay [default: what unpruned TPE spends on 100 trials].")
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="TPE with pruning, NSGA-II, GP and 4 asynchronous workers, too: hours.")
-    ] = False,
+    budget: Annotated[int | None, typer.Option(min=1, help="Epochs of a replay [default: 30 full trainings].")] = None,
+    full: Annotated[bool, typer.Option("--full", help="NSGA-II, GP and 4 asynchronous workers, too: hours.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes [default: one a core].")] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench-search.html and bench-search.md.")] = Path("reports"),
     plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
 ) -> None:
-    """Replay searches on tables of learning curves: pruning rules and proposals at equal epochs."""
+    """Replay searches on learning curves: pruning rules and proposals at equal epochs; goes on where it stopped."""
     from kdsearch.cli.progress import ConsoleProgress
     from kdsearch.experiments.search_bench import comparison, page
     from kdsearch.experiments.search_bench import run as replays
@@ -55,19 +55,20 @@ def search(
             full=full,
             jobs=jobs or os.cpu_count() or 1,
             progress=progress,
+            kept=replays.kept_file(),
         )
-        summaries = {table.table.name: comparison.summarise(table) for table in measured}
-        path = page.write(measured, summaries, out, ["kdsearch", *sys.argv[1:]], way)
+        found = comparison.summarise(measured)
+        path = page.write(measured, found, out, ["kdsearch", *sys.argv[1:]], way)
         progress.line(f"report: {path}, {path.with_suffix('.md')}")
     if as_json:
-        print(page.as_json(summaries))
+        print(page.as_json(found))
     else:
-        _print_bars([bar for table in measured for bar in comparison.bars(table, summaries[table.table.name])])
+        _print_bars(comparison.bars(measured))
 
 
 def _print_bars(bars: list[Bar]) -> None:
     for bar in bars:
-        print(f"{'met' if bar.met else 'NOT MET':<8} {bar.table}: {bar.what}: {bar.figure} (bar: {bar.bar})")
+        print(f"{'met' if bar.met else 'NOT MET':<8} {bar.what}: {bar.figure} (bar: {bar.bar})")
 
 
 @bench.command()

@@ -325,17 +325,18 @@ class History:
             KdsearchError: nobody can tell which objective is observed step by step (see `Evidence`).
         """
         trials = study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.number not in self._passed and trial.state != TrialState.WAITING:
-                self._evidence.see(trial.number, stored_curve(trial))
+        new = [trial for trial in trials if trial.number not in self._passed and trial.state != TrialState.WAITING]
+        for trial in new:
+            self._evidence.see(trial.number, stored_curve(trial))
         observed = self._evidence.observed()
-        constrained = self._constrained or _has_constraints(study, trials, self._passed)
+        constrained = self._constrained or _has_constraints(study, new)
         self.sign = signs(study.directions)
         if observed != self.observed or constrained != self._constrained:
             self._clear(observed)
+            new = [trial for trial in trials if trial.state != TrialState.WAITING]
         self._constrained = constrained
         if observed is not None:
-            self._read_new(trials, number, observed)
+            self._read_new(new, number, observed)
 
     def _read_new(self, trials: Sequence[FrozenTrial], number: int | None, observed: int) -> None:
         known = len(self.encoder.distributions), len(self.grid)
@@ -343,8 +344,6 @@ class History:
         running: list[Curve] = []
         self.own = None
         for trial in trials:
-            if trial.number in self._passed or trial.state == TrialState.WAITING:
-                continue
             over = trial.state != TrialState.RUNNING
             if over and trial.number != number:
                 self._passed.add(trial.number)
@@ -404,7 +403,7 @@ class History:
         return self.ended.joined(self.running)
 
 
-def _has_constraints(study: Study, trials: Sequence[FrozenTrial], passed: set[int]) -> bool:
+def _has_constraints(study: Study, trials: Sequence[FrozenTrial]) -> bool:
     if getattr(study.sampler, "_constraints_func", None) is not None:
         return True
-    return any(trial.system_attrs and trial.constraints for trial in trials if trial.number not in passed)
+    return any(trial.system_attrs and trial.constraints for trial in trials)

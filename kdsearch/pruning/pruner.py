@@ -42,6 +42,7 @@ class Verdict:
 
 GO = Verdict("go")
 AUDIT_MOST = 1 / 3  # of all steps, by audited trials: more are not begun beyond that
+NOTHING = 1e-12  # of the hypervolume: a gain a step that is no more than what sums of products are off by
 HORIZONS = 6  # steps to come that are looked at where there are more than two objectives
 
 
@@ -186,8 +187,8 @@ class ParetoPruner(BasePruner):
     Biology 1976). As the study gains less and less, less is enough, so the front's resolution has no floor.
 
     An audit shows whether pruning is right: some trials, drawn at random beforehand, are never pruned, and say so in
-    the attribute `kdsearch:audit`. One that would have been ended stands, in forecasts, for all that were; and the
-    more of them went on to gain, the more optimistic the forecast is and the less is asked of a trial.
+    the attribute `kdsearch:audit`. One that would have been ended stands, in forecasts, for all that were; and the more
+    of them went on to gain, the more optimistic the forecast is and the less is asked of a trial.
 
     Args:
         optimism: quantile, 0 to 1, of the neighbours' progress that is the optimistic case.
@@ -340,7 +341,8 @@ class ParetoPruner(BasePruner):
         mistaken = forecast.mistaken(history, scale, bar)
         optimistic = hope.quantile(1 - (1 - self._optimism) * (1 - mistaken))
         everyone = scale.transform(np.vstack([others.points[others.feasible], point]))
-        if self._promise(hope, optimistic, everyone, point, scale) > bar * (1 - mistaken):
+        nothing = NOTHING * pareto.volume(everyone[pareto.members(everyone)], scale.reference)
+        if self._promise(hope, optimistic, everyone, point, scale) > max(bar * (1 - mistaken), nothing):
             return GO
         return _no_hope(scale, others, own, point, hope.steps[-1], float(optimistic.max()), step)
 

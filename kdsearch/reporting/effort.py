@@ -1,7 +1,8 @@
-"""What a study spent: epochs of training, and how many the pruner saved."""
+"""What a study spent: epochs of training, how many the pruner saved, and what its audit says that this cost."""
 
 from __future__ import annotations
 
+from kdsearch.records import Attr
 from kdsearch.reporting.collect import CONFIG, StudyData
 from kdsearch.reporting.formatting import number
 
@@ -10,6 +11,9 @@ PLANNED = CONFIG + "epochs"
 
 def effort(data: StudyData) -> str:
     """In words: "spent 412 epochs on 57 trials; pruning saved 288 of 700 planned epochs"; empty if nothing was trained.
+
+    With audited trials also: "of 7 trials that were never pruned, to check this, 4 would have been ended, and 1 of
+    these came to the front later".
 
     Failed, killed and running trials have spent, too; what was planned is of the finished ones, and what a spent budget
     cut was not saved by pruning.
@@ -24,7 +28,27 @@ def effort(data: StudyData) -> str:
     planned = finished[PLANNED].map(number)
     if planned.isna().any() or not finished["saved"].sum() > 0:
         return spent
-    return f"{spent}; pruning saved {finished['saved'].sum():,.0f} of {planned.sum():,.0f} planned epochs"
+    saved = f"pruning saved {finished['saved'].sum():,.0f} of {planned.sum():,.0f} planned epochs"
+    return "; ".join([spent, saved, *audit(data)])
+
+
+def audit(data: StudyData) -> list[str]:
+    """What the trials that were never pruned show of the pruner's mistakes, in words; empty where there are none."""
+    finished = data.trials[data.trials["state"] == "COMPLETE"].set_index("number")
+    audits = {
+        trial.number: trial.user_attrs[Attr.AUDIT]
+        for trial in data.stored
+        if trial.number in finished.index and isinstance(trial.user_attrs.get(Attr.AUDIT), dict)
+    }
+    if not audits:
+        return []
+    ended = {trial: number(audit.get("would_end")) for trial, audit in audits.items()}
+    ended = {trial: step for trial, step in ended.items() if step == step}
+    late = [t for t, step in ended.items() if finished["on_front"][t] and finished["best_epoch"][t] > step]
+    never = (
+        f"of {_many(len(audits), 'trial')} that were never pruned, to check this, {len(ended)} would have been ended"
+    )
+    return [f"{never}, and {len(late)} of these came to the front later"]
 
 
 def _many(count: float, word: str) -> str:

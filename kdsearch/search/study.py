@@ -83,6 +83,10 @@ def make_sampler(
         steps=lambda config: int(config["epochs"]),
         cost=epoch_seconds if by_time else None,
         candidates=candidates,
+        share=1 / candidates,
+        seed=seed,
+        log=[1],
+        ideal=1.0,
     )
 
 

@@ -49,3 +49,23 @@ def test_a_study_without_training_spent_nothing(make_study):
 def test_planned_epochs_that_are_no_number_are_not_added_up(make_trial, make_study, epochs):
     trials = [make_trial([0.9], 50.0, config={"epochs": epochs}), make_trial([0.8], 9.0, state=TrialState.PRUNED)]
     assert effort(collect(make_study(trials), storage_url="sqlite:///x.db")) == "spent 2 epochs on 2 trials"
+
+
+def test_the_audit_says_what_pruning_cost(make_trial, make_study):
+    def audited(would_end, accuracies, ratio):
+        audit = {"trial": 0, "never_pruned": "drawn at random", "would_end": would_end}
+        best = accuracies.index(max(accuracies)) + 1
+        return make_trial(accuracies, ratio, config={"epochs": 5}, audit=audit, best_epoch=best)
+
+    study = make_study(
+        [
+            five(make_trial, 2, TrialState.PRUNED),
+            audited(None, [0.5, 0.6, 0.7, 0.8, 0.9], 9.0),  # never in danger
+            audited(1, [0.1, 0.1, 0.1, 0.1, 0.7], 20.0),  # a late bloomer
+            audited(2, [0.3, 0.3, 0.3, 0.3, 0.4], 5.0),  # rightly given up
+        ]
+    )
+    assert of(study).endswith(
+        "; of 3 trials that were never pruned, to check this, 2 would have been ended, "
+        "and 1 of these came to the front later"
+    )

@@ -1,85 +1,69 @@
-"""What replays say: epochs to a share of the best hypervolume, speed-ups, paired tests, and the project's bars."""
+"""What replays say: hypervolume at shares of the budget, every pair of arms tested over tasks, mean ranks, bars."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata, wilcoxon
 
-from kdsearch.experiments.search_bench.replay import ALL, Arm, Run, Steps
-from kdsearch.experiments.search_bench.run import RANDOM, Measured
+from kdsearch.experiments.search_bench.replay import ALL, Arm, Steps
+from kdsearch.experiments.search_bench.run import DEFAULT, Measured
 
-SHARES = (0.95, 0.98, 0.99)
-METRICS = ("best_trials", "checkpoints")
-RIVALS = ("moasha", "hub", "dominance", "none")
+BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+METRICS = ("checkpoints", "best_trials")  # the first one is what is judged
 RESAMPLES = 2000
 SIGNIFICANT = 0.05
-PRUNER_BAR, OURS_BAR = 1.5, 2.0  # times fewer epochs than without pruning
-TPE_BARS = {"mnist": 3.0}  # times fewer epochs than unpruned TPE with 100 trials, by data set
-TPE_BAR = 2.0
+LEVELS = (0.95, 0.98)
 
 Floats = NDArray[np.float64]
 
 
-def reached(steps: Steps, level: float) -> int | None:
-    """Epochs spent when a hypervolume was reached; None: never."""
-    return next((epochs for epochs, volume in steps if volume >= level - 1e-12), None)
-
-
 def at(steps: Steps, epochs: float) -> float:
-    """Hypervolume after so many epochs."""
-    return max((volume for when, volume in steps if when <= epochs), default=0.0)
+    """Hypervolume after so many epochs; 0 before the first."""
+    return next((volume for when, volume in reversed(steps) if when <= epochs), 0.0)
 
 
-def epochs_to(measured: Measured, arm: str, share: float, metric: str = METRICS[0]) -> Floats:
-    """(seeds,): epochs to a share of the table's best; a seed that never gets there counts as the budget."""
-    level = share * measured.table.best
-    found = [reached(getattr(run, metric), level) for run in measured.arms[arm]]
-    return np.array([measured.budget if epochs is None else epochs for epochs in found], dtype=np.float64)
+def reached(steps: Steps, level: float, budget: float) -> float:
+    """Epochs spent when a hypervolume was reached; the budget where it never was."""
+    return next((float(epochs) for epochs, volume in steps if volume >= level - 1e-12), float(budget))
 
 
-def reach(measured: Measured, arm: str, share: float, metric: str = METRICS[0]) -> float:
-    """Share of the seeds that reach a share of the table's best within the budget."""
-    level = share * measured.table.best
-    return float(np.mean([reached(getattr(run, metric), level) is not None for run in measured.arms[arm]]))
+def shares(measured: Measured, arm: str, metric: str = METRICS[0]) -> Floats:
+    """(seeds, budgets): hypervolume at each of `BUDGETS`, as a share of the problem's best."""
+    volumes = [[at(getattr(run, metric), share * measured.budget) for share in BUDGETS] for run in measured.arms[arm]]
+    return np.array(volumes) / measured.problem.best
 
 
-def finals(measured: Measured, arm: str, metric: str = METRICS[0]) -> Floats:
-    """(seeds,): hypervolume at the budget, as a share of the table's best."""
-    return np.array([at(getattr(run, metric), measured.budget) for run in measured.arms[arm]]) / measured.table.best
+def epochs_to(measured: Measured, arm: str, level: float, metric: str = METRICS[0]) -> Floats:
+    """(seeds,): epochs to a share of the problem's best; the budget where it is never reached."""
+    wanted = level * measured.problem.best
+    return np.array([reached(getattr(run, metric), wanted, measured.budget) for run in measured.arms[arm]])
 
 
-def quartiles(values: Floats) -> list[float]:
-    """Median, lower and upper quartile."""
-    return [float(value) for value in np.quantile(values, [0.5, 0.25, 0.75])]
+def common_arms(measured: Sequence[Measured]) -> list[str]:
+    """Keys of the arms that every problem has."""
+    return [key for key in measured[0].arms if all(key in one.arms for one in measured)]
 
 
-def speedup(base: Floats, ours: Floats) -> dict[str, Any]:
-    """Ratio of medians, base / ours, with the 95 % interval of a paired bootstrap over seeds.
-
-    Args:
-        base, ours: (seeds,), epochs.
-
-    Returns:
-        `ratio`, `low`, `high`.
-    """
-    draws = np.random.default_rng(0).integers(len(base), size=(RESAMPLES, len(base)))
-    ratios = np.median(base[draws], axis=1) / np.median(ours[draws], axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return {"ratio": float(np.median(base) / np.median(ours)), "low": float(low), "high": float(high)}
+def by_task(measured: Sequence[Measured], metric: str = METRICS[0]) -> dict[str, Floats]:
+    """By arm (tasks, budgets): the median over seeds of the share of the best; a task is one observation."""
+    return {
+        key: np.array([np.median(shares(one, key, metric), axis=0) for one in measured])
+        for key in common_arms(measured)
+    }
 
 
 def paired(ours: Floats, other: Floats) -> dict[str, Any]:
-    """Wilcoxon's signed-rank test, two-sided, of values that belong together by seed; more is better.
+    """Wilcoxon's signed-rank test, two-sided, of values that belong together; more is better.
 
     Returns:
         `wins`, `ties`, `losses`, `difference` (median of ours - other) and `p` (1 where all are ties).
     """
-    from scipy.stats import wilcoxon
-
     apart = ours - other
     return {
         "wins": int((apart > 0).sum()),
@@ -90,135 +74,127 @@ def paired(ours: Floats, other: Floats) -> dict[str, Any]:
     }
 
 
-def _arm(measured: Measured, key: str) -> dict[str, Any]:
-    runs = measured.arms[key]
-    arm = runs[0].arm
-    found: dict[str, Any] = {
-        "sampler": arm.sampler,
-        "epochs": arm.epochs,
-        "method": arm.method,
-        "workers": arm.workers,
-        "trials": float(np.median([run.trials for run in runs])),
-        "cpu_seconds": float(np.median([run.seconds for run in runs])),
+def mean_ranks(values: dict[str, Floats]) -> dict[str, list[dict[str, float]]]:
+    """By arm, at each budget: the mean rank over tasks (1 is best) with the 95 % interval of a bootstrap over tasks.
+
+    Args:
+        values: (tasks, budgets) by arm.
+    """
+    stacked = np.array(list(values.values()))  # (arms, tasks, budgets)
+    ranks = rankdata(-stacked, axis=0)
+    draws = np.random.default_rng(0).integers(ranks.shape[1], size=(RESAMPLES, ranks.shape[1]))
+    means = ranks[:, draws].mean(axis=2)  # (arms, resamples, budgets)
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    return {
+        key: [
+            {"rank": float(ranks[i, :, b].mean()), "low": float(low[i, b]), "high": float(high[i, b])}
+            for b in range(ranks.shape[2])
+        ]
+        for i, key in enumerate(values)
     }
-    for metric in METRICS:
-        found[metric] = {
-            "epochs_to": {str(share): quartiles(epochs_to(measured, key, share, metric)) for share in SHARES},
-            "reach": {str(share): reach(measured, key, share, metric) for share in SHARES},
-            "final": quartiles(finals(measured, key, metric)),
-        }
-    base = Arm(arm.sampler, arm.epochs, "none", arm.workers).key
-    if base != key:
-        found["speedup"] = {
-            str(share): speedup(epochs_to(measured, base, share), epochs_to(measured, key, share)) for share in SHARES
-        }
-    return found
 
 
-def _to_tpe(measured: Measured, arm: str) -> Floats:
-    """(seeds,): epochs to what unpruned TPE with 100 trials ends with, at the same seed; the budget where never."""
-    found = [
-        reached(run.best_trials, tpe.best_trials[-1][1] if tpe.best_trials else 0.0)
-        for run, tpe in zip(measured.arms[arm], measured.tpe, strict=True)
-    ]
-    return np.array([measured.budget if epochs is None else epochs for epochs in found], dtype=np.float64)
-
-
-def _own_final(runs: Sequence[Run]) -> Floats:
-    return np.array([run.best_trials[-1][0] for run in runs], dtype=np.float64)
-
-
-def random_arm(method: str) -> str:
-    """Key of the arm with random proposals and all epochs, where the bars stand."""
-    return Arm("random", ALL, method).key
-
-
-def summarise(measured: Measured) -> dict[str, Any]:
-    """One table's figures, as `kdsearch bench search --json` prints them.
+def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
+    """All figures, as `kdsearch bench search --json` prints them.
 
     Returns:
-        For random proposals with all epochs `speedup`, `reach_99` and `epochs_to_tpe_final`; `arms`, with quartiles
-        as [median, lower, upper]; `paired`, ours against others; `budget`, `seeds`, `best`.
+        `budgets`; `tasks`: by name, budget, seeds, best, and by arm the quartiles of the share of the best at each
+        budget (as [median, lower, upper]), for both metrics, with `epochs_to` and CPU seconds; `ranks`: see
+        `mean_ranks`; `pairs`: every pair of arms at every budget, over tasks (over its seeds where there is but one).
     """
-    arms = {key: _arm(measured, key) for key in measured.arms}
-    own = finals(measured, random_arm("ours"))
-    ours, pruner = arms[random_arm("ours")]["speedup"], arms[random_arm("pruner")]["speedup"]
+    values = by_task(measured)
+    alone = len(measured) == 1
+    pairs = []
+    for one, other in itertools.combinations(values, 2):
+        a, b = (shares(measured[0], key) if alone else values[key] for key in (one, other))
+        tests = [paired(a[:, index], b[:, index]) for index in range(len(BUDGETS))]
+        pairs.append({"arm": one, "other": other, "unit": "seeds" if alone else "tasks", "tests": tests})
     return {
-        "speedup": {share: ours[share]["ratio"] for share in ("0.95", "0.98")},
-        "speedup_pruner": {share: pruner[share]["ratio"] for share in ("0.95", "0.98")},
-        "reach_99": {method: reach(measured, random_arm(method), 0.99) for method in RANDOM},
-        "epochs_to_tpe_final": {
-            "ours": float(np.median(_to_tpe(measured, random_arm("ours")))),
-            "tpe": float(np.median(_own_final(measured.tpe))),
-        },
-        "paired": {method: paired(own, finals(measured, random_arm(method))) for method in RIVALS},
-        "budget": measured.budget,
-        "seeds": list(measured.seeds),
-        "best": measured.table.best,
-        "reference": list(measured.table.reference),
-        "arms": arms,
+        "budgets": list(BUDGETS),
+        "tasks": {one.problem.name: _task(one) for one in measured},
+        "ranks": mean_ranks(values),
+        "pairs": pairs,
+    }
+
+
+def quartiles(values: Floats) -> list[float]:
+    """Median, lower and upper quartile."""
+    return [float(value) for value in np.quantile(values, [0.5, 0.25, 0.75])]
+
+
+def _task(one: Measured) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, runs in one.arms.items():
+        found[key] = {metric: [quartiles(column) for column in shares(one, key, metric).T] for metric in METRICS} | {
+            "epochs_to": {str(level): quartiles(epochs_to(one, key, level)) for level in LEVELS},
+            "trials": float(np.median([run.trials for run in runs])),
+            "cpu_seconds": float(np.median([run.seconds for run in runs])),
+        }
+    return {
+        "budget": one.budget,
+        "seeds": list(one.seeds),
+        "best": one.problem.best,
+        "reference": list(one.problem.reference),
+        "arms": found,
     }
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One of the project's bars on one table.
+    """One of the project's bars.
 
     Attributes:
-        table, what: where and what is asked.
+        what: is asked.
         bar: what must hold.
         figure: what was measured.
         met: whether it holds.
     """
 
-    table: str
     what: str
     bar: str
     figure: str
     met: bool
 
 
-def bars(table: Measured, found: dict[str, Any]) -> list[Bar]:
-    """The bars that replays can show, met or not.
+def bars(measured: Sequence[Measured]) -> list[Bar]:
+    """The bars of rule x proposals, met or not: ours against no pruning, plain TPE and MO-ASHA, over tasks."""
+    values = by_task(measured)
+    pairs = [
+        (
+            "ours against no pruning, same proposals (random)",
+            _key("random", "ours"),
+            _key("random", "proposals"),
+            "end",
+        ),
+        ("ours against no pruning, same proposals (TPE)", DEFAULT.key, _key("tpe", "proposals"), "end"),
+        ("ours against no pruning, random draws", _key("random", "pruner"), _key("random", "none"), "end"),
+        ("the default against plain TPE", DEFAULT.key, _key("tpe", "none"), "all"),
+        ("ours against MO-ASHA, random draws", _key("random", "pruner"), _key("random", "moasha"), "all"),
+    ]
+    return [_bar(measured, values, *pair) for pair in pairs if pair[1] in values and pair[2] in values]
 
-    Args:
-        table: the replays.
-        found: their summary.
-    """
-    name = table.table.name
-    result: list[Bar] = []
-    for method, least in (("pruner", PRUNER_BAR), ("ours", OURS_BAR)):
-        for share in ("0.95", "0.98"):
-            value = found["arms"][random_arm(method)]["speedup"][share]
-            figure = f"{value['ratio']:.2f}x ({value['low']:.2f} to {value['high']:.2f})"
-            what = f"epochs to {float(share):.0%} of the best hypervolume: {method}"
-            result.append(Bar(name, what, f"{least:g}x fewer", figure, value["ratio"] >= least))
-    rates = found["reach_99"]
-    result.append(
-        Bar(
-            name,
-            "seeds that reach 99 %: ours",
-            f"at least {rates['none']:.0%}, as without pruning",
-            f"{rates['ours']:.0%}",
-            rates["ours"] >= rates["none"],
-        )
-    )
-    spent = found["epochs_to_tpe_final"]
-    least = TPE_BARS.get(table.table.provenance["study_file"]["data"]["name"], TPE_BAR)
-    figure = f"{spent['ours']:.0f} of {spent['tpe']:.0f} ({spent['tpe'] / spent['ours']:.2f}x fewer)"
-    what = "epochs to the final hypervolume of unpruned TPE with 100 trials: ours"
-    result.append(Bar(name, what, f"{least:g}x fewer", figure, spent["tpe"] >= least * spent["ours"]))
-    for rival in ("moasha", "hub"):
-        test = found["paired"][rival]
-        figure = f"{test['wins']} / {test['ties']} / {test['losses']}, p = {test['p']:.2g}"
-        met = test["wins"] > test["losses"] and test["p"] < SIGNIFICANT
-        what = f"final hypervolume: ours against {rival} (wins / ties / losses)"
-        result.append(Bar(name, what, f"better, p < {SIGNIFICANT:g}", figure, met))
-    return result
+
+def _key(sampler: str, method: str) -> str:
+    return Arm(sampler, ALL, method).key
+
+
+def _bar(measured: Sequence[Measured], values: dict[str, Floats], what: str, ours: str, other: str, when: str) -> Bar:
+    """Not significantly worse at the end; for `all`, better on more than half of the tasks at every budget."""
+    alone = len(measured) == 1
+    a, b = (shares(measured[0], key) if alone else values[key] for key in (ours, other))
+    tests = [paired(a[:, index], b[:, index]) for index in range(len(BUDGETS))]
+    unit = "seeds" if alone else "tasks"
+    figure = ", ".join(f"{test['wins']}/{test['ties']}/{test['losses']}" for test in tests)
+    figure += f" {unit} at 1/8, 1/4, 1/2 and all; at the end {tests[-1]['difference']:+.4f}, p = {tests[-1]['p']:.2g}"
+    if when == "end":
+        met = not (tests[-1]["difference"] < 0 and tests[-1]["p"] < SIGNIFICANT)
+        return Bar(what, "not significantly worse at the end", figure, met)
+    met = all(test["wins"] > test["losses"] for test in tests)
+    return Bar(what, f"better on most {unit} at every budget", figure, met)
 
 
 def band(measured: Measured, arm: str, epochs: Sequence[int], metric: str = METRICS[0]) -> Floats:
-    """(3, epochs): median and quartiles over seeds of the hypervolume, as a share of the table's best."""
+    """(3, epochs): median and quartiles over seeds of the hypervolume, as a share of the problem's best."""
     volumes = np.array([[at(getattr(run, metric), e) for e in epochs] for run in measured.arms[arm]])
-    found: Floats = np.quantile(volumes / measured.table.best, [0.5, 0.25, 0.75], axis=0)
+    found: Floats = np.quantile(volumes / measured.problem.best, [0.5, 0.25, 0.75], axis=0)
     return found

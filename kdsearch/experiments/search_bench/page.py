@@ -14,9 +14,10 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from kdsearch.experiments.search_bench.comparison import METRICS, SHARES, Bar, band, bars, random_arm
-from kdsearch.experiments.search_bench.replay import SAMPLED, Arm
-from kdsearch.experiments.search_bench.run import Measured
+from kdsearch.experiments.search_bench.comparison import BUDGETS, LEVELS, METRICS, Bar, band, bars, common_arms
+from kdsearch.experiments.search_bench.replay import ALL, Arm
+from kdsearch.experiments.search_bench.run import DEFAULT, Measured
+from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.reporting.figures.style import LEGEND_ROW, layout
 from kdsearch.reporting.pages import document
 from kdsearch.reporting.pages.assets import Library
@@ -24,40 +25,44 @@ from kdsearch.reporting.pages.document import Document, Grid, Section
 from kdsearch.system import machine
 
 NAME = "bench-search"
+
+
+def _arm(sampler: str, method: str) -> str:
+    return Arm(sampler, ALL, method).key
+
+
 # The arms of the figure: key, title, colour (near Okabe and Ito's, seen on white and on dark), dash
 DRAWN = (
-    (random_arm("none"), "no pruning", "#868c96", "solid"),
-    (random_arm("dominance"), "same-epoch dominance", "#a8821a", "dot"),
-    (random_arm("moasha"), "MO-ASHA", "#a85fb8", "dash"),
-    (random_arm("hub"), "OptunaHub's joint rule", "#0f9a72", "dashdot"),
-    (random_arm("pruner"), "ParetoPruner", "#3a9ad0", "longdash"),
-    (random_arm("ours"), "ParetoPruner and better proposals", "#1a7fc4", "solid"),
-    (random_arm("oracle"), "hindsight oracle", "#d55e00", "dot"),
-    (Arm("tpe", SAMPLED, "none").key, "TPE, epochs sampled, no pruning", "#c2577e", "longdashdot"),
+    (_arm("random", "none"), "random, no pruning", "#868c96", "solid"),
+    (_arm("random", "dominance"), "random, same-epoch dominance", "#a8821a", "dot"),
+    (_arm("random", "moasha"), "random, MO-ASHA", "#a85fb8", "dash"),
+    (_arm("random", "pruner"), "random, ParetoPruner", "#3a9ad0", "longdash"),
+    (_arm("tpe", "none"), "TPE, no pruning", "#c2577e", "longdashdot"),
+    (_arm("tpe", "proposals"), "our proposals, no pruning", "#0f9a72", "dashdot"),
+    (DEFAULT.key, "our proposals and ParetoPruner: the default", "#1a7fc4", "solid"),
+    (_arm("random", "oracle"), "random, hindsight", "#d55e00", "dot"),
 )
-BANDED = (random_arm("none"), random_arm("ours"))  # all eight bands would hide each other
+BANDED = (_arm("random", "none"), DEFAULT.key)  # all eight bands would hide each other
 POINTS = 80
 HEIGHT = 400  # pixels of the figure, besides the legend's rows
 ENTRIES = 3  # of the legend in a row
-FLOOR = 0.8  # of the figure's axis: below it, all arms are alike
-CAPTION = (
-    "Median over seeds of the hypervolume of `study.best_trials`; bands: quartiles. Random proposals and all epochs "
-    "where the legend says nothing else."
-)
+FLOOR = 0.7  # of the figure's axis
+FIGURES = 4  # no more problems are drawn
+CAPTION = "Median over seeds of the hypervolume of all checkpoints of all trials; bands: quartiles."
 METHODS = {
     "none": "no pruning: every trial runs to its end",
     "dominance": "prune when a trial at least as fast was better at the same epoch",
     "moasha": "multi-objective ASHA (arXiv 2106.12639), rungs at 1, 3, 9, ... epochs, the best third goes on",
     "hub": "the joint rule of OptunaHub's `pruners/multi_metric_pruner` around Optuna's MedianPruner",
-    "pruner": "`kdsearch.ParetoPruner`",
-    "proposals": "better proposals alone: of several candidates, the one with the highest expected gain",
-    "ours": "ParetoPruner with the better proposals",
-    "oracle": "knows each row's future: goes on only while a checkpoint to come would grow the hypervolume",
+    "pruner": "`kdsearch.ParetoPruner`, with its audit",
+    "proposals": "the choice of candidates by the model, in competition with the sampler's own draws; no pruning",
+    "ours": "both; under TPE with sampled epochs this is what `kdsearch optimize` does",
+    "oracle": "hindsight: goes on only while a checkpoint to come would grow the hypervolume",
 }
-TUNED = (
-    "Tuning used tables that do not ship (digits with split_seed 1 and 450 other configurations, MNIST with 10,000 "
-    "training images, split_seed 1 and 300 other configurations) and replay seeds 100 and up."
-)
+METRIC_WORDS = {
+    METRICS[0]: "all checkpoints of all trials, those of pruned ones too, for every rule",
+    METRICS[1]: "`study.best_trials`: COMPLETE trials alone",
+}
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -65,93 +70,75 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{middle} [{low}, {high}]"
 
 
-def _interval(speedup: dict[str, float]) -> str:
-    return f"{speedup['ratio']:.2f} ({speedup['low']:.2f} to {speedup['high']:.2f})"
-
-
-def _who(arm: dict[str, Any]) -> list[str]:
-    workers = f", {arm['workers']} workers" if arm["workers"] > 1 else ""
-    return [arm["sampler"] + workers, arm["epochs"], arm["method"]]
-
-
 def _bars_section(found: Sequence[Bar]) -> Section:
-    rows = [[bar.table, bar.what, bar.bar, bar.figure, "met" if bar.met else "not met"] for bar in found]
-    header = ("table", "what", "bar", "figure", "")
+    rows = [[bar.what, bar.bar, bar.figure, "met" if bar.met else "not met"] for bar in found]
+    header = ("what", "bar", "figure (wins/ties/losses)", "")
     return Section("Bars", grid=Grid(header, rows, marks={"met": "good", "not met": "bad"}))
 
 
-def _arms_section(name: str, summary: dict[str, Any], metric: str) -> Section:
-    what = {
-        METRICS[0]: "Hypervolume of `study.best_trials`: a trial counts when it is COMPLETE.",
-        METRICS[1]: "Hypervolume of all checkpoints: each counts at once, those of pruned trials too.",
-    }[metric]
-    rows = []
-    for arm in summary["arms"].values():
-        own = arm[metric]
-        rows.append([
-            *_who(arm),
-            *(_spread(own["epochs_to"][str(share)], ".0f") for share in SHARES),
-            *(f"{own['reach'][str(share)]:.0%}" for share in SHARES),
-            _spread(own["final"], ".4f"),
-            f"{arm['trials']:.0f}",
-        ])  # fmt: skip
-    header = [
-        "sampler",
-        "epochs",
-        "method",
-        *(f"epochs to {s:.0%}" for s in SHARES),
-        *(f"reach {s:.0%}" for s in SHARES),
+def _shares() -> list[str]:
+    return [f"{share:.3g} of the budget" for share in BUDGETS]
+
+
+def _ranks_section(ranks: dict[str, Any], tasks: int) -> Section:
+    rows = [
+        [key, *(f"{entry['rank']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})" for entry in entries)]
+        for key, entries in sorted(ranks.items(), key=lambda item: item[1][-1]["rank"])
     ]
-    note = f"{what} Budget {summary['budget']} epochs; median [quartiles] over seeds."
-    grid = Grid([*header, "final share", "trials"], rows)
+    note = f"Mean rank over {tasks} tasks, 1 is best, with the 95 % interval of a bootstrap over tasks."
+    return Section("Mean ranks", grid=Grid(["sampler/epochs/method", *_shares()], rows), note=note)
+
+
+def _pairs_section(pairs: Sequence[dict[str, Any]]) -> Section:
+    rows = []
+    for pair in pairs:
+        tests = [
+            f"{t['wins']}/{t['ties']}/{t['losses']} {t['difference']:+.4f} (p = {t['p']:.2g})" for t in pair["tests"]
+        ]
+        rows.append([pair["arm"], pair["other"], *tests])
+    unit = pairs[0]["unit"] if pairs else "tasks"
+    note = (
+        f"Wins/ties/losses of the first over {unit}, the median difference in shares of the best, and Wilcoxon's test, "
+        "two-sided and not corrected for the number of pairs."
+    )
+    return Section("Every pair", grid=Grid(["arm", "against", *_shares()], rows), note=note)
+
+
+def _task_section(name: str, task: dict[str, Any], metric: str) -> Section:
+    rows = []
+    for key, arm in task["arms"].items():
+        row = [key, *(_spread(entry, ".4f") for entry in arm[metric])]
+        if metric == METRICS[0]:
+            row += [_spread(arm["epochs_to"][str(level)], ".0f") for level in LEVELS]
+        rows.append([*row, f"{arm['trials']:.0f}"])
+    levels = [f"epochs to {level:.0%}" for level in LEVELS] if metric == METRICS[0] else []
+    note = (
+        f"Share of the best hypervolume {task['best']:.4f}, by {METRIC_WORDS[metric]}. Budget {task['budget']} epochs, "
+        f"{len(task['seeds'])} seeds; median [quartiles]."
+    )
+    grid = Grid(["sampler/epochs/method", *_shares(), *levels, "trials"], rows)
     return Section(f"{name}: {metric.replace('_', ' ')}", grid=grid, note=note)
 
 
-def _speedup_section(name: str, summary: dict[str, Any]) -> Section:
-    rows = [
-        [*_who(arm), *(_interval(arm["speedup"][str(share)]) for share in SHARES)]
-        for arm in summary["arms"].values()
-        if "speedup" in arm
-    ]
-    note = (
-        "Median epochs without pruning / median epochs with the method, of the same sampler and kind of epochs "
-        "(95 % interval of a paired bootstrap over seeds)."
-    )
-    grid = Grid(["sampler", "epochs", "method", *(f"{s:.0%}" for s in SHARES)], rows)
-    return Section(f"{name}: times fewer epochs", grid=grid, note=note)
-
-
-def _paired_section(name: str, summary: dict[str, Any]) -> Section:
-    rows = [
-        [rival, f"{t['wins']} / {t['ties']} / {t['losses']}", f"{t['difference']:+.4f}", f"{t['p']:.2g}"]
-        for rival, t in summary["paired"].items()
-    ]
-    note = "Random proposals, all epochs; shares of the table's best, paired by seed; Wilcoxon's test, two-sided."
-    header = ("ours against", "wins / ties / losses", "median difference", "p")
-    return Section(f"{name}: final hypervolume at equal epochs", grid=Grid(header, rows), note=note)
-
-
-def report(measured: Sequence[Measured], summaries: dict[str, dict[str, Any]], command: str) -> Document:
+def report(measured: Sequence[Measured], summary: dict[str, Any], command: str) -> Document:
     """The report: figures, bars, tables, and where they come from.
 
     Args:
-        measured: replays by table.
-        summaries: of `summarise`, by the table's name.
+        measured: replays by problem.
+        summary: of `summarise`.
         command: that ran.
     """
-    judged = [bar for table in measured for bar in bars(table, summaries[table.table.name])]
+    judged = bars(measured)
     sections = [
-        Section(f"{table.table.name}: hypervolume against epochs", figure=figure(table), caption=CAPTION)
-        for table in measured
+        Section(f"{one.problem.name}: hypervolume against epochs", figure=figure(one), caption=CAPTION)
+        for one in measured[:FIGURES]
     ]
-    sections.append(_bars_section(judged))
-    for name, summary in summaries.items():
-        sections.append(_arms_section(name, summary, METRICS[0]))
-        sections += [_speedup_section(name, summary), _paired_section(name, summary)]
-    sections += [_arms_section(name, summary, METRICS[1]) for name, summary in summaries.items()]
+    sections += [_bars_section(judged), _ranks_section(summary["ranks"], len(measured))]
+    sections.append(_pairs_section(summary["pairs"]))
+    sections += [_task_section(name, task, metric) for metric in METRICS for name, task in summary["tasks"].items()]
     sections.append(Section("Methods", grid=Grid(("method", "what it does"), [[*item] for item in METHODS.items()])))
     return Document(
-        title="Bench of the search: replays on tables of real learning curves",
+        title="Bench of the search: replays on learning curves",
         verdict=f"{sum(bar.met for bar in judged)} of {len(judged)} bars are met.",
         facts=facts(measured, command),
         sections=sections,
@@ -159,7 +146,7 @@ def report(measured: Sequence[Measured], summaries: dict[str, dict[str, Any]], c
 
 
 def facts(measured: Sequence[Measured], command: str) -> list[str]:
-    """What has to stand beside the figures: command, seeds, machine, where the tables come from."""
+    """What has to stand beside the figures: command, seeds, machine, arms, where the problems come from."""
     here = machine.environment(torch.device("cpu"))
     seeds = measured[0].seeds
     lines = [
@@ -167,13 +154,14 @@ def facts(measured: Sequence[Measured], command: str) -> list[str]:
         "Replays count epochs, so no figure depends on the machine: "
         + ", ".join(f"{key} {here[key]}" for key in ("kdsearch", "optuna", "numpy", "python"))
         + f", {here['cores']} cores, {here['device_model']}.",
-        f"{TUNED} Here: seeds {seeds[0]} to {seeds[-1]} on the tables below.",
+        f"Seeds {seeds[0]} to {seeds[-1]}, {len(measured)} problems, {len(common_arms(measured))} arms that all of "
+        "them have. The front is chosen by observed values and valued by test or true ones where the problem has them.",
     ]
-    return lines + [_provenance(table) for table in measured]
+    return lines + [_provenance(one.problem) for one in measured if isinstance(one.problem, Table)]
 
 
-def _provenance(measured: Measured) -> str:
-    table, made = measured.table, measured.table.provenance
+def _provenance(table: Table) -> str:
+    made = table.provenance
     data, there = made["study_file"]["data"], made.get("environment", {})
     images = made.get("images", {})
     return (
@@ -186,20 +174,20 @@ def _provenance(measured: Measured) -> str:
 
 
 def figure(measured: Measured) -> go.Figure:
-    """Median hypervolume of `study.best_trials` against epochs spent, with quartiles where the lines leave room."""
+    """Median hypervolume of all checkpoints against epochs spent, with quartiles where the lines leave room."""
     epochs = np.unique(np.linspace(1, measured.budget, POINTS).round().astype(int)).tolist()
     drawn = go.Figure()
     for key, title, colour, dash in DRAWN:
         if key not in measured.arms:
             continue
         middle, low, high = (values.round(4).tolist() for values in band(measured, key, epochs))
-        line = {"color": colour, "dash": dash, "width": 3 if key == random_arm("ours") else 2}
+        line = {"color": colour, "dash": dash, "width": 3 if key == DEFAULT.key else 2}
         if key in BANDED:
             drawn.add_scatter(x=epochs + epochs[::-1], y=high + low[::-1], mode="none", fill="toself",
                               fillcolor=colour, opacity=0.15, hoverinfo="skip", showlegend=False)  # fmt: skip
         drawn.add_scatter(x=epochs, y=middle, name=title, mode="lines", line=line)
     rows = math.ceil(sum(key in measured.arms for key, *_ in DRAWN) / ENTRIES)
-    x_axis = {"title": {"text": f"epochs spent on {measured.table.name}"}}
+    x_axis = {"title": {"text": f"epochs spent on {measured.problem.name}"}}
     y_axis = {"title": {"text": "share of the best hypervolume"}, "range": [FLOOR, 1.005], "tickformat": ".0%"}
     drawn.update_layout(layout(x_axis, y_axis, HEIGHT + LEGEND_ROW * rows, rows), hovermode="x unified")
     return drawn
@@ -207,7 +195,7 @@ def figure(measured: Measured) -> go.Figure:
 
 def write(
     measured: Sequence[Measured],
-    summaries: dict[str, dict[str, Any]],
+    summary: dict[str, Any],
     folder: Path,
     words: Sequence[str],
     plotlyjs: Library = "inline",
@@ -215,8 +203,8 @@ def write(
     """Writes `bench-search.html` and `bench-search.md`, each whole or not at all.
 
     Args:
-        measured: replays by table.
-        summaries: of `summarise`, by the table's name.
+        measured: replays by problem.
+        summary: of `summarise`.
         folder: made where it is missing.
         words: the command that ran.
         plotlyjs: see `reporting.pages.document.html`.
@@ -227,9 +215,9 @@ def write(
     Raises:
         KdsearchError: they cannot be written.
     """
-    return document.write(report(measured, summaries, shlex.join(words)), folder, NAME, plotlyjs=plotlyjs)
+    return document.write(report(measured, summary, shlex.join(words)), folder, NAME, plotlyjs=plotlyjs)
 
 
-def as_json(summaries: dict[str, dict[str, Any]]) -> str:
+def as_json(summary: dict[str, Any]) -> str:
     """What `--json` prints."""
-    return json.dumps({"tables": summaries}, allow_nan=False)
+    return json.dumps(summary, allow_nan=False)

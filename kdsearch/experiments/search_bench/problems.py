@@ -32,8 +32,6 @@ class Problem(Protocol):
     Attributes:
         name: of the problem.
         epochs: of a full training.
-        reference: (accuracy, log10 ratio), where hypervolume is counted from.
-        best: hypervolume of the best front known.
         observed_in: of the first objective as it is reported: "fractions", "percent" or "errors" (to be minimised).
         own: whether the problem is one of `kdsearch` itself: accuracies as fractions and ratios over decades.
     """
@@ -44,10 +42,14 @@ class Problem(Protocol):
     own: bool
 
     @property
-    def reference(self) -> tuple[float, float]: ...
+    def reference(self) -> tuple[float, float]:
+        """(accuracy, log10 ratio), where hypervolume is counted from."""
+        ...
 
     @property
-    def best(self) -> float: ...
+    def best(self) -> float:
+        """Hypervolume of the best front known."""
+        ...
 
     def draw(self, trial: Any) -> Config:
         """A configuration, by the trial's `suggest_` methods."""
@@ -194,6 +196,7 @@ class Family:
 
     @cached_property
     def best(self) -> float:
+        """See `Problem`."""
         return best_of_sample(self)
 
     def draw(self, trial: Any) -> Config:
@@ -260,6 +263,7 @@ class LCBench:
 
     @cached_property
     def best(self) -> float:
+        """See `Problem`."""
         return best_of_sample(self)
 
     def draw(self, trial: Any) -> Config:

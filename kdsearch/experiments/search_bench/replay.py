@@ -158,7 +158,7 @@ class Replay:
         self._budget, self._limit = budget, trials
         sampler, random = self._samplers(seed)
         if proposals:
-            sampler = _choosing(sampler, random, self._problem)
+            sampler = _choosing(sampler, random, self._problem, seed)
         errors = self._problem.observed_in == "errors"
         self.study = optuna.create_study(
             directions=["minimize" if errors else "maximize", "maximize"],
@@ -272,14 +272,17 @@ class Replay:
             steps.append((self.run_.spent, archive.hypervolume))
 
 
-def _choosing(inner: BaseSampler, random: BaseSampler, problem: Problem) -> ProposalSampler:
-    """Chooses among candidates of two samplers, each of whose ratio is known."""
+def _choosing(inner: BaseSampler, random: BaseSampler, problem: Problem, seed: int) -> ProposalSampler:
+    """Chooses among candidates of two samplers, each of whose ratio is known, as `kdsearch optimize` does."""
+    known: dict[str, Any] = {"log": [1], "ideal": 1.0} if problem.own else {}
     return ProposalSampler(
         inner,
         random,
         problem.draw,
-        lambda _, config: (problem.ratio(config),),
+        lambda _, configs: [(problem.ratio(config),) for config in configs],
         steps=lambda config: int(config.get(EPOCHS, problem.epochs)),
+        seed=seed,
+        **known,
     )
 
 

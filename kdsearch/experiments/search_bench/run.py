@@ -1,69 +1,106 @@
-"""Replays of searches on tables: which arms, in how many processes, and what they spend."""
+"""Replays of searches on tables and problems: which arms, in how many processes, and what is kept of each."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
+import json
 import multiprocessing
 import os
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
+import optuna
+
+from kdsearch.bench.problems import FAMILIES, Family, LCBench, Problem, lcbench_tasks
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import tables
 from kdsearch.experiments.search_bench.replay import ALL, SAMPLED, Arm, Run, replay
 from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.progress import Progress
+from kdsearch.system import machine
 
-REFERENCE_TRIALS = 100
-"""Of unpruned TPE: what it spends on so many is the budget, and what it reaches with them is a bar."""
-UNPRUNED_TPE = Arm("tpe", SAMPLED, "none")
-RANDOM = ("none", "dominance", "moasha", "hub", "pruner", "proposals", "ours", "oracle")
-SHORT = ("none", "pruner", "ours")
+TRAININGS = 30
+"""Full ones: so many epochs are the budget of a replay."""
+RULES = ("none", "dominance", "moasha", "hub", "pruner", "oracle")
+CHOICES = ("none", "pruner", "proposals", "ours")  # rule x proposals
+DEFAULT = Arm("tpe", ALL, "ours")  # what `kdsearch optimize` does where every trial may have all epochs
+SHIPPED = Arm("tpe", SAMPLED, "ours")  # and where a trial's number of epochs is a dimension, as in the study files
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 WORKERS = 4
 SLOW = ("random", "nsga2", "tpe", "gp")  # from quick to slow
+FAMILY, LCBENCH, TUNING = "family:", "lcbench:", "lcbench-tuning:"
 
 
-def arms(*, full: bool) -> list[Arm]:
-    """What is compared: random proposals, and TPE unpruned; with `full`, what is slow, too.
+def arms(*, full: bool, sampled: bool) -> list[Arm]:
+    """What is compared: all rules under random draws, rule x proposals in full under random draws and TPE.
 
-    TPE draws in 20 ms and more, so its hundreds of pruned trials take longer than all else together; GP takes longer.
+    Args:
+        full: NSGA-II, GP (which draws by log-EHVI) and four workers, too.
+        sampled: whether the problem can have its number of epochs as a dimension: then what ships is an arm.
     """
-    found = [Arm("random", ALL, method) for method in RANDOM]
-    found += [Arm("random", SAMPLED, method) for method in SHORT]
-    found.append(UNPRUNED_TPE)
+    found = [Arm("random", ALL, method) for method in dict.fromkeys((*RULES, *CHOICES))]
+    found += [Arm("tpe", ALL, method) for method in CHOICES]
+    if sampled:
+        found.append(SHIPPED)
     if full:
-        found += [Arm("tpe", SAMPLED, method) for method in SHORT if method != "none"]
-        found += [Arm(sampler, SAMPLED, method) for sampler in ("nsga2", "gp") for method in ("none", "ours")]
-        found += [Arm("random", ALL, method, WORKERS) for method in SHORT]
+        found += [Arm(sampler, ALL, method) for sampler in ("nsga2", "gp") for method in ("none", "ours")]
+        found += [Arm("random", ALL, method, WORKERS) for method in ("none", "ours")]
     return found
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The replays on one table.
+    """The replays on one table or problem.
 
     Attributes:
-        table: as it was given.
+        problem: as it was given.
         seeds: of the replays, ascending.
         budget: epochs of each.
         arms: runs by `Arm.key`, in the order of the seeds.
-        tpe: unpruned TPE with its 100 trials and no other limit, in the order of the seeds.
     """
 
-    table: Table
+    problem: Table | Problem
     seeds: tuple[int, ...]
     budget: int
     arms: dict[str, list[Run]]
-    tpe: list[Run]
 
 
-@lru_cache(maxsize=4)
-def _table(name: str) -> Table:
+def expanded(names: Sequence[str]) -> list[str]:
+    """Names of single problems: `lcbench:PATH` stands for the tasks of the report, `families` for all of them.
+
+    Raises:
+        KdsearchError: two are the same, or LCBench's folder cannot be read.
+    """
+    found: list[str] = []
+    for name in names:
+        if name == "families":
+            found += [FAMILY + family for family in FAMILIES]
+        elif name.startswith((LCBENCH, TUNING)):
+            folder = name.partition(":")[2]
+            tasks = lcbench_tasks(Path(folder), tuning=name.startswith(TUNING))
+            found += [f"{LCBENCH}{folder}:{task}" for task in tasks]
+        else:
+            found.append(name)
+    if len(set(found)) < len(found):
+        raise KdsearchError("--tables must name different tables", got=", ".join(names), remedy="give each once")
+    return found
+
+
+@lru_cache(maxsize=64)
+def problem(name: str) -> Table | Problem:
+    """The table or problem of an expanded name."""
+    if name.startswith(FAMILY):
+        return Family(name.removeprefix(FAMILY))
+    if name.startswith(LCBENCH):
+        folder, _, task = name.removeprefix(LCBENCH).rpartition(":")
+        return LCBench(Path(folder), task)
     return tables.load(name)
 
 
@@ -73,11 +110,50 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _work(name: str, arm: Arm, seed: int, budget: int | None) -> Run:
-    table = _table(name)
-    if budget is None:
-        return replay(table, arm, seed=seed, trials=REFERENCE_TRIALS)
-    return replay(table, arm, seed=seed, budget=budget)
+def kept_file() -> Path:
+    """Where finished replays are kept, so that a command that was interrupted goes on: in the user's cache."""
+    return machine.cache_folder() / "bench-search.jsonl"
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """A fingerprint of all that decides a replay: the package's sources and Optuna's version."""
+    digest = hashlib.sha256(optuna.__version__.encode())
+    root = Path(machine.__file__).parent
+    for room in ("search", "bench"):
+        for path in sorted((root / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    digest.update((root / "pareto.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _key(name: str, arm: Arm, seed: int, budget: int) -> str:
+    path = Path(name)
+    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+    return json.dumps([_code(), name, content, arm.key, seed, budget])
+
+
+def load_kept(path: Path) -> dict[str, Run]:
+    """Runs by key; lines that cannot be read, of a process that was killed amid one, are left out."""
+    found: dict[str, Run] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry: dict[str, Any] = json.loads(line)
+                run = entry["run"]
+                steps = {metric: [tuple(step) for step in run[metric]] for metric in ("best_trials", "checkpoints")}
+                found[entry["key"]] = Run(**{**run, **steps, "arm": Arm(**run["arm"])})
+    return found
+
+
+def _keep(path: Path, key: str, run: Run) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"key": key, "run": dataclasses.asdict(run)}) + "\n")
+
+
+def _work(name: str, arm: Arm, seed: int, budget: int) -> Run:
+    return replay(problem(name), arm, seed=seed, budget=budget)
 
 
 @contextlib.contextmanager
@@ -95,6 +171,9 @@ def _single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
+Job = tuple[str, Arm, int, int]
+
+
 def measure(
     names: Sequence[str],
     *,
@@ -103,65 +182,69 @@ def measure(
     full: bool,
     jobs: int,
     progress: Progress,
+    kept: Path | None = None,
 ) -> list[Measured]:
-    """Runs all replays.
+    """Runs all replays, but for those that are kept from an earlier call of the same code.
 
     Args:
-        names: of tables, or their paths.
+        names: of tables, their paths, `families`, `family:NAME`, `lcbench:PATH` or `lcbench-tuning:PATH`.
         seeds: of the replays.
-        budget: epochs of each; None: the median of what unpruned TPE spends on 100 trials, by table.
+        budget: epochs of each; None: 30 full trainings.
         full: see `arms`.
         jobs: processes.
         progress: told of arms whose replays are all done.
+        kept: file of finished replays; None: nothing is kept.
 
     Raises:
         KdsearchError: a table cannot be read, or two have one name.
     """
-    loaded = {name: _table(name) for name in names}
-    if len({table.name for table in loaded.values()}) < len(names):
-        got = ", ".join(names)
-        raise KdsearchError("--tables must name different tables", got=got, remedy="give each once")
-    compared = sorted(arms(full=full), key=lambda arm: -SLOW.index(arm.sampler))  # the slow first: no core idles
-    progress.study_started(0, len(names) * (1 + len(compared)))
-    context = multiprocessing.get_context("spawn")
-    with _single_threaded(), ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
-        try:
-            jobs_tpe = [(name, UNPRUNED_TPE, seed, None) for name in names for seed in seeds]
-            tpe = _all(pool, jobs_tpe, progress, f"{REFERENCE_TRIALS} trials")
-            budgets = {name: budget or _median_spent(tpe[name, UNPRUNED_TPE]) for name in names}
-            jobs_arms = [(name, arm, seed, budgets[name]) for arm in compared for name in names for seed in seeds]
-            runs = _all(pool, jobs_arms, progress, "", told=len(names))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    single = expanded(names)
+    problems = {name: problem(name) for name in single}
+    if len({one.name for one in problems.values()}) < len(single):
+        raise KdsearchError("--tables must name different tables", got=", ".join(names), remedy="give each once")
+    budgets = {name: budget or TRAININGS * one.epochs for name, one in problems.items()}
+    compared = {name: arms(full=full, sampled=isinstance(one, Table)) for name, one in problems.items()}
+    everything = [
+        (name, arm, seed, budgets[name]) for name in single for arm in compared[name] for seed in sorted(seeds)
+    ]
+    runs = _all(everything, jobs, progress, kept)
     ordered = tuple(sorted(seeds))
     return [
-        Measured(table, ordered, budgets[name], {arm.key: runs[name, arm] for arm in arms(full=full)},
-                 tpe[name, UNPRUNED_TPE])
-        for name, table in loaded.items()
+        Measured(one, ordered, budgets[name],
+                 {arm.key: [runs[name, arm, seed, budgets[name]] for seed in ordered] for arm in compared[name]})
+        for name, one in problems.items()
     ]  # fmt: skip
 
 
-Job = tuple[str, Arm, int, int | None]
+def _all(everything: Sequence[Job], jobs: int, progress: Progress, kept: Path | None) -> dict[Job, Run]:
+    known = {} if kept is None else load_kept(kept)
+    keys = {job: _key(*job) for job in everything}
+    found = {job: known[key] for job, key in keys.items() if key in known}
+    missing = Counter((name, arm) for name, arm, _, _ in everything)
+    done = 0
+    progress.study_started(0, len(missing))
 
+    def finished(job: Job) -> None:
+        nonlocal done
+        missing[job[:2]] -= 1
+        if not missing[job[:2]]:
+            done += 1
+            progress.trial_finished(done, "COMPLETE", f"{problem(job[0]).name} {job[1].key}", counted=True)
 
-def _all(
-    pool: ProcessPoolExecutor, jobs: Sequence[Job], progress: Progress, note: str, *, told: int = 0
-) -> dict[tuple[str, Arm], list[Run]]:
-    """All runs by table and arm, each in the order of the seeds; `told` arms were reported before."""
-    waiting: dict[Future[Run], Job] = {pool.submit(_work, *job): job for job in jobs}
-    found: dict[tuple[str, Arm], list[Run]] = {}
-    missing = Counter((name, arm) for name, arm, _, _ in jobs)
-    for future in as_completed(waiting):
-        name, arm, _, _ = waiting[future]
-        found.setdefault((name, arm), []).append(future.result())
-        missing[name, arm] -= 1
-        if not missing[name, arm]:
-            told += 1
-            text = f"{_table(name).name} {arm.key} {note}".rstrip()
-            progress.trial_finished(told, "COMPLETE", text, counted=True)
-    return {key: sorted(runs, key=lambda run: run.seed) for key, runs in found.items()}
-
-
-def _median_spent(runs: Sequence[Run]) -> int:
-    return round(statistics.median(run.spent for run in runs))
+    for job in found:
+        finished(job)
+    rest = sorted((job for job in everything if job not in found), key=lambda job: -SLOW.index(job[1].sampler))
+    context = multiprocessing.get_context("spawn")
+    with _single_threaded(), ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+        try:
+            waiting: dict[Future[Run], Job] = {pool.submit(_work, *job): job for job in rest}
+            for future in as_completed(waiting):
+                job = waiting[future]
+                found[job] = future.result()
+                if kept is not None:
+                    _keep(kept, keys[job], found[job])
+                finished(job)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found

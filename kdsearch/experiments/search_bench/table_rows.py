@@ -19,7 +19,7 @@ from kdsearch.dimensions import Dimension, Range
 from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.records import Config
 from kdsearch.search import space
-from kdsearch.search.sampling.proposals import Draft
+from kdsearch.search.sampling.proposals import Draft, Near
 from kdsearch.system import machine
 
 EPOCHS = "epochs"
@@ -135,8 +135,14 @@ class Rows:
         return int(np.argmin(np.where(self.free, distance, np.inf)))
 
     def draw(self, trial: Any) -> Config:
-        """Suggests a whole configuration on a trial or a draft of one."""
-        return space.suggest(trial, self.dimensions)
+        """Suggests a whole configuration on a trial or a draft of one; a draft that moves is put on the nearest row."""
+        config = space.suggest(trial, self.dimensions)
+        if not isinstance(trial, Near):
+            return config
+        row = self.nearest(trial.parameters, trial.distributions)
+        epochs = {EPOCHS: trial.parameters[EPOCHS]} if EPOCHS in trial.parameters else {}
+        trial.parameters, trial.distributions = self.params[row] | epochs, self.distributions[row]
+        return self.table.configs[row] | {EPOCHS: config[EPOCHS]}
 
     def _numbers(self, params: Params, held: dict[str, BaseDistribution]) -> NDArray[np.float64]:
         """(names,), NaN for a parameter that is not there."""
@@ -190,12 +196,11 @@ class TableSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Never needed: a row has all its parameters.
-
-        Raises:
-            KeyError: always; the study asks for what its table does not have.
-        """
-        raise KeyError(param_name)
+        """For a move from a row that lacks this parameter: that of any row which has it."""
+        if param_name == EPOCHS:
+            return int(self._random.integers(1, self._rows.table.epochs + 1))
+        values = [params[param_name] for params in self._rows.params if param_name in params]
+        return values[int(self._random.integers(len(values)))]
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """As the inner sampler does."""

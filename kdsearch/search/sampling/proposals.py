@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
@@ -16,12 +17,19 @@ from kdsearch import pareto
 from kdsearch.pruning.forecast import log_steps
 from kdsearch.pruning.history import Floats, History, Stack
 from kdsearch.pruning.scale import Scale, make_scale
-from kdsearch.records import Config
+from kdsearch.records import Attr, Config
 from kdsearch.search.sampling.samplers import WrappedSampler
 from kdsearch.search.sampling.surrogate import GaussianProcess
+from kdsearch.system import machine
 
-CANDIDATES = 24
-SHARE = 1 / 24  # of the candidates: one, as long as the inner sampler's models are the slow part
+CANDIDATES = 240
+SHARE = 1 / 240  # of the candidates: one, as long as the inner sampler's models are the slow part
+NEAR = 1 / 3  # of the candidates: moves from members of the front
+MOVE, CHANGED = 0.1, 0.4  # standard deviation of a move, as a share of a range, and how likely a parameter moves
+MODEL, SAMPLER = "model", "sampler"  # who proposed a trial, in its attribute `proposed_by`
+LATELY = 30  # trials whose gains decide who proposes how often
+MODEL_SHARE = 0.75  # as long as nothing was gained
+LEAST_SHARE = 0.1  # of the trials, for each of the two
 FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 FEWEST = 5  # trials with a checkpoint, without which there is nothing to choose by
 MOST = 400  # trials that the surrogate learns from: the latest, and the front
@@ -63,25 +71,74 @@ class Draft:
         return self._draw(name, CategoricalDistribution(choices))
 
 
+class Near(Draft):
+    """A candidate near a trial: some of its parameters are moved a little, or drawn anew where they have no order."""
+
+    def __init__(
+        self, sampler: BaseSampler, study: Study, trial: FrozenTrial, params: Mapping[str, Any], random: Generator
+    ) -> None:
+        self._sampler, self._study, self._trial = sampler, study, trial
+        self._params, self._random_moves = params, random
+        self.parameters, self.distributions = {}, {}
+
+    def _draw(self, name: str, distribution: BaseDistribution) -> Any:
+        if name not in self.parameters:
+            value = self._params.get(name)
+            if value is None or not distribution._contains(distribution.to_internal_repr(value)):
+                value = self._sampler.sample_independent(self._study, self._trial, name, distribution)
+            elif self._random_moves.random() < CHANGED:
+                value = self._moved(name, value, distribution)
+            self.parameters[name], self.distributions[name] = value, distribution
+        return self.parameters[name]
+
+    def _moved(self, name: str, value: Any, distribution: BaseDistribution) -> Any:
+        if isinstance(distribution, CategoricalDistribution):
+            choices = distribution.choices
+            if not all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices):
+                return self._sampler.sample_independent(self._study, self._trial, name, distribution)
+            ordered: list[Any] = sorted(choices)  # type: ignore[type-var]
+            aside = 1 if self._random_moves.random() < 0.5 else -1
+            return ordered[min(max(ordered.index(value) + aside, 0), len(ordered) - 1)]
+        assert isinstance(distribution, IntDistribution | FloatDistribution)
+        low, high, step = distribution.low, distribution.high, distribution.step
+        if high <= low:
+            return value
+        shift = float(self._random_moves.normal(0.0, MOVE))
+        moved = value * (high / low) ** shift if distribution.log else value + shift * (high - low)
+        if step:
+            least = step if round((moved - low) / step) == round((value - low) / step) else 0  # a move is a move
+            moved = low + step * round((moved + (least if shift > 0 else -least) - low) / step)
+        moved = min(max(moved, low), high)
+        return int(moved) if isinstance(distribution, IntDistribution) else float(moved)
+
+
 class ProposalSampler(WrappedSampler):
     """Draws several candidates from another sampler, and proposes the one with the highest expected gain.
 
     The gain is that of hypervolume (Emmerich, Giannakoglou, Naujoks, IEEE TEC 2006), with one objective known: a
     candidate costs neither training nor timing. The other is expected from a Gaussian process over parameters and
-    steps, learnt from every trial's best checkpoint. One sampler serves one thread.
+    steps, learnt from every trial's best checkpoint. A third of the candidates are members of the front moved a little.
+
+    The inner sampler's own draw competes with this choice: each proposes a share of the trials that follows what its
+    latest ones gained a step, so that neither can cost much where the other is better. Who proposed a trial stands in
+    its attribute `proposed_by`. One sampler serves one thread.
 
     Args:
         inner: draws a share of the candidates, and trials where there is nothing to choose by.
         random: draws the others: a sampler that models the study itself draws slowly, and much the same.
         draw: from a draft to a configuration, by the draft's `suggest_` methods.
-        known: from a study and a configuration to the values of the known objectives in their order (what it has or may
-            have); None: nobody can tell yet; if of no candidate, the inner sampler's draw is taken.
+        known: from a study and configurations to the values of each one's known objectives in their order (what it has
+            or may have); None: not known yet; if of no candidate, the inner sampler's draw is taken.
         steps: how long a configuration is trained.
         cost: what a step of an ended trial cost (seconds, say), or None where that is not known. With it, the gain is
             divided by the cost expected of a candidate's step ("expected improvement per second": Snoek, Larochelle,
             Adams, NeurIPS 2012).
         candidates: drawn for a trial.
         share: of the candidates, that the inner sampler draws.
+        compete: whether some trials are the inner sampler's own draws.
+        seed: of the moves, and of who proposes; None: a fresh one.
+        log: indices of objectives on a log scale, see `scale.make_scale`.
+        ideal: of the observed objective, see there.
     """
 
     def __init__(
@@ -89,18 +146,25 @@ class ProposalSampler(WrappedSampler):
         inner: BaseSampler,
         random: BaseSampler,
         draw: Callable[[Draft], Config],
-        known: Callable[[Study, Config], Sequence[float] | None],
+        known: Callable[[Study, Sequence[Config]], Sequence[Sequence[float] | None]],
         *,
         steps: Callable[[Config], int],
         cost: Callable[[FrozenTrial], float | None] | None = None,
         candidates: int = CANDIDATES,
         share: float = SHARE,
+        compete: bool = True,
+        seed: int | None = None,
+        log: Sequence[int] | None = None,
+        ideal: float | None = None,
     ) -> None:
         super().__init__(inner)
         self._random = random
         self._draw, self._known, self._steps, self._cost = draw, known, steps, cost
         self._own = max(1, round(share * candidates))
-        self._others = candidates - self._own
+        self._near = round(NEAR * (candidates - self._own))
+        self._others = candidates - self._own - self._near
+        self._compete, self._seed = compete, machine.fresh_seed() if seed is None else seed
+        self._units: dict[str, Any] = {"log": log, "ideal": ideal}
         self._chosen: Draft | None = None
         self._study: Study | None = None
         self._history, self._model, self._costs = History(), GaussianProcess(), GaussianProcess()
@@ -135,10 +199,17 @@ class ProposalSampler(WrappedSampler):
         seen = self._history.curves()
         if len(seen) < FEWEST:
             return None
+        random = np.random.default_rng(machine.derive_seed("proposals", self._seed, trial.number))
+        if self._compete:
+            by = MODEL if random.random() < self._share_of_model(study, seen) else SAMPLER
+            study._storage.set_trial_user_attr(trial._trial_id, Attr.PROPOSED_BY, by)
+            if by == SAMPLER:
+                return None
         drafts = [Draft(self._inner, study, trial) for _ in range(self._own)]
+        drafts += self._moves(study, trial, seen, random)
         drafts += [Draft(self._random, study, trial) for _ in range(self._others)]
         configs = [self._draw(draft) for draft in drafts]
-        known = [self._known(study, config) for config in configs]
+        known = self._known(study, configs)
         possible = [index for index, values in enumerate(known) if values is not None]
         if not possible:
             return drafts[0]
@@ -146,6 +217,41 @@ class ProposalSampler(WrappedSampler):
         parameters = [drafts[index].parameters for index in possible]
         gains = self._gains(seen, parameters, points, [self._steps(configs[index]) for index in possible])
         return drafts[possible[int(np.argmax(gains / self._expected_costs(study, parameters)))]]
+
+    def _moves(self, study: Study, trial: FrozenTrial, seen: Stack, random: Generator) -> list[Draft]:
+        """Candidates near members of the front, each member in turn."""
+        counted = seen.where(seen.feasible)
+        front = counted.number[pareto.members(counted.points)]
+        trials = study.get_trials(deepcopy=False)
+        parents = [trials[number].params for number in random.permutation(front)] if self._near else []
+        if not parents:
+            return [Draft(self._random, study, trial) for _ in range(self._near)]
+        return [Near(self._random, study, trial, parents[i % len(parents)], random) for i in range(self._near)]
+
+    def _share_of_model(self, study: Study, seen: Stack) -> float:
+        """Of the trials: the model's part of what the latest trials gained a step, within limits."""
+        trials = study.get_trials(deepcopy=False)
+        order = np.argsort(seen.number)
+        ordered = seen.where(order[seen.feasible[order]])
+        scale = _scale(self._history, ordered, ordered.points, self._units) if len(ordered) else None
+        if scale is None:
+            return MODEL_SHARE
+        points = scale.transform(ordered.points)
+        start = max(0, len(points) - LATELY)
+        gained, steps = {MODEL: 0.0, SAMPLER: 0.0}, {MODEL: 0.0, SAMPLER: 0.0}
+        front: Floats = points[:start]
+        for place in range(start, len(points)):
+            by = trials[ordered.number[place]].user_attrs.get(Attr.PROPOSED_BY)
+            if by in gained:
+                members = front[pareto.members(front)] if len(front) else front
+                gained[by] += float(pareto.gains(members, points[place : place + 1], scale.reference)[0])
+                steps[by] += float(ordered.last[place])
+            front = points[: place + 1]
+        if not (steps[MODEL] and steps[SAMPLER]) or not (gained[MODEL] + gained[SAMPLER]):
+            return MODEL_SHARE
+        rates = {by: gained[by] / steps[by] for by in gained}
+        share = rates[MODEL] / (rates[MODEL] + rates[SAMPLER])
+        return min(max(share, LEAST_SHARE), 1 - LEAST_SHARE)
 
     def _expected_costs(self, study: Study, parameters: Sequence[Mapping[str, Any]]) -> Floats:
         """Of a step of each candidate; (candidates,), all 1 where costs do not matter or are not known yet."""
@@ -167,7 +273,7 @@ class ProposalSampler(WrappedSampler):
         history = self._history
         assert history.observed is not None
         points = np.insert(known, history.observed, 0.0, axis=1) * history.sign  # (candidates, objectives)
-        scale = _scale(history, seen, points)
+        scale = _scale(history, seen, points, self._units)
         front = scale.transform(seen.points[seen.feasible])
         front = front[pareto.members(front)]
         self._learn(scale, _latest(seen))
@@ -195,10 +301,10 @@ def _latest(seen: Stack) -> Stack:
     return seen.where(kept)
 
 
-def _scale(history: History, seen: Stack, candidates: Floats) -> Scale:
+def _scale(history: History, seen: Stack, candidates: Floats, units: Mapping[str, Any]) -> Scale:
     assert history.observed is not None
     points = candidates.copy()
     points[:, history.observed] = seen.points[:, history.observed].max()
     return make_scale(
-        np.vstack([seen.points, points]), history.sign, history.observed, lowest=float(np.nanmin(seen.best))
+        np.vstack([seen.points, points]), history.sign, history.observed, lowest=float(np.nanmin(seen.best)), **units
     )

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from optuna import Study
+from optuna.trial import TrialState
 
 from kdsearch import networks
 from kdsearch.measure import flops
 from kdsearch.records import Attr, Config, architecture
 from kdsearch.search.failures import is_exhausted
 from kdsearch.search.trial import Workshop
+
+NEW = 24  # architectures that are counted for one trial
+
+
+def _key(config: Config) -> str:
+    return json.dumps(architecture(config), sort_keys=True)
 
 
 class LikelyRatio:
@@ -31,25 +39,39 @@ class LikelyRatio:
         self._teacher = float(flops.count(workshop.teacher.network, workshop.split.example(1)))
         self._counted: dict[str, float] = {}
 
-    def __call__(self, study: Study, config: Config) -> tuple[float] | None:
-        """The likely ratio of a configuration; None while nothing was timed, and of one that is not to be proposed."""
-        if is_exhausted(study, config):
-            return None
+    def __call__(self, study: Study, configs: Sequence[Config]) -> list[tuple[float] | None]:
+        """The likely ratio of each configuration; None while nothing was timed, and of one that is not to be proposed.
+
+        Counting takes a while, so of architectures that were never counted before no more than `NEW` are; the others
+        are None as well.
+        """
+        trials = study.get_trials(deepcopy=False)
+        timed: dict[str, float] = {}
         known: dict[float, float] = {}
-        for trial in study.get_trials(deepcopy=False):
+        for trial in trials:
             ratio, other = trial.user_attrs.get(Attr.RATIO), trial.user_attrs.get(Attr.CONFIG)
-            if ratio is None or not isinstance(other, dict):
-                continue
-            if architecture(other) == architecture(config):
-                return (float(ratio),)
-            known[self.counted(other)] = ratio
-        if not known:
-            return None
-        return (interpolated(self.counted(config), known),)
+            if ratio is not None and isinstance(other, dict):
+                timed.setdefault(_key(other), float(ratio))
+                known[self.counted(other)] = float(ratio)
+        failed = any(trial.state == TrialState.FAIL for trial in trials)
+        found: list[tuple[float] | None] = []
+        new = 0
+        for config in configs:
+            key = _key(config)
+            new += key not in timed and key not in self._counted
+            if not known or (failed and is_exhausted(study, config)):
+                found.append(None)
+            elif key in timed:
+                found.append((timed[key],))
+            elif key in self._counted or new <= NEW:
+                found.append((interpolated(self.counted(config), known),))
+            else:
+                found.append(None)
+        return found
 
     def counted(self, config: Config) -> float:
         """Teacher's operations / student's, of a student without weights."""
-        key = json.dumps(architecture(config), sort_keys=True)
+        key = _key(config)
         if key not in self._counted:
             workshop = self._workshop
             family = networks.student_family(workshop.spec.student.family)

@@ -10,7 +10,10 @@ from scipy.linalg import solve_triangular
 
 Floats = NDArray[np.float64]
 
-LENGTHS = (0.35, 0.7, 1.4)  # of the kernel, where a parameter's whole range is 1
+LENGTHS = (0.2, 0.35, 0.7, 1.4, 3.0, 10.0)  # of the kernel, where a parameter's whole range is 1
+START = 0.7
+SWEEPS = 2  # over the columns, each of which gets the length that is likeliest
+LEARN_FROM = 150  # observations, at most, the latest: lengths and noise are chosen by these
 NOISES = (0.003, 0.02, 0.1)  # share of the variance that parameters do not explain
 LINEAR = 0.5  # weight of the straight trend beside the bumps
 GROWN = 7 / 6  # lengths and noise are chosen anew when there are so many times more observations
@@ -19,14 +22,16 @@ GROWN = 7 / 6  # lengths and noise are chosen anew when there are so many times 
 class GaussianProcess:
     """Regression with a squared-exponential and a linear kernel; length, noise and scale by marginal likelihood.
 
-    Rasmussen and Williams, "Gaussian processes for machine learning", 2006, chapters 2 and 5: of a few lengths and
-    noises the likeliest, the scale integrated out. Exact, for a study has hundreds of trials, not millions. Length and
+    Rasmussen and Williams, "Gaussian processes for machine learning", 2006, chapters 2 and 5: of a few lengths for each
+    column (what does not matter gets a long one) and of a few noises the likeliest, found column by column, the scale
+    integrated out. Exact, for a study has hundreds of trials, not millions. Length and
     noise are chosen anew whenever the observations have grown by a sixth, by those up to there: so a model that was
     fitted all along and one that is fitted once, to the same observations, agree.
     """
 
     def __init__(self) -> None:
-        self._chosen = (LENGTHS[0], NOISES[0])
+        self._lengths = np.full(0, START)
+        self._noise = NOISES[1]
         self._chosen_at = 0  # observations by which these were chosen
 
     def fit(self, inputs: Floats, targets: Floats) -> None:
@@ -39,17 +44,28 @@ class GaussianProcess:
         self._mean, self._unit = float(targets.mean()), float(targets.std()) or 1.0
         scaled = (targets - self._mean) / self._unit
         settled = _settled(len(targets))
-        if settled != self._chosen_at:
-            pairs = [(length, noise) for length in LENGTHS for noise in NOISES]
-            early = (targets[:settled] - targets[:settled].mean()) / (float(targets[:settled].std()) or 1.0)
-            likelihoods = [self._solve(inputs[:settled], early, *pair) for pair in pairs]
-            self._chosen, self._chosen_at = pairs[int(np.argmax(likelihoods))], settled
+        if settled != self._chosen_at or len(self._lengths) != inputs.shape[1]:
+            early = slice(max(0, settled - LEARN_FROM), settled)
+            few = targets[early]
+            self._choose(inputs[early], (few - few.mean()) / (float(few.std()) or 1.0))
+            self._chosen_at = settled
         self._inputs = inputs
-        self._solve(inputs, scaled, *self._chosen)
+        self._solve(inputs, scaled, self._lengths, self._noise)
 
-    def _solve(self, inputs: Floats, scaled: Floats, length: float, noise: float) -> float:
+    def _choose(self, inputs: Floats, scaled: Floats) -> None:
+        """Lengths and noise, one after the other, each the likeliest while the others stay."""
+        lengths, noise = np.full(inputs.shape[1], START), NOISES[1]
+        for _ in range(SWEEPS):
+            noise = NOISES[int(np.argmax([self._solve(inputs, scaled, lengths, other) for other in NOISES]))]
+            for column in range(len(lengths)):
+                tried = np.repeat(lengths[None], len(LENGTHS), axis=0)
+                tried[:, column] = LENGTHS
+                lengths = tried[int(np.argmax([self._solve(inputs, scaled, one, noise) for one in tried]))]
+        self._lengths, self._noise = lengths, noise
+
+    def _solve(self, inputs: Floats, scaled: Floats, lengths: Floats, noise: float) -> float:
         """Factorises and returns the log likelihood, but for a constant."""
-        covariance = _kernel(inputs, inputs, length)
+        covariance = _kernel(inputs, inputs, lengths)
         covariance[np.diag_indices(len(scaled))] += noise
         self._factor = np.linalg.cholesky(covariance)
         half = solve_triangular(self._factor, scaled, lower=True, check_finite=False)
@@ -66,10 +82,10 @@ class GaussianProcess:
         Returns:
             (candidates,) each.
         """
-        cross = _kernel(inputs, self._inputs, self._chosen[0])
+        cross = _kernel(inputs, self._inputs, self._lengths)
         mean = self._mean + self._unit * (cross @ self._weights)
         explained = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
-        own = 1.0 + LINEAR * (inputs**2).sum(axis=1)
+        own = 1.0 + LINEAR * ((START / self._lengths * inputs) ** 2).sum(axis=1)
         variance = np.maximum(own - (explained**2).sum(axis=0), 1e-9) * self._variance
         return mean, self._unit * np.sqrt(variance)
 
@@ -82,9 +98,10 @@ def _settled(count: int) -> int:
     return settled
 
 
-def _kernel(a: Floats, b: Floats, length: float) -> Floats:
-    """(rows of a, rows of b)."""
+def _kernel(a: Floats, b: Floats, lengths: Floats) -> Floats:
+    """(rows of a, rows of b); the linear part weighs columns by their lengths, too."""
+    a, b = a / lengths, b / lengths
     inner = a @ b.T
     squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2.0 * inner
-    found: Floats = np.exp(-0.5 * np.maximum(squared, 0.0) / length**2) + LINEAR * inner
+    found: Floats = np.exp(-0.5 * np.maximum(squared, 0.0)) + LINEAR * START**2 * inner
     return found

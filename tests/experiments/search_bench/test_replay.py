@@ -107,6 +107,7 @@ def test_a_stopped_trial_is_complete_and_a_pruned_one_is_not(table):
     one.run()
     states = {trial.state for trial in one.study.trials}
     assert states == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert any(Attr.AUDIT in trial.user_attrs for trial in one.study.trials)
     for trial in one.study.trials:
         if Attr.STOPPED_AT in trial.user_attrs:
             assert trial.state == TrialState.COMPLETE
@@ -117,10 +118,19 @@ def test_the_archive_holds_what_hypervolume_says(table):
     archive, points, before = Archive((0.2, 0.0)), [], 0.0
     for accuracy, ratio in random.uniform(0.1, 1.0, (60, 2)) * [1, 100]:
         points.append((float(accuracy), math.log10(ratio)))
-        grew = archive.add(float(accuracy), float(ratio))
+        grew = archive.add(float(accuracy), float(ratio), float(accuracy))
         assert archive.hypervolume == pytest.approx(pareto.hypervolume(points, (0.2, 0.0)))
         assert grew == (archive.hypervolume > before)
         before = archive.hypervolume
+
+
+def test_the_front_is_chosen_by_observed_values_and_valued_by_true_ones():
+    archive = Archive((0.0, 0.0))
+    assert archive.add(0.5, 10.0, 0.5)
+    assert archive.hypervolume == 0.5
+    assert archive.add(0.9, 10.0, 0.3)  # a lucky one, which displaces a better student
+    assert archive.hypervolume == pytest.approx(0.3)
+    assert not archive.add(0.6, 10.0, 0.6)
 
 
 def test_an_arms_key_is_its_own():
@@ -144,4 +154,4 @@ def test_what_a_pruner_sees_is_an_ordinary_study(table):
     one = Replay(table, Arm("random", "sampled", "ours"), seed=0, budget=30)
     assert isinstance(one.study, optuna.Study)
     assert one.study.directions == [optuna.study.StudyDirection.MAXIMIZE] * 2
-    assert replays.make_pruner("pareto", one._rows, sampled_epochs=True)._max_steps == "epochs"
+    assert replays.make_pruner("pareto", one._problem, "epochs")._max_steps == "epochs"

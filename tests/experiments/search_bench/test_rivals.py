@@ -26,12 +26,16 @@ def make_study(*trials):
     return study
 
 
-def add(study, state, ratio, accuracies, params=None, distributions=None):
+def add(study, state, ratio, accuracies, params=None, distributions=None, config=None):
     curve = {"0": [None, ratio]} | {str(t): [a, ratio] for t, a in enumerate(accuracies, start=1)}
     values = [max(accuracies), ratio] if state == TrialState.COMPLETE else None
     study.add_trial(
         create_trial(
-            state=state, values=values, user_attrs={Attr.CURVE: curve}, params=params, distributions=distributions
+            state=state,
+            values=values,
+            user_attrs={Attr.CURVE: curve, Attr.CONFIG: config},
+            params=params,
+            distributions=distributions,
         )
     )
 
@@ -180,8 +184,8 @@ def oracle_action(table, rows, others, row, seen):
     for number, epochs, state in [*others, (row, seen, RUNS)]:
         params = space.trial_parameters(table.configs[number], rows.dimensions)
         add(study, state, float(table.ratio[number]), table.accuracy[number, :epochs].tolist(), params,
-            {name: rows.distributions[number][name] for name in params})  # fmt: skip
-    return Oracle(rows).verdict(study, study.trials[-1]).action
+            {name: rows.distributions[number][name] for name in params}, table.configs[number])  # fmt: skip
+    return Oracle(rows, 9).verdict(study, study.trials[-1]).action
 
 
 def test_the_oracle_goes_on_only_while_the_future_adds(table_of):
@@ -208,5 +212,5 @@ def test_the_oracle_looks_no_further_than_the_trials_own_epochs(table_of):
     for epochs, action in ((9, "go"), (8, "stop")):
         study = optuna.create_study(directions=["maximize"] * 2)
         params = {**rows.params[0], "epochs": epochs}
-        add(study, RUNS, float(table.ratio[0]), [0.1], params, rows.distributions[0])
-        assert Oracle(rows).verdict(study, study.trials[-1]).action == action
+        add(study, RUNS, float(table.ratio[0]), [0.1], params, rows.distributions[0], table.configs[0])
+        assert Oracle(rows, "epochs").verdict(study, study.trials[-1]).action == action

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
+import numpy as np
 import optuna
 import pytest
 
 from kdsearch.experiments.search_bench.table_rows import Rows, TableSampler
 from kdsearch.search import space
 from kdsearch.search.sampling import samplers
+from kdsearch.search.sampling.proposals import Near
 
 
 def study_on(rows, inner, seed=0):
@@ -35,7 +38,7 @@ def test_a_study_holds_rows_alone_each_once_until_all_were_had(table, name, samp
         had.append(rows.find(trial.params))
         rows.take(had[-1])
         assert {**config, "epochs": 9} == table.configs[had[-1]]
-        assert rows.epochs(trial.params) == config["epochs"]
+        assert trial.params.get("epochs", 9) == config["epochs"]
         assert ("epochs" in trial.params) == sampled
         study.tell(trial, (0.5, 1.0))
     assert sorted(had[: len(rows)]) == sorted(had[len(rows) :]) == list(range(len(rows)))
@@ -65,3 +68,27 @@ def test_the_nearest_row_is_taken_on_a_log_scale(table):
     second = table.configs[rows.nearest(drawn, held)]
     assert second != table.configs[nearest]
     assert second["width"] == 8  # weight or batch moved, not the width and more
+
+
+def test_a_draft_that_moves_is_put_on_a_row(table):
+    rows = Rows(table, sampled_epochs=True)
+    study = study_on(rows, None)
+    for seed in range(20):
+        trial = study.ask()
+        config = rows.draw(trial)
+        frozen = trial._cached_frozen_trial
+        near = Near(samplers.make("random", seed), study, frozen, trial.params, np.random.default_rng(seed))
+        config = rows.draw(near)
+        row = rows.find(near.parameters)
+        assert {**config, "epochs": 9} == table.configs[row]
+        assert rows.ratio(config) == table.ratio[row]
+        np.testing.assert_array_equal(rows.curves(config)[0], table.accuracy[row])
+        assert near.distributions == rows.distributions[row]
+
+
+def test_curves_are_the_rows_with_test_accuracy_where_the_table_holds_it(table):
+    observed, true = Rows(table, sampled_epochs=False).curves(table.configs[3])
+    assert observed.tolist() == true.tolist() == table.accuracy[3].tolist()
+    other = dataclasses.replace(table, test=table.accuracy - 0.1)
+    assert Rows(other, sampled_epochs=False).curves(table.configs[3])[1].tolist() == (table.accuracy[3] - 0.1).tolist()
+    assert other.best < table.best

@@ -76,13 +76,13 @@ def test_beyond_the_known_points_ratios_go_on_as_between_the_last_two(counted, k
 
 def test_before_anything_was_timed_there_is_no_guess(workshop: Workshop):
     likely = LikelyRatio(workshop)
-    assert likely(study_of(), config(50)) is None
-    assert likely(study_of((config(50), None)), config(50)) is None
+    assert likely(study_of(), [config(50)]) == [None]
+    assert likely(study_of((config(50), None)), [config(50)]) == [None]
 
 
 def test_an_architecture_that_was_timed_has_its_ratio(workshop: Workshop):
     study = study_of((config(20), 9.0), (config(50), 3.25), (config(100), 1.5))
-    assert LikelyRatio(workshop)(study, config(50, epochs=9, loss_weight=1.0)) == (3.25,)
+    assert LikelyRatio(workshop)(study, [config(50, epochs=9, loss_weight=1.0)]) == [(3.25,)]
 
 
 def test_counted_operations_need_no_weights_and_are_those_of_the_student(workshop: Workshop):
@@ -97,16 +97,16 @@ def test_where_the_ratio_is_counted_the_guess_is_exact(workshop: Workshop, timed
     likely = LikelyRatio(workshop)
     study = study_of(*((config(width), true_ratio(workshop, width)) for width in timed))
     for width in (5, 30, 60, 200):
-        found = likely(study, config(width))
+        found = likely(study, [config(width)])[0]
         assert found is not None
         np.testing.assert_allclose(found, (true_ratio(workshop, width),))
 
 
 def test_a_guess_learns_from_each_timing(workshop: Workshop):
     likely, study = LikelyRatio(workshop), study_of((config(20), 8.0))
-    before = likely(study, config(50))
+    before = likely(study, [config(50)])[0]
     study.add_trial(create_trial(values=[0.5, 1.0], user_attrs={Attr.CONFIG: config(60), Attr.RATIO: 7.9}))
-    after = likely(study, config(50))
+    after = likely(study, [config(50)])[0]
     assert before is not None
     assert after is not None
     assert before[0] < 7.9 < after[0] < 8.0
