@@ -67,8 +67,8 @@ class Workshop:
     @cached_property
     def answers(self) -> Answers | ViewAnswers:
         """The teacher's answers to the training images, or to their views where the students' recipe augments."""
-        augment = self.spec.student.recipe.augment
-        return self.teacher.answers_to_shown(self.split.train, augment, begins=self.begins)
+        shown = self.spec.student.recipe.augment
+        return self.teacher.answers_to_shown(self.split.train, shown, begins=self.begins)
 
     @property
     def timed_on(self) -> torch.device:
@@ -79,11 +79,6 @@ class Workshop:
     def gate(self) -> Gate:
         """Keeps the timings of this machine's workers from their trainings, on the device that is timed."""
         return Gate(self.timed_on)
-
-    @property
-    def batch(self) -> int:
-        """Images a batch of a timing in torch or ONNX Runtime."""
-        return self.spec.latency.batch_on(self.timed_on.type)
 
     def quiet(self) -> AbstractContextManager[None]:
         """Runs its body, a measurement, while nobody else of us trains or times; counting operations needs no quiet."""
@@ -106,7 +101,6 @@ class Workshop:
 
     def teach(self, student: nn.Module, config: Config, seed: int) -> Iterator[EpochRecord]:
         """Trains a student as its configuration says, an epoch a step of the iterator."""
-
         return lesson.teach(
             student,
             config,
@@ -140,7 +134,7 @@ class Workshop:
             key |= {
                 "device": machine.device_model(self.timed_on),
                 "threads": self.spec.latency.threads if self.timed_on.type == "cpu" else None,
-                "batch": self.batch,
+                "batch": self.spec.latency.batch_on(self.timed_on.type),
                 "precision": "float32",
                 "torch": torch.__version__,
             }
@@ -158,7 +152,7 @@ class Workshop:
         def take() -> Timing:
             if self.cost == ONNX:
                 return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
-            batch = self.split.example(self.batch)
+            batch = self.split.example(self.spec.latency.batch_on(self.timed_on.type))
             return checked(cost(self.cost)(self.teacher.network, student, batch), self.cost)
 
         with machine.threads(self.spec.latency.threads):
