@@ -232,4 +232,6 @@ def _classes(dataset: str) -> int:
     if kind != "folder" or not path:
         return 10
 
+    from kdsearch.data.listing import list_folder
+
     return len(list_folder(Path(path).expanduser()).train.classes)

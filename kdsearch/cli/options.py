@@ -19,7 +19,8 @@ DataDir = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
-    str, typer.Option(help="That convolutions are trained in: auto (bfloat16 where faster), float32 or bfloat16.")
+    str,
+    typer.Option(help="Convolutions train in float32, bfloat16 or auto: the study's own, in a new one the faster."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 PlotlyJs = Annotated[str, typer.Option(help="inline (one offline page) or cdn (a small one).")]

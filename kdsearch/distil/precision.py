@@ -144,8 +144,7 @@ def _timed_once(
     build: Callable[[], nn.Module],
     instructions: list[str],
 ) -> Choice:
-    threads = torch.get_num_threads()
-    key = f"{kind}, {machine.device_model(device)}, {threads} threads, torch {torch.__version__}"
+    key = f"{kind}, {machine.device_model(device)}, torch {torch.__version__}"
     with files.locked(file()):
         timed = kept().get(key)
         if timed is None:

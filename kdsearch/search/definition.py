@@ -125,7 +125,7 @@ def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
             got=study.study_name,
             remedy="choose another --name",
         )
-    if "precision" not in stored:  # of a study made before it was kept; `begun` sees to it
+    if isinstance(stored, dict) and "precision" not in stored:  # of a study made before it was kept; `begun` sees to it
         wanted = {key: value for key, value in wanted.items() if key != "precision"}
     changed = differences(comparable(stored), comparable(wanted))
     if changed:
@@ -150,13 +150,13 @@ def begun(backend: BaseStorage, name: str, choice: Choice, device: torch.device)
         DefinitionError: the user names another precision than that of a study made before it was kept.
     """
     stored = _stored(storage.load_study(backend, name)) if name in storage.study_names(backend) else None
-    if stored is not None and choice.given and choice.name != (own := kept_by(stored, device).name):
+    if isinstance(stored, dict) and choice.given and choice.name != (own := kept_by(stored, device).name):
         raise DefinitionError(
             f"a study's precision must stay the same ({own})",
             got=choice.name,
             remedy="leave --precision out, or choose another --name",
         )
-    return stored
+    return stored if isinstance(stored, dict) else None
 
 
 def check_definition(study: Study, plan: Plan) -> None:

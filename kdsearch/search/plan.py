@@ -170,15 +170,22 @@ def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
     """
     loaded = plan.spec
     augment = loaded.student.recipe.augment
-    before = (stored.get("student") or {}).get("recipe", {}).get("augment", {})
+    before = _part(stored, "student", "recipe", "augment")
     if "views" not in before and loaded.with_augment(augment.model_copy(update={"views": None})).pooled() == loaded:
         loaded = loaded.with_augment(augment.model_copy(update={"views": None}))
-    if "cuda_batch" not in (stored.get("latency") or {}):
+    if "cuda_batch" not in _part(stored, "latency"):
         loaded = loaded.model_copy(update={"latency": loaded.latency.model_copy(update={"cuda_batch": None})})
     if "distillation" not in {*loaded.model_fields_set, *stored}:
         loaded = loaded.model_copy(update={"distillation": 1})
     choice = precisions.adopted(plan.precision, stored, plan.device)
     return dataclasses.replace(plan, spec=loaded, precision=choice)
+
+
+def _part(stored: object, *keys: str) -> Mapping[str, Any]:
+    """A part of a definition, which is as anybody may have stored it; empty where there is none."""
+    for key in keys:
+        stored = stored.get(key) if isinstance(stored, Mapping) else None
+    return stored if isinstance(stored, Mapping) else {}
 
 
 def rejoin(

@@ -69,8 +69,8 @@ class Workshop:
     @cached_property
     def answers(self) -> Answers | ViewAnswers:
         """The teacher's answers to the training images, or to their views where the students' recipe augments."""
-        augment = self.spec.student.recipe.augment
-        return self.teacher.answers_to_shown(self.split.train, augment, begins=self.begins)
+        shown = self.spec.student.recipe.augment
+        return self.teacher.answers_to_shown(self.split.train, shown, begins=self.begins)
 
     @property
     def timed_on(self) -> torch.device:
@@ -81,11 +81,6 @@ class Workshop:
     def gate(self) -> Gate:
         """Keeps the timings of this machine's workers from their trainings, on the device that is timed."""
         return Gate(self.timed_on)
-
-    @property
-    def batch(self) -> int:
-        """Images a batch of a timing in torch or ONNX Runtime."""
-        return self.spec.latency.batch_on(self.timed_on.type)
 
     def quiet(self) -> AbstractContextManager[None]:
         """Runs its body, a measurement, while nobody else of us trains or times; counting operations needs no quiet."""
@@ -164,7 +159,7 @@ class Workshop:
         with machine.threads(self.spec.latency.threads):
             if self.cost == ONNX:
                 return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
-            batch = self.split.example(self.batch)
+            batch = self.split.example(self.spec.latency.batch_on(self.timed_on.type))
             return checked(cost(self.cost)(self.teacher.network, student, batch), self.cost)
 
 

@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from kdsearch import pareto
-from kdsearch.bench.problems import Problem
+from kdsearch.experiments.search_bench.problems import Problem
 from kdsearch.experiments.search_bench.rivals import MOASHA, HubJoint, Oracle, SameEpochDominance
 from kdsearch.experiments.search_bench.table_rows import EPOCHS, Rows, TableSampler
 from kdsearch.experiments.search_bench.tables import Table

@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from kdsearch import pareto
-from kdsearch.bench.problems import Problem
+from kdsearch.experiments.search_bench.problems import Problem
 from kdsearch.pruning.pruner import Verdict
 from kdsearch.records import Attr
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import optuna
 
-from kdsearch.bench.problems import FAMILIES, Family, LCBench, Problem, lcbench_tasks
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import tables
+from kdsearch.experiments.search_bench.problems import FAMILIES, Family, LCBench, Problem, lcbench_tasks
 from kdsearch.experiments.search_bench.replay import ALL, SAMPLED, Arm, Run, replay
 from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.progress import Progress

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import optuna
 import pytest
-from kdsearch.bench.problems import FAMILIES, Family, _Random
 from optuna.trial import TrialState
 
 from kdsearch import ParetoPruner, report, should_prune
+from kdsearch.experiments.search_bench.problems import FAMILIES, Family, _Random
 from kdsearch.experiments.search_bench.replay import Arm, Replay, replay
 from kdsearch.records import Attr
 

@@ -7,11 +7,11 @@ import os
 import numpy as np
 import pytest
 from helpers.recording import Recorder
-from kdsearch.bench.problems import FAMILIES, Family
 
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import comparison, page, tables
 from kdsearch.experiments.search_bench import run as search
+from kdsearch.experiments.search_bench.problems import FAMILIES, Family
 from kdsearch.experiments.search_bench.replay import METHODS, Arm, Run, replay
 from kdsearch.experiments.search_bench.run import Measured, arms
 from kdsearch.progress import Progress
