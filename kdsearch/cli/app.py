@@ -153,7 +153,8 @@ def optimize(
         max_epochs=max_epochs,
     )
     if dry_run:
-        print_plan(estimate.estimate(planned, options.budget()), as_json=as_json)
+        plan = estimate.estimate(planned, options.budget(), candidates=candidates, pruner=pruner)
+        print_plan(plan, as_json=as_json)
         return
     command = command_line(storage)
     with ConsoleProgress() as progress, ending(progress):

@@ -14,6 +14,16 @@ def count(augment: Augment) -> int:
     return (2 if augment.flip else 1) * (2 * augment.shift + 1) ** 2
 
 
+def pool_size(augment: Augment, longest: int) -> int:
+    """How many views of an image a teacher is asked for: each of a training's epochs sees another, while there are any.
+
+    Args:
+        augment: whose views there are.
+        longest: epochs of the longest training.
+    """
+    return min(count(augment), longest)
+
+
 def make(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
     """One view of each image.
 

@@ -82,6 +82,11 @@ def ask(network: nn.Module, data: ImageSet, prepare: Prepare) -> Answers:
     )
 
 
+def kept_file(data: ImageSet, *, folder: Path, name: str) -> Path:
+    """Where the answers to these images are kept, by the teacher's name."""
+    return folder / f"{name}-{fingerprint([data])}.answers.safetensors"
+
+
 def obtain(network: nn.Module, data: ImageSet, prepare: Prepare, *, folder: Path, name: str) -> Answers:
     """A teacher's answers: from the cache, else asked for and kept there.
 
@@ -95,7 +100,7 @@ def obtain(network: nn.Module, data: ImageSet, prepare: Prepare, *, folder: Path
     Raises:
         KdsearchError: the cache cannot be written.
     """
-    path = folder / f"{name}-{fingerprint([data])}.answers.safetensors"
+    path = kept_file(data, folder=folder, name=name)
     with files.locked(path):
         kept = _from_cache(path, data.labels.device)
         if kept is not None and len(kept.logits) == len(data):

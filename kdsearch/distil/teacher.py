@@ -137,6 +137,13 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
     return teacher
 
 
+def has_answered(spec: TeacherSpec, split: Split, augment: Augment) -> bool:
+    """Whether all that the teacher says of the training images is kept from an earlier study."""
+    if views.count(augment) > 1:
+        return False  # a table of views is filled as they are drawn
+    return answers.kept_file(split.train, folder=_folder("answers"), name=fingerprint(spec, split)).is_file()
+
+
 def check_accuracy(facts: TeacherFacts, split: Split) -> None:
     """Refuses a teacher that is not surely better than always naming the most frequent class.
 
