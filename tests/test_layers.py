@@ -41,7 +41,7 @@ LAYERS = [
     },
 ]
 REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "stats", "storage"}
-LINES = 350
+LINES = 500
 PUBLIC = [
     "KdsearchError",
     "ParetoPruner",
