@@ -229,9 +229,9 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
     )
 
     def begin(state: train.State | None) -> tuple[train.Run, float]:
+        before = 0.0 if state is None else float(state["seconds"])
         # A teacher is taken as its recipe leaves it: nothing is chosen by validation, so none is run on the way.
-        run = train.train(network, lesson, recipe, validate=lambda _: math.nan, state=state and state["run"])
-        return run, 0.0 if state is None else float(state["seconds"])
+        return train.train(network, lesson, recipe, validate=lambda _: math.nan, state=state and state["run"]), before
 
     progress.teacher_started(spec.title, recipe.epochs)
     kept = _checkpoint(spec, split, progress)
