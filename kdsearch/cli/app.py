@@ -157,7 +157,9 @@ def optimize(
             max_epochs=max_epochs,
             precision=precision,
         )
-        planned_work = estimate.estimate(planned, options.budget()) if dry_run else None
+        planned_work = None
+        if dry_run:
+            planned_work = estimate.estimate(planned, options.budget(), candidates=candidates, pruner=pruner)
     if planned_work is not None:
         print_plan(planned_work, as_json=as_json)
         return

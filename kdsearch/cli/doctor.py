@@ -12,7 +12,7 @@ from kdsearch import data, networks
 from kdsearch.data import decoded, pictures, survey
 from kdsearch.data.folder import locate
 from kdsearch.data.listing import HIDDEN, Layout, Listing, list_folder
-from kdsearch.distil import precision
+from kdsearch.distil import checkpoint, precision
 from kdsearch.errors import DataError, StudyFileError
 from kdsearch.measure import COSTS
 from kdsearch.spec import DataSpec
@@ -67,6 +67,8 @@ def examine(data_dir: str | None = None) -> list[Finding]:
     teachers = machine.cache_folder() / "teachers"
     kept = len(list(teachers.glob("*.safetensors"))) if teachers.is_dir() else 0
     findings.append(Finding("teachers kept", f"{kept} in {teachers}"))
+    sizes = [path.stat().st_size for path in checkpoint.folder().glob("*.safetensors")]
+    findings.append(Finding("checkpoints kept", f"{len(sizes)}, {sum(sizes) / 1e9:.1f} GB, in {checkpoint.folder()}"))
     images = decoded.kept()
     size = f"{images.size / 1e9:.1f} of at most {images.limit / 1e9:.4g} GB ({decoded.LIMIT})"
     files = f"{images.count} {'file' if images.count == 1 else 'files'}"

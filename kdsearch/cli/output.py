@@ -36,13 +36,39 @@ def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     print(f"anchors   {shown(', '.join(plan['anchors'])) or 'none'}")
     for key, values in plan["space"].items():
         print(f"space     {shown(f'{key}: {values}')}")
-    parts = ", ".join(f"{key} {value / 60:.1f} min" for key, value in seconds.items() if key != "all")
-    print(f"estimate  {seconds['all'] / 60:.1f} min {_unpruned(plan)}({parts})")
+    for key, value in seconds.items():
+        if key != "all":
+            print(f"estimate  {key:<10}{_time(value):>12}  {PARTS[key]}")
+    print(f"estimate  {'in all':<10}{_time(seconds['all']):>12}  {_unpruned(plan)}")
+    saved = plan["pruning"]["seconds"]
+    if saved:
+        seen = f"{plan['pruning']['share']:.0%} of training and scoring, {plan['pruning']['seen']}"
+        left = f"{_time(seconds['all'] - saved)} are left"
+        print(f"expected  {'pruning':<10}{'-' + _time(saved):>12}  {seen}: {left}")
+
+
+PARTS = {
+    "teacher": "its training, once; 0 where it is kept",
+    "answers": "of the teacher to the training images or their views, once",
+    "training": "of students",
+    "timing": "ratios, once for each architecture",
+    "scoring": "validation images after each epoch, test images once a trial",
+    "search": "and storage",
+    "trials": "until the timeout",
+}
+"""What the parts of an estimate are."""
+
+
+def _time(seconds: float) -> str:
+    """Seconds as such, from two minutes on in minutes, from two hours on in hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _unpruned(plan: dict[str, Any]) -> str:
     """What the estimate is of: pruning makes a number of trials cheaper, while a budget is spent all the same."""
-    return "without pruning " if plan["trials"] is not None else ""
+    return "by one process" + (", without pruning" if plan["trials"] is not None else "")
 
 
 def command_line(storage: str | None = None) -> str:

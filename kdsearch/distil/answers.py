@@ -78,6 +78,11 @@ def named(name: str, network: nn.Module, data: ImageSet, precision: Precision | 
     return f"{name}-{fingerprint([data])}" + ("-bfloat16" if form.bf16 else "")
 
 
+def kept_file(network: nn.Module, data: ImageSet, precision: Precision | None, *, folder: Path, name: str) -> Path:
+    """Where the answers to these images are kept, by the teacher's name."""
+    return folder / f"{named(name, network, data, precision)}.answers.safetensors"
+
+
 def obtain(
     network: nn.Module,
     data: ImageSet,
@@ -101,7 +106,7 @@ def obtain(
     Raises:
         KdsearchError: the cache cannot be written.
     """
-    path = folder / f"{named(name, network, data, precision)}.answers.safetensors"
+    path = kept_file(network, data, precision, folder=folder, name=name)
     with files.locked(path):
         kept = _from_cache(path, data.labels.device)
         if kept is not None and len(kept.logits) == len(data):

@@ -165,6 +165,16 @@ def obtain(
     return dataclasses.replace(teacher, precision=precision)
 
 
+def has_answered(
+    spec: TeacherSpec, split: Split, augment: Augment, network: nn.Module, precision: Precision | None
+) -> bool:
+    """Whether all that the teacher says of the training images is kept from an earlier study."""
+    if views.count(augment) > 1:
+        return False  # a table of views is filled as they are drawn
+    name = fingerprint(spec, split)
+    return answers.kept_file(network, split.train, precision, folder=_folder("answers"), name=name).is_file()
+
+
 def check_accuracy(facts: TeacherFacts, split: Split) -> None:
     """Refuse a teacher that is not surely better than always naming the most frequent class.
 
@@ -257,9 +267,9 @@ def _train(
     )
 
     def begin(state: train.State | None) -> tuple[train.Run, float]:
+        before = 0.0 if state is None else float(state["seconds"])
         # A teacher is taken as its recipe leaves it: nothing is chosen by validation, so none is run on the way.
-        run = train.train(network, lesson, recipe, validate=lambda _: math.nan, state=state and state["run"])
-        return run, 0.0 if state is None else float(state["seconds"])
+        return train.train(network, lesson, recipe, validate=lambda _: math.nan, state=state and state["run"]), before
 
     progress.teacher_started(spec.title, recipe.epochs)
     kept = _checkpoint(spec, split, precision, progress)

@@ -36,7 +36,7 @@ def epochs_spent(trials: Iterable[FrozenTrial]) -> int:
 
     Those that a trial took over from the checkpoint of a handed-back one count once, with that one.
     """
-    return sum(epochs_run(trial) - int(trial.user_attrs.get(Attr.RESUMED, 0)) for trial in trials)
+    return sum(max(0, epochs_run(trial) - int(trial.user_attrs.get(Attr.RESUMED, 0))) for trial in trials)
 
 
 class Budget:

@@ -341,11 +341,11 @@ class Objective:
             return StudentTraining(self._workshop.teach(student, config, seed, state["run"]), best, records)
 
         training = kept.resume(begin, self._workshop.device)
-        for record in training.records:
-            pruner.report(trial, (record.accuracy, ratio), record.epoch)
         if training.records:
             trial.set_user_attr(Attr.RESUMED, len(training.records))
             self._progress.resumed(f"trial {trial.number}", len(training.records), config["epochs"])
+        for record in training.records:
+            pruner.report(trial, (record.accuracy, ratio), record.epoch)
         return training
 
     def _epochs(self, records: Run) -> Iterator[EpochRecord]:

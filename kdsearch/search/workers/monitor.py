@@ -59,7 +59,8 @@ class Monitor:
             self._epochs[trial.number] = 0
             self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
         curve = trial.user_attrs.get(Attr.CURVE, {})
-        for epoch in range(self._epochs[trial.number] + 1, epochs_run(trial) + 1):
+        known = max(self._epochs[trial.number], int(trial.user_attrs.get(Attr.RESUMED, 0)))
+        for epoch in range(known + 1, epochs_run(trial) + 1):
             record = EpochRecord(epoch, math.nan, curve[str(epoch)][0], math.nan)
             self._progress.trial_epoch(trial.number, record, config["epochs"])
             self._epochs[trial.number] = epoch

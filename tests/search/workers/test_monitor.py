@@ -67,6 +67,14 @@ def test_an_outcome_in_a_few_words(given: FrozenTrial, text: str):
     assert describe(given) == text
 
 
+def test_epochs_that_a_trial_took_over_from_a_checkpoint_are_not_told_again(study: optuna.Study):
+    told = Told()
+    monitor = Monitor(study, told)
+    study.add_trial(trial(RUNNING, 3, **{Attr.CONFIG: CONFIG, Attr.RESUMED: 2}))
+    monitor.look()
+    assert [event[:3] for event in told.new()] == [("started", 0, None), ("epoch", 0, 3)]
+
+
 def test_a_trial_is_told_as_it_begins_trains_and_ends_each_thing_once(study: optuna.Study):
     told = Told()
     monitor = Monitor(study, told)
