@@ -182,8 +182,8 @@ def claim_8(lab: Lab) -> Finding:
         lab.dataset,
         "The deck's own mixture: cls_loss on the training images beside div_loss (T = 4 times the teacher's own) on as "
         "many noise images (uniform pixels), against cls_loss alone, as long and three times as long. Misled: more "
-        f"than {points(MARGIN)} worse at both. For comparison, taught by the teacher's outputs on noise alone, or on grey "
-        f"patches of two photographs; garbage is at most {points(GARBAGE)} more than chance.",
+        f"than {points(MARGIN)} worse at both. For comparison, taught by the teacher's outputs on noise alone, or on "
+        f"grey patches of two photographs; garbage is at most {points(GARBAGE)} more than chance.",
         [
             *(effect(f"labels alone - labels and noise, {name}", one, other, margin=MARGIN)
               for name, one, other in zip(names, plain, mixed, strict=True)),

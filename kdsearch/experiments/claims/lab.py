@@ -135,7 +135,7 @@ class Lab:
         """The first teacher of the same recipe that has seen the first half of the training images alone."""
         return self._obtain("half", 0)
 
-    def teacher(self, which: Literal["whole", "half"], number: int) -> teacher.Teacher:
+    def teacher_of(self, which: Literal["whole", "half"], number: int) -> teacher.Teacher:
         """One of the teachers, which differ in their seed."""
         if number == 0:
             return self.whole if which == "whole" else self.half
@@ -202,7 +202,9 @@ class Lab:
     def teacher_scores(self, which: Literal["whole", "half"] = "whole") -> Scores:
         """Which test images the teachers get right; each stands beside each seed."""
         test = self.split.test
-        rows = [hits(self.teacher(which, number).network, test, self.split.prepare) for number in range(self.teachers)]
+        rows = [
+            hits(self.teacher_of(which, number).network, test, self.split.prepare) for number in range(self.teachers)
+        ]
         found = np.array([row.cpu().numpy() for row in rows], dtype=np.float64)[:, None]
         return np.broadcast_to(found, (self.teachers, self.seeds, found.shape[2]))
 
@@ -235,7 +237,7 @@ class Lab:
             return None
         key = arm.teacher, number, arm.images
         if key not in self._known:
-            network = self.teacher(arm.teacher, number).network
+            network = self.teacher_of(arm.teacher, number).network
             self._known[key] = answers.ask(network, self.images(arm.images), self.split.prepare)
         known = self._known[key]
         recipe = self.file.teacher.recipe

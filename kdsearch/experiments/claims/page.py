@@ -86,12 +86,12 @@ def _how(lab: Lab) -> list[str]:
     return [
         f"Every experiment has a control and a margin fixed beforehand, and {lab.teachers} teachers that each teach "
         f"{lab.seeds} seeds. Arms are paired: with one seed all start from the same weights and draw the order of "
-        "their images from the same generator. An effect is confirmed where the whole 95 % interval lies above its margin, "
-        "refuted where it lies below, else undecided; the interval is over teachers, seeds and test images (each as a "
-        "bootstrap over it has it in the limit, Student's t for few). A verdict also has to hold at 5 % after Holm's "
-        "correction over the nine claims. Claims that rest on what the teacher knows are not testable where it is not "
-        "shown to be better than a student on labels alone. An effect is called equal where two one-sided tests show "
-        "it smaller than its margin either way."
+        "their images from the same generator. An effect is confirmed where the whole 95 % interval lies above its "
+        "margin, refuted where it lies below, else undecided; the interval is over teachers, seeds and test images "
+        "(each as a bootstrap over it has it in the limit, Student's t for few). A verdict also has to hold at 5 % "
+        "after Holm's correction over the nine claims. Claims that rest on what the teacher knows are not testable "
+        "where it is not shown to be better than a student on labels alone. An effect is called equal where two "
+        "one-sided tests show it smaller than its margin either way."
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -178,7 +179,7 @@ def _spread(one: Measured) -> float:
     if len(one.accuracies) > 1:
         return statistics.stdev(one.accuracies)
     share = one.accuracies[0] / 100
-    return 100 * (share * (1 - share) / TEST_IMAGES) ** 0.5
+    return 100 * math.sqrt(share * (1 - share) / TEST_IMAGES)
 
 
 def _seconds(attrs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
