@@ -168,12 +168,10 @@ def _more(data: StudyData, of: Standing) -> list[str]:
 def _fast(data: StudyData, row: dict[str, Any]) -> str:
     """A trial's ratio in words: "14.2 times as fast as the teacher"."""
     slower = 0 < row["ratio"] < 1
-    word = {False: "times as fast as the teacher", True: "times slower than the teacher"}[slower]
+    word = "slower than" if slower else "as fast as"
     if data.cost == "flops":
-        word = {False: "times fewer operations than the teacher", True: "times more operations than the teacher"}[
-            slower
-        ]
-    return f"{formatting.ratio(1 / row['ratio'] if slower else row['ratio'])} {word}"
+        word = f"{'more' if slower else 'fewer'} operations than"
+    return f"{formatting.ratio(1 / row['ratio'] if slower else row['ratio'])} times {word} the teacher"
 
 
 def _microseconds(data: StudyData, row: dict[str, Any]) -> str:

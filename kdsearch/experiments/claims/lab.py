@@ -289,7 +289,8 @@ def mixture(split: Split, other: ImageSet, answers: Tensor, config: Mapping[str,
         labels = F.cross_entropy(batch.logits, batch.labels, ignore_index=NO_LABEL, reduction="sum")
         ours, theirs = (F.log_softmax(side / temperature, 1) for side in (batch.logits, batch.teacher_logits))
         each = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1) * temperature**2
-        return (labels + (each * (batch.labels == NO_LABEL)).sum()) / half
+        total: Tensor = labels + (each * (batch.labels == NO_LABEL)).sum()
+        return total / half
 
     return train.Lesson(
         data=both, prepare=split.prepare, loss=loss,
