@@ -280,7 +280,7 @@ def mixture(split: Split, other: ImageSet, answers: Tensor, config: Mapping[str,
         config: `temperature`, `epochs` and `batch_size`.
         seed: of the training.
     """
-    temperature, half = float(config["temperature"]), config["batch_size"] / 2
+    temperature, half = float(config["temperature"]), float(config["batch_size"]) / 2
     none = torch.full_like(other.labels, NO_LABEL)
     both = ImageSet(torch.cat([split.train.images, other.images]), torch.cat([split.train.labels, none]))
 
