@@ -267,6 +267,78 @@ def mean_upper_margin(values: Sequence[float], *, confidence: float = CONFIDENCE
     return float(t.ppf(confidence, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+@dataclass(frozen=True)
+class Crossed:
+    """A mean over teachers and seeds with its standard error and that error's degrees of freedom.
+
+    Attributes:
+        mean, error, degrees: of the estimate; no spread at all has the error 0.
+        n: how many pairs of teacher and seed it is from.
+    """
+
+    mean: float
+    error: float
+    degrees: float
+    n: int
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Student's interval."""
+        from scipy.stats import t
+
+        half = float(t.ppf(0.5 + confidence / 2, self.degrees)) * self.error
+        return Interval(self.mean, self.mean - half, self.mean + half, self.n)
+
+    def above(self, margin: float) -> float:
+        """One-sided p of the test that the mean is above a margin; 1 less this is that it is below."""
+        from scipy.stats import t
+
+        if self.error == 0:
+            return 0.0 if self.mean > margin else 1.0 if self.mean < margin else 0.5
+        return float(t.sf((self.mean - margin) / self.error, self.degrees))
+
+
+def crossed(rows: Sequence[Sequence[float]], images_error: float = 0.0) -> Crossed:
+    """Mean of differences that were drawn by teacher, by seed and by test image, each crossed with the others.
+
+    Its variance is the sum of those that a bootstrap over teachers, over seeds and over images each gives in the limit
+    (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007: the sum errs on the safe side by their
+    interactions), with n / (n - 1) for few draws; Satterthwaite's degrees of freedom. One teacher shows no spread of
+    teachers: then the interval is of that teacher alone.
+
+    Args:
+        rows: (teachers, seeds), at least two values in all.
+        images_error: standard error of the mean over test images; 0: not counted.
+
+    Raises:
+        ValueError: there are fewer than two values.
+    """
+    values = [value for row in rows for value in row]
+    if len(values) < 2:
+        raise ValueError(f"an interval of a mean needs two values or more (got {len(values)})")
+    sides = [[statistics.fmean(row) for row in rows], [statistics.fmean(column) for column in zip(*rows, strict=True)]]
+    parts = [(statistics.variance(side) / len(side), len(side) - 1) for side in sides if len(side) > 1]
+    whole = sum(part for part, _ in parts) + images_error**2
+    slack = sum(part**2 / degrees for part, degrees in parts)
+    degrees = whole**2 / slack if slack > 0 else math.inf
+    return Crossed(statistics.fmean(values), math.sqrt(whole), min(degrees, 1e6), len(values))
+
+
+def holm(values: Sequence[float], *, tests: int | None = None) -> list[float]:
+    """P values adjusted for their number, step by step (Holm, Scandinavian Journal of Statistics 6, 1979).
+
+    Args:
+        values: p of each test, in any order.
+        tests: of the family, where some of it was not run; None: as many as there are.
+    """
+    count = max(len(values), tests or 0)
+    adjusted = [0.0] * len(values)
+    least = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        least = max(least, min(1.0, (count - rank) * values[index]))
+        adjusted[index] = least
+    return adjusted
+
+
 def rank_agreement(
     ours: Sequence[Sequence[float]], theirs: Sequence[float], *, spread: Sequence[float], draws: int = 1000
 ) -> Interval:

@@ -10,7 +10,9 @@ from scipy import optimize, signal, stats
 
 from kdsearch.stats import (
     count_of,
+    crossed,
     difference_from_one_run,
+    holm,
     mean_exceeds,
     mean_interval,
     mean_upper_margin,
@@ -315,3 +317,34 @@ def test_two_one_sided_tests_are_wrong_as_seldom_as_promised():
         found = difference_from_one_run(ours, published + 0.005, 10_000, confidence=0.9)
         wrong.append(found.low > -0.005 and found.high < 0.005)
     assert np.mean(wrong) == pytest.approx(0.05, abs=0.012)
+
+
+def test_an_interval_over_teachers_seeds_and_images_covers_as_often_as_promised():
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(800):
+        teachers, seeds, images = rng.normal(0, 0.5, 5), rng.normal(0, 0.3, 5), rng.normal(0, 6.0, 300)
+        rest = rng.normal(0, 0.2, (5, 5))
+        rows = teachers[:, None] + seeds[None] + rest + images.mean() + 1.0
+        found = crossed(rows.tolist(), images.std(ddof=1) / math.sqrt(300)).interval()
+        inside.append(found.low <= 1.0 <= found.high)
+    assert 0.93 <= np.mean(inside) <= 0.99
+
+
+def test_one_teacher_without_images_has_students_interval():
+    values = [0.1, 0.4, 0.2, 0.6]
+    expected = mean_interval(values)
+    found = crossed([values]).interval()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert crossed([values]).above(0.0) == pytest.approx(stats.ttest_1samp(values, 0, alternative="greater").pvalue)
+    with pytest.raises(ValueError, match="two values or more"):
+        crossed([[1.0]])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holms_values_are_those_of_the_steps(values):
+    found = holm(values)
+    assert all(a >= b for a, b in zip(found, values, strict=True))
+    assert min(found) == pytest.approx(min(1.0, len(values) * min(values)))
+    assert sorted(found) == [found[i] for i in sorted(range(len(values)), key=lambda i: values[i])]
+    assert holm(values, tests=len(values) + 3)[0] >= found[0]

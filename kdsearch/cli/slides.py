@@ -64,7 +64,8 @@ def slides(
 
 def claims(
     dataset: Annotated[str, typer.Option(help="digits (a minute or two) or mnist.")] = "digits",
-    seeds: Annotated[int, typer.Option(help="Paired trainings of each arm, at least 5.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Paired trainings of each arm and teacher, at least 5.")] = 5,
+    teachers: Annotated[int, typer.Option(help="Teachers that differ in their seed; each teaches every seed.")] = 5,
     only: Annotated[str | None, typer.Option(help="Claims with commas between, as 1,4 [default: all nine].")] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -82,7 +83,9 @@ def claims(
     checked(plotlyjs)
     command = command_line(storage)
     with ConsoleProgress() as progress:
-        place = lab.open_lab(dataset, seeds=seeds, data_dir=data_dir, device=device, progress=progress)
+        place = lab.open_lab(
+            dataset, seeds=seeds, teachers=teachers, data_dir=data_dir, device=device, progress=progress
+        )
         findings = run.run(place, numbers, cifar10_rows=run.slides_of_cifar10(storage))
         path = page.write(place, findings, out, command=command, plotlyjs=plotlyjs)
         progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")

@@ -14,7 +14,7 @@ from kdsearch.reporting.choice import Standing, ship
 from kdsearch.reporting.collect import TIMED, StudyData, configuration, plain
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.ties import fastest
-from kdsearch.reporting.verdict import knee, looks, none_within, sentence
+from kdsearch.reporting.verdict import knee, looks, none_within, sentence, worth
 
 EXACT = 1e-12  # 100 times 0.975 may fall short of 97.5 by a last bit
 
@@ -157,7 +157,7 @@ def _tested(data: StudyData, wish: Wish, rows: list[dict[str, Any]]) -> Choice:
     asked = f" with {wish}" if str(wish) else ""
     points = f"{found.within:g} point{'' if found.within == 1 else 's'}"
     why = (
-        f"Trial {row['number']}: {sentence(data, found.chosen)}. It is the fastest{asked} shown to be within {points} "
+        f"Trial {row['number']}: {worth(data, row)} It is the fastest{asked} shown to be within {points} "
         f"of the teacher. {looks(data, found)}"
     )
     return Choice(int(row["number"]), why, row, found.chosen)

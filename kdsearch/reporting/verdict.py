@@ -83,13 +83,17 @@ def picks(data: StudyData) -> list[Pick]:
 
 
 def verdict(data: StudyData) -> str:
-    """One sentence with figures on the student to ship, or why there is none and which one is nearest."""
+    """The student to ship with its figures, or why there is none and which one is nearest: `headline` and `details`."""
+    return f"{headline(data)} {details(data)}".rstrip()
+
+
+def headline(data: StudyData) -> str:
+    """One sentence: which student to ship, how fast, how much worse, how sure."""
     if data.front.empty:
         return _nothing(data.counts)
     found = ship(data)
     if found.chosen is not None:
-        told = f"Ship {_name(found.chosen.row)}: {sentence(data, found.chosen)}"
-        return f"{told}; it is the fastest shown to be within {_points(found.within)} of the teacher."
+        return f"Ship {_name(found.chosen.row)}: {sentence(data, found.chosen)}."
     if found.nearest is not None:
         return f"{none_within(found)}: {sentence(data, found.nearest)}."
     row = next(pick.row for pick in picks(data) if pick.title == KNEE)
@@ -98,14 +102,25 @@ def verdict(data: StudyData) -> str:
     return f"{name}, the knee of the front, {told}; how far it is below the teacher is not known."
 
 
+def details(data: StudyData) -> str:
+    """The rest of what is known of that student, in a second sentence; empty where nothing is."""
+    if data.front.empty:
+        return ""
+    found = ship(data)
+    of = found.chosen or found.nearest
+    if of is None:
+        return ""
+    lead = f"The fastest shown to be within {_points(found.within)} of the teacher"
+    if found.chosen is None:
+        lead = f"It lacks {max(100 * of.bound - found.within, 0.1):.1f} points at that bound"
+    return f"{lead}; {'; '.join(_more(data, of))}."
+
+
 def none_within(found: Shipping) -> str:
-    """That no student qualifies, which is nearest, and what it lacks; `found.nearest` is there."""
+    """That no student qualifies, and which is nearest; `found.nearest` is there."""
     assert found.nearest is not None
-    lacks = max(100 * found.nearest.bound - found.within, 0.1)
-    return (
-        f"No student is shown to be within {_points(found.within)} of the teacher; the nearest is "
-        f"{_name(found.nearest.row)}, short by {lacks:.1f} points at its 95 % bound"
-    )
+    near = _name(found.nearest.row)
+    return f"No student is shown to be within {_points(found.within)} of the teacher; the nearest is {near}"
 
 
 def looks(data: StudyData, found: Shipping) -> str:
@@ -114,48 +129,49 @@ def looks(data: StudyData, found: Shipping) -> str:
         return ""
     known = number((data.teacher or {}).get("validation_accuracy"))
     reach = "" if math.isnan(known) else f" that validation puts within {_points(found.within)} of the teacher"
-    members = f"{found.candidates} {'student' if found.candidates == 1 else 'students'}"
+    if not found.candidates:
+        return f"Validation puts no student of the front within {_points(found.within)} of the teacher."
+    students = f"{found.candidates} {'student' if found.candidates == 1 else 'students'}"
     return (
-        f"Validation chose the candidates: {members} on the front or confirmed near it{reach}. "
-        "The test set bounds each, the fastest first; "
-        f"it was looked at for {found.looks} of them, and no bound is corrected for that."
+        f"Validation chose the candidates: {students} on the front or confirmed near it{reach}. "
+        f"The test set bounds each, the fastest first; it was looked at for {found.looks} of them, and no bound is "
+        "corrected for that."
     )
 
 
 def sentence(data: StudyData, of: Standing) -> str:
-    """What a student is worth, in one sentence: its speed, its accuracy, how sure that is, the slide row it beats."""
-    row = of.row
-    told = f"{speed(data, row)}, {_below(data, of)}"
-    theirs, ours = row["test_accuracy"] + of.below, row["test_accuracy"]
-    if 0 < theirs < 1:
-        told += f", {formatting.ratio((1 - ours) / (1 - theirs))} times its errors"
-    return told + _beaten(data, of)
+    """What a student is worth, in half a sentence: how fast, how much worse, how sure."""
+    return f"{_fast(data, of.row)}, {_below(of)}"
 
 
 def worth(data: StudyData, row: dict[str, Any]) -> str:
-    """`sentence` of any trial of `StudyData.trials`; its bare figures where the teacher or test set is not known."""
+    """`sentence` and all else that is known of any trial; bare figures where teacher or test set is not known."""
     found = standing(data, row)
     if found is not None:
-        return f"{sentence(data, found)}."
+        more = "; ".join(_more(data, found))
+        return f"{sentence(data, found)}. {more[0].upper()}{more[1:]}."
     tested = not math.isnan(row["test_accuracy"])
     accuracy = formatting.percent(row["test_accuracy" if tested else "accuracy"], 1)
-    return f"{speed(data, row)} at {accuracy} {'test' if tested else 'validation'} accuracy."
+    return f"{_fast(data, row)} at {accuracy} {'test' if tested else 'validation'} accuracy."
 
 
-def speed(data: StudyData, row: dict[str, Any]) -> str:
-    """A trial's ratio in words: "14.2 times as fast as the teacher (13.8 to 14.6; 1.2 µs an image at batch 250)"."""
-    value, low, high = row["ratio"], row["ratio_low"], row["ratio_high"]
-    slower = 0 < value < 1
-    if slower:
-        value, low, high = 1 / value, 1 / high if high else high, 1 / low if low else low
-    word = {False: "times as fast as the teacher", True: "times slower than the teacher"}[slower]
+def _more(data: StudyData, of: Standing) -> list[str]:
+    """Interval of the ratio, time an image, errors, seeds, the slide row that is beaten: as far as they are known."""
+    row = of.row
+    span = formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]).partition(" (")[2].removesuffix(")")
+    theirs, ours = row["test_accuracy"] + of.below, row["test_accuracy"]
+    errors = f"{formatting.ratio((1 - ours) / (1 - theirs))} times the teacher's errors" if 0 < theirs < 1 else ""
+    parts = [f"ratio {span}" if span else "", _microseconds(data, row), errors, _sure(of), _beaten(data, of)]
+    return [part for part in parts if part]
+
+
+def _fast(data: StudyData, row: dict[str, Any]) -> str:
+    """A trial's ratio in words: "14.2 times as fast as the teacher"."""
+    slower = 0 < row["ratio"] < 1
+    word = "slower than" if slower else "as fast as"
     if data.cost == "flops":
-        word = {False: "times fewer operations than the teacher", True: "times more operations than the teacher"}[
-            slower
-        ]
-    span = formatting.interval(value, low, high).removeprefix(formatting.ratio(value)).strip(" ()")
-    aside = "; ".join(part for part in (span, _microseconds(data, row)) if part)
-    return f"{formatting.ratio(value)} {word}" + (f" ({aside})" if aside else "")
+        word = f"{'more' if slower else 'fewer'} operations than"
+    return f"{formatting.ratio(1 / row['ratio'] if slower else row['ratio'])} times {word} the teacher"
 
 
 def _microseconds(data: StudyData, row: dict[str, Any]) -> str:
@@ -167,22 +183,24 @@ def _microseconds(data: StudyData, row: dict[str, Any]) -> str:
     return ", ".join(f"{value:.3g} µs {what}" for value, what in times if value > 0)
 
 
-def _below(data: StudyData, of: Standing) -> str:
+def _below(of: Standing) -> str:
     theirs = of.row["test_accuracy"] + of.below
     gap, bound = 100 * of.below, 100 * of.bound
     if abs(gap) < LEAST_GAIN:
-        where = f"at the teacher's {formatting.percent(theirs, 1)} test accuracy"
+        where = f"at its {formatting.percent(theirs, 1)} test accuracy"
     else:
         where = (
             f"{abs(gap):.1f} points {'below' if gap > 0 else 'above'} its {formatting.percent(theirs, 1)} test accuracy"
         )
-    least = f"at most {bound:.1f} below" if bound >= LEAST_GAIN else "not below"
-    return f"{where} ({least} with 95 % confidence, {_sure(data, of)})"
+    least = f"at most {bound:.1f} below" if bound >= LEAST_GAIN else "not below it"
+    return f"{where} ({least} with 95 % confidence)"
 
 
-def _sure(data: StudyData, of: Standing) -> str:
-    seeds = "one seed, not confirmed" if not of.seeds else f"{of.seeds} new {'seed' if of.seeds == 1 else 'seeds'}"
-    return seeds if of.paired else f"{seeds}, not paired by image"
+def _sure(of: Standing) -> str:
+    seeds = "one seed, not confirmed"
+    if of.seeds:
+        seeds = f"confirmed with {of.seeds} new {'seed' if of.seeds == 1 else 'seeds'}"
+    return seeds if of.paired else f"{seeds}, accuracies not paired by image"
 
 
 def _beaten(data: StudyData, of: Standing) -> str:
@@ -211,7 +229,7 @@ def _beaten(data: StudyData, of: Standing) -> str:
     if None not in epochs:
         how += ", equal epochs" if epochs[0] == epochs[1] else f", {epochs[0]} epochs against {epochs[1]}"
     pace = "the same" if same else "a higher"
-    return f"; it beats slide row {anchor['anchor']}, run in this study, by {gain:.1f} points at {pace} ratio ({how})"
+    return f"it beats slide row {anchor['anchor']}, run in this study, by {gain:.1f} points at {pace} ratio ({how})"
 
 
 def _name(row: dict[str, Any]) -> str:

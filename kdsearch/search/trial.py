@@ -146,8 +146,7 @@ class Workshop:
     def test_with_teacher(self, student: nn.Module) -> tuple[float, AgainstTeacher]:
         """Test accuracy, a fraction, and the test images by who is right."""
         right = hits(student, self.split.test, self.split.prepare)
-        # 0 for neither, 1 for the student alone, 2 for the teacher alone, 3 for both
-        counts = (2 * self._teacher_hits.long() + right.long()).bincount(minlength=4).tolist()
+        counts = (2 * self._teacher_hits.long() + right.long()).bincount(minlength=4).tolist()  # neither to both
         return right.double().mean().item(), AgainstTeacher(*reversed(counts))
 
     def timing_key(self, config: Config) -> str:

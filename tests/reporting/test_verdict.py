@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from kdsearch.reporting.choice import ship
 from kdsearch.reporting.collect import StudyData, collect
-from kdsearch.reporting.verdict import knee, picks, speed, verdict
+from kdsearch.reporting.verdict import details, headline, knee, looks, picks, verdict, worth
 
 URL = "sqlite:///x.db"
 
@@ -30,33 +31,36 @@ def test_the_picks(data: StudyData):
 
 
 def test_the_verdict_is_the_student_to_ship_with_its_figures(data: StudyData):
-    assert verdict(data) == (
-        "Ship trial 4: 20.0 times as fast as the teacher (19.6 to 20.4), 0.8 points above its 97.0 % test accuracy "
-        "(at most 0.4 below with 95 % confidence, one seed, not confirmed, not paired by image), "
-        "0.73 times its errors; it is the fastest shown to be within 1 point of the teacher."
+    assert headline(data) == (
+        "Ship trial 4: 20.0 times as fast as the teacher, 0.8 points above its 97.0 % test accuracy "
+        "(at most 0.4 below with 95 % confidence)."
     )
+    assert details(data) == (
+        "The fastest shown to be within 1 point of the teacher; ratio 19.6 to 20.4; 0.73 times the teacher's errors; "
+        "one seed, not confirmed, accuracies not paired by image."
+    )
+    assert verdict(data) == f"{headline(data)} {details(data)}"
 
 
 def test_counts_by_image_make_the_bound_narrower_and_another_student_qualify(make_trial, make_study):
-    counts = [9600, 90, 80, 230]  # 97.0 % of the teacher's, 96.8 % of the student's
+    counts = [9600, 90, 80, 230]  # 96.9 % of the teacher's, 96.8 % of the student's
     study = make_study(
         [
-            make_trial([0.97], 100.0, test=0.968, against_teacher=counts, microseconds=1.234, microseconds_1=12.6),
+            make_trial([0.97], 100.0, test=0.968, against_teacher=counts),
             make_trial([0.975], 20.0, test=0.97, against_teacher=[9600, 100, 100, 200]),
         ]
     )
-    found = verdict(collect(study, storage_url=URL))
-    assert found == (
-        "Ship trial 0: 100 times as fast as the teacher (98.0 to 102), 0.1 points below its 96.9 % test accuracy "
-        "(at most 0.3 below with 95 % confidence, one seed, not confirmed), 1.03 times its errors; "
-        "it is the fastest shown to be within 1 point of the teacher."
+    assert verdict(collect(study, storage_url=URL)) == (
+        "Ship trial 0: 100 times as fast as the teacher, 0.1 points below its 96.9 % test accuracy "
+        "(at most 0.3 below with 95 % confidence). The fastest shown to be within 1 point of the teacher; "
+        "ratio 98.0 to 102; 1.03 times the teacher's errors; one seed, not confirmed."
     )
 
 
 def test_counted_operations_are_not_called_faster(make_trial, make_study):
     study = make_study([make_trial([0.97], 12.0, ratio_low=12.0, ratio_high=12.0, test=0.97)])
     study.set_user_attr("definition", {"cost": "flops"})
-    assert "12.0 times fewer operations than the teacher, at the teacher's 97.0 % test accuracy" in verdict(
+    assert "12.0 times fewer operations than the teacher, at its 97.0 % test accuracy" in verdict(
         collect(study, storage_url=URL)
     )
 
@@ -64,11 +68,12 @@ def test_counted_operations_are_not_called_faster(make_trial, make_study):
 def test_none_near_the_teacher_names_the_nearest_and_what_it_lacks(make_trial, make_study):
     found = collect(make_study([make_trial([0.9], 0.5), make_trial([0.8], 5.0)]), storage_url=URL)
     assert verdict(found) == (
-        "No student is shown to be within 1 point of the teacher; the nearest is trial 0, short by 12.3 points at its "
-        "95 % bound: 2.00 times slower than the teacher (1.96 to 2.04), 7.0 points below its 97.0 % test accuracy "
-        "(at most 13.3 below with 95 % confidence, one seed, not confirmed, not paired by image), "
-        "3.33 times its errors."
+        "No student is shown to be within 1 point of the teacher; the nearest is trial 0: 2.00 times slower than the "
+        "teacher, 7.0 points below its 97.0 % test accuracy (at most 13.3 below with 95 % confidence). "
+        "It lacks 12.3 points at that bound; ratio 0.49 to 0.51; 3.33 times the teacher's errors; "
+        "one seed, not confirmed, accuracies not paired by image."
     )
+    assert looks(found, ship(found)) == "Validation puts no student of the front within 1 point of the teacher."
 
 
 def test_without_test_accuracy_and_teacher_the_verdict_says_validation(make_study):
@@ -98,7 +103,7 @@ def test_what_was_confirmed_is_what_the_verdict_says_and_like_is_compared_with_l
     assert found.startswith(
         "Ship trial 3: 92.0 times as fast as the teacher, 0.4 points above its 97.0 % test accuracy"
     )
-    assert "3 new seeds)" in found
+    assert "; confirmed with 3 new seeds;" in found
     assert "slide row m2, run in this study, by 0.8 points at the same ratio (one seed each, equal epochs)" in found
     confirm(typical, 1, [0.97, 0.971, 0.969], 90.0)
     found = verdict(collect(typical, storage_url=URL))
@@ -107,7 +112,7 @@ def test_what_was_confirmed_is_what_the_verdict_says_and_like_is_compared_with_l
 
 def test_microseconds_stand_where_they_are_known(data: StudyData):
     row = data.trials.to_dict("records")[3] | {"microseconds": 1.234, "microseconds_1": 12.6}
-    assert "(98.0 to 102; 1.23 µs an image at batch 1000, 12.6 µs at batch 1)" in speed(data, row)
+    assert "; 1.23 µs an image at batch 1000, 12.6 µs at batch 1;" in worth(data, row)
 
 
 @pytest.mark.parametrize(

@@ -1,36 +1,60 @@
-"""What an experiment found: effects with intervals over paired seeds, and verdicts by margins fixed beforehand."""
+"""What an experiment found: effects with intervals over teachers, seeds and images, and verdicts by fixed margins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from kdsearch.stats import Interval, mean_interval
+import numpy as np
+from numpy.typing import ArrayLike
 
-Verdict = Literal["confirmed", "refuted", "undecided", "not measured"]
+from kdsearch.stats import Crossed, Interval, crossed, holm
+
+Verdict = Literal["confirmed", "refuted", "undecided", "not measured", "not testable with this teacher"]
+UNTESTABLE: Verdict = "not testable with this teacher"
+LEVEL = 0.05  # of a verdict, both directions together
+CLAIMS = 9  # of the deck: a verdict is corrected for as many tests, whichever were run
+TWO_TESTS = 0.9  # confidence of the interval that two one-sided tests at 5 % each are the same as
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference in points between two arms, seed by seed, and what the claim says of it.
+    """A difference in points between two arms, pair by pair of teacher and seed, and what the claim says of it.
 
     Attributes:
         name: which arm minus which.
-        values: points, one a seed.
+        values: points, one a pair, the seeds of a teacher together.
         margin: the claim holds if the effect is above it.
         decides: whether the claim's verdict rests on it.
+        teachers: how many the pairs are of.
+        images_error: standard error over test images, points; 0: not known.
     """
 
     name: str
     values: Sequence[float]
     margin: float
     decides: bool = True
+    teachers: int = 1
+    images_error: float = 0.0
+
+    @property
+    def crossed(self) -> Crossed:
+        """Mean with its error over teachers, seeds and test images."""
+        seeds = len(self.values) // self.teachers
+        rows = [self.values[k * seeds : (k + 1) * seeds] for k in range(self.teachers)]
+        return crossed(rows, self.images_error)
 
     @property
     def interval(self) -> Interval:
-        """Mean over seeds, with Student's interval."""
-        return mean_interval(self.values)
+        """Mean with its 95 % interval over teachers, seeds and test images."""
+        return self.crossed.interval()
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether two one-sided tests at 5 % each show the effect to be smaller than the margin either way."""
+        inner = self.crossed.interval(TWO_TESTS)
+        return -abs(self.margin) < inner.low and inner.high < abs(self.margin)
 
     @property
     def verdict(self) -> Verdict:
@@ -40,16 +64,30 @@ class Effect:
         return "refuted" if self.interval.high < self.margin else "undecided"
 
 
-def effect(name: str, arm: Sequence[float], control: Sequence[float], *, margin: float, decides: bool = True) -> Effect:
+def effect(name: str, arm: ArrayLike, control: ArrayLike, *, margin: float, decides: bool = True) -> Effect:
     """The effect of an arm against its control.
 
     Args:
         name: of the effect.
-        arm, control: fractions, paired by seed.
+        arm, control: (teachers, seeds, test images), what each image adds to an accuracy, paired; a side of one teacher
+            or one seed stands for all. Or (seeds,), fractions: then there is no error over images.
         margin: in points.
         decides: see `Effect`.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
-    return Effect(name, [100 * (a - b) for a, b in zip(arm, control, strict=True)], margin, decides)
+    left, right = (np.asarray(side, dtype=np.float64) for side in (arm, control))
+    if left.ndim == right.ndim == 1:
+        if left.shape != right.shape:
+            raise ValueError(f"arm and control must be paired (got {len(left)} and {len(right)})")
+        left, right = left[None, :, None], right[None, :, None]
+    gaps = 100 * (left - right)
+    over_images = gaps.mean(axis=(0, 1))
+    images = len(over_images)
+    error = float(over_images.std(ddof=1) / np.sqrt(images)) if images > 1 else 0.0
+    values = gaps.mean(axis=2)
+    return Effect(name, values.ravel().tolist(), margin, decides, teachers=len(values), images_error=error)
 
 
 @dataclass(frozen=True)
@@ -66,6 +104,7 @@ class Finding:
         arms: accuracies in percent by arm, one a seed, for the figure.
         decided: the verdict where no effect decides it.
         facts: other figures, for the JSON.
+        adjusted: p of its verdict after Holm's correction over the nine claims; None: no test, or not corrected yet.
     """
 
     number: int
@@ -77,18 +116,53 @@ class Finding:
     arms: Mapping[str, Sequence[float]] = field(default_factory=dict)
     decided: Verdict | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    adjusted: float | None = None
+
+    @property
+    def p(self) -> float | None:
+        """P of the likelier verdict, both directions counted; None where no effect decides.
+
+        Confirmed is all effects above their margins, so the largest p; refuted is any below, so the smallest, times
+        their number.
+        """
+        above = [one.crossed.above(one.margin) for one in self.effects if one.decides]
+        if not above:
+            return None
+        refuted = min(1.0, len(above) * min(1 - p for p in above))
+        return min(1.0, 2 * min(max(above), refuted))
 
     @property
     def verdict(self) -> Verdict:
-        """Refuted if any deciding effect is refuted, confirmed if all are confirmed, else undecided."""
+        """Refuted if any deciding effect is refuted, confirmed if all are confirmed, else undecided.
+
+        What Holm's correction leaves above 5 % is undecided.
+        """
+        raw = self._uncorrected
+        resting = self.adjusted is not None and self.adjusted > LEVEL and raw in ("confirmed", "refuted")
+        return "undecided" if resting else raw
+
+    @property
+    def _uncorrected(self) -> Verdict:
         verdicts = {one.verdict for one in self.effects if one.decides}
         if self.decided is not None:
             verdicts.add(self.decided)
         if "not measured" in verdicts or not verdicts:
             return "not measured"
+        if UNTESTABLE in verdicts:
+            return UNTESTABLE
         if "refuted" in verdicts:
             return "refuted"
         return "confirmed" if verdicts == {"confirmed"} else "undecided"
+
+
+def corrected(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings with Holm's correction over the nine claims; what rests on no test is left as it is."""
+    tested = [(index, one.p) for index, one in enumerate(findings) if one.p is not None]
+    adjusted = holm([p for _, p in tested if p is not None], tests=CLAIMS)
+    found = list(findings)
+    for (index, _), p in zip(tested, adjusted, strict=True):
+        found[index] = replace(found[index], adjusted=p)
+    return found
 
 
 def as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -110,12 +184,16 @@ def as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
                     "margin": effect.margin,
                     "decides": effect.decides,
                     "verdict": effect.verdict,
+                    "equivalent": effect.equivalent,
+                    "teachers": effect.teachers,
+                    "images_error": effect.images_error,
                 }
                 for effect in one.effects
             ],
             "arms": {name: list(values) for name, values in one.arms.items()},
             "said": one.said,
             "facts": dict(one.facts),
+            "p_adjusted": one.adjusted,
             "verdict": one.verdict,
         }
         for one in findings

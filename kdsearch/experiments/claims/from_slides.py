@@ -6,12 +6,11 @@ from optuna import Study
 
 from kdsearch.experiments.claims.arms import percent
 from kdsearch.experiments.claims.findings import Finding, effect
-from kdsearch.experiments.claims.lab import SEEDS
+from kdsearch.experiments.claims.lab import MARGIN, SEEDS
 from kdsearch.experiments.slides.run import stored
 from kdsearch.records import Attr, StudyAttr
 
 ROWS = ("c5", "c7", "c8", "c9")
-MARGIN = 0.5  # points: KD on the full set is worth half a point at most, by the field notes
 TEXTS = {
     2: "With the KD loss the ideal student gains on the full training set (77.6 against 75.8).",
     3: "It gains more on the reduced training set (61.2 against 56.0): a teacher makes up for missing data.",

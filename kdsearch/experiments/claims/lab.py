@@ -6,20 +6,23 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdsearch import data, spec
 from kdsearch.data import ImageSet, Split
-from kdsearch.distil import answers, lesson, teacher
+from kdsearch.distil import answers, lesson, teacher, train
 from kdsearch.distil.answers import Answers
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.claims import transfer
 from kdsearch.experiments.claims.transfer import Images
 from kdsearch.experiments.slides.deck_recipes import teacher_spec, teacher_split
-from kdsearch.measure import latency, logits
+from kdsearch.measure import hits, latency
 from kdsearch.progress import Progress
 from kdsearch.records import Timing
 from kdsearch.system import machine
@@ -27,6 +30,9 @@ from kdsearch.system import machine
 LEFT_OUT = 3  # the class that the published notebook leaves out
 WIDTH, WIDE = 300, 600  # of the deck's rows m7 and m9
 SEEDS = 5  # paired ones at least: a verdict needs them
+TEACHERS = 5  # where nobody says
+MARGIN = 0.5  # points, on every data set: what counts as better or worse; at least twice what one test image tells
+NO_LABEL = -100  # of an image that has none, as torch's cross-entropy has it
 
 
 @dataclass(frozen=True)
@@ -35,20 +41,18 @@ class Settings:
 
     Attributes:
         epochs, batch_size: of every training.
-        margins: in points of accuracy: "loss" is the least that counts as worse, "gain" the least that counts as
-            better.
+        teacher_epochs: of a teacher's, where its recipe's are too few to beat a student on labels alone.
     """
 
     epochs: int
     batch_size: int
-    margins: Mapping[Literal["loss", "gain"], float]
+    teacher_epochs: int | None = None
 
 
 SETTINGS = {
-    "digits": Settings(epochs=30, batch_size=32, margins={"loss": 1.0, "gain": 0.2}),
-    "mnist": Settings(epochs=3, batch_size=32, margins={"loss": 0.5, "gain": 0.1}),
+    "digits": Settings(epochs=30, batch_size=32),
+    "mnist": Settings(epochs=3, batch_size=32, teacher_epochs=8),
 }
-"""450 test images tell a point or so on digits; 10,000 tell half a point on MNIST."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ class Arm:
         temperature: of the distillation.
         width: hidden units.
         teacher: "whole" has seen all training images (on MNIST 80 %, as the deck's), "half" the first half of them.
+        beside: whether the images are only what div_loss sees, beside cls_loss on all training images: the deck's own
+            mixture for images of another kind.
+        budget: how many times the usual epochs.
         ordinary: whether the teacher's logits are divided by the temperature of the softmax that it was trained through
             (3.5), as if that had been an ordinary softmax: only then does a temperature of 4 soften them.
     """
@@ -71,6 +78,12 @@ class Arm:
     width: int = WIDTH
     teacher: Literal["whole", "half"] = "whole"
     ordinary: bool = False
+    beside: bool = False
+    budget: int = 1
+
+
+Scores = NDArray[np.float64]
+"""(teachers, seeds, test images): 1 where a network is right, 0 where not."""
 
 
 @dataclass
@@ -83,6 +96,7 @@ class Lab:
         device: to train on.
         seeds: how many of each arm.
         progress: told of trainings.
+        teachers: how many teach; each teaches every seed.
     """
 
     dataset: str
@@ -90,9 +104,11 @@ class Lab:
     device: torch.device
     seeds: int
     progress: Progress = field(default_factory=Progress)
-    _scores: dict[tuple[Arm, int], Tensor] = field(default_factory=dict)
+    teachers: int = 1
+    _scores: dict[tuple[Arm, int, int], Tensor] = field(default_factory=dict)
     _images: dict[Images, ImageSet] = field(default_factory=dict)
-    _known: dict[tuple[str, Images], Answers] = field(default_factory=dict)
+    _known: dict[tuple[str, int, Images], Answers] = field(default_factory=dict)
+    _teachers: dict[tuple[str, int], teacher.Teacher] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -111,22 +127,39 @@ class Lab:
 
     @cached_property
     def whole(self) -> teacher.Teacher:
-        """The teacher: on MNIST the slides' own, on digits the shipped study's with nothing held back."""
-        part = self.split
-        if self.dataset == "mnist":
-            part = teacher_split("mnist", self.published, self.device, train_size=None)
-        return teacher.obtain(self._recipe, part, progress=self.progress)
+        """The first teacher: on MNIST the slides' own but trained longer, on digits the shipped study's."""
+        return self._obtain("whole", 0)
 
     @cached_property
     def half(self) -> teacher.Teacher:
-        """A teacher of the same recipe that has seen the first half of the training images alone."""
-        seen = self.images("first half")
-        part = dataclasses.replace(self.split, train=seen, fingerprint=data.fingerprint([seen, self.split.test]))
-        return teacher.obtain(self._recipe, part, progress=self.progress)
+        """The first teacher of the same recipe that has seen the first half of the training images alone."""
+        return self._obtain("half", 0)
+
+    def teacher_of(self, which: Literal["whole", "half"], number: int) -> teacher.Teacher:
+        """One of the teachers, which differ in their seed."""
+        if number == 0:
+            return self.whole if which == "whole" else self.half
+        if (which, number) not in self._teachers:
+            self._teachers[which, number] = self._obtain(which, number)
+        return self._teachers[which, number]
+
+    def _obtain(self, which: str, number: int) -> teacher.Teacher:
+        part = self.split
+        if which == "half":
+            seen = self.images("first half")
+            part = dataclasses.replace(self.split, train=seen, fingerprint=data.fingerprint([seen, self.split.test]))
+        elif self.dataset == "mnist":
+            part = teacher_split("mnist", self.published, self.device, train_size=None)
+        recipe = self._recipe.model_copy(update={"seed": self._recipe.seed + number})
+        return teacher.obtain(recipe, part, progress=self.progress)
 
     @property
     def _recipe(self) -> spec.TeacherSpec:
-        return teacher_spec("mnist", max_epochs=None) if self.dataset == "mnist" else self.file.teacher
+        found = teacher_spec("mnist", max_epochs=None) if self.dataset == "mnist" else self.file.teacher
+        if self.settings.teacher_epochs is None or found.recipe is None:
+            return found
+        longer = found.recipe.model_copy(update={"epochs": self.settings.teacher_epochs})
+        return found.model_copy(update={"recipe": longer})
 
     @property
     def taught(self) -> bool:
@@ -145,15 +178,39 @@ class Lab:
         return self._images[which]
 
     def accuracies(self, arm: Arm, *, label: int | None = None) -> list[float]:
-        """Test accuracy of the arm's students, a fraction a seed; with a label, recall of that class.
+        """Test accuracy of the arm's students, a fraction a teacher and seed; with a label, recall of that class.
 
         Raises:
             KdsearchError: a training did not stay finite.
         """
+        return [float(value) for value in self.scores(arm, label=label).mean(axis=2).ravel()]
+
+    def scores(self, arm: Arm, *, label: int | None = None) -> Scores:
+        """Which test images the arm's students get right; with a label, of that class alone.
+
+        An arm without a teacher is taught once a seed and stands beside each teacher.
+
+        Raises:
+            KdsearchError: a training did not stay finite.
+        """
+        asked = self._asked(label)
+        count = self.teachers if arm.loss_weight > 0 else 1
+        rows = [[self._hits(arm, number, seed)[asked] for seed in range(self.seeds)] for number in range(count)]
+        found = np.array([[one.cpu().numpy() for one in row] for row in rows], dtype=np.float64)
+        return np.broadcast_to(found, (self.teachers, *found.shape[1:]))
+
+    def teacher_scores(self, which: Literal["whole", "half"] = "whole") -> Scores:
+        """Which test images the teachers get right; each stands beside each seed."""
+        test = self.split.test
+        rows = [
+            hits(self.teacher_of(which, number).network, test, self.split.prepare) for number in range(self.teachers)
+        ]
+        found = np.array([row.cpu().numpy() for row in rows], dtype=np.float64)[:, None]
+        return np.broadcast_to(found, (self.teachers, self.seeds, found.shape[2]))
+
+    def _asked(self, label: int | None) -> Tensor:
         labels = self.split.test.labels
-        asked = torch.ones_like(labels, dtype=torch.bool) if label is None else labels == label
-        hits = [self._hits(arm, seed)[asked] for seed in range(self.seeds)]
-        return [one.double().mean().item() for one in hits]
+        return torch.ones_like(labels, dtype=torch.bool) if label is None else labels == label
 
     def ratio(self, width: int) -> Timing:
         """The inference ratio of a student of that width, as searches measure it."""
@@ -164,44 +221,82 @@ class Lab:
     def _build(self, width: int, seed: int) -> nn.Module:
         return lesson.build(self.file.student, {"width": width}, seed=seed, split=self.split)
 
-    def _hits(self, arm: Arm, seed: int) -> Tensor:
-        """(test images,), bool: whether the student of this arm and seed is right."""
-        if (arm, seed) not in self._scores:
-            student = self._taught(arm, seed)
-            right = logits(student, self.split.test.images, self.split.prepare).argmax(1) == self.split.test.labels
-            self._scores[arm, seed] = right
-            text = f"test accuracy {right.double().mean().item():.2%}"
+    def _hits(self, arm: Arm, number: int, seed: int) -> Tensor:
+        """(test images,), bool: whether the student of this arm, teacher and seed is right."""
+        key = arm, number, seed
+        if key not in self._scores:
+            student = self._taught(arm, number, seed)
+            self._scores[key] = hits(student, self.split.test, self.split.prepare)
+            text = f"test accuracy {self._scores[key].double().mean().item():.2%}"
             self.progress.trial_finished(len(self._scores), "COMPLETE", text, counted=True)
-        return self._scores[arm, seed]
+        return self._scores[key]
 
-    def _answers(self, arm: Arm) -> Answers | None:
+    def _answers(self, arm: Arm, number: int = 0) -> Answers | None:
         """The teacher's answers to the arm's images, asked once; None where it teaches nothing."""
         if arm.loss_weight == 0:
             return None
-        key = arm.teacher, arm.images
+        key = arm.teacher, number, arm.images
         if key not in self._known:
-            network = (self.half if arm.teacher == "half" else self.whole).network
+            network = self.teacher_of(arm.teacher, number).network
             self._known[key] = answers.ask(network, self.images(arm.images), self.split.prepare)
         known = self._known[key]
         recipe = self.file.teacher.recipe
         own = recipe.temperature if arm.ordinary and recipe is not None else 1.0
         return dataclasses.replace(known, logits=known.logits / own)
 
-    def _taught(self, arm: Arm, seed: int) -> nn.Module:
-        config = {
+    def _taught(self, arm: Arm, number: int, seed: int) -> nn.Module:
+        epochs = arm.budget * self.settings.epochs
+        config: dict[str, Any] = {
             "width": arm.width, "loss_weight": arm.loss_weight, "temperature": arm.temperature,
-            "epochs": self.settings.epochs, "batch_size": self.settings.batch_size,
+            "epochs": epochs, "batch_size": self.settings.batch_size,
         }  # fmt: skip
         derived = machine.derive_seed("claims", self.dataset, seed)  # equal for all arms: they are paired
-        self.progress.trial_started(len(self._scores), f"{describe(arm)}, seed {seed}", config)
+        self.progress.trial_started(len(self._scores), f"{describe(arm)}, teacher {number}, seed {seed}", config)
         student = self._build(arm.width, derived)
-        records = lesson.teach(
-            student, config, seed=derived, data=self.images(arm.images), prepare=self.split.prepare,
-            answers=self._answers(arm), student_spec=self.file.student,
-        )  # fmt: skip
+        known = self._answers(arm, number)
+        if arm.beside:
+            assert known is not None, "div_loss needs a teacher"
+            lesson_ = mixture(self.split, self.images(arm.images), known.logits, config, derived)
+            records = train.train(student, lesson_, self.file.student.recipe, validate=lambda _: float("nan"))
+        else:
+            records = lesson.teach(
+                student, config, seed=derived, data=self.images(arm.images), prepare=self.split.prepare,
+                answers=known, student_spec=self.file.student,
+            )  # fmt: skip
         for record in records:
-            self.progress.trial_epoch(len(self._scores), record, self.settings.epochs)
+            self.progress.trial_epoch(len(self._scores), record, epochs)
         return student
+
+
+def mixture(split: Split, other: ImageSet, answers: Tensor, config: Mapping[str, Any], seed: int) -> train.Lesson:
+    """A lesson of cls_loss on the training images beside div_loss on images of another kind, drawn together.
+
+    Both losses are sums over their images, divided by half a batch: what each is of in the mean.
+
+    Args:
+        split: whose training images have labels.
+        other: as many images; their labels are not looked at.
+        answers: (other images, classes), the teacher's logits.
+        config: `temperature`, `epochs` and `batch_size`.
+        seed: of the training.
+    """
+    temperature, half = float(config["temperature"]), float(config["batch_size"]) / 2
+    none = torch.full_like(other.labels, NO_LABEL)
+    both = ImageSet(torch.cat([split.train.images, other.images]), torch.cat([split.train.labels, none]))
+
+    def loss(batch: train.Batch) -> Tensor:
+        assert batch.teacher_logits is not None
+        labels = F.cross_entropy(batch.logits, batch.labels, ignore_index=NO_LABEL, reduction="sum")
+        ours, theirs = (F.log_softmax(side / temperature, 1) for side in (batch.logits, batch.teacher_logits))
+        each = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1) * temperature**2
+        total: Tensor = labels + (each * (batch.labels == NO_LABEL)).sum()
+        return total / half
+
+    return train.Lesson(
+        data=both, prepare=split.prepare, loss=loss,
+        teacher_logits=torch.cat([answers.new_zeros(len(split.train), answers.shape[1]), answers]),
+        epochs=config["epochs"], batch_size=config["batch_size"], seed=seed,
+    )  # fmt: skip
 
 
 def describe(arm: Arm) -> str:
@@ -210,15 +305,26 @@ def describe(arm: Arm) -> str:
     if arm.loss_weight:
         seen = "first half" if arm.teacher == "half" else "whole set"
         how += f" by the teacher of the {seen}, T {arm.temperature:g}"
-    return f"{how}, images: {arm.images}, width {arm.width}"
+    how += " beside labels on real images" if arm.beside else ""
+    longer = f", {arm.budget} times the epochs" if arm.budget > 1 else ""
+    return f"{how}, images: {arm.images}, width {arm.width}{longer}"
 
 
-def open_lab(dataset: str, *, seeds: int, data_dir: str | None, device: str, progress: Progress | None = None) -> Lab:
+def open_lab(
+    dataset: str,
+    *,
+    seeds: int,
+    teachers: int = TEACHERS,
+    data_dir: str | None,
+    device: str,
+    progress: Progress | None = None,
+) -> Lab:
     """A lab on a data set.
 
     Args:
         dataset: "digits" or "mnist".
         seeds: of each arm, at least 5.
+        teachers: that each teach every seed, at least 1.
         data_dir: where data sets lie.
         device: as of `optimize`.
         progress: told of trainings.
@@ -233,6 +339,8 @@ def open_lab(dataset: str, *, seeds: int, data_dir: str | None, device: str, pro
         )  # fmt: skip
     if seeds < SEEDS:
         raise KdsearchError(f"a verdict needs at least {SEEDS} paired seeds", got=seeds, remedy="raise --seeds")
+    if teachers < 1:
+        raise KdsearchError("the claims need a teacher", got=teachers, remedy="give --teachers 1 or more")
     chosen = machine.resolve_device(device)
     published = data.load(spec.DataSpec(name=dataset), machine.data_folder(data_dir))
-    return Lab(dataset, published, chosen, seeds, progress or Progress())
+    return Lab(dataset, published, chosen, seeds, progress or Progress(), teachers=teachers)

@@ -9,7 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdsearch.experiments.claims.findings import Finding, as_json
+from kdsearch.experiments.claims.arms import CHANGES
+from kdsearch.experiments.claims.findings import UNTESTABLE, Effect, Finding, as_json
 from kdsearch.experiments.claims.lab import Lab
 from kdsearch.experiments.claims.theory import SHOWN
 from kdsearch.reporting.figures import style
@@ -17,8 +18,14 @@ from kdsearch.reporting.pages import assets, document
 from kdsearch.reporting.pages.document import Document, Grid, Mark, Section
 from kdsearch.system import machine
 
-MARKS: dict[str, Mark] = {"confirmed": "good", "refuted": "bad", "undecided": "unsure", "not measured": "unsure"}
-COUNTED = ("confirmed", "refuted", "undecided", "not measured")
+MARKS: dict[str, Mark] = {
+    "confirmed": "good",
+    "refuted": "bad",
+    "undecided": "unsure",
+    "not measured": "unsure",
+    UNTESTABLE: "unsure",
+}
+COUNTED = ("confirmed", "refuted", "undecided", UNTESTABLE, "not measured")
 PLACES = {"exact": "exact arithmetic", "cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
 
 
@@ -27,6 +34,8 @@ def result(lab: Lab, findings: Sequence[Finding], command: str) -> dict[str, Any
     return {
         "dataset": lab.dataset,
         "seeds": lab.seeds,
+        "teachers": lab.teachers,
+        "changes": list(CHANGES),
         "claims": as_json(findings),
         "command": command,
         "environment": machine.environment(lab.device),
@@ -60,6 +69,7 @@ def report(lab: Lab, findings: Sequence[Finding], command: str) -> Document:
     """The page, as text, tables and figures."""
     sections = [Section("Verdicts", _how(lab), grid=_verdicts(findings))]
     sections += [_section(one) for one in findings]
+    sections.append(Section("Changes after the first run", list(CHANGES), anchor="changes"))
     return Document(
         f"The slides' claims, tried on {PLACES[lab.dataset]}", counts(findings), _facts(lab, command), sections
     )
@@ -74,11 +84,14 @@ def counts(findings: Sequence[Finding]) -> str:
 
 def _how(lab: Lab) -> list[str]:
     return [
-        f"Every experiment has a control and a margin fixed beforehand, and {lab.seeds} seeds that are paired: with "
-        "one seed all arms start from the same weights and draw the order of their images from the same generator. An "
-        "effect is confirmed where the whole 95 % interval (Student's t over seeds) lies above its margin, "
-        "refuted where it lies below, else undecided. One teacher teaches all seeds: its own luck is in every arm. No "
-        "correction is made for trying several claims."
+        f"Every experiment has a control and a margin fixed beforehand, and {lab.teachers} teachers that each teach "
+        f"{lab.seeds} seeds. Arms are paired: with one seed all start from the same weights and draw the order of "
+        "their images from the same generator. An effect is confirmed where the whole 95 % interval lies above its "
+        "margin, refuted where it lies below, else undecided; the interval is over teachers, seeds and test images "
+        "(each as a bootstrap over it has it in the limit, Student's t for few). A verdict also has to hold at 5 % "
+        "after Holm's correction over the nine claims. Claims that rest on what the teacher knows are not testable "
+        "where it is not shown to be better than a student on labels alone. An effect is called equal where two "
+        "one-sided tests show it smaller than its margin either way."
     ]
 
 
@@ -99,7 +112,8 @@ def _verdicts(findings: Sequence[Finding]) -> Grid:
 
 
 def _section(one: Finding) -> Section:
-    text = [one.claim, one.experiment, *([one.said] if one.said else [])]
+    adjusted = [] if one.adjusted is None else [f"P after Holm's correction: {one.adjusted:.2g}."]
+    text = [one.claim, one.experiment, *([one.said] if one.said else []), *adjusted]
     figure, caption = _dots(one), "Each point a seed; a line joins the arms of one seed." if one.arms else ""
     if one.number in SHOWN:
         figure = _curves(one)
@@ -120,20 +134,26 @@ def _section(one: Finding) -> Section:
 def _effects(one: Finding) -> Grid | None:
     if not one.effects:
         return None
-    header = ("effect", "points", "95 % interval", "seeds", "margin", "decides", "")
+    header = ("effect", "points", "95 % interval", "teachers x seeds", "margin", "decides", "")
     rows = [
         [
             effect.name,
             f"{effect.interval.mean:+.2f}",
             f"{effect.interval.low:+.2f} to {effect.interval.high:+.2f}",
-            str(effect.interval.n),
+            f"{effect.teachers} x {len(effect.values) // effect.teachers}",
             f"above {effect.margin:+g}",
             "yes" if effect.decides else "no",
-            effect.verdict if effect.decides else "",
+            _word(effect),
         ]
         for effect in one.effects
     ]
     return Grid(header, rows, MARKS)
+
+
+def _word(effect: Effect) -> str:
+    """Whether an effect is above its margin; of one that should not be far below, whether it is shown to be none."""
+    equal = ", equal within the margin" if effect.margin < 0 and effect.equivalent else ""
+    return f"{effect.verdict}{equal}" if effect.decides else ""
 
 
 def _dots(one: Finding) -> go.Figure | None:

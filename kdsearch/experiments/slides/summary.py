@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -201,7 +202,7 @@ def _spread(one: Measured) -> float:
     if len(one.accuracies) > 1:
         return float(statistics.stdev(one.accuracies))
     share = one.accuracies[0] / 100
-    return float(100 * (share * (1 - share) / TEST_IMAGES) ** 0.5)
+    return 100 * math.sqrt(share * (1 - share) / TEST_IMAGES)
 
 
 def _seconds(attrs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

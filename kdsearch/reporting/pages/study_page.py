@@ -21,7 +21,7 @@ from kdsearch.reporting.figures import front as figures
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages import text
 from kdsearch.reporting.pages.assets import Library, packed, parts, templates
-from kdsearch.reporting.verdict import looks, picks, verdict
+from kdsearch.reporting.verdict import details, headline, looks, picks
 from kdsearch.system.files import write_text
 
 FILTERS = (
@@ -130,7 +130,8 @@ def _context(data: StudyData) -> dict[str, Any]:
     states = [f"{count} {state}" for state, count in data.counts.items() if count]
     return {
         "data": data,
-        "verdict": verdict(data),
+        "headline": headline(data),
+        "details": details(data),
         "effort": effort(data),
         "counted": f"Trials: {', '.join(states)}" if states else "",
         "picks": picks(data),

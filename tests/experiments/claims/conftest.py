@@ -13,7 +13,7 @@ from kdsearch.system.machine import data_folder
 @pytest.fixture
 def lab(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """Digits, two epochs a student, and the session's teacher."""
-    quick = Settings(epochs=2, batch_size=64, margins=labs.SETTINGS["digits"].margins)
+    quick = Settings(epochs=2, batch_size=64)
     monkeypatch.setitem(labs.SETTINGS, "digits", quick)
     digits = data.load(spec.DataSpec(name="digits"), data_folder())
     made = Lab("digits", digits, torch.device("cpu"), seeds=2)
