@@ -127,7 +127,9 @@ def capped(dimension: Dimension, top: int) -> Dimension:
     """The part of a dimension of whole numbers that does not exceed `top`, or `top` itself where there is none."""
     if isinstance(dimension, list):
         below: list[Number] = [value for value in ends(dimension) if value <= top]
-        return below or [top]
+        if not below:
+            below.append(top)
+        return below
     if not isinstance(dimension, Range):
         return min(dimension, top) if isinstance(dimension, int | float) else dimension
     if dimension.low > top:
