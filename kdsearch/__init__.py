@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'kdsearch' has no attribute {name!r}")
+    if name != "KdsearchError":
+        import_module("kdsearch.errors").check_platform()
     return getattr(import_module(_PUBLIC[name]), name)
 
 

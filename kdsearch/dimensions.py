@@ -123,6 +123,13 @@ def choices(dimension: Dimension) -> list[Number | str]:
     return [dimension] if isinstance(dimension, str) else list(ends(dimension))
 
 
+def is_whole(dimension: Dimension) -> bool:
+    """Whether all values of a dimension are whole numbers."""
+    if isinstance(dimension, Range):
+        return dimension.integer
+    return all(float(value).is_integer() for value in ends(dimension))
+
+
 def capped(dimension: Dimension, top: int) -> Dimension:
     """The part of a dimension of whole numbers that does not exceed `top`, or `top` itself where there is none."""
     if isinstance(dimension, list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 # what a terminal obeys instead of showing it, what turns text around in it, and what no file can hold
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -60,3 +61,17 @@ class TrialError(KdsearchError):
 
 class RunError(KdsearchError):
     """A run that ended early, such as after five failed trials in a row."""
+
+
+def check_platform() -> None:
+    """Refuse Windows, whose signals, file locks and open files are others: a study would half work.
+
+    Raises:
+        KdsearchError: this is Windows.
+    """
+    if sys.platform == "win32":
+        raise KdsearchError(
+            "kdsearch runs on Linux and macOS",
+            got="Windows",
+            remedy="run it inside WSL (learn.microsoft.com/windows/wsl)",
+        )

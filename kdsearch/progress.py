@@ -11,6 +11,9 @@ class Progress:
     def warning(self, text: str) -> None:
         """A line that must not be missed."""
 
+    def note(self, text: str) -> None:
+        """A line that is good to know."""
+
     def teacher_started(self, family: str, epochs: int) -> None:
         """A teacher's training begins."""
 

@@ -229,7 +229,7 @@ def load(path: Path | str) -> StudySpec:
         StudyFileError: it cannot be read or breaks a rule.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise StudyFileError(

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kdsearch import errors
+import kdsearch
+from kdsearch import cli, errors
 from kdsearch.errors import KdsearchError
 
 
@@ -24,3 +25,15 @@ def test_every_error_of_the_module_is_a_kdsearch_error():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) > 5
     assert all(issubclass(kind, KdsearchError) for kind in kinds)
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    errors.check_platform()
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    line = "kdsearch: error: kdsearch runs on Linux and macOS (got Windows); run it inside WSL"
+    assert capsys.readouterr().err.startswith(line)
+    with pytest.raises(KdsearchError, match="inside WSL"):
+        _ = kdsearch.optimize

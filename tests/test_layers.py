@@ -11,7 +11,7 @@ import kdsearch
 
 PACKAGE = Path(kdsearch.__file__).parent
 LAYERS = [
-    {"records", "errors", "files", "plugins", "progress", "signals"},
+    {"records", "errors", "files", "mounts", "plugins", "progress", "signals", "streams"},
     {"dimensions", "atomic", "journal", "pareto", "patience", "stats", "storage", "runtime"},
     {"recipes"},
     {"spec"},
@@ -40,8 +40,8 @@ LAYERS = [
         "__main__",
     },
 ]
-REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "stats", "storage"}
-LINES = 350
+REPORTING_NEEDS = {"reporting", "errors", "files", "records", "pareto", "spec", "stats", "storage", "mounts"}
+LINES = 500
 PUBLIC = [
     "KdsearchError",
     "ParetoPruner",

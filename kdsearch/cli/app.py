@@ -22,9 +22,10 @@ from kdsearch.cli.output import command_line, find_study, print_plan, print_tria
 from kdsearch.cli.reporting import ReportPath, report
 from kdsearch.cli.slides import claims, slides
 from kdsearch.cli.worker import ending, worker
-from kdsearch.errors import KdsearchError, RunError, shown
+from kdsearch.errors import KdsearchError, RunError, check_platform, shown
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import signals
+from kdsearch.system.streams import stdout_to_stderr
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,6 +54,7 @@ app.command()(confirm)
 def main() -> None:
     """The `kdsearch` command: one clear line and exit code 1 for what the user can mend."""
     try:
+        check_platform()
         app()
     except SystemExit as ended:
         signals.leave(ended.code)
@@ -141,19 +143,21 @@ def optimize(
         pruner=pruner, seed=seed,
     )  # fmt: skip
     search.check_options(options)
-    planned = plans.make_plan(
-        dataset=dataset,
-        study=study,
-        name=name,
-        storage_url=storage,
-        data_dir=data_dir,
-        device=device,
-        cost=cost,
-        train_size=train_size,
-        max_epochs=max_epochs,
-    )
-    if dry_run:
-        print_plan(estimate.estimate(planned, options.budget()), as_json=as_json)
+    with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
+        planned = plans.make_plan(
+            dataset=dataset,
+            study=study,
+            name=name,
+            storage_url=storage,
+            data_dir=data_dir,
+            device=device,
+            cost=cost,
+            train_size=train_size,
+            max_epochs=max_epochs,
+        )
+        planned_work = estimate.estimate(planned, options.budget()) if dry_run else None
+    if planned_work is not None:
+        print_plan(planned_work, as_json=as_json)
         return
     command = command_line(storage)
     with ConsoleProgress() as progress, ending(progress):

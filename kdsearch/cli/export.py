@@ -39,7 +39,7 @@ def pick(
     if as_json:
         print(json.dumps(picking.result(data, choice), allow_nan=False))
     else:
-        print(shown(choice.why))
+        print(shown(choice.why + (f" ({data.stand_ins})" if data.stand_ins else "")))
 
 
 def export(

@@ -231,6 +231,6 @@ def _classes(dataset: str) -> int:
     kind, _, path = dataset.partition(":")
     if kind != "folder" or not path:
         return 10
-    from kdsearch.data.listing import list_classes
+    from kdsearch.data.listing import list_folder
 
-    return len(list_classes(Path(path).expanduser() / "train").classes)
+    return len(list_folder(Path(path).expanduser()).train.classes)

@@ -29,6 +29,8 @@ def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     ends = " or ".join(f"{value:,.10g} {unit}" for unit, value in limits.items() if value is not None)
     print(f"study     {shown(plan['study'])}: {ends} of {shown(plan['dataset'])}, cost {plan['cost']}")
     print(f"images    {images['train']} train, {images['validation']} validation, {images['test']} test")
+    for line in plan["data"]:
+        print(f"data      {shown(line)}")
     print(f"device    {plan['device']}")
     print(f"anchors   {shown(', '.join(plan['anchors'])) or 'none'}")
     for key, values in plan["space"].items():
@@ -97,6 +99,8 @@ def show_result(data: StudyData, path: Path | None, *, as_json: bool, progress: 
 
     result = collect.result(data, report=None if path is None else str(path))
     progress = progress or ConsoleProgress()
+    if data.stand_ins:
+        progress.line(data.stand_ins)
     if result["front"]:
         progress.console.print(front_table(result))
         progress.line(verdict(data))

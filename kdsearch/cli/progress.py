@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.text import Text
 from kdsearch import progress
 from kdsearch.errors import shown
 from kdsearch.records import Config, EpochRecord
+from kdsearch.system.streams import stdout_to_stderr
 
 LOG_WIDTH = 160  # of tables where no terminal says its own
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
@@ -21,6 +23,8 @@ STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
 class ConsoleProgress(progress.Progress):
     """Shows progress on stderr; a context manager, so that the terminal is put back whatever happens.
+
+    Within it, what others print goes to stderr too.
 
     Args:
         console: where to; None: stderr.
@@ -44,13 +48,16 @@ class ConsoleProgress(progress.Progress):
         self._study: TaskID | None = None
         self._unit = "trials"
         self._labels: dict[int, str] = {}  # of the trials that run
+        self._aside = ExitStack()
 
     def __enter__(self) -> ConsoleProgress:
+        self._aside.enter_context(stdout_to_stderr())
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+        self._aside.close()
 
     def line(self, text: str, style: str = "") -> None:
         """A line above the bars; nothing in it is taken for markup."""
@@ -59,6 +66,10 @@ class ConsoleProgress(progress.Progress):
     def warning(self, text: str) -> None:
         """A line that must not be missed."""
         self.line(f"warning: {text}", "yellow")
+
+    def note(self, text: str) -> None:
+        """A line that is good to know."""
+        self.line(text)
 
     def teacher_started(self, family: str, epochs: int) -> None:
         """A bar for the teacher."""

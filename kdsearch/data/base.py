@@ -119,10 +119,10 @@ def _rules(dataset: object) -> Iterator[tuple[str, bool]]:
 def flatness(dataset: Dataset) -> list[str]:
     """A line where most training images are nearly constant: what a wrong scale or a wrong decoder leaves."""
     images = dataset.train.images
-    shown = images[torch.linspace(0, len(images) - 1, min(len(images), FLAT_SAMPLE)).long()].flatten(1)
+    shown = images[torch.linspace(0, len(images) - 1, min(len(images), FLAT_SAMPLE)).long()].flatten(2)
     top = min(dataset.top, 255.0)
-    spread = shown.amax(1).int() - shown.amin(1).int()
-    flat = int((spread < FLAT_RANGE * top / 255).sum())
+    spread = shown.amax(2).int() - shown.amin(2).int()  # of each channel: one colour is nothing to see, either
+    flat = int((spread.amax(1) < FLAT_RANGE * top / 255).sum())
     if 2 * flat <= len(shown):
         return []
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, repeat
@@ -26,6 +27,11 @@ COPIES = 2  # of the images in memory, while they are split
 SHARE = 0.5  # of the free memory that they may take: training needs the rest
 DECODER = 1  # counted up where images are decoded otherwise than before
 UNEVEN = 2  # times as many images of one class as of another are worth a line
+NUMBERS_SHOWN = 4
+FOREIGN = {  # endings of pictures that Pillow does not read by itself
+    ".heic", ".heif", ".jxl", ".svg", ".pdf", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+    ".dcm", ".exr", ".hdr", ".npy", ".mat", ".eps",
+}  # fmt: skip
 NAMED = 3  # unreadable images in an error
 
 
@@ -168,7 +174,7 @@ def locate(spec: DataSpec, folder: Path) -> Path:
     if not text:
         raise DataError("a folder of images needs its path", got=spec.name, remedy="give --dataset folder:PATH")
     path = Path(text).expanduser()
-    below = [folder / path, folder / path.name]
+    below = [folder / path.name] if path.is_absolute() else [folder / path, folder / path.name]
     itself = [folder] if _has_train(folder) else []
     named = folder != machine.data_folder(None)
     candidates = [*below, *itself, path] if named else [path, *below, *itself]
@@ -203,7 +209,12 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     every = ImageSet(images, torch.cat([part.labels for part in layout.parts]))
     ends = torch.tensor([0, *(len(part.paths) for part in layout.parts)]).cumsum(0).tolist()
     parts = [every.subset(torch.arange(start, end)) for start, end in pairwise(ends)]
-    notes += [*_unevenness(layout.train), *_look_alikes(layout.train.classes)]
+    notes += [
+        *_unevenness(layout.train),
+        *_look_alikes(layout.train.classes),
+        *_unreadable(layout),
+        *_numbers(layout.train.classes),
+    ]
     train, test = parts[0], parts[-1]
     if layout.test is None:
         train, test, note = _held_out(train, layout, spec.test or TEST_SHARE)
@@ -226,7 +237,7 @@ def _check_counts(layout: Layout) -> None:
     scarce = [f"{name} has {count}" for name, count in counts.items() if count < needed]
     if scarce:
         raise DataError(
-            f"a class needs at least {needed} training images, one each for {', '.join(['training', *drawn])}",
+            f"a class needs at least {needed} training images, one each for {' and '.join(['training', *drawn])}",
             got=", ".join(scarce[:NAMED]) + ", ..." * (len(scarce) > NAMED),
             remedy="add images of it, or remove its folder",
         )
@@ -267,3 +278,23 @@ def _look_alikes(classes: Sequence[str]) -> list[str]:
     return (
         [f"classes differ in case only: {', '.join(alike)}; if they are one, put them in one folder"] if alike else []
     )
+
+
+def _numbers(classes: Sequence[str]) -> list[str]:
+    """A line for classes that are numbers, of which another program's network may have the outputs in their order."""
+    if not all(name.isdecimal() for name in classes) or list(classes) == sorted(classes, key=int):
+        return []
+    shown = ", ".join(classes[:NUMBERS_SHOWN])
+    return [
+        f"the classes are numbers in the order of text ({shown}, ...), as torchvision's ImageFolder has them: see that "
+        "a teacher of yours has its outputs in this order, or name them 00, 01, ..."
+    ]
+
+
+def _unreadable(layout: Layout) -> list[str]:
+    """A line for skipped files that are pictures in a format that Pillow does not read."""
+    skipped = Counter(path.suffix.lower() for path, _ in layout.skipped if path.suffix.lower() in FOREIGN)
+    if not skipped:
+        return []
+    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(skipped.items()))
+    return [f"pictures were skipped that Pillow does not read ({counts}): convert them to JPEG or PNG to use them"]

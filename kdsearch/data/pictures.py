@@ -23,6 +23,7 @@ Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")  # Pillow's EPS runs programs
 DEPTHS = (255.0, 1_023.0, 4_095.0, 16_383.0, 65_535.0)  # the largest values of 8, 10, 12, 14 and 16 bits
 PAPER = (255, 255, 255)  # what shows through where an image is transparent
+ORIENTATION = 0x0112  # a tag of EXIF
 HEAD = 26  # bytes of a file that hold its format's signature, and a PNG's bits a channel
 
 
@@ -74,7 +75,9 @@ def read(path: Path, size: int | None, scale: Scale = FULL) -> Bytes | str:
             return np.asarray(colour, dtype=np.uint8)
     except UnidentifiedImageError:
         return what_it_is(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        return f"it has more pixels than Pillow decodes ({2 * (Image.MAX_IMAGE_PIXELS or 0):,}): make it smaller"
+    except (OSError, ValueError, SyntaxError) as error:
         return reason(error)
 
 
@@ -119,14 +122,24 @@ def formats() -> tuple[str, ...]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; as it is where its EXIF data are broken."""
-    from PIL import ImageOps
+    """The image turned as its EXIF orientation says; as it is where its EXIF data cannot be read.
+
+    Pillow's own `exif_transpose` also writes the EXIF data anew, and fails at any tag that it cannot write, such as a
+    place of 0/0 degrees (Pillow's issues 8548 and 8605).
+    """
+    from PIL import Image
 
     image.load()  # errors of the image itself are not to be taken for those of its EXIF data
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(ORIENTATION)
     except Exception:  # Pillow raises anything here, and browsers show such an image all the same
         return image
+    turns = Image.Transpose
+    methods = {
+        2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
+        6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90,
+    }  # fmt: skip
+    return image.transpose(methods[orientation]) if orientation in methods else image
 
 
 def in_colour(image: Image.Image, scale: Scale = FULL) -> Image.Image:

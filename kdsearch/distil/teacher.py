@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from kdsearch import networks
 from kdsearch.data import ImageSet, Split, views
@@ -20,6 +18,7 @@ from kdsearch.distil import answers, train, view_answers
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.view_answers import ViewAnswers
+from kdsearch.distil.weight_files import load_weights
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.measure import accuracy
 from kdsearch.networks import custom
@@ -31,7 +30,6 @@ from kdsearch.system import files, machine
 
 FACTS = "facts"
 NETWORK = ("family", "build", "options", "mean", "std", "size")  # keys of [teacher] that say what is computed
-KEYS_SHOWN = 3  # of weights that do not fit
 
 
 @dataclass(frozen=True)
@@ -129,13 +127,20 @@ def obtain(spec: TeacherSpec, split: Split, *, progress: Progress | None = None)
         if teacher is None:
             teacher = _make(spec, split, progress)
             _save(teacher, path)
-    if spec.brought:
+    if isinstance(teacher.network, custom.Logarithm):
+        progress.warning(f"{spec.title} ends in a softmax (its outputs sum to 1): their logarithms are its logits here")
+    try:
         check_accuracy(teacher.facts, split)
+    except TeacherError as error:
+        if spec.brought:
+            raise
+        remedy = "train it longer ([teacher.recipe] epochs), and see that the images show what they should"
+        progress.warning(f"{error.rule} (got {error.got}); {remedy}")  # a first look may well be this short
     return teacher
 
 
 def check_accuracy(facts: TeacherFacts, split: Split) -> None:
-    """Refuses a teacher that is not surely better than always naming the most frequent class.
+    """Refuse a teacher that is not surely better than always naming the most frequent class.
 
     It is refused unless all of the 95 % interval of its validation accuracy (Wilson's) lies above that class's share of
     the validation images. Without validation images there is nothing to go by.
@@ -171,7 +176,7 @@ def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
             networks.glorot_(network)
     network = custom.adapted(network, spec, (split.mean, split.std))
     if spec.brought:
-        custom.check_output(network, spec.title, split.shape, len(split.classes))
+        network = custom.with_logits(network, spec.title, split.shape, len(split.classes))
     return network.to(device)
 
 
@@ -179,7 +184,8 @@ def _make(spec: TeacherSpec, split: Split, progress: Progress) -> Teacher:
     network = untrained(spec, split)
     start = time.perf_counter()
     if spec.weights is not None:
-        load_weights(custom.core(network), Path(spec.weights).expanduser())
+        for note in load_weights(custom.core(network), Path(spec.weights).expanduser()):
+            progress.note(note)
         seconds = 0.0
     else:
         _train(network, spec, split, progress)
@@ -223,56 +229,6 @@ def _train(network: nn.Module, spec: TeacherSpec, split: Split, progress: Progre
         raise TeacherError(
             f"the teacher's training must stay finite: {error}", remedy="mend [teacher.recipe]"
         ) from None
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads weights into a network: safetensors, or a state dict that torch saved (`weights_only`).
-
-    Raises:
-        TeacherError: the file cannot be read or does not fit the network.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        misfits = _misfits(network, state)
-        if misfits:
-            raise ValueError(misfits)
-        network.load_state_dict(state)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TeacherError(
-            f"teacher.weights must fit the teacher's network: {reason}",
-            got=path,
-            remedy="give weights of this very network, with this number of classes",
-        ) from None
-    except Exception as error:  # unpickling raises anything
-        raise TeacherError(
-            f"teacher.weights must be safetensors or a state dict: {type(error).__name__}",
-            got=path,
-            remedy="save them with safetensors.torch.save_file",
-        ) from None
-
-
-def _misfits(network: nn.Module, state: dict[str, Tensor]) -> str:
-    """What of a state dict does not fit a network, the first keys named; empty where all does."""
-    own = network.state_dict()
-    changed = [
-        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    problems = {
-        "size mismatch": changed,
-        "missing": [key for key in own if key not in state],
-        "not in the network": [key for key in state if key not in own],
-    }
-    return "; ".join(
-        f"{what} ({len(keys)}): {', '.join(keys[:KEYS_SHOWN])}{', ...' * (len(keys) > KEYS_SHOWN)}"
-        for what, keys in problems.items()
-        if keys
-    )
 
 
 def _save(teacher: Teacher, path: Path) -> None:

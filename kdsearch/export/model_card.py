@@ -10,7 +10,8 @@ from typing import Any
 from optuna import Study
 
 from kdsearch.data import Split
-from kdsearch.export.formats import INT8, KINDS
+from kdsearch.export import snippet
+from kdsearch.export.formats import ENDINGS, INT8, KINDS
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, collect
@@ -43,7 +44,14 @@ def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> 
         found = study.user_attrs.get(f"{StudyAttr.EXPORTED}{number}:{kind}")
         if isinstance(found, Mapping) and _is_there(folder, found):
             parts += [f"## File {code(Path(found['file']).name)}", facts(_file(found, data, row))]
-    parts += ["## Input and output", facts(_input(split)), "## Licence", LICENCE]
+    parts += ["## Input and output", facts(_input(split))]
+    if split.scale is not None:
+        parts += ["## From a picture to the input", facts(snippet.facts(split, split.scale))]
+        onnx = folder / f"trial-{number}.{ENDINGS['onnx']}"
+        if onnx.is_file():
+            script = snippet.code(split, split.scale, onnx.name)
+            parts += [f"This prints the class and the logits of files:\n\n```python\n{script}```"]
+    parts += ["## Licence", LICENCE]
     return "\n\n".join(parts) + "\n"
 
 

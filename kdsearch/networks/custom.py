@@ -56,9 +56,30 @@ class Adapted(nn.Module):
         return logits
 
 
+class Logarithm(nn.Module):
+    """A network that ends in a softmax, as one that makes logits.
+
+    A softmax's logarithm differs from its logits by the same number in each row, which no softmax sees.
+
+    Args:
+        inner: the network; its outputs are probabilities.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (batch, classes); a probability of 0 is taken for the least normal number."""
+        probabilities: Tensor = self.inner(images)
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
 def core(network: nn.Module) -> nn.Module:
-    """The network that weights are of, without what adapts its input."""
-    return network.inner if isinstance(network, Adapted) else network
+    """The network that weights are of, without what adapts its input and output."""
+    while isinstance(network, Adapted | Logarithm):
+        network = network.inner
+    return network
 
 
 def _reason(error: BaseException) -> str:
@@ -131,8 +152,8 @@ def adapted(network: nn.Module, spec: TeacherSpec, given: tuple[float, float]) -
     return Adapted(network, given=given, wanted=wanted, size=spec.size)
 
 
-def check_output(network: nn.Module, title: str, shape: tuple[int, int, int], classes: int) -> None:
-    """Refuses a network that does not make `classes` logits of each image of a batch.
+def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network, checked to make `classes` logits of each image of a batch; a `Logarithm` where it has a softmax.
 
     Raises:
         TeacherError: it fails on images of that shape, or makes something else.
@@ -142,7 +163,8 @@ def check_output(network: nn.Module, title: str, shape: tuple[int, int, int], cl
     images = "x".join(map(str, shape))
     try:
         with torch.no_grad():
-            logits = network(torch.zeros(2, *shape, device=device))
+            # noise: of black images logits may all be 0
+            logits = network(torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device))
     except Exception as error:
         raise TeacherError(
             f"the teacher must take the study's images, {images}: {_reason(error)}",
@@ -162,3 +184,10 @@ def check_output(network: nn.Module, title: str, shape: tuple[int, int, int], cl
             got=f"{logits.shape[1]} from {title}",
             remedy=f"set it, often as num_classes = {classes} in [teacher.options]",
         )
+    return Logarithm(network) if _are_probabilities(logits) else network
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs, (batch, classes), are what a softmax makes: none below 0, rows that sum to 1."""
+    outputs = outputs.float()
+    return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())

@@ -85,4 +85,4 @@ def build_resnet50(shape: Shape, classes: int) -> nn.Module:
     return network
 
 
-FAMILY = Family(dimensions=("width", "blocks", "stride"), build=build)
+FAMILY = Family(dimensions=("width", "blocks", "stride"), whole=("width", "blocks", "stride"), build=build)

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import pareto
 from kdsearch.errors import StorageError
-from kdsearch.records import Attr, StudyAttr
+from kdsearch.records import METRICS, Attr, StudyAttr
 from kdsearch.reporting import confirmation, deck_rows, formatting, growth, importance
 from kdsearch.reporting.formatting import number
 from kdsearch.reporting.frames import records
@@ -61,6 +61,7 @@ class StudyData:
         spent: seconds of all runs by kind of work; empty where none has ended.
         teacher: TeacherFacts as a dictionary, or None.
         environment, definition, study_file: as stored with the study, empty where missing.
+        objectives: names of another program's objectives; None in a study of kdsearch.
     """
 
     name: str
@@ -82,6 +83,15 @@ class StudyData:
     environment: dict[str, Any]
     definition: dict[str, Any]
     study_file: dict[str, Any]
+    objectives: tuple[str, str] | None = None
+
+    @property
+    def stand_ins(self) -> str:
+        """What accuracy and ratio stand for in a study of another program; empty in one of kdsearch."""
+        if self.objectives is None:
+            return ""
+        first, second = self.objectives
+        return f"not a study of kdsearch: accuracy stands for its objective {first}, ratio for its objective {second}"
 
     @property
     def front(self) -> pd.DataFrame:
@@ -144,7 +154,15 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         environment=environment,
         definition=definition,
         study_file=study_file,
+        objectives=_objectives(study),
     )
+
+
+def _objectives(study: optuna.Study) -> tuple[str, str] | None:
+    """The names of another program's objectives, as Optuna's own tables have them; None in a study of kdsearch."""
+    names = tuple(study.metric_names or ("values_0", "values_1"))
+    own = names == METRICS or StudyAttr.DEFINITION in study.user_attrs
+    return None if own else (str(names[0]), str(names[1]))
 
 
 def configuration(row: Mapping[str, Any]) -> dict[str, Any]:

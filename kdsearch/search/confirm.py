@@ -17,7 +17,7 @@ from kdsearch.errors import KdsearchError, StorageError, TrialError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, ConfirmedRun, StudyAttr, confirmed_runs
 from kdsearch.search.definition import check, definition, differences
-from kdsearch.search.plan import rejoin
+from kdsearch.search.plan import check_own, rejoin
 from kdsearch.search.retrain import find_finished, taught_to
 from kdsearch.search.trial import Workshop
 from kdsearch.system import machine, signals
@@ -59,8 +59,7 @@ def choose(study: Study, text: str | None = None) -> list[FrozenTrial]:
     Raises:
         KdsearchError: the text is no such list, a trial cannot be confirmed, or there is no front.
     """
-    if StudyAttr.STUDY_FILE not in study.user_attrs:
-        raise StorageError("the study must have been made by `kdsearch optimize`", got=study.study_name)
+    check_own(study)
     if text is None:
         numbers = {trial.number for trial in study.best_trials}
         if not numbers:

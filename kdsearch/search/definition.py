@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,12 +14,11 @@ import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
 
-from kdsearch import storage
+from kdsearch import runtime, storage
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError
 from kdsearch.records import METRICS, StudyAttr
 from kdsearch.search.plan import Plan
-from kdsearch.system import machine
 
 DIFFERENCES_SHOWN = 4
 BEING_MADE = 0.5  # seconds at most from a study's creation to its definition
@@ -36,7 +36,7 @@ def definition(plan: Plan) -> dict[str, Any]:
     described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
     described["cost"] = plan.cost
     if plan.cost != "flops":
-        described["device_model"] = machine.cpu_model() if plan.cost == "onnx" else machine.device_model(plan.device)
+        described["device_model"] = runtime.cpu_model() if plan.cost == "onnx" else runtime.device_model(plan.device)
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
 
@@ -54,6 +54,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = dict(_flat(old)), dict(_flat(new))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}" for key in keys]
+
+
+def comparable(definition: dict[str, Any]) -> dict[str, Any]:
+    """A definition without what may differ in the same study: the path of a folder of images, known by fingerprint."""
+    data = definition.get("data")
+    if not isinstance(data, dict) or not str(data.get("name")).startswith("folder:"):
+        return definition
+    classes = [unicodedata.normalize("NFC", str(name)) for name in data.get("classes", [])]
+    return definition | {"data": data | {"name": "folder", "classes": classes}}
 
 
 def open_defined(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Study:
@@ -110,7 +119,7 @@ def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
             got=study.study_name,
             remedy="choose another --name",
         )
-    changed = differences(stored, wanted)
+    changed = differences(comparable(stored), comparable(wanted))
     if changed:
         more = f" and {len(changed) - DIFFERENCES_SHOWN} more" if len(changed) > DIFFERENCES_SHOWN else ""
         raise DefinitionError(
@@ -126,7 +135,10 @@ def check_definition(study: Study, plan: Plan) -> None:
     Raises:
         DefinitionError: data, teacher or, where time is measured, the model of the device differ.
     """
-    remedy = "join from a machine with the study's data and device (studies of --cost flops take any device)"
+    remedy = (
+        "join from a machine with the study's data (--data-dir names their folder) and device (studies of --cost flops "
+        "take any device)"
+    )
     check(study, definition(plan), remedy=remedy)
 
 

@@ -203,7 +203,8 @@ def estimate(plan: Plan, budget: Budget) -> dict[str, Any]:
         budget: what a new study may spend.
 
     Returns:
-        `study`, `dataset`, `images`, `device`, `trials`, `epochs_budget` and `timeout` (None where there is no limit),
+        `study`, `dataset`, `data` (lines on what was read), `images`,
+        `device`, `trials`, `epochs_budget` and `timeout` (None where there is no limit),
         `anchors`, `space` and `seconds`: of the teacher, timing, training (if no trial were pruned), the teacher's
         answers to augmented views (where there are any) and in all, which the timeout limits; where nothing else does,
         `trials` stands for the last three.
@@ -213,6 +214,7 @@ def estimate(plan: Plan, budget: Budget) -> dict[str, Any]:
     return {
         "study": plan.name,
         "dataset": plan.spec.data.name,
+        "data": [*([split.summary] if split.summary else []), *split.notes],
         "images": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
         "device": f"{plan.device} ({machine.device_model(plan.device)})",
         "cost": plan.cost,

@@ -63,6 +63,7 @@ def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
         loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"name": dataset})})
     data.check_name(loaded.data.name)
     networks.check_families(loaded)
+    networks.check_whole(loaded)
     return loaded
 
 
@@ -105,16 +106,28 @@ def make_plan(
     return Plan(spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir)
 
 
+def check_own(study: Study) -> None:
+    """Refuse a study that another program made: its trials are not students of a study file.
+
+    Raises:
+        DefinitionError: it is.
+    """
+    if StudyAttr.STUDY_FILE not in study.user_attrs:
+        raise DefinitionError(
+            "the study must have been made by kdsearch (`kdsearch optimize`); this is not a study of kdsearch",
+            got=study.study_name,
+            remedy="name another with --name (`status`, `pick` and `report` show any study)",
+        )
+
+
 def rejoin(study: Study, *, url: str, data_dir: str | None = None, device: str = "auto") -> Plan:
     """The plan of a study that is there, with the data as this machine has them.
 
     Raises:
         KdsearchError: the study is not of kdsearch, or its data or the device are missing here.
     """
-    stored = study.user_attrs.get(StudyAttr.STUDY_FILE)
-    if stored is None:
-        raise DefinitionError("the study must have been made by kdsearch", got=study.study_name)
-    loaded = spec.from_dict(stored)
+    check_own(study)
+    loaded = spec.from_dict(study.user_attrs[StudyAttr.STUDY_FILE])
     networks.check_families(loaded)
     chosen = machine.resolve_device(device)
     split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)

@@ -16,7 +16,7 @@ from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, StorageError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, Config, EpochRecord, StudyAttr
-from kdsearch.search.plan import Plan, rejoin
+from kdsearch.search.plan import Plan, check_own, rejoin
 from kdsearch.search.trial import Best, Workshop
 from kdsearch.storage import load_trial
 from kdsearch.system import files
@@ -45,10 +45,12 @@ def find_trial(study: Study, number: int) -> FrozenTrial:
     """The trial of that number, if it has a configuration to train.
 
     Raises:
+        DefinitionError: the study is not of kdsearch.
         StorageError: there is none, or it never began.
     """
     trial = load_trial(study, number)
     if Attr.CONFIG not in trial.user_attrs:
+        check_own(study)
         raise StorageError("the trial must have begun", got=f"trial {number}, {trial.state.name}")
     return trial
 
@@ -57,9 +59,12 @@ def find_finished(study: Study, number: int) -> FrozenTrial:
     """The complete trial of that number, with the epoch that validation chose.
 
     Raises:
+        DefinitionError: the study is not of kdsearch.
         StorageError: there is none, or it is not complete, or it does not say which epoch was chosen.
     """
     trial = load_trial(study, number)
+    if Attr.CONFIG not in trial.user_attrs:
+        check_own(study)
     if trial.state != TrialState.COMPLETE:
         raise StorageError("the trial must be complete", got=f"trial {number}, {trial.state.name}", remedy=STATUS)
     best, seed = trial.user_attrs.get(Attr.BEST_EPOCH), trial.user_attrs.get(Attr.SEED)

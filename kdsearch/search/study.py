@@ -170,7 +170,11 @@ def optimize(
         train_size=train_size,
         max_epochs=max_epochs,
     )
-    return run_plan(plan, options, workers=workers, command=command, progress=progress or Progress())
+    before = optuna.logging.get_verbosity()
+    try:
+        return run_plan(plan, options, workers=workers, command=command, progress=progress or Progress())
+    finally:
+        optuna.logging.set_verbosity(before)  # the caller's own studies log as they did
 
 
 def check_options(options: Options) -> None:
@@ -200,8 +204,11 @@ def run_plan(
     """Runs a plan: the study opened, the teacher obtained, trials run here or by workers; see `optimize` and `live`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
     budget = options.budget()
-    for note in (*plan.split.notes, *hidden_plugins(plan)):
-        progress.warning(note)
+    if plan.split.summary:
+        progress.note(f"data: {plan.split.summary}")
+    for note in (storage.warning(plan.url), *plan.split.notes, *hidden_plugins(plan)):
+        if note is not None:
+            progress.warning(note)
     # the user's own is looked at first: a study's definition holds its fingerprint, and a wrong one would stay there
     known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress) if plan.spec.teacher.brought else None
     study = open_study(plan, retrying.patient(storage.open_storage(plan.url), progress.warning))

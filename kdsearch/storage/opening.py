@@ -15,6 +15,7 @@ from urllib.parse import unquote, unquote_plus
 
 from kdsearch.errors import StorageError
 from kdsearch.records import StudyAttr
+from kdsearch.system import mounts
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -126,6 +127,7 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
         if url.startswith(GRPC):
             return _proxy(url)
         _check_password(url)
+        _check_kept(url)
         return _sqlite(url, log=log) if url.startswith("sqlite") else _with_tables(url, optuna.storages.RDBStorage)
     except (SQLAlchemyError, OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         reason = trouble(error) or _line(str(error)) or type(error).__name__
@@ -134,6 +136,21 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
             got=masked(url),
             remedy=f"check --storage ({FORMS})",
         ) from None
+
+
+def _check_kept(url: str) -> None:
+    """Refuse a database in memory: it would be gone with the command, and each connection would have its own.
+
+    Raises:
+        ValueError: it is one.
+    """
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    if not parsed.drivername.startswith("sqlite"):
+        return
+    if not parsed.database or ":memory:" in parsed.database or parsed.query.get("mode") == "memory":
+        raise ValueError("a database in memory cannot be shared and ends with the command: name a file")
 
 
 def _check_password(url: str) -> None:
@@ -183,6 +200,20 @@ def _sqlite(url: str, *, log: bool) -> BaseStorage:
     event.listen(backend.engine, "connect", _use_log)
     backend.engine.dispose()  # connections are made anew, with the log
     return backend
+
+
+def warning(url: str) -> str | None:
+    """A line for a sqlite file on a network file system, whose locks sqlite cannot trust; None: no such thing."""
+    from sqlalchemy.engine import make_url
+
+    path = make_url(url).database if url.startswith("sqlite") else None
+    kind = mounts.shared_kind(Path(path)) if path else None
+    if kind is None:
+        return None
+    return (
+        f"{masked(url)} lies on a network file system ({kind}), where sqlite may lose trials or stop "
+        "(sqlite.org/faq.html, question 5): use a local disk, journal:PATH, or postgresql:// for several machines"
+    )
 
 
 def _check_file(path: Path) -> None:

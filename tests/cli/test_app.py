@@ -100,7 +100,8 @@ def test_broken_folders_are_refused(kdsearch: Run, tmp_path: Path) -> None:
     assert "at least two classes" in refused(kdsearch("optimize", "--dataset", "folder:pictures"), "pictures")
     for part in ("train", "test"):
         (tmp_path / "pictures" / part / "dog").mkdir()
-        (tmp_path / "pictures" / part / "dog" / "bad.png").write_bytes(b"no image")
+        for name in ("cat/2.png", "dog/bad.png", "dog/worse.png"):  # two a class, or none is left to validate on
+            (tmp_path / "pictures" / part / name).write_bytes(b"no image")
     assert "bad.png" in refused(kdsearch("optimize", "--dataset", "folder:pictures"), "no image")
     assert not list(tmp_path.glob("kdsearch.db*"))  # nothing was begun
 

@@ -44,14 +44,14 @@ def filled(url: str) -> str:
         (("--import", "x", "--out", "d"), ("--import goes with neither --trial nor --out",)),
         (("--trial", "7", "--out", "d"), ("--trial must be in the study", "trials 0 to 2", "got 7")),
         (("--trial", "1", "--out", "d"), ("must be complete", "trial 1, PRUNED")),
-        (("--trial", "2", "--out", "d"), ("the trial must have begun", "trial 2, FAIL")),
+        (("--trial", "2", "--out", "d"), ("this is not a study of kdsearch", "got s")),
         (("--trial", "0", "--out", "study.log"), ("the folder must be writable", "got study.log", "another folder")),
         (("--import", "nowhere.json"), ("--import must name a file to read", "nowhere.json")),
         (("--import", "study.log"), ("a file to import must be JSON", "study.log", "run measure.py again")),
         (("--trials", "0", "--trial", "0"), ("--trials goes with neither --trial nor --import", "give it alone")),
         (("--trials", "0", "--import", "x"), ("--trials goes with neither --trial nor --import",)),
         (("--trials", "0", "--out", "d"), ("--trials goes with neither",)),
-        ((), ("the study must have been made by `kdsearch optimize`", "got s")),
+        ((), ("the study must have been made by kdsearch", "got s")),
     ],
 )
 def test_what_cannot_be_is_one_line(kdsearch: Run, filled: str, words: tuple[str, ...], said: tuple[str, ...]):

@@ -100,8 +100,12 @@ def test_class_folders_without_parts_are_training_images(root: Path):
 
 
 def test_a_folder_around_the_folder_of_images_is_refused_with_its_name(root: Path):
-    with pytest.raises(DataError, match=rf"must hold train itself .* give --dataset folder:{root}"):
-        listing.list_folder(root.parent)
+    outer = root / "archive"
+    outer.mkdir()
+    for part in ("train", "test"):
+        (root / part).rename(outer / part)
+    with pytest.raises(DataError, match=rf"must hold train itself .* give --dataset folder:{outer}"):
+        listing.list_folder(root)
 
 
 def test_a_test_folder_alone_is_refused(root: Path):

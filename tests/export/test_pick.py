@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from kdsearch import storage
 from kdsearch.errors import KdsearchError
 from kdsearch.export.pick import Wish, choose
-from kdsearch.records import Attr
+from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting.collect import StudyData, collect
 
 # validation, test, ratio, parameters: 0 to 3 on the front, 4 dominated but small, 5 pruned
@@ -23,6 +23,7 @@ ROWS = [(0.98, 0.97, 10.0, 900), (0.95, 0.96, 100.0, 500), (0.94, 0.93, 200.0, 4
 @pytest.fixture
 def filled(url: str) -> str:
     study = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
+    study.set_user_attr(StudyAttr.DEFINITION, {})
     for number, (accuracy, test, ratio, size) in enumerate(ROWS):
         attrs = {Attr.TEST_ACCURACY: test, Attr.RATIO: ratio, Attr.RATIO_LOW: 0.9 * ratio, Attr.RATIO_HIGH: 1.1 * ratio,
                  Attr.PARAMETERS: size, Attr.ACCURACY: accuracy, Attr.CONFIG: {"width": size}}  # fmt: skip

@@ -36,9 +36,9 @@ def test_a_function_that_is_none_is_refused_in_one_line(build: str, options: dic
 
 def test_another_number_of_classes_is_refused() -> None:
     network = custom.construct(wanted("torchvision.models:resnet18", options={"num_classes": 4}))
-    custom.check_output(network, "mine", (3, 32, 32), 4)
+    assert custom.with_logits(network, "mine", (3, 32, 32), 4) is network
     with pytest.raises(TeacherError, match=r"number of classes, 3 \(got 4 from mine\).*num_classes = 3"):
-        custom.check_output(network, "mine", (3, 32, 32), 3)
+        custom.with_logits(network, "mine", (3, 32, 32), 3)
 
 
 def test_the_input_is_what_the_teacher_is_used_to() -> None:
@@ -47,6 +47,23 @@ def test_the_input_is_what_the_teacher_is_used_to() -> None:
     seen = custom.adapted(nn.Identity(), spec, (0.5, 0.5))((pixels - 0.5) / 0.5)
     assert seen.shape == (1, 3, 8, 8)
     torch.testing.assert_close(seen[0, :, 5, 5], torch.tensor([1.0, 1.6, 1.5]))
+
+
+def test_a_softmax_inside_is_noticed_and_logarithms_are_taken() -> None:
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    network = custom.with_logits(nn.Sequential(inner, nn.Softmax(1)), "mine", (3, 2, 2), 3)
+    assert isinstance(network, custom.Logarithm)
+    images = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    expected = torch.log_softmax(inner(images), 1)
+    torch.testing.assert_close(network(images), expected)
+    adapted = custom.adapted(network.inner, wanted("x:y", size=4), (0.5, 0.5))
+    assert custom.core(custom.Logarithm(adapted)) is network.inner
+
+
+@pytest.mark.parametrize("last", [nn.Identity(), nn.LogSoftmax(1), nn.Sigmoid(), nn.ReLU()])
+def test_other_ends_are_taken_as_logits(last: nn.Module) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), last)
+    assert custom.with_logits(network, "mine", (3, 2, 2), 3) is network
 
 
 def test_weights_that_do_not_fit_name_their_first_keys(tmp_path) -> None:

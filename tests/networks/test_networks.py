@@ -72,6 +72,22 @@ def test_a_dimension_that_the_family_needs_is_missed(digits: spec.StudySpec):
         networks.check_families(digits.model_copy(update={"space": space}))
 
 
+@pytest.mark.parametrize("width", [[8.5], 8.5, {"low": 8.0, "high": 16.0}])
+def test_fractions_of_a_whole_number_are_refused(digits: spec.StudySpec, width):
+    changed = spec.from_dict(
+        {**digits.model_dump(mode="json"), "space": {**digits.space, "width": width}, "anchors": {}}
+    )
+    with pytest.raises(StudyFileError, match=r"space.width must be whole numbers .*drop the decimal points"):
+        networks.check_whole(changed)
+
+
+@pytest.mark.parametrize("width", [[8, 16.0], 8, {"low": 8, "high": 16, "step": 4}])
+def test_whole_numbers_are_taken(digits: spec.StudySpec, width):
+    networks.check_whole(
+        spec.from_dict({**digits.model_dump(mode="json"), "space": {**digits.space, "width": width}, "anchors": {}})
+    )
+
+
 @pytest.mark.parametrize("part", ["teacher", "student"])
 def test_a_family_that_nobody_knows_is_refused_before_any_work(digits: spec.StudySpec, part: str):
     changed = getattr(digits, part).model_copy(update={"family": "vit"})

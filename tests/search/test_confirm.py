@@ -143,7 +143,7 @@ def test_what_cannot_be_confirmed_is_refused(study):
 
 def test_a_study_without_a_front_or_of_another_program_is_refused():
     study = optuna.create_study(directions=["maximize"] * 2)
-    with pytest.raises(StorageError, match="made by `kdsearch optimize`"):
+    with pytest.raises(DefinitionError, match="made by kdsearch"):
         choose(study)
     study.set_user_attr(StudyAttr.STUDY_FILE, {})
     with pytest.raises(StorageError, match="must have a front"):

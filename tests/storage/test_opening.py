@@ -73,6 +73,15 @@ def test_an_empty_url_is_told_in_words(url: str):
         storage.open_storage(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true", "sqlite:///file:k?mode=memory&uri=true"],
+)
+def test_a_database_in_memory_cannot_be_shared(url: str):
+    with pytest.raises(StorageError, match="in memory cannot be shared and ends with the command: name a file"):
+        storage.open_storage(url)
+
+
 def test_a_path_with_braces_is_a_path(tmp_path: Path):
     storage.fold(storage.open_storage(f"sqlite:///{tmp_path}/{{SCHEMA_VERSION}} {{x}}.db"))
     assert [path.name for path in tmp_path.iterdir()] == ["{SCHEMA_VERSION} {x}.db"]

@@ -171,7 +171,13 @@ def _teacher(teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _provenance(data: StudyData) -> list[tuple[str, str]]:
     finished = data.trials["finished"].dropna()
-    said = {"command": data.command, "storage": data.storage, "study": data.name, "data set": data.dataset}
+    said = {
+        "objectives": data.stand_ins,
+        "command": data.command,
+        "storage": data.storage,
+        "study": data.name,
+        "data set": data.dataset,
+    }
     if len(finished):
         first, last = (f"{moment(finished):%Y-%m-%d %H:%M}" for moment in (min, max))
         said["trials ended"] = f"{first} to {last}"

@@ -64,6 +64,8 @@ def order(data: StudyData) -> confirmation.Order:
 def as_markdown(data: StudyData) -> str:
     """The report's text and tables."""
     blocks = [f"# Study {escaped(data.name)}", f"**{escaped(verdict(data))}**"]
+    if data.stand_ins:
+        blocks.append(f"This is {escaped(data.stand_ins)}.")
     if effort(data):
         blocks.append(f"The study {effort(data)}.")
     if not data.front.empty:

@@ -1,0 +1,195 @@
+"""Weights as people save them: bare or wrapped, with the prefixes that wrappers leave, whole or broken."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdsearch.errors import TeacherError
+
+WRAPPERS = (  # keys that hold a state dict, the averaged one last
+    "state_dict", "model_state_dict", "model", "network", "net", "weights", "state_dict_ema", "model_ema", "ema",
+)  # fmt: skip
+PREFIXES = ("module.", "model.", "network.", "net.")  # of DataParallel, Lightning and the like
+COMPILED = "_orig_mod."  # of torch.compile, anywhere in a key
+AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts with it, beside "module."
+KEYS_SHOWN = 3  # of weights that do not fit
+AGAIN = "download it again"
+
+
+def load_weights(network: nn.Module, path: Path) -> list[str]:
+    """Loads weights into a network: safetensors, or what torch saved (`weights_only`).
+
+    A state dict inside a checkpoint is taken out of it, and the prefixes of wrappers are removed from its keys; whether
+    it fits then is for torch's strict `load_state_dict` to say.
+
+    Returns:
+        Lines on what was unwrapped.
+
+    Raises:
+        TeacherError: the file cannot be read or does not fit the network.
+    """
+    _check_file(path)
+    state, notes = unwrapped(_read(path), set(network.state_dict()))
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        reason = _misfits(network, state) or " ".join(str(error).split())[:200]
+        raise TeacherError(
+            f"teacher.weights must fit the teacher's network: {reason}",
+            got=path,
+            remedy="give weights of this very network, with this number of classes",
+        ) from None
+    return notes
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what a download left in the place of weights.
+
+    Raises:
+        TeacherError: the file cannot be opened, or is empty, a Git LFS pointer or a web page.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise TeacherError(
+            f"teacher.weights must be readable: {error.strerror}",
+            got=path,
+            remedy="correct the path in the study file",
+        ) from None
+    if not head:
+        raise TeacherError("teacher.weights must hold weights: the file is empty", got=path, remedy=AGAIN)
+    if head.startswith(b"version https://git-lfs"):
+        remedy = f"{AGAIN} (`git lfs pull`, or the file's download link)"
+        raise TeacherError("teacher.weights must hold weights, not a Git LFS pointer", got=path, remedy=remedy)
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise TeacherError("teacher.weights must hold weights, not a web page", got=path, remedy=AGAIN)
+
+
+def _read(path: Path) -> Any:
+    """What a file of weights holds, on the CPU.
+
+    Raises:
+        TeacherError: it is broken, or is neither safetensors nor tensors that torch saved.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    is_zip = head.startswith(b"PK")
+    try:
+        if path.suffix == ".safetensors" or head[8:9] == b"{":  # eight bytes of length, then JSON
+            return load_file(path)
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, EOFError, OSError) as error:
+        raise _broken(path, error) from None
+    except RuntimeError as error:
+        if not is_zip:
+            raise _foreign(path, error) from None
+        raise _broken(path, error) from None
+    except Exception as error:  # unpickling raises anything
+        raise _foreign(path, error) from None
+
+
+def _harmless() -> list[Any]:
+    """What training scripts save beside weights and unpickling it runs no code: numbers of numpy, parsed arguments."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")}
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    return [*((scalar, name) for name in names), np.dtype, *kinds, argparse.Namespace]
+
+
+def _broken(path: Path, error: Exception) -> TeacherError:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return TeacherError(
+        f"teacher.weights must be whole, and the file is cut short or damaged: {reason}", got=path, remedy=AGAIN
+    )
+
+
+def _foreign(path: Path, error: Exception) -> TeacherError:
+    name = type(error).__name__
+    try:
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # it is no file of torch
+        others = []
+    held = f"it holds {', '.join(others[:KEYS_SHOWN])}, and loading that could run code" if others else name
+    if isinstance(error, pickle.UnpicklingError) and not others:
+        held = "torch cannot read it"
+    return TeacherError(
+        f"teacher.weights must be safetensors or a state dict: {held}",
+        got=path,
+        remedy="save the network's state_dict() alone, with safetensors.torch.save_file or torch.save",
+    )
+
+
+def unwrapped(state: Any, own: set[str]) -> tuple[Any, list[str]]:
+    """A checkpoint's state dict with the prefixes of wrappers removed from its keys, and lines that say so.
+
+    Args:
+        state: what a file held.
+        own: keys of the network's state dict: a prefix that it has itself stays.
+    """
+    notes = []
+    while isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
+        inside = next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None)
+        if inside is None:
+            break
+        state = state[inside]
+        notes.append(f"teacher.weights: taken from {inside!r} of the checkpoint")
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        return state, notes
+    removed = []
+    if any(COMPILED in key for key in state) and not any(COMPILED in key for key in own):
+        state = {key.replace(COMPILED, ""): value for key, value in state.items()}
+        removed.append(COMPILED)
+    if AVERAGED in state and AVERAGED not in own:
+        state = {key: value for key, value in state.items() if key != AVERAGED}
+    while prefix := _common(state, own):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        removed.append(prefix)
+    if removed:
+        notes.append(f"teacher.weights: the prefix {' and '.join(removed)} was removed from the names of its weights")
+    return state, notes
+
+
+def _common(state: Mapping[str, Any], own: set[str]) -> str | None:
+    """The prefix of a wrapper that all keys have and none of the network's own."""
+    return next(
+        (
+            prefix
+            for prefix in PREFIXES
+            if state and all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own)
+        ),
+        None,
+    )
+
+
+def _misfits(network: nn.Module, state: Any) -> str:
+    """What of a state dict does not fit a network, the first keys named; empty where nobody can tell."""
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        return ""
+    own = network.state_dict()
+    changed = [
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = {
+        "size mismatch": changed,
+        "missing": [key for key in own if key not in state],
+        "not in the network": [key for key in state if key not in own],
+    }
+    return "; ".join(
+        f"{what} ({len(keys)}): {', '.join(keys[:KEYS_SHOWN])}{', ...' * (len(keys) > KEYS_SHOWN)}"
+        for what, keys in problems.items()
+        if keys
+    )

@@ -1,0 +1,131 @@
+"""What people bring, through the command line: moved folders, teachers that print, studies of other programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+from helpers.commands import Run, refused
+
+import kdsearch as package
+from kdsearch.search.definition import comparable, differences
+from kdsearch.storage import open_storage
+
+STUDY = """
+[data]
+name = "folder"
+image_size = 8
+validation = 0.25
+[teacher]
+family = "cnn"
+seed = 0
+[teacher.recipe]
+optimizer = "adam"
+lr = 2e-3
+epochs = 3
+batch_size = 16
+[student]
+family = "mlp"
+threads = 1
+[latency]
+batch = 50
+[space]
+width = [4, 8]
+loss_weight = 0.5
+temperature = 4.0
+epochs = 1
+batch_size = 16
+"""
+LOUD = """
+import torch
+print("imported")
+class Loud(torch.nn.Sequential):
+    def forward(self, images):
+        print("called")
+        return super().forward(images)
+def network():
+    print("built")
+    return Loud(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+"""
+OPTIONS = ("--study", "f.toml", "--cost", "flops", "--seed", "0", "--device", "cpu", "--storage", "journal:k.log")
+
+
+@pytest.mark.slow
+def test_a_folder_of_images_may_move(kdsearch: Run, photos: Path, tmp_path: Path):
+    (tmp_path / "f.toml").write_text("\ufeff" + STUDY, encoding="utf-8")  # with a byte-order mark
+    first = kdsearch("optimize", "--dataset", "folder:photos", "--trials", "1", *OPTIONS)
+    assert first.code == 0, first.err
+    assert "photos holds 120 training images and 30 test images of 3 classes; skipped: nothing" in first.err
+    assert kdsearch("optimize", "--dataset", "folder:./photos/", "--trials", "2", *OPTIONS).code == 0
+    photos.rename(tmp_path / "moved")
+    line = refused(kdsearch("train", "--trial", "0", "--storage", "journal:k.log"), "photos")
+    assert "--data-dir" in line
+    moved = ("--data-dir", str(tmp_path / "moved"))
+    again = kdsearch("train", "--trial", "0", "--storage", "journal:k.log", *moved, "--out", "w.safetensors")
+    assert again.code == 0, again.err
+    assert kdsearch("optimize", "--dataset", "folder:moved", "--name", "photos", "--trials", "3", *OPTIONS).code == 0
+    assert kdsearch("worker", "--name", "photos", "--storage", "journal:k.log", *moved).code == 0
+    shutil.copy(tmp_path / "moved/train/red/0.png", tmp_path / "moved/train/red/1.png")
+    line = refused(kdsearch("train", "--trial", "0", "--storage", "journal:k.log", *moved), "fingerprint")
+    assert "--data-dir" in line
+
+
+@pytest.mark.slow
+def test_a_teacher_that_prints_leaves_json_alone(
+    kdsearch: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "loud_teacher.py").write_text(LOUD)
+    text = STUDY.replace('family = "cnn"', 'build = "loud_teacher:network"').replace("lr = 2e-3", "lr = 1e-2")
+    (tmp_path / "f.toml").write_text(text.replace("epochs = 3", "epochs = 20"))
+    ran = kdsearch("optimize", "--dataset", "folder:photos", "--trials", "1", "--json", *OPTIONS)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["study"] == "photos"
+    for word in ("imported", "built", "called"):
+        assert word in ran.err
+    plan = kdsearch("optimize", "--dataset", "folder:photos", "--trials", "1", "--json", "--dry-run", *OPTIONS)
+    assert json.loads(plan.out)["data"] == ["photos holds 120 training images and 30 test images of 3 classes; "
+                                           "skipped: nothing"]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [None, ["recall", "speed"]])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_study_of_another_program_is_shown_with_its_own_names_and_not_trained(kdsearch: Run, names):
+    study = optuna.create_study(storage=open_storage("journal:x.log"), study_name="s", directions=["maximize"] * 2)
+    if names:
+        study.set_metric_names(names)
+    study.add_trial(optuna.create_trial(values=[0.5, 2.0]))
+    for words in (("train", "--trial", "0"), ("export", "--trial", "0", "--out", "o"), ("confirm",)):
+        refused(kdsearch(*words, "--name", "s", "--storage", "journal:x.log"), "not a study of kdsearch")
+    first, second = names or ("values_0", "values_1")
+    line = f"accuracy stands for its objective {first}, ratio for its objective {second}"
+    assert line in kdsearch("status", "--storage", "journal:x.log").err
+    assert line in kdsearch("pick", "--knee", "--storage", "journal:x.log").out
+    assert kdsearch("report", "--storage", "journal:x.log", "--format", "md", "--report", "r.md").code == 0
+    assert line in Path("r.md").read_text(encoding="utf-8").replace("\\", "")
+
+
+def test_a_definition_is_compared_without_the_folders_path_and_in_composed_letters():
+    old = {"data": {"name": "folder:photos", "classes": ["cafe\u0301"], "fingerprint": "1"}, "cost": "flops"}
+    new = {"data": {"name": "folder:/mnt/photos/", "classes": ["caf\xe9"], "fingerprint": "1"}, "cost": "flops"}
+    assert differences(comparable(old), comparable(new)) == []
+    new["data"]["fingerprint"] = "2"
+    assert differences(comparable(old), comparable(new)) == ["data.fingerprint: 1 -> 2"]
+    digits = {"data": {"name": "digits"}}
+    assert comparable(digits) is digits
+
+
+def test_optunas_verbosity_is_left_as_it_was(tmp_path: Path, study_file: Path):
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    try:
+        package.optimize(
+            study=study_file, trials=1, storage=f"journal:{tmp_path / 'k.log'}", cost="flops", train_size=200,
+            max_epochs=2, device="cpu",
+        )  # fmt: skip
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    finally:
+        optuna.logging.set_verbosity(before)
