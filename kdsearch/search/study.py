@@ -12,25 +12,29 @@ from optuna import Study
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from kdsearch import patience, runtime, storage
+from kdsearch.storage import retrying
+from kdsearch.system import machine
+from kdsearch import storage
 from kdsearch.dimensions import Range
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, StudyAttr
-from kdsearch.search import clock, live, liveness, samplers, space
+from kdsearch.search import clock, space
+from kdsearch.search.workers import live_view, liveness
+from kdsearch.search.sampling import samplers
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import open_study
 from kdsearch.search.estimate import estimate
-from kdsearch.search.keep import Keeper, folder
-from kdsearch.search.likely import LikelyRatio
-from kdsearch.search.loop import run
-from kdsearch.search.objective import Objective, Workshop
+from kdsearch.search.weights import Keeper, folder
+from kdsearch.search.sampling.ratio_guess import LikelyRatio
+from kdsearch.search.workers.loop import run
+from kdsearch.search.trial import Objective, Workshop
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan, check_choice, hidden_plugins, make_plan
-from kdsearch.search.proposals import CANDIDATES, ProposalSampler
-from kdsearch.search.pruner import ParetoPruner
-from kdsearch.search.supervisor import supervise
+from kdsearch.search.sampling.proposals import CANDIDATES, ProposalSampler
+from kdsearch.pruning.pruner import ParetoPruner
+from kdsearch.search.workers.supervisor import supervise
 
 SLOW_ON_A_CPU = ("resnet", "timm", "torchvision")  # families of students
 
@@ -70,7 +74,7 @@ def make_sampler(
         return inner
     return ProposalSampler(
         inner,
-        samplers.make("random", None if seed is None else runtime.derive_seed("candidates", seed)),
+        samplers.make("random", None if seed is None else machine.derive_seed("candidates", seed)),
         partial(space.draw, spec=workshop.spec),
         LikelyRatio(workshop),
         steps=lambda config: int(config["epochs"]),
@@ -195,7 +199,7 @@ def run_plan(
     workers: int = 1,
     command: str | None,
     progress: Progress,
-    publish: live.Publish | None = None,
+    publish: live_view.Publish | None = None,
 ) -> Study:
     """Runs a plan: the study opened, the teacher obtained, trials run here or by workers; see `optimize` and `live`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
@@ -207,7 +211,7 @@ def run_plan(
             progress.warning(note)
     # the user's own is looked at first: a study's definition holds its fingerprint, and a wrong one would stay there
     known = teacher.obtain(plan.spec.teacher, plan.split, progress=progress) if plan.spec.teacher.brought else None
-    study = open_study(plan, patience.patient(storage.open_storage(plan.url), progress.warning))
+    study = open_study(plan, retrying.patient(storage.open_storage(plan.url), progress.warning))
     options.store(study)
     study.pruner = PRUNERS[options.pruner](plan)
     skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]
@@ -218,7 +222,7 @@ def run_plan(
         known = known or teacher.obtain(plan.spec.teacher, plan.split, progress=progress)
         describe_run(study, plan, known, options, workers=workers, command=command)
         try:
-            with live.kept(study, publish, progress) as between:
+            with live_view.kept(study, publish, progress) as between:
                 if workers > 1:
                     supervise(study, plan, options, workers=workers, progress=progress, between=between)
                 else:
@@ -233,7 +237,7 @@ def describe_run(
 ) -> None:
     """Keeps with a study what its report says of the run."""
     study.set_user_attr(StudyAttr.TEACHER, vars(known.facts))
-    facts = runtime.environment(plan.device) | {
+    facts = machine.environment(plan.device) | {
         "classes": len(plan.split.classes),
         "seed": str(options.seed),
         "sampler": options.sampler,
