@@ -14,7 +14,6 @@ import optuna
 import torch
 
 from kdsearch import networks
-from kdsearch.system import machine
 from kdsearch.data import views
 from kdsearch.distil import teacher, train
 from kdsearch.distil.loss import distillation_loss
@@ -25,6 +24,7 @@ from kdsearch.search import space
 from kdsearch.search.budget import Budget
 from kdsearch.search.plan import Plan
 from kdsearch.spec import Recipe
+from kdsearch.system import machine
 
 SECONDS = 8.0  # spent on seeing what a trial costs, of anchors and of configurations drawn from the space alike
 STEPS = {"cpu": 2, "cuda": 4 * EAGER_STEPS}  # optimiser steps timed of each configuration; most of a graph's replays

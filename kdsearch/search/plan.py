@@ -11,12 +11,12 @@ import torch
 from optuna import Study
 
 from kdsearch import data, networks, spec
-from kdsearch.system import plugins, machine
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.measure import COSTS, ONNX, deployed
 from kdsearch.measure import cost as find_cost
 from kdsearch.records import StudyAttr
 from kdsearch.storage import DEFAULT_STORAGE
+from kdsearch.system import machine, plugins
 
 DEFAULT_DATASET = "digits"
 

@@ -12,14 +12,14 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
-from kdsearch.system import files
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, StorageError
 from kdsearch.progress import Progress
 from kdsearch.records import Attr, Config, EpochRecord, StudyAttr
-from kdsearch.search.trial import Best, Workshop
 from kdsearch.search.plan import Plan, check_own, rejoin
+from kdsearch.search.trial import Best, Workshop
 from kdsearch.storage import load_trial
+from kdsearch.system import files
 
 
 @dataclass(frozen=True)

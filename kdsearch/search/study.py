@@ -12,29 +12,29 @@ from optuna import Study
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from kdsearch.storage import retrying
-from kdsearch.system import machine
 from kdsearch import storage
 from kdsearch.dimensions import Range
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.progress import Progress
+from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.search import clock, space
-from kdsearch.search.workers import live_view, liveness
-from kdsearch.search.sampling import samplers
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import open_study
 from kdsearch.search.estimate import estimate
-from kdsearch.search.weights import Keeper, folder
-from kdsearch.search.sampling.ratio_guess import LikelyRatio
-from kdsearch.search.workers.loop import run
-from kdsearch.search.trial import Objective, Workshop
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan, check_choice, hidden_plugins, make_plan
+from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import CANDIDATES, ProposalSampler
-from kdsearch.pruning.pruner import ParetoPruner
+from kdsearch.search.sampling.ratio_guess import LikelyRatio
+from kdsearch.search.trial import Objective, Workshop
+from kdsearch.search.weights import Keeper, folder
+from kdsearch.search.workers import live_view, liveness
+from kdsearch.search.workers.loop import run
 from kdsearch.search.workers.supervisor import supervise
+from kdsearch.storage import retrying
+from kdsearch.system import machine
 
 SLOW_ON_A_CPU = ("resnet", "timm", "torchvision")  # families of students
 
