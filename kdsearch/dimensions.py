@@ -116,13 +116,6 @@ def ends(dimension: Dimension) -> Iterator[Number]:
         yield dimension
 
 
-def is_whole(dimension: Dimension) -> bool:
-    """Whether all values of a dimension are whole numbers."""
-    if isinstance(dimension, Range):
-        return dimension.integer
-    return all(float(value).is_integer() for value in ends(dimension))
-
-
 def choices(dimension: Dimension) -> list[Number | str]:
     """What a list offers, or the one fixed value; the ends of a range, nothing of stages."""
     if isinstance(dimension, list):
@@ -130,11 +123,20 @@ def choices(dimension: Dimension) -> list[Number | str]:
     return [dimension] if isinstance(dimension, str) else list(ends(dimension))
 
 
+def is_whole(dimension: Dimension) -> bool:
+    """Whether all values of a dimension are whole numbers."""
+    if isinstance(dimension, Range):
+        return dimension.integer
+    return all(float(value).is_integer() for value in ends(dimension))
+
+
 def capped(dimension: Dimension, top: int) -> Dimension:
     """The part of a dimension of whole numbers that does not exceed `top`, or `top` itself where there is none."""
     if isinstance(dimension, list):
         below: list[Number] = [value for value in ends(dimension) if value <= top]
-        return below or [top]
+        if not below:
+            below.append(top)
+        return below
     if not isinstance(dimension, Range):
         return min(dimension, top) if isinstance(dimension, int | float) else dimension
     if dimension.low > top:

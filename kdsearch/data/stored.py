@@ -71,7 +71,8 @@ class ImageFile:
         places = images.numpy().reshape(len(rows), self.image_bytes)
         try:
             for place, row in zip(places, rows.tolist(), strict=True):
-                if os.preadv(self.handle.number, [place], self.offset + row * self.image_bytes) != self.image_bytes:
+                start = self.offset + row * self.image_bytes
+                if os.preadv(self.handle.number, [place.data], start) != self.image_bytes:
                     raise OSError("it was cut short")
         except OSError as error:
             raise _broken(self.path, error) from None

@@ -104,19 +104,17 @@ def _by(size: tuple[int, int]) -> str:
 
 def modes_in_words(looked: Sequence[Looked]) -> str:
     """How many files have which of Pillow's modes, and what becomes of them."""
-    becomes = {"L": "grey becomes colour", "1": "becomes colour", "P": "palette becomes colour",
-               "RGBA": "laid on white", "LA": "laid on white", "PA": "laid on white",
-               "CMYK": "becomes RGB"}  # fmt: skip
     counts = Counter(each.mode for each in looked if each.size is not None)
     words = [
-        f"{count:,} {mode}" + (f" ({_becomes(mode, becomes)})" if mode != "RGB" else "")
-        for mode, count in counts.most_common()
+        f"{count:,} {mode}" + (f" ({_becomes(mode)})" if mode != "RGB" else "") for mode, count in counts.most_common()
     ]
     return ", ".join(words) or "none can be read"
 
 
-def _becomes(mode: str, known: dict[str, str]) -> str:
-    return "scaled to 8 bits" if pictures.is_deep(mode) else known.get(mode, "becomes RGB")
+def _becomes(mode: str) -> str:
+    if pictures.is_deep(mode):
+        return "scaled to 8 bits"
+    return {"L": "grey becomes colour", "RGBA": "laid on white", "LA": "laid on white"}.get(mode, "becomes RGB")
 
 
 @dataclass(frozen=True)

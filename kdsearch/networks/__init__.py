@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from kdsearch.dimensions import is_whole
+from kdsearch.dimensions import choices, is_whole
 from kdsearch.errors import StudyFileError
 from kdsearch.networks.custom import construct, find
 from kdsearch.records import DISTILLATION, OPTIONAL
@@ -38,7 +38,7 @@ class StudentFamily(Protocol):
     torch's global generator alone, and take any number of classes; the network maps (batch, *shape) to (batch,
     classes).
 
-    Three more attributes are optional, and are as those of `Family`: `optional`, `conditional` and `check`.
+    More attributes are optional, and are as those of `Family`: `whole`, `names`, `optional`, `conditional`, `check`.
     """
 
     @property
@@ -58,6 +58,7 @@ class Family:
         dimensions: names in the search space that set an architecture.
         build: makes the network.
         whole: those of the dimensions that are whole numbers.
+        names: those that are names.
         optional: those of the dimensions that a space may leave out; `build` then gets no value of them.
         conditional: those that have an effect on some architectures only, and whether they do, by the values of the
             other dimensions: where they have none, they are not sampled, and `build` gets no value of them.
@@ -67,10 +68,11 @@ class Family:
 
     dimensions: tuple[str, ...]
     build: Build
+    whole: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     optional: frozenset[str] = frozenset()
     conditional: Mapping[str, Condition] = field(default_factory=dict)
     check: Check | None = None
-    whole: tuple[str, ...] = ()
 
 
 STUDENTS = {
@@ -143,6 +145,13 @@ def check_families(spec: StudySpec) -> None:
             got=f"student.family = {spec.student.family}",
             remedy=f"the space holds {', '.join(sorted(wanted))}",
         )
+    for key in sorted(set(family.dimensions) & set(spec.space) - {*getattr(family, "names", ())}):
+        if any(isinstance(value, str) for value in choices(spec.space[key])):
+            raise StudyFileError(
+                f"space.{key} must be numbers in this student family",
+                got=spec.space[key],
+                remedy="give a range, a list or one number",
+            )
 
 
 def check_whole(spec: StudySpec) -> None:
@@ -151,12 +160,11 @@ def check_whole(spec: StudySpec) -> None:
     Raises:
         StudyFileError: the line names the key.
     """
-    space = spec.space
     for key in getattr(student_family(spec.student.family), "whole", ()):  # another package's family may not say
-        if key in space and not is_whole(space[key]):
+        if key in spec.space and not is_whole(spec.space[key]):
             raise StudyFileError(
                 f"space.{key} must be whole numbers in this student family",
-                got=space[key],
+                got=spec.space[key],
                 remedy="drop the decimal points",
             )
 

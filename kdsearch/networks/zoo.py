@@ -319,7 +319,9 @@ def _timm_names() -> list[str]:
 def _family(zoo: Zoo, *dimensions: str) -> Family:
     optional = frozenset(dimensions) - {"name"}
     conditional = {"width_mult": takes_width} if "width_mult" in dimensions else {}
-    return Family(dimensions, zoo.build, optional, conditional, zoo.check)
+    return Family(
+        dimensions, zoo.build, names=("name", "weights"), optional=optional, conditional=conditional, check=zoo.check
+    )
 
 
 TORCHVISION = _family(

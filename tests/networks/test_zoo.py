@@ -107,6 +107,7 @@ def test_a_space_may_leave_out_widths_and_weights() -> None:
         ('name = "squeezenet1_1"\nfeature_weight = 1.0', ("feature_weight", "squeezenet1_1", "convolution")),
         ('name = "resnet18"\nwidth = 16', ("space.width is no dimension",)),
         ("width_mult = 0.5", ("space.name is missing",)),
+        ('name = "mnasnet0_5"\nwidth_mult = "half"', ("space.width_mult must be numbers", "half")),
     ],
 )
 def test_what_cannot_be_built_is_refused_beforehand(lines: str, words: tuple[str, ...]) -> None:

@@ -10,7 +10,6 @@ from torch import nn
 
 from kdsearch import networks
 from kdsearch.cli.output import print_plan
-from kdsearch.data import views
 from kdsearch.distil import teacher as teachers
 from kdsearch.search import estimate
 from kdsearch.search.budget import Budget
@@ -154,7 +153,6 @@ def test_a_teacher_is_asked_for_as_many_views_as_the_longest_training_has_epochs
     flips = dataclasses.replace(wide, spec=wide.spec.model_copy(update={"space": {**wide.spec.space, "epochs": [40]}}))
     assert estimate.answers_seconds(flips, network, taught) == pytest.approx(40 * batches)
     assert estimate.answers_seconds(wide, network, [{"loss_weight": 0.0}]) == 0
-    assert [views.pool_size(Augment(flip=True), longest) for longest in (1, 2, 9)] == [1, 2, 2]
 
 
 def test_a_teacher_and_answers_that_are_kept_cost_nothing(plan: Plan, teacher: teachers.Teacher):

@@ -105,7 +105,7 @@ def deploy(school: School, settings: Settings, trained: FakeQuantised, *, rounds
     from kdsearch.measure import onnx
 
     test = school.split.test.to(torch.device("cpu"))
-    images = school.split.prepare(test.images)
+    images = school.split.prepare(test.images[:])
     example = images[:EXAMPLE]
     trained = trained.cpu()
     with tempfile.TemporaryDirectory() as folder:

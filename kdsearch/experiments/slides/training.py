@@ -32,7 +32,7 @@ def time(school: School, settings: Settings) -> Pairs:
     """Times teacher and student as the deck did: eager, one thread on a CPU."""
     student = school.build(settings, seed=0)
     test = school.split.test.images
-    batch = school.split.prepare(test if school.deck.batch is None else repeated(test, school.deck.batch))
+    batch = school.split.prepare(test[:] if school.deck.batch is None else repeated(test, school.deck.batch))
     with machine.threads(1):
         return eager_pairs(school.teacher.network, student, batch, to_host=school.deck.to_host)
 

@@ -44,7 +44,7 @@ class Pictures(Dataset[tuple[Tensor, int | Tensor]]):
     """
 
     def __init__(self, data: ImageSet, split: Split, outputs: Tensor | None) -> None:
-        pixels = data.images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+        pixels = data.images[:].cpu().permute(0, 2, 3, 1).contiguous().numpy()
         self._pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         self._targets: Sequence[int] | Tensor = data.labels.tolist() if outputs is None else outputs.cpu()
         self._transform = transform(split)
