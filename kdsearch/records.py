@@ -51,7 +51,9 @@ class Attr:
     PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see pruning.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
-    WEIGHTS = "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended (search.keep)
+    WEIGHTS = (
+        "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended
+    )
     # of the slides' trainings alone:
     ROW = "row"  # of the deck: "m1", "c5"
     READING = "reading"  # of what the deck leaves open: "stated", "published"
@@ -266,3 +268,40 @@ def _confirmed_run(stored: object) -> ConfirmedRun | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Progress:
+    """Receives what happens; this base class ignores it all."""
+
+    def warning(self, text: str) -> None:
+        """A line that must not be missed."""
+
+    def note(self, text: str) -> None:
+        """A line that is good to know."""
+
+    def teacher_started(self, family: str, epochs: int) -> None:
+        """A teacher's training begins."""
+
+    def resumed(self, what: str, done: int, epochs: int) -> None:
+        """An interrupted training, "teacher cnn" or "trial 7", goes on after `done` of its epochs."""
+
+    def teacher_batch(self, done: float) -> None:
+        """A share `done` of the teacher's training is over."""
+
+    def teacher_finished(self, accuracy: float, seconds: float) -> None:
+        """A teacher stands, with its test accuracy."""
+
+    def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
+        """A study that holds `done` (finished) "trials", "epochs" or "runs" goes on to `total`; None: for a time."""
+
+    def study_finished(self, spent: str) -> None:
+        """A run is over; `spent` says where its time went: "training 94 %, timing 3 %"."""
+
+    def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
+        """A trial begins."""
+
+    def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
+        """A trial finished an epoch."""
+
+    def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
+        """A trial ended; `counted` tells whether it is one of the study's finished trials."""

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsearch import spec
-from kdsearch.dimensions import Range, Stages, dimension_holds
 from kdsearch.errors import StudyFileError
 from kdsearch.networks import check_families
+from kdsearch.spec import Range, Stages, dimension_holds
 
 STUDIES = ("cifar10", "digits", "folder", "mnist")
 

@@ -55,7 +55,7 @@ def examine(data_dir: str | None = None) -> list[Finding]:
     """Versions, device, data sets and folders of this machine.
 
     Args:
-        data_dir: where data sets lie; see `runtime.data_folder`.
+        data_dir: where data sets lie; see `machine.data_folder`.
     """
     findings = [_package(name, name) for name in PACKAGES]
     findings += [_package(name, f"'kdsearch[{extra}]'") for extra, names in EXTRAS.items() for name in names]
@@ -81,7 +81,7 @@ def examine_data(dataset: str, data_dir: str | None = None) -> list[Finding]:
 
     Args:
         dataset: as of --dataset.
-        data_dir: where data sets lie; see `runtime.data_folder`.
+        data_dir: where data sets lie; see `machine.data_folder`.
 
     Raises:
         DataError: the data set is unknown, or the folder has no path.

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from kdsearch import progress
+from kdsearch import records
 from kdsearch.errors import shown
 from kdsearch.records import Config, EpochRecord
 from kdsearch.system.streams import stdout_to_stderr
@@ -21,7 +21,7 @@ LOG_WIDTH = 160  # of tables where no terminal says its own
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
 
-class ConsoleProgress(progress.Progress):
+class ConsoleProgress(records.Progress):
     """Shows progress on stderr; a context manager, so that the terminal is put back whatever happens.
 
     Within it, what others print goes to stderr too.

@@ -25,8 +25,7 @@ from kdsearch.distil.weight_files import load_weights
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.measure import accuracy
 from kdsearch.networks import custom
-from kdsearch.progress import Progress
-from kdsearch.records import Precision, TeacherFacts
+from kdsearch.records import Precision, Progress, TeacherFacts
 from kdsearch.spec import Augment, TeacherSpec
 from kdsearch.stats import proportion_interval
 from kdsearch.system import files, machine

@@ -21,8 +21,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, ship
 from kdsearch.export.device_script import FILES, IMAGES, NETWORKS, fingerprint
 from kdsearch.measure import deployed
-from kdsearch.progress import Progress
-from kdsearch.records import StudyAttr
+from kdsearch.records import Progress, StudyAttr
 from kdsearch.system import files
 
 MOST_IMAGES = 100  # in the folder; the script repeats them to the batch, for time does not depend on what they show

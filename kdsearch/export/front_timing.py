@@ -22,8 +22,7 @@ from kdsearch.distil import lesson, teacher
 from kdsearch.export import formats
 from kdsearch.measure import deployed, latency
 from kdsearch.measure.gate import Gate
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, Config, Timing, architecture
+from kdsearch.records import Attr, Config, Progress, Timing, architecture
 from kdsearch.reporting import runtimes
 from kdsearch.reporting.collect import StudyData, plain
 from kdsearch.reporting.measured import HERE, Measured, frame

@@ -20,8 +20,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card
 from kdsearch.export.verify import verify
 from kdsearch.measure import deployed
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, StudyAttr
+from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import weights
 from kdsearch.search.plan import check_choice, rejoin
 from kdsearch.search.retrain import check_data, find_trial, retrain

@@ -187,7 +187,7 @@ def _alike(*networks: nn.Module) -> None:
 def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     """The inference ratio, teacher time / student time, on one batch.
 
-    Interleaved, warmed up and synchronised, with freed memory kept (`runtime.keep_freed_memory`) as training keeps it:
+    Interleaved, warmed up and synchronised, with freed memory kept (`machine.keep_freed_memory`) as training keeps it:
     else the MNIST teacher's call takes 0.83 s in a fresh process and 0.68 s in one that has trained. On a CPU the calls
     are eager, with as many threads as the caller has set; on CUDA the ratio is of replayed graphs, with that of eager
     calls beside it. A single image is timed in the same way after the batch.

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from kdsearch.dimensions import choices, is_whole
 from kdsearch.errors import StudyFileError
 from kdsearch.networks.custom import construct, find
 from kdsearch.records import DISTILLATION, OPTIONAL
-from kdsearch.spec import StudySpec, TeacherSpec
+from kdsearch.spec import StudySpec, TeacherSpec, choices, is_whole
 from kdsearch.system import plugins
 
 Shape = tuple[int, int, int]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdsearch.errors import TeacherError, shown
-from kdsearch.recipes import TeacherSpec
+from kdsearch.spec import TeacherSpec
 
 
 class Adapted(nn.Module):

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdsearch.dimensions import choices, ends
 from kdsearch.errors import StudyFileError
 from kdsearch.networks import Family, Shape, has_classifier
-from kdsearch.spec import StudySpec
+from kdsearch.spec import StudySpec, choices, ends
 
 NONE, IMAGENET = "none", "imagenet"
 SCALED = ("mobilenet_v2", "mobilenet_v3_", "mnasnet")  # begin the names of torchvision's networks that take a width

@@ -20,8 +20,7 @@ from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher
 from kdsearch.distil.lesson import needs_teacher
 from kdsearch.errors import KdsearchError, StorageError, TrialError
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, Config, ConfirmedRun, StudyAttr, confirmed_runs
+from kdsearch.records import Attr, Config, ConfirmedRun, Progress, StudyAttr, confirmed_runs
 from kdsearch.search.definition import check, definition, differences
 from kdsearch.search.plan import check_own, rejoin
 from kdsearch.search.retrain import find_finished, taught_to

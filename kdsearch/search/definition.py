@@ -15,12 +15,13 @@ import torch
 from optuna import Study
 from optuna.storages import BaseStorage
 
-from kdsearch import runtime, storage
+from kdsearch import storage
 from kdsearch.distil import teacher
 from kdsearch.distil.precision import Choice, kept_by
 from kdsearch.errors import DefinitionError
 from kdsearch.records import METRICS, StudyAttr
 from kdsearch.search.plan import Plan
+from kdsearch.system import machine
 
 DIFFERENCES_SHOWN = 4
 BEING_MADE = 0.5  # seconds at most from a study's creation to its definition
@@ -41,7 +42,7 @@ def definition(plan: Plan) -> dict[str, Any]:
     if plan.spec.distillation == 1:
         described.pop("distillation")  # as studies have it that were begun before it was a key
     if plan.cost != "flops":
-        described["device_model"] = runtime.cpu_model() if plan.cost == "onnx" else runtime.device_model(plan.device)
+        described["device_model"] = machine.cpu_model() if plan.cost == "onnx" else machine.device_model(plan.device)
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
 

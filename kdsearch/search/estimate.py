@@ -432,10 +432,11 @@ def estimate(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES, pruner
         candidates, pruner: as of `optimize`.
 
     Returns:
-        `study`, `dataset`, `data` (lines on what was read), `images`, `device`, `trials`, `epochs_budget` and
-        `timeout` (None where there is no limit), `anchors`, `space`, `seconds` and `pruning`. `seconds` are those of `parts` and in all, which the timeout
-        limits; where nothing else does, `trials` stands for all but the teacher. `pruning` holds the `seconds` that it
-        is expected to save and where that `share` was seen; they are part of `seconds`.
+        `study`, `dataset`, `data` (lines on what was read), `images`, `device`, `precision`, `trials`, `epochs_budget`
+        and `timeout` (None where there is no limit), `anchors`, `space`, `seconds` and `pruning`. `seconds` are those
+        of `parts` and in all, which the timeout limits; where nothing else does, `trials` stands for all but the
+        teacher. `pruning` holds the `seconds` that it is expected to save and where that `share` was seen; they are
+        part of `seconds`.
     """
     seconds = _seconds(plan, budget, candidates)
     split = plan.split

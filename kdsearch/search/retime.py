@@ -15,8 +15,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from kdsearch import sittings
-from kdsearch.progress import Progress
-from kdsearch.records import Attr
+from kdsearch.records import Attr, Progress
 from kdsearch.search.clock import Clock
 from kdsearch.search.trial import Workshop, timing_key
 from kdsearch.sittings import Sitting

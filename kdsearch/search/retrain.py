@@ -14,8 +14,7 @@ from torch import nn
 
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, StorageError
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, Config, EpochRecord, StudyAttr
+from kdsearch.records import Attr, Config, EpochRecord, Progress, StudyAttr
 from kdsearch.search.plan import Plan, check_own, rejoin
 from kdsearch.search.trial import Best, Workshop
 from kdsearch.storage import load_trial

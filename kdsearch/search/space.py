@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from kdsearch import networks
-from kdsearch.dimensions import Dimension, Range, Stages
 from kdsearch.records import DISTILLATION, Config, architecture
-from kdsearch.spec import StudySpec
+from kdsearch.spec import Dimension, Range, Stages, StudySpec
 
 DIGITS = 10  # a stepped range gives 0.15000000000000002 without rounding
 

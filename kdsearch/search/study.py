@@ -13,13 +13,11 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from kdsearch import storage
-from kdsearch.dimensions import Range
 from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
-from kdsearch.progress import Progress
 from kdsearch.pruning.pruner import ParetoPruner
-from kdsearch.records import Attr, StudyAttr
+from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import clock, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import begun, open_study
@@ -35,6 +33,7 @@ from kdsearch.search.weights import Keeper, folder
 from kdsearch.search.workers import live_view, liveness
 from kdsearch.search.workers.loop import run
 from kdsearch.search.workers.supervisor import supervise
+from kdsearch.spec import Range
 from kdsearch.storage import retrying
 from kdsearch.system import machine
 

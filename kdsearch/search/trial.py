@@ -29,9 +29,8 @@ from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
 from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, hits
 from kdsearch.measure.gate import Gate
-from kdsearch.progress import Progress
 from kdsearch.pruning import pruner
-from kdsearch.records import AgainstTeacher, Attr, Config, EpochRecord, Precision, Timing, architecture
+from kdsearch.records import AgainstTeacher, Attr, Config, EpochRecord, Precision, Progress, Timing, architecture
 from kdsearch.search import failures, space
 from kdsearch.search.clock import REST, Clock
 from kdsearch.search.weights import Keeper

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from kdsearch import pareto
 from kdsearch.errors import KdsearchError
-from kdsearch.progress import Progress
-from kdsearch.records import Attr
+from kdsearch.records import Attr, Progress
 from kdsearch.storage import GRPC, JOURNAL, masked
 from kdsearch.system import files
 

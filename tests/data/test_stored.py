@@ -17,8 +17,7 @@ from kdsearch.distil import answers, train, view_answers
 from kdsearch.distil.loss import cls_loss
 from kdsearch.errors import DataError, DeviceError, KdsearchError
 from kdsearch.measure.accuracy import accuracy, batch_of, logits
-from kdsearch.recipes import Augment, Recipe
-from kdsearch.spec import DataSpec
+from kdsearch.spec import Augment, DataSpec, Recipe
 from kdsearch.system import files, machine
 
 CPU = torch.device("cpu")

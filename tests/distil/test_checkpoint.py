@@ -18,7 +18,7 @@ from kdsearch.distil import checkpoint
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.teacher import cached_file, fingerprint, obtain
 from kdsearch.distil.train import Batch, Lesson, Run, train
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.search.plan import Plan
 from kdsearch.spec import Augment, Recipe, TeacherSpec
 
@@ -277,7 +277,7 @@ SCRIPT = """
 import os, signal, sys, torch
 from kdsearch import signals
 from kdsearch.distil import checkpoint, teacher
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.search.plan import make_plan
 
 number, share = int(sys.argv[1]), float(sys.argv[2])

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from kdsearch.data import repeated
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card, ship, verify
-from kdsearch.progress import Progress
-from kdsearch.records import StudyAttr
+from kdsearch.records import Progress, StudyAttr
 from kdsearch.search.study import optimize
 from kdsearch.search.trial import Workshop
 

@@ -18,8 +18,7 @@ from sqlalchemy.exc import OperationalError
 from kdsearch import networks, storage
 from kdsearch.distil.teacher import obtain
 from kdsearch.errors import KdsearchError, RunError
-from kdsearch.progress import Progress
-from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr
+from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr, Progress
 from kdsearch.search import failures
 from kdsearch.search.plan import make_plan
 from kdsearch.search.sampling.ratio_guess import LikelyRatio

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kdsearch.progress import Progress
-from kdsearch.records import Config, EpochRecord
+from kdsearch.records import Config, EpochRecord, Progress
 
 
 class Recorder(Progress):

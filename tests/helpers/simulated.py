@@ -16,9 +16,8 @@ import optuna
 from optuna.samplers import RandomSampler
 
 from kdsearch import storage
-from kdsearch.progress import Progress
 from kdsearch.pruning import pruner
-from kdsearch.records import Attr
+from kdsearch.records import Attr, Progress
 from kdsearch.search.budget import Budget
 from kdsearch.search.definition import open_study
 from kdsearch.search.plan import Plan, make_plan

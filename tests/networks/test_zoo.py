@@ -18,9 +18,9 @@ from kdsearch.distil import train
 from kdsearch.distil.loss import cls_loss
 from kdsearch.errors import StudyFileError
 from kdsearch.networks import zoo
-from kdsearch.recipes import Recipe
 from kdsearch.records import architecture
 from kdsearch.search import space
+from kdsearch.spec import Recipe
 
 NAMES = (
     "mobilenet_v3_small", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "squeezenet1_1", "mnasnet0_5", "efficientnet_b0",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import optuna
 import pytest
 
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.search import clock as clocks
 from kdsearch.search.clock import WORK, Clock, TimedSampler, shares
 from kdsearch.search.space import trial_parameters

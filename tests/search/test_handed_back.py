@@ -14,8 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import optimize
 from kdsearch.distil import checkpoint
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, Config, EpochRecord
+from kdsearch.records import Attr, Config, EpochRecord, Progress
 from kdsearch.search.budget import epochs_run, epochs_spent
 from kdsearch.search.trial import handed_back_seeds
 from kdsearch.storage import load_study, open_storage
@@ -29,7 +28,7 @@ SCRIPT = f"""
 import os, signal, sys
 from kdsearch import optimize
 from kdsearch.distil import checkpoint
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 
 checkpoint.EVERY = checkpoint.SLOW_EPOCH = 0.0
 

@@ -9,8 +9,7 @@ import torch
 
 from kdsearch.distil import precision, view_answers
 from kdsearch.errors import DefinitionError, KdsearchError
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, StudyAttr
+from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import confirm, retrain
 from kdsearch.search.plan import as_begun, make_plan
 from kdsearch.search.study import optimize

@@ -10,8 +10,7 @@ from optuna.trial import TrialState
 
 import kdsearch
 from kdsearch import sittings
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, Timing
+from kdsearch.records import Attr, Progress, Timing
 from kdsearch.search import retime
 from kdsearch.search import trial as objective
 from kdsearch.search.clock import Clock

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsearch import spec
-from kdsearch.dimensions import Range, Stages, dimension_holds
 from kdsearch.search.space import suggest, trial_parameters
+from kdsearch.spec import Range, Stages, dimension_holds
 
 CIFAR10 = spec.load(spec.shipped("cifar10")).space
 DIGITS = spec.load(spec.shipped("digits")).space

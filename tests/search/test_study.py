@@ -16,9 +16,8 @@ from optuna.trial import TrialState
 import kdsearch
 from kdsearch import pareto, spec
 from kdsearch.errors import DataError, DefinitionError, DeviceError, KdsearchError, RunError, StudyFileError
-from kdsearch.progress import Progress
 from kdsearch.pruning.pruner import ParetoPruner, Verdict
-from kdsearch.records import Attr, EpochRecord, StudyAttr, was_handed_back
+from kdsearch.records import Attr, EpochRecord, Progress, StudyAttr, was_handed_back
 from kdsearch.reporting.collect import collect
 from kdsearch.reporting.pages import study_page
 from kdsearch.search import budget as budgets

@@ -12,16 +12,15 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
 from kdsearch import networks
-from kdsearch.dimensions import Range
 from kdsearch.errors import StudyFileError
 from kdsearch.measure import COSTS
-from kdsearch.progress import Progress
 from kdsearch.pruning.pruner import ParetoPruner, Verdict
-from kdsearch.records import Attr, EpochRecord, Timing
+from kdsearch.records import Attr, EpochRecord, Progress, Timing
 from kdsearch.search import trial as objective
 from kdsearch.search.plan import Plan
 from kdsearch.search.space import trial_parameters
 from kdsearch.search.trial import Best, Objective, Workshop, known_timing
+from kdsearch.spec import Range
 
 CONFIG = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
 

@@ -10,8 +10,7 @@ from optuna.trial import TrialState, create_trial
 
 from kdsearch import storage
 from kdsearch.errors import KdsearchError
-from kdsearch.progress import Progress
-from kdsearch.records import Attr
+from kdsearch.records import Attr, Progress
 from kdsearch.search import weights
 from kdsearch.search.study import optimize
 from kdsearch.system import files

@@ -23,8 +23,7 @@ from kdsearch.experiments.claims import transfer
 from kdsearch.experiments.claims.transfer import Images
 from kdsearch.experiments.slides.deck_recipes import teacher_spec, teacher_split
 from kdsearch.measure import hits, latency
-from kdsearch.progress import Progress
-from kdsearch.records import Timing
+from kdsearch.records import Progress, Timing
 from kdsearch.system import machine
 
 LEFT_OUT = 3  # the class that the published notebook leaves out
@@ -282,7 +281,7 @@ def mixture(split: Split, other: ImageSet, answers: Tensor, config: Mapping[str,
     """
     temperature, half = float(config["temperature"]), float(config["batch_size"]) / 2
     none = torch.full_like(other.labels, NO_LABEL)
-    both = ImageSet(torch.cat([split.train.images, other.images]), torch.cat([split.train.labels, none]))
+    both = ImageSet(torch.cat([split.train.images[:], other.images[:]]), torch.cat([split.train.labels, none]))
 
     def loss(batch: train.Batch) -> Tensor:
         assert batch.teacher_logits is not None

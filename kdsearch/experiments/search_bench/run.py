@@ -23,7 +23,7 @@ from kdsearch.experiments.search_bench import tables
 from kdsearch.experiments.search_bench.problems import FAMILIES, Family, LCBench, Problem, lcbench_tasks
 from kdsearch.experiments.search_bench.replay import ALL, SAMPLED, Arm, Run, replay
 from kdsearch.experiments.search_bench.tables import Table
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.system import machine
 
 TRAININGS = 30

@@ -15,11 +15,11 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
-from kdsearch.dimensions import Dimension, Range
 from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.records import Config
 from kdsearch.search import space
 from kdsearch.search.sampling.proposals import Draft, Near
+from kdsearch.spec import Dimension, Range
 from kdsearch.system import machine
 
 EPOCHS = "epochs"

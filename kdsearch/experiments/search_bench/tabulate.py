@@ -17,8 +17,7 @@ from kdsearch import networks
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.experiments.search_bench.tables import Row, save
-from kdsearch.progress import Progress
-from kdsearch.records import Config
+from kdsearch.records import Config, Progress
 from kdsearch.search import space
 from kdsearch.search.plan import Plan, make_plan
 from kdsearch.search.trial import Workshop

@@ -18,8 +18,7 @@ from kdsearch.distil.answers import Answers
 from kdsearch.distil.loss import cls_loss, div_loss, soft_cross_entropy
 from kdsearch.distil.train import Batch
 from kdsearch.experiments.slides.rows import Dataset, Settings
-from kdsearch.progress import Progress
-from kdsearch.records import EpochRecord, Precision
+from kdsearch.records import EpochRecord, Precision, Progress
 
 RAMP_EPOCHS = 10  # CIFAR-10: div_loss weighs min(1, epoch / 10), epochs counted from 0
 KERAS = {"optimizer": "adam", "lr": 1e-3, "epsilon": 1e-7, "init": "glorot"}

@@ -22,8 +22,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides import int8_row, training
 from kdsearch.experiments.slides.deck_recipes import DECKS, School, open_school, teacher_spec, teacher_split
 from kdsearch.experiments.slides.rows import READINGS, Dataset, Job, Settings, rows
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, Precision, StudyAttr
+from kdsearch.records import Attr, Precision, Progress, StudyAttr
 from kdsearch.search.definition import begun, open_defined
 from kdsearch.system import machine
 

@@ -10,16 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from kdsearch.dimensions import dimension_holds
 from kdsearch.distil import lesson, teacher
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.measure import accuracy
-from kdsearch.progress import Progress
-from kdsearch.records import Config
+from kdsearch.records import Config, Progress
 from kdsearch.search.plan import Plan
-from kdsearch.spec import Recipe, StudySpec
+from kdsearch.spec import Recipe, StudySpec, dimension_holds
 from kdsearch.system import machine
 
 ONE_CYCLE = "one-cycle"

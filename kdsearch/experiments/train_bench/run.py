@@ -19,8 +19,7 @@ from kdsearch.experiments.slides.rows import DATASETS, Dataset, Settings, rows
 from kdsearch.experiments.train_bench import floor, loops
 from kdsearch.experiments.train_bench.floor import Floor
 from kdsearch.experiments.train_bench.loops import SEED, Agreement
-from kdsearch.progress import Progress
-from kdsearch.records import Precision
+from kdsearch.records import Precision, Progress
 from kdsearch.stats import median_interval
 from kdsearch.system import machine
 

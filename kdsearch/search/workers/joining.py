@@ -8,7 +8,7 @@ from optuna import Study
 
 from kdsearch import storage
 from kdsearch.distil import precision, teacher
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.search import options
 from kdsearch.search.definition import check_definition
 from kdsearch.search.plan import rejoin

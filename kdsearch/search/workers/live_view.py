@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna import Study
 
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.search.workers import liveness
 from kdsearch.system import signals
 

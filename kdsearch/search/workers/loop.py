@@ -12,8 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.errors import RunError
-from kdsearch.progress import Progress
-from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr, was_handed_back
+from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr, Progress, was_handed_back
 from kdsearch.search import anchors
 from kdsearch.search.budget import Budget, is_finished
 from kdsearch.search.failures import Streak

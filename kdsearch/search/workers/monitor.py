@@ -7,8 +7,7 @@ import math
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, EpochRecord
+from kdsearch.records import Attr, EpochRecord, Progress
 from kdsearch.search.budget import epochs_run, is_finished
 
 

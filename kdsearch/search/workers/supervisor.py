@@ -17,7 +17,7 @@ import torch
 from optuna import Study
 
 from kdsearch.errors import RunError
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.search import anchors, clock
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan

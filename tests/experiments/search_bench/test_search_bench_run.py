@@ -14,7 +14,7 @@ from kdsearch.experiments.search_bench import run as search
 from kdsearch.experiments.search_bench.problems import FAMILIES, Family
 from kdsearch.experiments.search_bench.replay import METHODS, Arm, Run, replay
 from kdsearch.experiments.search_bench.run import Measured, arms
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 
 SEEDS = (0, 1, 2)
 COMPARED = [Arm("random", "all", method) for method in METHODS] + [Arm("tpe", "all", "none"), search.DEFAULT]

@@ -7,7 +7,7 @@ from kdsearch.distil.teacher import Teacher
 from kdsearch.experiments.slides import run, training
 from kdsearch.experiments.slides.deck_recipes import School
 from kdsearch.experiments.slides.rows import choose
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.search.definition import open_defined
 from kdsearch.search.plan import Plan
 from kdsearch.storage import open_storage

@@ -12,8 +12,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides import int8_row, run, training
 from kdsearch.experiments.slides.deck_recipes import School
 from kdsearch.experiments.slides.rows import choose
-from kdsearch.progress import Progress
-from kdsearch.records import Attr
+from kdsearch.records import Attr, Progress
 from kdsearch.system import machine
 
 

@@ -16,7 +16,7 @@ from kdsearch.experiments.slides.rows import Settings
 from kdsearch.experiments.train_bench import floor, loops, plain_loop, run
 from kdsearch.experiments.train_bench import page as train_page
 from kdsearch.networks import parameters
-from kdsearch.progress import Progress
+from kdsearch.records import Progress
 from kdsearch.search.plan import Plan
 from kdsearch.system.machine import data_folder
 

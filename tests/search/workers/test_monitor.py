@@ -6,8 +6,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kdsearch.progress import Progress
-from kdsearch.records import Attr, Config, EpochRecord
+from kdsearch.records import Attr, Config, EpochRecord, Progress
 from kdsearch.search.workers.monitor import Monitor, describe
 
 COMPLETE, FAIL, PRUNED, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING

@@ -16,8 +16,7 @@ from helpers.recording import Recorder
 from optuna.trial import create_trial
 
 from kdsearch.errors import RunError
-from kdsearch.progress import Progress
-from kdsearch.records import Attr
+from kdsearch.records import Attr, Progress
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan
 from kdsearch.search.workers import liveness, supervisor

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from kdsearch.dimensions import Model, Number
+from kdsearch.spec.dimensions import Model, Number
 
 Positive = Annotated[Number, Field(gt=0)]
 

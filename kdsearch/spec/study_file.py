@@ -17,7 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from kdsearch.dimensions import (
+from kdsearch.errors import StudyFileError
+from kdsearch.records import OPTIONAL, Config
+from kdsearch.spec.dimensions import (
     KINDS,
     Dimension,
     Model,
@@ -27,12 +29,7 @@ from kdsearch.dimensions import (
     ends,
     nearest_below,
 )
-from kdsearch.errors import StudyFileError
-from kdsearch.recipes import Augment as Augment
-from kdsearch.recipes import Recipe as Recipe
-from kdsearch.recipes import TeacherRecipe as TeacherRecipe
-from kdsearch.recipes import TeacherSpec as TeacherSpec
-from kdsearch.records import OPTIONAL, Config
+from kdsearch.spec.recipes import Augment, Recipe, TeacherSpec
 
 
 class DataSpec(Model):
@@ -225,7 +222,7 @@ class StudySpec(Model):
 
 def studies_folder() -> Path:
     """Where the shipped study files lie: in an installed package beside the code, in a checkout at its top."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "studies"
     return inside if inside.is_dir() else package.parent / "studies"
 

@@ -1,0 +1,45 @@
+"""A study file (TOML), read, checked and frozen: data, recipes, search space, anchors."""
+
+from kdsearch.spec.dimensions import Dimension, Number, Range, Stages, choices, dimension_holds, ends, is_whole
+from kdsearch.spec.recipes import Augment, Recipe, TeacherRecipe, TeacherSpec
+from kdsearch.spec.study_file import (
+    Anchor,
+    DataSpec,
+    LatencySpec,
+    Published,
+    ReportSpec,
+    StudentSpec,
+    StudySpec,
+    from_dict,
+    load,
+    parse,
+    shipped,
+    studies_folder,
+)
+
+__all__ = [
+    "Anchor",
+    "Augment",
+    "DataSpec",
+    "Dimension",
+    "LatencySpec",
+    "Number",
+    "Published",
+    "Range",
+    "Recipe",
+    "ReportSpec",
+    "Stages",
+    "StudentSpec",
+    "StudySpec",
+    "TeacherRecipe",
+    "TeacherSpec",
+    "choices",
+    "dimension_holds",
+    "ends",
+    "from_dict",
+    "is_whole",
+    "load",
+    "parse",
+    "shipped",
+    "studies_folder",
+]
