@@ -51,9 +51,7 @@ class Attr:
     PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see pruning.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
     STOPPED_BY = "stopped_by"  # why it was
-    WEIGHTS = (
-        "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended
-    )
+    WEIGHTS = "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended
     # of the slides' trainings alone:
     ROW = "row"  # of the deck: "m1", "c5"
     READING = "reading"  # of what the deck leaves open: "stated", "published"

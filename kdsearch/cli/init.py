@@ -11,8 +11,15 @@ from typing import Annotated
 
 import typer
 
+from kdsearch.cli.lazily import lazy_imports
 from kdsearch.cli.options import DataDir
 from kdsearch.errors import KdsearchError
+from kdsearch.system import files
+
+with lazy_imports():
+    from kdsearch.data import folder, listing, survey
+    from kdsearch.spec import study_file as spec
+    from kdsearch.system import machine
 
 SEED = "seed = 0\n"
 RESNET18 = "torchvision.models:resnet18"
@@ -41,13 +48,10 @@ def init(
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Write a commented study file to edit, for `kdsearch optimize --study FILE`; of folder:PATH, fitted to its images.
+    """Write a commented study file for `kdsearch optimize --study FILE`; of folder:PATH, fitted to its images.
 
     It says what it chose, and why.
     """
-    from kdsearch import spec
-    from kdsearch.system.files import write_whole
-
     if file.exists() and not force:
         raise KdsearchError("the file must not exist yet", got=file, remedy="give another name, or --force")
     text = spec.shipped(dataset).read_text(encoding="utf-8")
@@ -65,7 +69,7 @@ def init(
         text = _with_teacher(text, teacher, _classes(dataset) if images is None else images.classes)
         lines = [line for line in lines if not line.startswith("teacher")]
     spec.parse(text, source="the study file")
-    write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
+    files.write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
     for line in lines:
         print(line)
     print(f"{file}: edit it, then run `kdsearch optimize --study {shlex.quote(str(file))}`")
@@ -126,16 +130,10 @@ def _look(dataset: str, data_dir: str | None) -> Images | None:
         return None
     import torch
 
-    from kdsearch.data import survey
-    from kdsearch.data.folder import locate
-    from kdsearch.data.listing import list_folder
-    from kdsearch.spec import DataSpec
-    from kdsearch.system import machine
-
-    root = locate(DataSpec(name=dataset), machine.data_folder(data_dir))
+    root = folder.locate(spec.DataSpec(name=dataset), machine.data_folder(data_dir))
     if not root.is_dir():
         return None
-    layout = list_folder(root)
+    layout = listing.list_folder(root)
     side = survey.shorter_side(survey.heads(layout.train.paths)) or SIZES[0]
     held_out = layout.validation is not None
     return Images(len(layout.train.classes), len(layout.train.paths), held_out, side, torch.cuda.is_available())
@@ -208,8 +206,6 @@ def _with_teacher(text: str, build: str, classes: int) -> str:
     Raises:
         KdsearchError: the function does not read as one.
     """
-    from kdsearch import spec
-
     before, header, rest = text.partition("[teacher]")
     _, _, rest = rest.partition(SEED)
     lines = [f"{header}                          # your own: a function that returns an nn.Module"]
@@ -232,6 +228,4 @@ def _classes(dataset: str) -> int:
     if kind != "folder" or not path:
         return 10
 
-    from kdsearch.data.listing import list_folder
-
-    return len(list_folder(Path(path).expanduser()).train.classes)
+    return len(listing.list_folder(Path(path).expanduser()).train.classes)

@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+import builtins
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import LazyLoader
-from types import ModuleType
+from importlib import import_module
+from typing import Any
 
 
-class _Finder(MetaPathFinder):
-    """Find modules of this package as usual, and execute each at the first look at one of its names."""
+class _Module:
+    """Stand in for a module: the first look at one of its names imports it.
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name.startswith("kdsearch.") else None
-        if spec is None or spec.loader is None or spec.submodule_search_locations is not None:
-            return None  # packages are light, and their submodules have to be found in them
-        spec.loader = LazyLoader(spec.loader)
-        return spec
+    It does not lie in `sys.modules`, as the modules of `importlib.util.LazyLoader` do: torch's import looks at all that
+    lie there, which would load them in the midst of it.
+    """
+
+    def __init__(self, name: str) -> None:
+        object.__setattr__(self, "_name", name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._name), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(import_module(self._name), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(import_module(self._name), name)
+
+
+class _Package:
+    """Stand in for a package in `from package import module`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> _Module:
+        return _Module(f"{self._name}.{name}")
 
 
 @contextmanager
 def lazy_imports() -> Iterator[None]:
-    """Import modules lazily: `from kdsearch.room import module` inside; a name out of a module would load it at once.
+    """Make `from kdsearch.room import module` lazy inside; what is imported so has to be a module.
 
-    See `importlib.util.LazyLoader`; the statements stay ordinary ones, for readers and for type checkers.
+    The statements stay ordinary ones, for readers and for type checkers.
     """
-    finder = _Finder()
-    sys.meta_path.insert(0, finder)
+    imported = builtins.__import__
+
+    def stand_in(name: str, *where: Any) -> Any:
+        return _Package(name) if name.partition(".")[0] == "kdsearch" else imported(name, *where)
+
+    builtins.__import__ = stand_in  # type: ignore[assignment]
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        builtins.__import__ = imported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,3 +25,4 @@ Precision = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 PlotlyJs = Annotated[str, typer.Option(help="inline (one offline page) or cdn (a small one).")]
+ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]

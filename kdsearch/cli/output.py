@@ -1,4 +1,4 @@
-"""What the command line prints and writes of a study; heavy packages are imported inside the functions."""
+"""What the command line prints and writes of a study."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsearch.errors import shown
+from kdsearch import storage as storages
+from kdsearch.cli.lazily import lazy_imports
+from kdsearch.cli.progress import ConsoleProgress, front_table
+from kdsearch.errors import StorageError, shown
+from kdsearch.storage import hidden, load_trial
+
+with lazy_imports():
+    from kdsearch.reporting import collect, effort, verdict
+    from kdsearch.reporting.pages import one_trial, study_page, text
 
 if TYPE_CHECKING:
     from optuna import Study
-
-    from kdsearch.cli.progress import ConsoleProgress
-    from kdsearch.reporting.collect import StudyData
-    from kdsearch.reporting.pages.text import Format
 
 
 def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
@@ -73,8 +77,6 @@ def _unpruned(plan: dict[str, Any]) -> str:
 
 def command_line(storage: str | None = None) -> str:
     """The command that runs, as a report names it, a password in the storage's URL masked."""
-    from kdsearch.storage import hidden
-
     return shlex.join(hidden(word, storage) for word in ["kdsearch", *sys.argv[1:]])
 
 
@@ -84,9 +86,6 @@ def find_study(storage: str, name: str | None) -> Study:
     Raises:
         StorageError: there is no such study, or no name and not exactly one search.
     """
-    from kdsearch import storage as storages
-    from kdsearch.errors import StorageError
-
     backend = storages.open_storage(storage, log=False)
     known = storages.study_names(backend, searches=name is None)
     if name is None and len(known) != 1:
@@ -105,39 +104,33 @@ def write_report(
     path: Path | None,
     *,
     plotlyjs: Any = "inline",
-    form: Format = "html",
+    form: text.Format = "html",
     refresh: int | None = None,
-) -> tuple[StudyData, Path]:
+) -> tuple[collect.StudyData, Path]:
     """Writes a study's report; returns its data and where it went."""
-    from kdsearch.reporting import collect
-    from kdsearch.reporting.pages import study_page
-
     data = collect.collect(study, storage_url=storage)
     target = path or Path("reports") / (re.sub(r"[^\w.-]+", "_", study.study_name) + f".{form}")
     return data, study_page.write(data, target, plotlyjs=plotlyjs, form=form, refresh=refresh)
 
 
-def show_result(data: StudyData, path: Path | None, *, as_json: bool, progress: ConsoleProgress | None = None) -> None:
+def show_result(
+    data: collect.StudyData, path: Path | None, *, as_json: bool, progress: ConsoleProgress | None = None
+) -> None:
     """Prints a study's result: JSON on stdout, or its front as a table on stderr."""
-    from kdsearch.cli.progress import ConsoleProgress, front_table
-    from kdsearch.reporting import collect
-    from kdsearch.reporting.effort import effort
-    from kdsearch.reporting.verdict import verdict
-
     result = collect.result(data, report=None if path is None else str(path))
     progress = progress or ConsoleProgress()
     if data.stand_ins:
         progress.line(data.stand_ins)
     if result["front"]:
         progress.console.print(front_table(result))
-        progress.line(verdict(data))
+        progress.line(verdict.verdict(data))
     counts = data.counts
     untrained = f", {counts['untrained']} not trained" if counts["untrained"] else ""
     progress.line(
         f"trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed{untrained}"
     )
-    if effort(data):
-        progress.line(effort(data))
+    if effort.effort(data):
+        progress.line(effort.effort(data))
     if path is not None:
         progress.line(f"report: {path}")
     if as_json:
@@ -150,10 +143,6 @@ def print_trial(study: Study, number: int, storage: str, *, as_json: bool) -> No
     Raises:
         StorageError: the study holds no such trial, or has other objectives.
     """
-    from kdsearch.reporting import collect
-    from kdsearch.reporting.pages import one_trial
-    from kdsearch.storage import load_trial
-
     load_trial(study, number)
     found = one_trial.facts(collect.collect(study, storage_url=storage), number)
     if as_json:

@@ -22,9 +22,9 @@ from kdsearch.search import clock, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import begun, open_study
 from kdsearch.search.estimate import estimate
-from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan
 from kdsearch.search.retime import Retimer, lacking
+from kdsearch.search.run_options import Options
 from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import CANDIDATES, ProposalSampler
 from kdsearch.search.sampling.ratio_guess import LikelyRatio

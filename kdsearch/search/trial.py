@@ -343,7 +343,7 @@ class Objective:
             trial.set_user_attr(Attr.RESUMED, len(training.records))
             self._progress.resumed(f"trial {trial.number}", len(training.records), config["epochs"])
         for record in training.records:
-            pruner.report(trial, (record.accuracy, ratio), record.epoch)
+            pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
         return training
 
     def _epochs(self, records: Run) -> Iterator[EpochRecord]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+import typer
 from helpers.commands import Run, refused
 from PIL import Image
 
 from kdsearch import __version__
-from kdsearch.cli import app
+from kdsearch.cli import app, search
 from kdsearch.storage import open_storage
 
 DIGITS = ("optimize", "--cost", "flops", "--seed", "1", "--train-size", "200", "--max-epochs", "2", "--device", "cpu")
@@ -37,9 +39,16 @@ def test_usage_errors_exit_with_2(kdsearch: Run) -> None:
 
 def test_the_readme_mentions_every_command() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    for command in app.app.registered_commands:
-        assert command.callback is not None
-        assert f"kdsearch {command.callback.__name__}" in readme
+    for command in app.COMMANDS:
+        assert f"kdsearch {command}" in readme
+
+
+@pytest.mark.parametrize("name", app.COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
+    room, words = app.COMMANDS[name]
+    command = getattr(importlib.import_module(f"kdsearch.cli.{room}"), name)
+    own = command.info.help if isinstance(command, typer.Typer) else inspect.getdoc(command)
+    assert " ".join(own.partition("\n\n")[0].split()) == words
 
 
 def test_init_writes_a_study_file_once(kdsearch: Run, tmp_path: Path) -> None:
@@ -260,4 +269,4 @@ def test_the_command_draws_as_many_candidates_as_the_library() -> None:
         CANDIDATES,  # cli.py imports nothing that is heavy, so it repeats the number
     )
 
-    assert inspect.signature(app.optimize).parameters["candidates"].default == CANDIDATES
+    assert inspect.signature(search.optimize).parameters["candidates"].default == CANDIDATES

@@ -31,22 +31,8 @@ def small(tmp_path):
 def test_help_names_the_commands(kdsearch):
     code, out, _ = kdsearch("bench", "--help")
     assert code == 0
-    for command in ("search", "tabulate", "decision", "train"):
+    for command in ("search", "tabulate", "train", "recipes"):
         assert command in out
-
-
-def test_decision_prints_json_alone(kdsearch):
-    code, out, err = kdsearch("bench", "decision", "--trials", "10", "--epochs", "3", "--json")
-    assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert (found["trials"], found["epochs"]) == (10, 3)
-    assert found["median_ms"] <= found["worst_ms"]
-
-
-def test_decision_prints_lines(kdsearch):
-    code, out, _ = kdsearch("bench", "decision", "--trials", "10", "--epochs", "3")
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["history", "decision", "first"]
 
 
 @pytest.mark.parametrize("name", ["table.json", "table.gz", "table"])

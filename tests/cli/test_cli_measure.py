@@ -19,17 +19,16 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from kdsearch import storage
-from kdsearch.cli import measuring
+from kdsearch.cli import export
 from kdsearch.export import device_script
 from kdsearch.measure import deployed
-from kdsearch.records import Attr, StudyAttr, StudyAttr
+from kdsearch.records import Attr, StudyAttr
 
 
 @pytest.fixture
 def filled(url: str) -> str:
     """Trials 0 to 2: complete, pruned, and failed before it had a configuration."""
     study = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
-    study.set_user_attr(StudyAttr.STUDY_FILE, {})
     study.add_trial(create_trial(values=[0.9, 2.0], user_attrs={Attr.CONFIG: {"width": 10}}))
     study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs={Attr.CONFIG: {"width": 10}}))
     study.add_trial(create_trial(state=TrialState.FAIL))
@@ -74,7 +73,6 @@ def test_a_missing_package_is_one_line_with_the_command(
 def test_what_is_not_there_to_be_timed_is_one_line(kdsearch: Run, url: str):
     study = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
     study.set_user_attr(StudyAttr.STUDY_FILE, {})
-    study.set_user_attr(StudyAttr.STUDY_FILE, {})
     refused(kdsearch("measure", "--storage", url), "must have a front", "run `kdsearch optimize` first")
     refused(kdsearch("measure", "--trials", "a", "--storage", url), "--trials must be numbers with commas", "got a")
     refused(kdsearch("measure", "--trials", "4", "--storage", url), "which holds no trials", "got 4")
@@ -85,7 +83,7 @@ def test_the_table_shows_names_as_they_are():
     found = {"study": "[red]\x1b[2J", "device": "[b]CPU", "columns": ["the search", "torch", "ONNX Runtime"]}
     found["trials"] = [{"trial": 4, "test_accuracy": 0.9, "ratios": ratios}]
     out = io.StringIO()
-    Console(file=out, width=120).print(measuring._table(found))
+    Console(file=out, width=120).print(export._table(found))
     assert r"[red]\x1b[2J: ratios on [b]CPU" in out.getvalue()
     assert "4 │ 90.00 % │       2.00 │ 3.00 (2.50 to 3.50) │" in out.getvalue()
 

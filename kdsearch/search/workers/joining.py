@@ -9,7 +9,7 @@ from optuna import Study
 from kdsearch import storage
 from kdsearch.distil import precision, teacher
 from kdsearch.records import Progress
-from kdsearch.search import options
+from kdsearch.search import run_options
 from kdsearch.search.definition import check_definition
 from kdsearch.search.plan import rejoin
 from kdsearch.search.study import PRUNERS, check_options, warn_of_slowness, work
@@ -43,7 +43,7 @@ def join(
     """
     progress = progress or Progress()
     study = storage.load_study(retrying.patient(storage.open_storage(url), progress.warning), name)
-    found = options.stored(study)
+    found = run_options.stored(study)
     check_options(found)  # a storage is anybody's
     if timeout is not None:
         found = dataclasses.replace(found, timeout=timeout)

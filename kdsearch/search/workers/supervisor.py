@@ -19,8 +19,8 @@ from optuna import Study
 from kdsearch.errors import RunError
 from kdsearch.records import Progress
 from kdsearch.search import anchors, clock
-from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan
+from kdsearch.search.run_options import Options
 from kdsearch.search.workers import liveness
 from kdsearch.search.workers.loop import hand_back_abandoned
 from kdsearch.search.workers.monitor import Monitor

@@ -38,9 +38,9 @@ def test_nothing_is_run_twice_and_more_repeats_go_on(slides, options):
     study = slides(options)
     heard = Recorder()
     slides(options, heard)
-    assert (len(study.trials), heard.totals, heard.lines) == (8, [(8, 8, "runs")], [])
+    assert (len(study.trials), heard.totals, heard.lines) == (8, [(8, 8, "trials")], [])
     slides(dataclasses.replace(options, repeats=3), heard)
-    assert (len(study.trials), heard.totals[-1], len(heard.lines)) == (12, (8, 12, "runs"), 4)
+    assert (len(study.trials), heard.totals[-1], len(heard.lines)) == (12, (8, 12, "trials"), 4)
 
 
 def test_a_shorter_reading_is_the_beginning_of_a_longer_one(slides, options):

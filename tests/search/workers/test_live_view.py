@@ -8,8 +8,8 @@ from helpers.recording import Recorder
 
 from kdsearch import storage
 from kdsearch.search import study
-from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan
+from kdsearch.search.run_options import Options
 from kdsearch.search.workers import live_view, liveness
 from kdsearch.search.workers.live_view import LEASE, Lease, Live, kept
 

@@ -17,8 +17,8 @@ from optuna.trial import create_trial
 
 from kdsearch.errors import RunError
 from kdsearch.records import Attr, Progress
-from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan
+from kdsearch.search.run_options import Options
 from kdsearch.search.workers import liveness, supervisor
 from kdsearch.search.workers.supervisor import DEATHS_IN_A_ROW, Crew, environment, supervise
 

@@ -8,8 +8,8 @@ import pytest
 from kdsearch import storage
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.records import StudyAttr
-from kdsearch.search import options
-from kdsearch.search.options import Options
+from kdsearch.search import run_options as options
+from kdsearch.search.run_options import Options
 
 OTHER = {
     "trials": 7, "epochs_budget": 90, "timeout": 12.5, "sampler": "random", "candidates": 1, "pruner": "none", "seed": 3

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from helpers.decision import decision
 
-from kdsearch.experiments.search_bench.decision import decision
 from kdsearch.pruning.pruner import ParetoPruner
 
 

@@ -1,4 +1,4 @@
-"""The commands under `kdsearch bench`: replays of searches, tables of curves, a decision's cost, the training loop."""
+"""The commands that measure claims: those under `kdsearch bench`, `slides` and `claims`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision
+from kdsearch.cli.lazily import lazy_imports
+from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage
 from kdsearch.cli.output import command_line
+from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError
+from kdsearch.storage import DEFAULT_STORAGE
+
+with lazy_imports():
+    from kdsearch.experiments.claims import lab
+    from kdsearch.experiments.claims import page as claims_page
+    from kdsearch.experiments.claims import run as claims_run
+    from kdsearch.experiments.search_bench import comparison
+    from kdsearch.experiments.search_bench import page as search_page
+    from kdsearch.experiments.search_bench import run as replays
+    from kdsearch.experiments.search_bench import tables as tables_of
+    from kdsearch.experiments.search_bench import tabulate as tabulating
+    from kdsearch.experiments.slides import page as slides_page
+    from kdsearch.experiments.slides import rows as slide_rows
+    from kdsearch.experiments.slides import run as slides_run
+    from kdsearch.experiments.slides import summary
+    from kdsearch.experiments.train_bench import anytime as compared
+    from kdsearch.experiments.train_bench import anytime_page
+    from kdsearch.experiments.train_bench import page as train_page
+    from kdsearch.experiments.train_bench import run as training
+    from kdsearch.reporting.pages import assets
+    from kdsearch.search import plan as plans
+    from kdsearch.system import machine
 
 if TYPE_CHECKING:
     from kdsearch.experiments.search_bench.comparison import Bar
+
 
 bench = typer.Typer(help="Measure the search on real learning curves, what these are made of, and the training loop.",
                     no_args_is_help=True)  # fmt: skip
@@ -40,16 +65,10 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Replay searches on learning curves: pruning rules and proposals at equal epochs; goes on where it stopped."""
-    from kdsearch.cli.progress import ConsoleProgress
-    from kdsearch.experiments.search_bench import comparison, page
-    from kdsearch.experiments.search_bench import run as replays
-    from kdsearch.experiments.search_bench.tables import shipped
-    from kdsearch.reporting.pages import assets
-
     way = assets.checked(plotlyjs)  # before the replays, which take long
     with ConsoleProgress() as progress:
         measured = replays.measure(
-            shipped() if tables is None else [name.strip() for name in tables.split(",")],
+            tables_of.shipped() if tables is None else [name.strip() for name in tables.split(",")],
             seeds=range(first_seed, first_seed + seeds),
             budget=budget,
             full=full,
@@ -58,10 +77,10 @@ def search(
             kept=replays.kept_file(),
         )
         found = comparison.summarise(measured)
-        path = page.write(measured, found, out, ["kdsearch", *sys.argv[1:]], way)
+        path = search_page.write(measured, found, out, ["kdsearch", *sys.argv[1:]], way)
         progress.line(f"report: {path}, {path.with_suffix('.md')}")
     if as_json:
-        print(page.as_json(found))
+        print(search_page.as_json(found))
     else:
         _print_bars(comparison.bars(measured))
 
@@ -90,35 +109,14 @@ def tabulate(
     """Train random configurations of a study to their end and keep every epoch's accuracy; goes on where it stopped."""
     if not out.name.endswith(".json.gz"):
         raise KdsearchError("--out must end with .json.gz", got=out, remedy="give NAME.json.gz")
-    from kdsearch.cli.progress import ConsoleProgress
-    from kdsearch.experiments.search_bench.tables import load
-    from kdsearch.experiments.search_bench.tabulate import tabulate as make
 
     options: dict[str, Any] = {"dataset": dataset, "study": study, "data_dir": data_dir, "train_size": train_size}
     with ConsoleProgress() as progress:
-        path = make(out, count=count, epochs=epochs, workers=workers or os.cpu_count() or 1, seed=seed,
+        path = tabulating.tabulate(out, count=count, epochs=epochs, workers=workers or os.cpu_count() or 1, seed=seed,
                     progress=progress, device=device, **options)  # fmt: skip
-    rows = len(load(str(path)).configs)
+    rows = len(tables_of.load(str(path)).configs)
     text = f"{path}: {rows} configurations, {epochs} epochs"
     print(json.dumps({"table": str(path), "rows": rows}) if as_json else text)
-
-
-@bench.command()
-def decision(
-    trials: Annotated[int, typer.Option(min=1, help="Finished trials in the history.")] = 1000,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each.")] = 30,
-    as_json: Json = False,
-) -> None:
-    """Time one decision of ParetoPruner in a long study: CPU time besides the storage's own read."""
-    from kdsearch.experiments.search_bench.decision import decision as measure
-
-    found = measure(trials=trials, epochs=epochs)
-    if as_json:
-        print(json.dumps(found))
-        return
-    print(f"history   {trials} trials x {epochs} epochs; the storage's read alone {found['read_ms']:.3f} ms")
-    print(f"decision  median {found['median_ms']:.2f} ms, worst of {found['decisions']} {found['worst_ms']:.2f} ms")
-    print(f"first     {found['cold_ms']:.1f} ms: reads the whole history, once a process")
 
 
 @bench.command()
@@ -140,12 +138,6 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Time our epoch loop and a plain PyTorch loop in turn on the slides' rows, once both are seen to do the same."""
-    from kdsearch.cli.progress import ConsoleProgress
-    from kdsearch.experiments.train_bench import page as train_page
-    from kdsearch.experiments.train_bench import run as training
-    from kdsearch.reporting.pages import assets
-    from kdsearch.system import machine
-
     way = assets.checked(plotlyjs)
     names = list(dict.fromkeys(name.strip() for name in rows.split(",") if name.strip()))
     options = training.Options(
@@ -188,15 +180,9 @@ def recipes(
     as_json: Json = False,
 ) -> None:
     """Compare recipes that are worth something at every epoch with a one-cycle rate planned for each length."""
-    from kdsearch.cli.progress import ConsoleProgress
-    from kdsearch.experiments.train_bench import anytime as compared
-    from kdsearch.experiments.train_bench import anytime_page
-    from kdsearch.reporting.pages import assets
-    from kdsearch.search.plan import make_plan
-
     way = assets.checked(plotlyjs)
     lengths = [int(number) for number in _numbers("--epochs", epochs)]
-    plan = make_plan(dataset=dataset, study=study, data_dir=data_dir, device=device, train_size=train_size)
+    plan = plans.make_plan(dataset=dataset, study=study, data_dir=data_dir, device=device, train_size=train_size)
     options = compared.Options(
         config=compared.student_config(plan.spec, student),
         lengths=sorted(set(lengths)),
@@ -221,3 +207,74 @@ def _numbers(option: str, given: str) -> list[float]:
         return [float(number) for number in given.split(",") if number.strip()]
     except ValueError:
         raise KdsearchError(f"{option} must be numbers with commas between", got=given) from None
+
+
+Out = Annotated[Path, typer.Option(help="Folder of the page, the Markdown and the JSON.")]
+
+
+def slides(
+    dataset: Annotated[str, typer.Option(help="mnist or cifar10.")] = "mnist",
+    rows: Annotated[str | None, typer.Option(help="Rows with commas between, as m1,m7 [default: all].")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Seeds of each row.")] = 5,
+    reading: Annotated[
+        str, typer.Option(help="Of what the deck leaves open: stated (by the deck), published (by its code) or both.")
+    ] = "stated",
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    storage: Storage = DEFAULT_STORAGE,
+    name: Annotated[str | None, typer.Option(help="Of the study that keeps them [default: slides-DATASET].")] = None,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the CIFAR-10 students, in place of 64.")] = None,
+    precision: Precision = "auto",
+    out: Out = Path("reports"),
+    plotlyjs: PlotlyJs = "inline",
+    as_json: Json = False,
+) -> None:
+    """Run the slide deck's rows by its own recipes, and set published beside measured; goes on where it stopped."""
+    jobs = slide_rows.choose(dataset, rows, reading)
+    assets.checked(plotlyjs)
+    options = slides_run.Options(
+        dataset="cifar10" if dataset == "cifar10" else "mnist", jobs=jobs, repeats=repeats, url=storage,
+        name=name or f"slides-{dataset}", data_dir=data_dir, device=device, train_size=train_size,
+        max_epochs=max_epochs, width=width, precision=precision,
+    )  # fmt: skip
+    with ConsoleProgress() as progress:
+        if rows is None:
+            options = slides_run.without_missing(options, progress)
+        try:
+            study = slides_run.run(options, command=command_line(storage), progress=progress)
+        except KeyboardInterrupt:
+            progress.warning("interrupted: finished trainings are kept; the same command goes on")
+            raise
+        measured = summary.summarise(study, options)
+        found = summary.as_json(study, options, measured)
+        path = slides_page.write(study, options, measured, out, plotlyjs=plotlyjs)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print(json.dumps(found) if as_json else slides_page.text(measured))
+
+
+def claims(
+    dataset: Annotated[str, typer.Option(help="digits (a minute or two) or mnist.")] = "digits",
+    seeds: Annotated[int, typer.Option(help="Paired trainings of each arm and teacher, at least 5.")] = 5,
+    teachers: Annotated[int, typer.Option(help="Teachers that differ in their seed; each teaches every seed.")] = 5,
+    only: Annotated[str | None, typer.Option(help="Claims with commas between, as 1,4 [default: all nine].")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    storage: Storage = DEFAULT_STORAGE,
+    out: Out = Path("reports"),
+    plotlyjs: PlotlyJs = "inline",
+    as_json: Json = False,
+) -> None:
+    """Try the slide deck's nine claims: an experiment, an effect with its interval and a verdict for each."""
+    numbers = claims_run.choose(only)
+    assets.checked(plotlyjs)
+    command = command_line(storage)
+    with ConsoleProgress() as progress:
+        place = lab.open_lab(
+            dataset, seeds=seeds, teachers=teachers, data_dir=data_dir, device=device, progress=progress
+        )
+        findings = claims_run.run(place, numbers, cifar10_rows=claims_run.slides_of_cifar10(storage))
+        path = claims_page.write(place, findings, out, command=command, plotlyjs=plotlyjs)
+        progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print(json.dumps(claims_page.result(place, findings, command)) if as_json else claims_page.text(findings))

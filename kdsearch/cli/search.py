@@ -1,0 +1,257 @@
+"""The commands that run trials: `kdsearch optimize`, `worker`, `train` and `confirm`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from kdsearch import storage as storages
+from kdsearch.cli.lazily import lazy_imports
+from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage
+from kdsearch.cli.output import command_line, find_study, print_plan, show_result, write_report
+from kdsearch.cli.progress import ConsoleProgress
+from kdsearch.errors import RunError, shown
+from kdsearch.storage import DEFAULT_STORAGE
+from kdsearch.system import signals
+from kdsearch.system.streams import stdout_to_stderr
+
+with lazy_imports():
+    from kdsearch.reporting import collect, confirmation, controls, formatting, verdict
+    from kdsearch.reporting.dashboard import publish
+    from kdsearch.search import confirm as confirming
+    from kdsearch.search import estimate, retrain, run_options
+    from kdsearch.search import plan as plans
+    from kdsearch.search import study as search
+    from kdsearch.search.workers import joining
+    from kdsearch.storage import retrying
+
+
+@contextmanager
+def ending(progress: ConsoleProgress, kept: str = "finished trials") -> Iterator[None]:
+    """Runs its body until it ends or SIGTERM or Ctrl-C arrives; then trials are handed back and the exit code says so.
+
+    Raises:
+        typer.Exit: with 143 or 130.
+    """
+    try:
+        with signals.handled():
+            yield
+    except KeyboardInterrupt:
+        progress.warning(f"interrupted: {kept} are kept; the same command goes on")
+        number = signals.received()
+        raise typer.Exit(130 if number is None else 128 + number) from None
+
+
+def worker(
+    name: Annotated[str, typer.Option(help="Name of a study that `kdsearch optimize` has started.")],
+    storage: Storage = DEFAULT_STORAGE,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which it begins no trial [default: the study's].")
+    ] = None,
+    supervisor: Annotated[int | None, typer.Option(hidden=True, help="The process with which it ends.")] = None,
+) -> None:
+    """Join a study from any machine that reaches its storage, and run trials until it is done."""
+    # a supervisor keeps the live view itself, and its workers need not import what draws it
+    page = publish.Page(storage) if supervisor is None else None
+    with ConsoleProgress() as progress, ending(progress), signals.tied_to(supervisor):
+        joining.join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=page)
+
+
+def optimize(
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].", show_default=False)
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Finished trials the study ends with [default: 50, none beside another limit]."),
+    ] = None,
+    epochs_budget: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of training over all trials that the study ends with.")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    name: Annotated[str | None, typer.Option(help="Name of the study [default: the data set's].")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    sampler: Annotated[str, typer.Option(help="tpe, nsga2, random or gp.")] = "tpe",
+    candidates: Annotated[
+        int, typer.Option(min=1, help="Drawn for each trial, the most promising is trained; 1: the sampler's own draw.")
+    ] = 240,
+    pruner: Annotated[str, typer.Option(help="pareto or none.")] = "pareto",
+    cost: Annotated[
+        str,
+        typer.Option(help="latency (measured in torch), onnx (in ONNX Runtime) or flops (counted: deterministic)."),
+    ] = "latency",
+    seed: Annotated[int | None, typer.Option(help="Makes trials repeatable, with --cost flops the study.")] = None,
+    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which no trial starts and the running one is cut.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that run trials: one a GPU where there are several, else they share.")
+    ] = 1,
+    precision: Precision = "auto",
+    report: ReportPath = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate of the time; train nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search for students worth deploying; run it again and it goes on where it stopped."""
+    options = run_options.Options(
+        trials=trials, epochs_budget=epochs_budget, timeout=timeout, sampler=sampler, candidates=candidates,
+        pruner=pruner, seed=seed,
+    )  # fmt: skip
+    search.check_options(options)
+    with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
+        planned = plans.make_plan(
+            dataset=dataset,
+            study=study,
+            name=name,
+            storage_url=storage,
+            data_dir=data_dir,
+            device=device,
+            cost=cost,
+            train_size=train_size,
+            max_epochs=max_epochs,
+            precision=precision,
+        )
+        planned_work = None
+        if dry_run:
+            planned_work = estimate.estimate(planned, options.budget(), candidates=candidates, pruner=pruner)
+    if planned_work is not None:
+        print_plan(planned_work, as_json=as_json)
+        return
+    command = command_line(storage)
+    with ConsoleProgress() as progress, ending(progress):
+        try:
+            optuna_study = search.run_plan(
+                planned, options, workers=workers, command=command, progress=progress, publish=publish.Page(planned.url)
+            )
+        except RunError:
+            write_report(find_study(storage, planned.name), storage, report)
+            raise
+        data, path = write_report(optuna_study, storage, report)
+    show_result(data, path, as_json=as_json, progress=progress)
+
+
+def train(
+    trial: Annotated[int, typer.Option(min=0, help="Number of the trial.")],
+    name: Name = None,
+    storage: Storage = DEFAULT_STORAGE,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Train on the validation images too, to the epoch that the search chose.")
+    ] = False,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    out: Annotated[Path | None, typer.Option(help="The weights' file [default: NAME-trial-N.safetensors].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a trial's student again, print its scores and save its weights."""
+    study = find_study(storage, name)
+    with ConsoleProgress() as progress:
+        student = retrain.retrain(
+            study, trial, whole=whole, data_dir=data_dir, device=device, precision=precision, progress=progress
+        )
+    path = out or Path(
+        re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}" + ("-whole" if whole else "")) + ".safetensors"
+    )
+    retrain.save(student, path)
+    scores = {
+        "trial": trial,
+        "accuracy": student.accuracy,
+        "test_accuracy": student.test_accuracy,
+        "epoch": student.epoch,
+        "whole": whole,
+        "params": student.config,
+        "weights": str(path),
+    }
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        chosen = "on the whole training set" if whole else f"validation accuracy {student.accuracy:.2%}"
+        print(f"trial {trial}: {chosen}, test accuracy {student.test_accuracy:.2%}")
+        print(f"best epoch {student.epoch}, weights in {path}")
+
+
+def confirm(
+    name: Name = None,
+    storage: Storage = DEFAULT_STORAGE,
+    repeats: Annotated[
+        int | None,
+        typer.Option(help="Trainings of each student, each with a new seed [default: 5, or as begun]."),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Train each without the teacher, too: what distillation gains.")
+    ] = False,
+    trials: Annotated[
+        str | None,
+        typer.Option(help="Numbers with commas between, as 3,7,9 [default: the front and all within noise of it]."),
+    ] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    report: Annotated[Path | None, typer.Option(help="Write the study's HTML report there, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the front's students on the whole training set with new seeds: test accuracy and ratio with intervals."""
+    title = find_study(storage, name).study_name
+    with ConsoleProgress() as progress, ending(progress, "finished runs"):
+        backend = retrying.patient(storages.open_storage(storage), progress.warning)
+        study = storages.load_study(backend, title)
+        try:
+            chosen = confirming.choose(study, trials, band=True)
+            confirming.confirm(
+                study, chosen, repeats=repeats, control=control, data_dir=data_dir, device=device, precision=precision,
+                command=command_line(storage), progress=progress,
+            )  # fmt: skip
+        finally:
+            storages.fold(backend)
+        data = collect.collect(study, storage_url=storage)
+        if report is not None:
+            _, path = write_report(study, storage, report)
+            progress.line(f"report: {path}")
+        rows = data.trials.rename(columns={"number": "trial"})
+        found = confirmation.result(study.study_name, rows, confirmation.confirmations(study.user_attrs), data.repeats)
+        progress.console.print(_table(found))
+        progress.line(found["sentence"])
+        found |= {"control": controls.result(data), "verdict": verdict.verdict(data)}
+        if data.controls:
+            progress.line(found["control"]["sentence"])
+        progress.line(found["verdict"])
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+
+
+def _table(found: dict[str, Any]) -> Table:
+    """Search and confirmation side by side, a row a confirmed trial."""
+    table = Table(title=f"confirmed of {escape(shown(found['study']))} (test accuracy and ratio, mean of the repeats)")
+    columns = ("trial", "repeats", "epochs", "search test", "test", "95 % interval", "points", "search ratio", "ratio")
+    for column in (*columns, "on the front"):
+        table.add_column(column, justify="right")
+    behind = {pair["trial"]: pair for pair in reversed(found["behind"])}
+    for row in found["trials"]:
+        low, high = row["test_low"], row["test_high"]
+        pair = behind.get(row["trial"])
+        kept = "" if not row["on_front"] else "stays" if pair is None else f"behind {pair['by']}"
+        table.add_row(
+            *(str(row[name]) for name in ("trial", "repeats", "epochs")),
+            formatting.percent(row["search_test_accuracy"]),
+            formatting.percent(row["test_accuracy"]),
+            "none of one seed" if low is None else f"{formatting.percent(low)} to {formatting.percent(high)}",
+            formatting.points(row["test_difference"]),
+            formatting.ratio(row["search_ratio"]),
+            formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
+            kept + (", clear" if pair and pair["clear"] else ""),
+        )
+    return table
