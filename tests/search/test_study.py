@@ -122,7 +122,7 @@ def test_fewer_trials_than_anchors_run_the_first_ones_and_say_so(url):
 
 
 def test_the_best_trials_are_the_front_of_all_checkpoints(study_file, url):
-    study = optimize(study_file, url, 20, candidates=1)
+    study = optimize(study_file, url, 40, candidates=1)
     found = [tuple(values) for t in study.trials for step, values in t.user_attrs[Attr.CURVE].items() if step != "0"]
     assert {tuple(t.values) for t in study.best_trials} == {found[i] for i in pareto.front(found)}
     assert Counter(t.state for t in study.trials)[PRUNED] > 0
@@ -433,7 +433,9 @@ def test_augmented_students_are_taught_the_views_that_they_see(study_file, url, 
     study_file.write_text(text.replace("lr_batch = 32", "augment = { flip = true, shift = 1 }"), encoding="utf-8")
     study = optimize(study_file, url, 2)
     assert [t.state for t in study.trials] == [COMPLETE] * 2
-    kept = list((Path(os.environ["KDSEARCH_CACHE_DIR"]) / "answers").glob("*[!6]-flip1-shift1-pool2.views.safetensors"))  # not of bfloat16
+    kept = list(
+        (Path(os.environ["KDSEARCH_CACHE_DIR"]) / "answers").glob("*[!6]-flip1-shift1-pool2.views.safetensors")
+    )  # not of bfloat16
     assert len(kept) == 1
     again = optimize(study_file, f"journal:{tmp_path / 'again.log'}", 2)
     losses = [[t.user_attrs[Attr.LOSSES] for t in each.trials] for each in (study, again)]
