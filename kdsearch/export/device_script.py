@@ -39,7 +39,7 @@ Call = Callable[[], Any]
 
 
 class ProblemError(Exception):
-    """What the user can mend; one line."""
+    """A problem that the user can fix, in one line."""
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
