@@ -170,7 +170,7 @@ def sentence(found: Sequence[Column], front: Sequence[int]) -> str:
     """Say whether the students' order stays: "In ONNX Runtime the order of the 5 students is that of the search."
 
     Args:
-        found, front: as of `order`.
+        found, front: as in `order`.
     """
     told = order(found, front)
     if not found:

@@ -196,11 +196,9 @@ class Family:
 
     @cached_property
     def best(self) -> float:
-        """See `Problem`."""
         return best_of_sample(self)
 
     def draw(self, trial: Any) -> Config:
-        """See `Problem`."""
         return {
             "width": trial.suggest_int("width", 8, 1024, log=True),
             "rate": trial.suggest_float("rate", 1e-4, 1e-1, log=True),
@@ -213,7 +211,6 @@ class Family:
         return float((1024 / config["width"]) ** (2 / math.log10(128)))
 
     def curves(self, config: Config) -> tuple[Floats, Floats]:
-        """See `Problem`."""
         epochs = np.arange(1.0, self.epochs + 1)
         digest = hashlib.sha256(json.dumps([config, self._seed], sort_keys=True).encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
@@ -263,11 +260,9 @@ class LCBench:
 
     @cached_property
     def best(self) -> float:
-        """See `Problem`."""
         return best_of_sample(self)
 
     def draw(self, trial: Any) -> Config:
-        """See `Problem`."""
         found: Config = {}
         for name, entry in self._space.items():
             suggest = trial.suggest_int if entry["type"] == "uniform_int" else trial.suggest_float
@@ -275,7 +270,6 @@ class LCBench:
         return found
 
     def ratio(self, config: Config) -> float:
-        """See `Problem`."""
         return self._most / self._operations(config)
 
     @staticmethod

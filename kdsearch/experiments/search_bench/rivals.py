@@ -108,7 +108,6 @@ class SameEpochDominance(CurveRule):
     """
 
     def hopeless(self, number: int, step: int) -> bool:
-        """See the class."""
         points = self.curves.points(self.curves.at(step), step)
         own = self.curves.points(np.array([number]), step)[0]
         return bool(np.any((points >= own).all(axis=1) & (points > own).any(axis=1)))
@@ -169,7 +168,6 @@ class MOASHA(CurveRule):
         self._rungs = {eta**power for power in range(32) if eta**power < longest}
 
     def hopeless(self, number: int, step: int) -> bool:
-        """See the class."""
         there = self.curves.at(step)
         if step not in self._rungs or len(there) < self._eta:
             return False
@@ -225,7 +223,6 @@ class HubJoint(CurveRule):
         self._known: dict[tuple[int, int], tuple[int, float]] = {}
 
     def hopeless(self, number: int, step: int) -> bool:
-        """See the class."""
         over = self.curves.over
         if int((over & (self.curves.steps > 0)).sum()) < self.START_UP:
             return False
@@ -281,7 +278,6 @@ class Oracle(BasePruner):
         return self.verdict(study, trial).action == "prune"
 
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
-        """See the class."""
         self.curves.update(study)
         number = trial.number
         step, config = int(self.curves.steps[number]), trial.user_attrs[Attr.CONFIG]

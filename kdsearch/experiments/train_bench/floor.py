@@ -137,7 +137,7 @@ def _product(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _convolution(device: torch.device, dtype: torch.dtype) -> float:
-    """Return operations a second of a ResNet-like convolution, channels last; float32 is torch's default (on CUDA, TF32)."""
+    """Return operations a second of a ResNet-like convolution, channels last; float32 as torch does it (CUDA: TF32)."""
     images = torch.randn(IMAGES[device.type], 256, 28, 28, device=device, dtype=dtype)
     weights = torch.randn(256, 256, 3, 3, device=device, dtype=dtype)
     images, weights = (each.contiguous(memory_format=torch.channels_last) for each in (images, weights))
