@@ -59,7 +59,7 @@ class Adapted(nn.Module):
 class Logarithm(nn.Module):
     """Turns a network that ends in a softmax into one with logits.
 
-    The logarithm of a softmax differs from its logits by a constant in each row, which a softmax does not change.
+    The logarithm of a softmax differs from its logits by a constant in each row, which leaves the softmax the same.
 
     Args:
         inner: the network; its outputs are probabilities.

@@ -54,7 +54,7 @@ class Int8:
 
     @property
     def verdict(self) -> str:
-        """Return whether int8 is faster here than float: faster, slower or even."""
+        """Say whether int8 is faster, slower or even here, compared with float."""
         _, low, high = self.gain
         if low > 1:
             return "faster"

@@ -132,7 +132,7 @@ def markdown(document: Document, page: str = "") -> str:
 
 
 def versions(environment: Mapping[str, object], keys: Sequence[str] = VERSIONS) -> str:
-    """Return one line of `runtime.environment`: machine and versions behind a figure; ? for what is missing."""
+    """Return one line of `machine.environment`: machine and versions behind a figure; ? for what is missing."""
     return ", ".join(f"{key} {environment.get(key, '?')}" for key in keys) + "."
 
 
