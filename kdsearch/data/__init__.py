@@ -24,7 +24,7 @@ from kdsearch.spec import DataSpec
 from kdsearch.system import plugins
 
 Loader = Callable[[DataSpec, Path], Dataset]
-"""From a study's `[data]` and the data folder to the whole data set; downloads what is missing where it can."""
+"""Loads a whole data set from a study's `[data]` and the data folder; downloads what is missing where it can."""
 
 BUILT_IN = {
     "digits": "kdsearch.data.digits:load",
@@ -35,7 +35,7 @@ BUILT_IN = {
 
 
 def names() -> list[str]:
-    """Names of all data sets, those of other packages too."""
+    """Return the names of all data sets, including those of other packages."""
     return plugins.names("datasets", BUILT_IN)
 
 
@@ -51,23 +51,23 @@ def _loader(kind: str) -> Loader:
 
 
 def check_name(name: str) -> None:
-    """Refuses a data set that nobody knows, before anything else is done.
+    """Refuse an unknown data set before anything else is done.
 
     Raises:
-        DataError: it is unknown.
+        DataError: the name is unknown.
     """
     _loader(name.partition(":")[0])
 
 
 def load(spec: DataSpec, folder: Path) -> Dataset:
-    """Loads a whole data set, with a note where its images are nearly constant.
+    """Load a whole data set, with a note where its images are nearly constant.
 
     Args:
         spec: `[data]` of a study.
-        folder: where data sets lie, or are downloaded to.
+        folder: where data sets are, or are downloaded to.
 
     Raises:
-        DataError: it is unknown, missing or broken.
+        DataError: the data set is unknown, missing or broken.
     """
     kind = spec.name.partition(":")[0]
     dataset = _loader(kind)(spec, folder)

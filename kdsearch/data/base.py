@@ -1,4 +1,4 @@
-"""What a data set is here: whole tensors of bytes, a fixed split, and how bytes become a network's input."""
+"""The data set types: whole tensors of bytes, a fixed split, and the conversion of bytes to a network's input."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kdsearch.data.stored import Images, Stored
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 
-FLAT_RANGE = 16  # of 255: an image whose values lie closer together shows next to nothing
-FLAT_SAMPLE = 1_000  # images that are looked at
+FLAT_RANGE = 16  # of 255: an image whose values lie closer together is nearly constant
+FLAT_SAMPLE = 1_000  # images that are checked
 HASHED = 256  # images at a time
 
 
@@ -25,7 +25,7 @@ class ImageSet:
     """Images and their labels.
 
     Attributes:
-        images: (count, channels, height, width), uint8; in a file where they do not fit into memory.
+        images: (count, channels, height, width), uint8; a `Stored` file where they do not fit into memory.
         labels: (count,), int64.
     """
 
@@ -36,12 +36,12 @@ class ImageSet:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> ImageSet:
-        """The images with these indices, in their order."""
+        """Return the images with these indices, in their order."""
         images = self.images.select(indices) if isinstance(self.images, Stored) else self.images[indices]
         return ImageSet(images, self.labels[indices])
 
     def joined(self, other: ImageSet) -> ImageSet:
-        """These images and then the others, on the same device."""
+        """Return these images followed by the others, on the same device."""
         labels = torch.cat([self.labels, other.labels])
         if isinstance(self.images, Stored) and isinstance(other.images, Stored):
             return ImageSet(self.images.joined(other.images), labels)
@@ -50,24 +50,24 @@ class ImageSet:
         return ImageSet(torch.cat([self.images, other.images]), labels)
 
     def to(self, device: torch.device) -> ImageSet:
-        """The same images on a device."""
+        """Return the same images on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A whole data set, as it was published.
+    """A whole data set as published.
 
     Attributes:
         name: as in the study file.
         classes: names of the classes, in the order of their labels.
         train, test: the published parts.
         top: the byte value that stands for 1.0.
-        mean, std: subtracted and divided by after that, in every channel alike.
-        notes: lines that whoever starts a study must not miss.
-        validation: the published validation part; None: there is none, and a share of `train` is drawn.
-        summary: a line on what was read; empty: nothing to say.
-        scale: how image files of more than 8 bits were read; None: the images are not of files that users have.
+        mean, std: of the normalisation after that, the same in every channel.
+        notes: warnings to show at the start of a study.
+        validation: the published validation part; None: a share of `train` is drawn instead.
+        summary: a line on what was read, or empty.
+        scale: scale of image files of more than 8 bits; None: the images are not from the user's image files.
     """
 
     name: str
@@ -84,10 +84,10 @@ class Dataset:
 
 
 def check(dataset: object, name: str) -> None:
-    """Refuses what another package's data set must not return.
+    """Refuse an invalid data set of another package.
 
     Raises:
-        DataError: no `Dataset`, or its images or labels are not what `ImageSet` says.
+        DataError: it is no `Dataset`, or its images or labels are not as `ImageSet` specifies.
     """
     for rule, holds in _rules(dataset):
         if not holds:
@@ -117,11 +117,11 @@ def _rules(dataset: object) -> Iterator[tuple[str, bool]]:
 
 
 def flatness(dataset: Dataset) -> list[str]:
-    """A line where most training images are nearly constant: what a wrong scale or a wrong decoder leaves."""
+    """Return a warning where most training images are nearly constant: a sign of a wrong scale or decoder."""
     images = dataset.train.images
     shown = images[torch.linspace(0, len(images) - 1, min(len(images), FLAT_SAMPLE)).long()].flatten(2)
     top = min(dataset.top, 255.0)
-    spread = shown.amax(2).int() - shown.amin(2).int()  # of each channel: one colour is nothing to see, either
+    spread = shown.amax(2).int() - shown.amin(2).int()  # within a channel: an image of one colour is constant, too
     flat = int((spread.amax(1) < FLAT_RANGE * top / 255).sum())
     if 2 * flat <= len(shown):
         return []
@@ -136,11 +136,11 @@ class Split:
     """A data set on its device, split for a study.
 
     Attributes:
-        train: what teacher and students are trained on.
-        validation: what the search sees.
+        train: teacher and students are trained on it.
+        validation: the only part that the search uses.
         test: scored once a trial; decides nothing.
         fingerprint: hash of the pixels and labels of all three.
-        notes, summary, scale: as of the data set.
+        notes, summary, scale: as in `Dataset`.
     """
 
     name: str
@@ -163,40 +163,40 @@ class Split:
         return int(channels), int(height), int(width)
 
     def undivided(self) -> Split:
-        """The same data with the validation images put behind the training images, and none left to validate on.
+        """Return the same data with the validation images appended to the training images.
 
-        Of the same fingerprint: the images are the same, and what is kept of them goes by their own.
+        The fingerprint stays: the images are the same, and what is cached for them has their own fingerprint.
         """
         nobody = self.validation.subset(self.validation.labels.new_empty(0))
         return dataclasses.replace(self, train=self.train.joined(self.validation), validation=nobody)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """A network's input, float32, from images of bytes, uint8; the shape stays."""
+        """Convert images of bytes, uint8, to a network's input, float32, of the same shape."""
         scaled = images.to(torch.float32).mul_(1.0 / (self.top * self.std))
         return scaled.sub_(self.mean / self.std) if self.mean else scaled
 
     def example(self, batch: int) -> Tensor:
-        """A batch of validation images as a network's input, repeated where there are too few."""
+        """Return a batch of validation images as a network's input, repeated where there are too few."""
         return self.prepare(repeated(self.validation.images, batch))
 
 
 def repeated(images: Images, count: int) -> Tensor:
-    """The first `count` images, from the beginning again where there are too few."""
+    """Return the first `count` images, repeated from the beginning where there are too few."""
     return images[torch.arange(count, device=images.device) % len(images)]
 
 
 def stratified(labels: Tensor, count: int, seed: int, what: str, classes: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
-    """Indices of a stratified draw of `count`, and of the rest, both ascending, with every class in both.
+    """Return indices of a stratified draw of `count`, and of the rest, both ascending, with every class in both.
 
     Args:
         labels: (images,), int64, on the CPU.
-        count: at least one of every class, and at least one of every class left.
+        count: images to draw; every class needs one in the draw and one in the rest.
         seed: of the draw.
-        what: to call the draw in an error.
-        classes: their names, for an error; else they are numbered.
+        what: name of the draw in an error.
+        classes: their names, for an error; empty: they are numbered.
 
     Raises:
-        DataError: a part would lack a class.
+        DataError: one of the two would lack a class.
     """
     from sklearn.model_selection import train_test_split
 
@@ -213,7 +213,7 @@ def _check_draw(labels: Tensor, count: int, what: str, classes: Sequence[str]) -
     """Refuse a draw that must leave a class out.
 
     Raises:
-        DataError: too few images are drawn or left, or a class has one image alone; the line names it.
+        DataError: too few images are drawn or left, or a class has a single image; the message names it.
     """
     counts = labels.bincount()
     there = counts.nonzero().flatten().tolist()
@@ -234,7 +234,7 @@ def _check_draw(labels: Tensor, count: int, what: str, classes: Sequence[str]) -
 
 
 def _with_every_class(labels: Tensor, part: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Exchange images of two parts until the first one holds every class; their sizes stay.
+    """Exchange images between two parts until the first one holds every class; their sizes stay.
 
     A stratified draw rounds the share of a class with few images down to none.
     """
@@ -249,10 +249,10 @@ def _with_every_class(labels: Tensor, part: Tensor, other: Tensor) -> tuple[Tens
 
 
 def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
-    """Splits the training set into training and validation images, stratified, by the study's seed.
+    """Split the training set into training and validation images, stratified, by the study's seed.
 
-    With `train_size`, at most that many of the training images are drawn, and no more validation images than that: the
-    test set stays whole. A data set that was published with validation images keeps them.
+    With `train_size`, at most that many training images are drawn, and at most as many validation images; the test set
+    stays whole. A data set that was published with validation images keeps them.
 
     Raises:
         DataError: a part would lack a class.
@@ -275,12 +275,12 @@ def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
 
 
 def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = None, seed: int = 0) -> Split:
-    """The data set with nothing held back: no validation images, and the whole training set or a draw of it.
+    """Return the data set without validation images: the whole training set, or a draw of it.
 
     Args:
         dataset: as published.
         device: where the images go.
-        train_size: at most so many training images, drawn by class; None: all.
+        train_size: most training images, drawn by class; None: all.
         seed: of the draw.
 
     Raises:
@@ -312,7 +312,7 @@ def _on_device(dataset: Dataset, parts: list[ImageSet], device: torch.device) ->
 
 
 def fingerprint(parts: list[ImageSet]) -> str:
-    """Hash of pixels, labels and shapes, 16 hexadecimal digits."""
+    """Return a hash of pixels, labels and shapes, 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(repr(tuple(part.images.shape)).encode())

@@ -34,7 +34,7 @@ def _from_batches(folder: Path, *, train: bool) -> ImageSet:
 
 
 def load(spec: DataSpec, folder: Path) -> Dataset:
-    """CIFAR-10 from `folder`/cifar10/{train,test}/CLASS, else by torchvision, downloaded where it is missing.
+    """Load CIFAR-10 from `folder`/cifar10/{train,test}/CLASS, else by torchvision, downloaded where it is missing.
 
     Raises:
         DataError: files are missing and cannot be downloaded, or are broken.

@@ -1,4 +1,4 @@
-"""Decoded images kept as one file of tensors: a folder of 60,000 JPEGs is decoded once, not by each worker's start."""
+"""A cache of decoded images as tensor files: a folder of 60,000 JPEGs is decoded once, not at each worker's start."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from torch import Tensor
 from kdsearch.errors import DataError, KdsearchError
 from kdsearch.system import files, machine
 
-LIMIT = "KDSEARCH_DECODED_GB"  # names the bound on all files together, in GB; 0: nothing is kept
+LIMIT = "KDSEARCH_DECODED_GB"  # environment variable: the bound on all files together, in GB; 0: no cache
 LIMIT_GB = 4.0
-DECODING = "decoding"  # names the lock of who decodes
-WORTH_SECONDS = 0.5  # of decoding; what takes less is decoded each time
+DECODING = "decoding"  # name of the lock that the decoding process holds
+WORTH_SECONDS = 0.5  # shorter decodings are not cached
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What this machine keeps of decoded images.
+    """This machine's cache of decoded images.
 
     Attributes:
         place: the folder.
-        count: of the files.
-        size, limit: bytes of all files, and how many they may take.
+        count: number of files.
+        size, limit: bytes of all files, and their bound.
     """
 
     place: Path
@@ -42,24 +42,24 @@ class Kept:
 
 
 def folder() -> Path:
-    """Where decoded images are kept."""
+    """Return the cache folder of decoded images."""
     return machine.cache_folder() / "decoded"
 
 
 def load(paths: Sequence[Path], decode: Callable[[], Tensors], key: str) -> Tensors:
-    """What `decode` makes of image files: from the cache, else decoded now and kept.
+    """Return the tensors that `decode` makes of image files, from the cache or decoded now.
 
-    A file that was added, removed, renamed, reordered or changed is noticed: the kept tensors go by the path, size and
-    times (of the last change of content, and of anything) of each file. Processes that want the same images at once
-    wait for the first one.
+    A file that was added, removed, renamed, reordered or changed invalidates the entry: its key is made of the path,
+    size and times (of content and of metadata) of each file. Processes that need the same images at once wait for the
+    first one.
 
     Args:
         paths: of the files, in order.
-        decode: reads them; on the CPU. What it raises goes on, and nothing is kept.
-        key: of all else that decides what it returns: a size, versions of decoders.
+        decode: reads them; on the CPU. Its exceptions pass through, and nothing is cached.
+        key: everything else that determines the result: a size, versions of decoders.
 
     Raises:
-        DataError: the bound on the cache is no number.
+        DataError: the cache's bound is no number.
     """
     limit = bound()
     path = folder() / f"{fingerprint(paths, key)}.safetensors"
@@ -69,7 +69,7 @@ def load(paths: Sequence[Path], decode: Callable[[], Tensors], key: str) -> Tens
     with ExitStack() as stack:
         try:
             stack.enter_context(files.locked(folder() / DECODING))
-        except KdsearchError:  # a cache that cannot be written keeps nobody from reading images
+        except KdsearchError:  # images can be read without a writable cache
             return decode()
         found = _read(path)  # another process may have decoded them meanwhile
         if found is not None:
@@ -85,7 +85,7 @@ def load(paths: Sequence[Path], decode: Callable[[], Tensors], key: str) -> Tens
 
 
 def fingerprint(paths: Sequence[Path], key: str) -> str:
-    """Hash of files as the system knows them, none of them opened, and of a key; 32 hexadecimal digits."""
+    """Return a hash of files' metadata, without opening them, and of a key; 32 hexadecimal digits."""
     base = "" if all(path.is_absolute() for path in paths[:1]) else os.getcwd()
     digest = hashlib.blake2b(json.dumps([key, base]).encode(), digest_size=16)
     for path in paths:
@@ -94,16 +94,16 @@ def fingerprint(paths: Sequence[Path], key: str) -> str:
             found = os.stat(name)
             facts = f"{name}\0{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0"
         except OSError:
-            facts = f"{name}\0missing\0"  # its reader says what is wrong
+            facts = f"{name}\0missing\0"  # the decoder reports the error
         digest.update(facts.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def bound() -> int:
-    """Bytes that all files together may take: `KDSEARCH_DECODED_GB`, else 4 GB.
+    """Return the bytes that all files together may take: `KDSEARCH_DECODED_GB`, else 4 GB.
 
     Raises:
-        DataError: the variable is no number of 0 or more.
+        DataError: the variable is no number of at least 0.
     """
     given = os.environ.get(LIMIT) or str(LIMIT_GB)
     try:
@@ -118,17 +118,17 @@ def bound() -> int:
 
 
 def kept() -> Kept:
-    """What is kept on this machine.
+    """Return the state of this machine's cache.
 
     Raises:
-        DataError: the bound on the cache is no number.
+        DataError: the cache's bound is no number.
     """
     sizes = [size for _, size, _ in _files(folder())]
     return Kept(folder(), len(sizes), sum(sizes), bound())
 
 
 def _read(path: Path) -> Tensors | None:
-    """The tensors of a file, marked as used now; None where there is none or it is broken."""
+    """Return the tensors of a file and mark it as used now; None where it is missing or broken."""
     try:
         tensors, _ = files.load_tensors(path, torch.device("cpu"))
     except (OSError, ValueError):
@@ -139,7 +139,7 @@ def _read(path: Path) -> Tensors | None:
 
 
 def _files(place: Path) -> list[tuple[float, int, Path]]:
-    """Time of last use, bytes and path of each file, the one unused for longest first."""
+    """Return time of last use, bytes and path of each file, the least recently used first."""
     found: list[tuple[float, int, Path]] = []
     for path in place.glob("*.safetensors"):
         with suppress(OSError):  # another process may have removed it
@@ -149,7 +149,7 @@ def _files(place: Path) -> list[tuple[float, int, Path]]:
 
 
 def _bound(new: Path, limit: int) -> None:
-    """Removes the files that were unused for longest until all fit; a new one stays."""
+    """Delete the least recently used files, except a new one, until all fit."""
     found = _files(new.parent)
     total = sum(size for _, size, _ in found)
     for _, size, path in found:

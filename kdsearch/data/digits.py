@@ -14,11 +14,11 @@ TEST_SEED = 0
 
 
 def load(spec: DataSpec, folder: Path) -> Dataset:
-    """The digits; a fixed, stratified quarter is the test set, for scikit-learn ships them without one.
+    """Return the digits; a fixed, stratified quarter is the test set, because scikit-learn ships them without one.
 
     Args:
-        spec: `[data]` of a study; nothing of it is needed here.
-        folder: not needed here.
+        spec: `[data]` of a study; not used.
+        folder: not used.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

@@ -1,4 +1,4 @@
-"""torchvision's data sets from disk, else downloaded, with one clear line for what goes wrong."""
+"""Load torchvision's data sets from disk, else download them, with one clear line for each failure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kdsearch.errors import DataError
 
 
 def torchvision_set(name: str, folder: Path, inside: str, *, train: bool) -> Any:
-    """A data set of `torchvision.datasets` with its tensors in `.data` and `.targets`.
+    """Return a data set of `torchvision.datasets` with its tensors in `.data` and `.targets`.
 
     Args:
         name: class in `torchvision.datasets`.
         folder: its `root`.
-        inside: where its files lie below `folder`, for messages.
+        inside: path of its files below `folder`, for messages.
         train: the training set, else the test set.
 
     Raises:
@@ -45,7 +45,7 @@ def torchvision_set(name: str, folder: Path, inside: str, *, train: bool) -> Any
 
 
 def _remove_empty(where: Path, folder: Path) -> None:
-    """Removes the empty folders that a failed download left: they would pass for a broken data set."""
+    """Remove the empty folders that a failed download left, which would look like a broken data set."""
     for path in (where, *where.parents):
         if path == folder.parent or not path.is_dir() or any(path.iterdir()):
             return

@@ -1,4 +1,4 @@
-"""Images in class folders: PATH/train/CLASS and, where they are there, PATH/val/CLASS and PATH/test/CLASS."""
+"""Images in class folders: PATH/train/CLASS and, where they exist, PATH/val/CLASS and PATH/test/CLASS."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DEFAULT_SIZE = 32
 TEST_SHARE = 0.2  # of a folder without test images, by class
 TEST_SEED = 0  # not the study's: the test images are the same for every study of a folder
 COPIES = 2  # of the images in memory, while they are split
-SHARE = 0.5  # of the free memory that they may take: training needs the rest
-DECODER = 1  # counted up where images are decoded otherwise than before
-UNEVEN = 2  # times as many images of one class as of another are worth a line
+SHARE = 0.5  # of the free memory that the images may take: training needs the rest
+DECODER = 1  # increase it when images are decoded differently
+UNEVEN = 2  # ratio of the largest to the smallest class that is worth a warning
 NUMBERS_SHOWN = 4
-FOREIGN = {  # endings of pictures that Pillow does not read by itself
+FOREIGN = {  # suffixes of pictures that Pillow cannot read by itself
     ".heic", ".heif", ".jxl", ".svg", ".pdf", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
     ".dcm", ".exr", ".hdr", ".npy", ".mat", ".eps",
 }  # fmt: skip
@@ -36,18 +36,18 @@ NAMED = 3  # unreadable images in an error
 
 
 def fits(count: int, size: int, free: int | None) -> bool:
-    """Whether images fit into memory, with as much again for training.
+    """Whether images fit into memory and leave enough for training.
 
     Args:
-        count: of the images.
-        size: their height and width.
-        free: bytes; None: unknown.
+        count: number of images.
+        size: their height and width in pixels.
+        free: bytes of free memory; None: unknown.
     """
     return free is None or COPIES * count * 3 * size**2 <= free * SHARE
 
 
 def read_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
-    """Read image files, or what was kept of them decoded (`decoded.load`); as `decode_files`."""
+    """Read image files, decoded now or earlier (`decoded.load`); arguments and errors as in `decode_files`."""
     key = f"{size} {scale} {pictures.version()}"
     return decoded.load(paths, lambda: {"images": decode_files(paths, size, scale)}, key)["images"]
 
@@ -66,7 +66,7 @@ def decode_each(
         (3, height, width), uint8, of each file.
 
     Raises:
-        DataError: unreadable images, all counted and the first named, or mixed sizes: after the last file.
+        DataError: after the last file: images are unreadable (all counted, the first ones named), or sizes differ.
     """
     broken: list[str] = []
     sizes: set[tuple[int, ...]] = set()
@@ -95,13 +95,13 @@ def decode_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale 
     """Decode image files into memory.
 
     Args:
-        paths, size, scale: as of `decode_each`.
+        paths, size, scale: as in `decode_each`.
 
     Returns:
         (files, 3, height, width), uint8.
 
     Raises:
-        DataError: as of `decode_each`.
+        DataError: as in `decode_each`.
     """
     images: torch.Tensor | None = None
     for index, image in enumerate(decode_each(paths, size, scale)):
@@ -113,17 +113,17 @@ def decode_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale 
 
 
 def store_files(root: Path, paths: Sequence[Path], size: int, scale: pictures.Scale) -> Stored:
-    """Decode image files once into a file of the cache, whole or not at all, and leave them there.
+    """Decode image files once into a file of the cache, atomically.
 
-    The file is found again by the images' paths below `root`, their sizes and their times; where these changed, it
-    replaces the one before. It does not count to what `kdsearch.data.decoded` bounds: a study cannot run without it.
+    The file is found again by the images' paths below `root`, their sizes and their times; when these change, a new
+    file replaces it. The bound of `kdsearch.data.decoded` does not apply to it: a study cannot run without it.
 
     Args:
         root: of the folder of images, which may move.
-        paths, size, scale: as of `decode_each`.
+        paths, size, scale: as in `decode_each`.
 
     Raises:
-        DataError: as of `decode_each`, or the disk has no room.
+        DataError: as in `decode_each`, or the disk has no room.
         KdsearchError: the cache cannot be written.
     """
     folder = machine.cache_folder() / "decoded" / "large"
@@ -133,14 +133,14 @@ def store_files(root: Path, paths: Sequence[Path], size: int, scale: pictures.Sc
     with files.locked(path):
         kept = stored.find(path)
         if kept is None or kept.shape != shape:
-            stored.forget(folder, name, path)  # of this folder of images before it changed
+            stored.forget(folder, name, path)  # older files of the same folder of images
             stored.check_disk(path, shape)
             kept = stored.write(path, shape, lambda: decode_each(paths, size, scale), {"images_of": str(root)})
     return Stored(kept)
 
 
 def _key(root: Path, paths: Sequence[Path], size: int, scale: pictures.Scale) -> str:
-    """Hash of which files there are and how they are decoded, 16 hexadecimal digits."""
+    """Return a hash of the files and of how they are decoded, 16 hexadecimal digits."""
     digest = hashlib.blake2b(repr((DECODER, machine.package_version("pillow"), size, scale)).encode(), digest_size=8)
     for path in paths:
         at = path.stat()
@@ -149,31 +149,32 @@ def _key(root: Path, paths: Sequence[Path], size: int, scale: pictures.Scale) ->
 
 
 def read_classes(root: Path, *, size: int | None) -> tuple[tuple[str, ...], ImageSet]:
-    """Reads the class folders below `root`.
+    """Read the class folders below `root`.
 
     Args:
-        root: holds one folder a class; the classes' order is that of their names.
+        root: holds one folder a class; classes are ordered by name.
         size: pixels to resize height and width to; None: all images must have one size.
 
     Returns:
         The classes' names, and images of shape (count, 3, height, width).
 
     Raises:
-        DataError: no folder, fewer than two classes, an empty class, an unreadable image, mixed sizes.
+        DataError: the folder is missing, it has fewer than two classes, a class is empty, an image is unreadable, or
+            sizes differ.
     """
     listing = list_classes(root)
     return listing.classes, ImageSet(read_files(listing.paths, size), listing.labels)
 
 
 def locate(spec: DataSpec, folder: Path) -> Path:
-    """Where the images of `folder:PATH` lie: PATH is a hint, and the data folder may say otherwise.
+    """Return the folder of the images of `folder:PATH`; PATH is a hint that the data folder may override.
 
-    A data folder that is named (--data-dir) comes first: it holds PATH, or is the folder of images itself. Else PATH
-    comes first. Whether the images are a study's own is told by their fingerprint.
+    A data folder that is named (--data-dir) comes first: it holds PATH, or is the folder of images itself. Otherwise
+    PATH comes first. The fingerprint later verifies that the images are the study's own.
 
     Args:
         spec: `[data]` of a study.
-        folder: where data sets lie.
+        folder: where data sets are.
 
     Raises:
         DataError: no path is given.
@@ -194,13 +195,13 @@ def _has_train(folder: Path) -> bool:
 
 
 def load(spec: DataSpec, folder: Path) -> Dataset:
-    """The class folders that `folder:PATH` names, resized to the study's `image_size` (32 without one).
+    """Load the class folders of `folder:PATH`, resized to the study's `image_size` (default 32).
 
-    Where PATH has no test folder, a share of the training images becomes the test set: by class, the same each time.
+    Without a test folder, a share of the training images becomes the test set: by class, the same each time.
 
     Raises:
-        DataError: no path, `list_folder`, `pictures.scale_of`, `read_files` or `store_files` refuses, or a class has
-            too few images for every part to hold one.
+        DataError: the path is missing; `list_folder`, `pictures.scale_of`, `read_files` or `store_files` fails; a class
+            has too few images for every part to hold one.
     """
     layout = list_folder(locate(spec, folder))
     size = spec.image_size or DEFAULT_SIZE
@@ -237,7 +238,7 @@ def _check_counts(layout: Layout) -> None:
     """Refuse classes with too few images for every part to hold one of them.
 
     Raises:
-        DataError: the line names the classes and how many images each needs.
+        DataError: the message names the classes and how many images each needs.
     """
     drawn = [name for name, part in (("validation", layout.validation), ("test", layout.test)) if part is None]
     needed = 1 + len(drawn)
@@ -252,7 +253,7 @@ def _check_counts(layout: Layout) -> None:
 
 
 def _held_out(whole: ImageSet, layout: Layout, share: float) -> tuple[ImageSet, ImageSet, str]:
-    """Training and test images of a folder that has no test images, and a line that says so."""
+    """Split a folder without test images into training and test images; return also a line that says so."""
     count = round(len(whole) * share)
     test, rest = stratified(whole.labels, count, TEST_SEED, "the test set", layout.train.classes)
     return (
@@ -264,7 +265,7 @@ def _held_out(whole: ImageSet, layout: Layout, share: float) -> tuple[ImageSet, 
 
 
 def _unevenness(listing: Listing) -> list[str]:
-    """A line for classes of which one has much more images than another."""
+    """Warn of classes of which one has many more images than another."""
     counts = {name: len(files) for name, files in zip(listing.classes, listing.files, strict=True)}
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     if counts[most] < UNEVEN * counts[least]:
@@ -278,7 +279,7 @@ def _unevenness(listing: Listing) -> list[str]:
 
 
 def _look_alikes(classes: Sequence[str]) -> list[str]:
-    """A line for classes whose names differ in case only, which file systems of macOS and Windows take for one."""
+    """Warn of classes whose names differ only in case, which the file systems of macOS and Windows treat as one."""
     names: dict[str, list[str]] = {}
     for name in classes:
         names.setdefault(name.casefold(), []).append(name)
@@ -289,7 +290,7 @@ def _look_alikes(classes: Sequence[str]) -> list[str]:
 
 
 def _numbers(classes: Sequence[str]) -> list[str]:
-    """A line for classes that are numbers, of which another program's network may have the outputs in their order."""
+    """Warn of classes named by numbers: another program's network may have its outputs in numerical order."""
     if not all(name.isdecimal() for name in classes) or list(classes) == sorted(classes, key=int):
         return []
     shown = ", ".join(classes[:NUMBERS_SHOWN])
@@ -300,7 +301,7 @@ def _numbers(classes: Sequence[str]) -> list[str]:
 
 
 def _unreadable(layout: Layout) -> list[str]:
-    """A line for skipped files that are pictures in a format that Pillow does not read."""
+    """Warn of skipped pictures in formats that Pillow does not read."""
     skipped = Counter(path.suffix.lower() for path, _ in layout.skipped if path.suffix.lower() in FOREIGN)
     if not skipped:
         return []

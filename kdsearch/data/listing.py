@@ -1,4 +1,4 @@
-"""What lies in a folder of images: its parts, classes and files, and what is skipped; nothing is decoded."""
+"""List a folder of images without decoding any: its parts, classes and files, and the files that are skipped."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kdsearch.data import pictures
 from kdsearch.errors import DataError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-PARTS = {  # names of the folders of a part, in any case
+PARTS = {  # folder names of each part, in any case
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-SYSTEM = {  # what operating systems and tools leave in folders; names that begin with a dot are hidden anyway
+SYSTEM = {  # names that operating systems and tools leave in folders; those that begin with a dot are hidden anyway
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
     "desktop.ini", "__pycache__",
 }  # fmt: skip
@@ -32,12 +32,12 @@ SHOWN = 3  # names in a line
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of class folders; nothing is decoded for it.
+    """The image files of class folders.
 
     Attributes:
         classes: their names in Unicode's form NFC, in order.
         files: of each class, in order.
-        skipped: what lies there and is not used, each with the reason.
+        skipped: entries that are not used, each with the reason.
     """
 
     classes: tuple[str, ...]
@@ -51,7 +51,7 @@ class Listing:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Their labels, (files,), int64."""
+        """The labels of `paths`, (files,), int64."""
         labels = [label for label, files in enumerate(self.files) for _ in files]
         return torch.tensor(labels, dtype=torch.int64)
 
@@ -62,8 +62,8 @@ class Layout:
 
     Attributes:
         root: the folder.
-        train, validation, test: listings of its parts; None: there is no such part.
-        skipped: what lies beside the parts and in them and is not used, each with the reason.
+        train, validation, test: listings of the parts; None: the part does not exist.
+        skipped: entries beside the parts and in them that are not used, each with the reason.
     """
 
     root: Path
@@ -74,7 +74,7 @@ class Layout:
 
     @property
     def parts(self) -> list[Listing]:
-        """The parts that are there: training, validation, test."""
+        """The existing parts: training, validation, test."""
         return [part for part in (self.train, self.validation, self.test) if part is not None]
 
     def summary(self) -> str:
@@ -89,7 +89,7 @@ class Layout:
 
 
 def _reasons(skipped: Sequence[tuple[Path, str]]) -> Iterator[str]:
-    """How much was skipped for each reason: "3 hidden (._1.png, ...)"."""
+    """Describe what was skipped for each reason: "3 hidden (._1.png, ...)"."""
     for reason in (HIDDEN, NO_IMAGE, NOTHING, OUTSIDE, BESIDE):
         paths = [path for path, why in skipped if why == reason]
         if not paths:
@@ -100,7 +100,7 @@ def _reasons(skipped: Sequence[tuple[Path, str]]) -> Iterator[str]:
 
 
 def canonical(name: str) -> str:
-    """The name in Unicode's form NFC: macOS and some archives decompose letters (NFD), and both forms look alike."""
+    """Return a name in Unicode's form NFC: macOS and some archives decompose letters (NFD), which look the same."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -109,10 +109,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by the canonical names.
+    """Return the entries of a folder, ordered by canonical name.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
@@ -124,12 +124,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _walk(folder: Path, seen: frozenset[Path], skipped: list[tuple[Path, str]]) -> Iterator[Path]:
-    """The image files of a class folder and its subfolders, links followed but not in a circle.
+    """Yield the image files of a class folder and its subfolders, following links but no cycles.
 
     Args:
         folder: of a class, or below one.
         seen: the real paths of the folders above.
-        skipped: what is not used is added to it.
+        skipped: entries that are not used are appended.
     """
     real = Path(os.path.realpath(folder))
     if real in seen:
@@ -149,12 +149,12 @@ def _walk(folder: Path, seen: frozenset[Path], skipped: list[tuple[Path, str]]) 
 
 
 def list_classes(root: Path) -> Listing:
-    """The class folders below `root`; the classes' order is that of their names.
+    """List the class folders below `root`, ordered by name.
 
-    Images in subfolders of a class count. A file counts by its ending or, with another or no ending, by its content.
+    Images in subfolders of a class count. A file is recognised by its suffix or, with another or none, by its content.
 
     Raises:
-        DataError: no folder, fewer than two classes, an empty class, or a folder that cannot be read.
+        DataError: the folder is missing or unreadable, has fewer than two classes, or a class is empty.
     """
     if not root.is_dir():
         raise DataError(
@@ -187,12 +187,12 @@ def list_classes(root: Path) -> Listing:
 
 
 def list_folder(root: Path) -> Layout:
-    """The parts of a folder of images: PATH/train, and PATH/val and PATH/test where they are there.
+    """List the parts of a folder of images: PATH/train, and PATH/val and PATH/test where they exist.
 
-    A folder without any of these holds the training images' class folders itself.
+    In a folder without any of these, the class folders of the training images are directly in PATH.
 
     Raises:
-        DataError: no training images, `list_classes` refuses a part, or the parts differ in their classes.
+        DataError: training images are missing, `list_classes` refuses a part, or the parts differ in their classes.
     """
     folders, beside = _parts(root)
     train = list_classes(folders["train"])
@@ -206,13 +206,13 @@ def list_folder(root: Path) -> Layout:
 
 
 def _parts(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """The folders of the parts by name, and what lies beside them.
+    """Return the folders of the parts by name, and what is beside them.
 
     Raises:
-        DataError: there are none, two of one part, or no training images.
+        DataError: a part exists twice, or there are no training images.
     """
     if not root.is_dir():
-        return {"train": root}, []  # `list_classes` refuses it
+        return {"train": root}, []  # `list_classes` reports the error
     folders: dict[str, Path] = {}
     beside: list[tuple[Path, str]] = []
     for entry in _entries(root):
@@ -241,14 +241,14 @@ def _parts(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
             raise DataError(
                 "a folder of images must hold train itself", got=root, remedy=f"give --dataset folder:{path}"
             )
-    return {"train": root}, []  # class folders: `list_classes` lists what lies there
+    return {"train": root}, []  # class folders: `list_classes` lists the entries
 
 
 def _check_alike(train: tuple[str, ...], other: tuple[str, ...], part: str) -> None:
-    """Refuse a part that has other classes than the training images.
+    """Refuse a part whose classes differ from the training images'.
 
     Raises:
-        DataError: it has; the line names the classes that only one of them has.
+        DataError: the classes differ; the message names those that only one of the parts has.
     """
     ours, theirs = (", ".join(sorted(one - two)) for one, two in ((set(train), set(other)), (set(other), set(train))))
     if not ours and not theirs:

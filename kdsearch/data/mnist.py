@@ -29,7 +29,7 @@ def _part(folder: Path, *, train: bool) -> ImageSet:
 
 
 def load(spec: DataSpec, folder: Path) -> Dataset:
-    """MNIST from `folder`/MNIST/raw, downloaded there where it is missing.
+    """Load MNIST from `folder`/MNIST/raw, downloaded there where it is missing.
 
     Raises:
         DataError: files are missing and cannot be downloaded, or are broken.

@@ -1,4 +1,4 @@
-"""One image file as bytes: turned upright, in colour, of one size."""
+"""Read one image file as bytes: turned upright, in colour, resized."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")  # Pillow's EPS runs programs
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")  # not EPS: it runs programs
 DEPTHS = (255.0, 1_023.0, 4_095.0, 16_383.0, 65_535.0)  # the largest values of 8, 10, 12, 14 and 16 bits
-PAPER = (255, 255, 255)  # what shows through where an image is transparent
+PAPER = (255, 255, 255)  # background of transparent images
 ORIENTATION = 0x0112  # a tag of EXIF
-HEAD = 26  # bytes of a file that hold its format's signature, and a PNG's bits a channel
+HEAD = 26  # bytes that hold a file's format signature, and a PNG's bits a channel
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The values that become 255 in images of more than 8 bits, one rule for all images of a set.
+    """The values that map to 255 in images of more than 8 bits, one rule for all images of a set.
 
     Attributes:
         integers: of 16-bit and 32-bit integer grey.
@@ -47,7 +47,7 @@ FULL = Scale()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings about files that it decodes all the same; of all threads, so not to be nested."""
+    """Silence Pillow's warnings about files that it decodes anyway; affects all threads, so it must not be nested."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -55,20 +55,20 @@ def quiet() -> Iterator[None]:
 
 @cache
 def version() -> str:
-    """What decides the bytes that a file is read as, beside the file: this module's text and Pillow's version."""
+    """Return the version of decoding, for cache keys: a hash of this module's text, and Pillow's version."""
     text = Path(__file__).read_bytes()
     return f"{hashlib.blake2b(text, digest_size=8).hexdigest()} Pillow {metadata.version('pillow')}"
 
 
 def read(path: Path, size: int | None, scale: Scale = FULL) -> Bytes | str:
-    """The first frame of an image file, or why it cannot be read.
+    """Return the first frame of an image file, or why it cannot be read.
 
-    It is turned as its EXIF orientation says. Grey becomes three equal channels, what is transparent shows white, and
+    It is turned as its EXIF orientation says. Grey becomes three equal channels, transparency becomes white, and
     grey of more than 8 bits is scaled to 8 bits, not clipped.
 
     Args:
         path: of the file.
-        size: pixels to resize height and width to, whatever their ratio was; None: as they are.
+        size: pixels to resize height and width to, whatever the aspect ratio; None: the size is kept.
         scale: of images of more than 8 bits.
 
     Returns:
@@ -91,13 +91,13 @@ def read(path: Path, size: int | None, scale: Scale = FULL) -> Bytes | str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return an error's message in one line."""
     words = getattr(error, "strerror", None) or str(error)
     return " ".join(words.split()) or type(error).__name__
 
 
 def what_it_is(path: Path) -> str:
-    """Why a file that should hold an image holds none, as far as its first bytes tell."""
+    """Return why a file is no image, as far as its first bytes tell."""
     head = path.read_bytes()[:64] if path.stat().st_size < 2**20 else b""
     if path.stat().st_size == 0:
         return "it is empty"
@@ -109,7 +109,7 @@ def what_it_is(path: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file begins like an image; for files without an image's ending."""
+    """Whether a file begins like an image; for files without the suffix of one."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -118,12 +118,12 @@ def is_image(path: Path) -> bool:
     except (UnidentifiedImageError, ValueError, SyntaxError):
         return False
     except (OSError, Image.DecompressionBombError):
-        return True  # `read` says what is wrong with it
+        return True  # `read` reports the error
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that the installed Pillow knows."""
+    """Return those of `FORMATS` that the installed Pillow supports."""
     from PIL import Image
 
     Image.init()
@@ -131,17 +131,17 @@ def formats() -> tuple[str, ...]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; as it is where its EXIF data cannot be read.
+    """Return an image turned as its EXIF orientation says, unchanged where its EXIF data cannot be read.
 
-    Pillow's own `exif_transpose` also writes the EXIF data anew, and fails at any tag that it cannot write, such as a
-    place of 0/0 degrees (Pillow's issues 8548 and 8605).
+    Pillow's own `exif_transpose` also writes the EXIF data again, and fails at any tag that it cannot write, such as a
+    GPS position of 0/0 degrees (Pillow's issues 8548 and 8605).
     """
     from PIL import Image
 
-    image.load()  # errors of the image itself are not to be taken for those of its EXIF data
+    image.load()  # raises errors of the image itself outside of the try block for EXIF
     try:
         orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # Pillow raises anything here, and browsers show such an image all the same
+    except Exception:  # Pillow raises many types here, and browsers show such an image, too
         return image
     turns = Image.Transpose
     methods = {
@@ -152,10 +152,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def in_colour(image: Image.Image, scale: Scale = FULL) -> Image.Image:
-    """The image in 8-bit RGB.
+    """Convert an image to 8-bit RGB.
 
     Raises:
-        ValueError: it holds numbers that no rule says how to scale.
+        ValueError: the scale of its values is unknown.
     """
     from PIL import Image
 
@@ -173,7 +173,7 @@ def is_deep(mode: str) -> bool:
 
 
 def _scaled(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], mode: str, scale: Scale) -> Bytes:
-    """Grey values as bytes."""
+    """Scale grey values to bytes."""
     top = scale.floats if mode.startswith("F") else scale.integers
     grey = values.astype(np.float64)
     if not (grey.min() >= 0 and grey.max() <= top):
@@ -182,16 +182,16 @@ def _scaled(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], mode: str
 
 
 def scale_of(paths: Sequence[Path]) -> tuple[Scale, list[str]]:
-    """How a set's images of more than 8 bits are scaled: by the least number of bits that holds all their values.
+    """Return the scale of a set's images of more than 8 bits: the smallest number of bits that holds all their values.
 
     Args:
-        paths: of all images of the set. Those that cannot be read do not count.
+        paths: of all images of the set; unreadable ones are ignored.
 
     Returns:
-        The scale, and a line that says so where it is not the usual one.
+        The scale, and a line that describes it where it is unusual.
 
     Raises:
-        DataError: 16-bit colour that leaves its upper bit empty, of which Pillow keeps the upper 8 bits alone.
+        DataError: 16-bit colour does not use its upper bits; Pillow keeps only the upper 8.
     """
     with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         ranges = [found for found in pool.map(_range, paths) if found is not None]
@@ -217,9 +217,10 @@ def scale_of(paths: Sequence[Path]) -> tuple[Scale, list[str]]:
 
 
 def _range(path: Path) -> tuple[str, float] | None:
-    """Kind and largest value of an image of more than 8 bits; None of another, and of what cannot be read.
+    """Return kind and largest value of an image of more than 8 bits; None for other and unreadable images.
 
-    The kind is "I" for integer grey, "F" for floating-point grey and "C" for 16-bit colour, whose upper bytes count.
+    The kind is "I" for integer grey, "F" for floating-point grey and "C" for 16-bit colour, of which Pillow keeps the
+    upper bytes.
     """
     from PIL import Image
 
@@ -237,7 +238,7 @@ def _range(path: Path) -> tuple[str, float] | None:
 
 
 def _may_be_deep(head: bytes) -> bool:
-    """Whether a file that begins so may hold more than 8 bits a channel: 16-bit PNG, TIFF, netpbm, JPEG 2000."""
+    """Whether a file with this head may hold more than 8 bits a channel: 16-bit PNG, TIFF, netpbm, JPEG 2000."""
     if head.startswith(b"\x89PNG"):
         return head[24:25] == b"\x10"
     return head.startswith((b"II", b"MM", b"P", b"\x00\x00\x00\x0cjP", b"\xff\x4f\xff\x51"))

@@ -1,4 +1,4 @@
-"""Images that lie in a file and are read in batches: what a data set larger than memory is made of."""
+"""Images in a file that is read in batches, for data sets larger than memory."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from torch import Tensor
 from kdsearch.errors import DataError
 from kdsearch.system import files
 
-AHEAD = 4  # batches that are read before they are asked for
-READERS = 2  # threads that read them
+AHEAD = 4  # batches that are prefetched
+READERS = 2  # prefetching threads
 TENSOR = "images"
-ROOM = 2**26  # bytes of the disk that are left free
+ROOM = 2**26  # bytes of the disk to leave free
 DIGEST_LENGTH = 32
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class Handle:
-    """A file open to be read, for as long as this object lives."""
+    """A file opened for reading, closed when this object is deleted."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -40,13 +40,13 @@ class Handle:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The one tensor of a safetensors file: `files.load_tensors` reads the same file whole, as `images`.
+    """The single tensor of a safetensors file; `files.load_tensors` reads the same file whole, as `images`.
 
     Attributes:
         path: of the file.
         shape: count, channels, height and width.
         offset: of the first image's first byte.
-        handle: the open file: it stays readable where another process removes it.
+        handle: the open file, readable even after another process removes it.
     """
 
     path: Path
@@ -60,9 +60,9 @@ class ImageFile:
         return int(np.prod(self.shape[1:]))
 
     def read(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]], *, pinned: bool = False) -> Tensor:
-        """Images by their rows, (rows, channels, height, width), uint8.
+        """Read images by their rows, (rows, channels, height, width), uint8.
 
-        They are read, not mapped: a mapped file counts to a process's memory, and this is as fast.
+        They are read, not mapped: a mapped file counts to a process's memory and is no faster.
 
         Raises:
             DataError: the file was cut short, or its disk fails.
@@ -88,12 +88,12 @@ def _broken(path: Path, error: OSError) -> DataError:
 
 
 class Stored:
-    """Images in a file, used as a tensor of them is: by slices, indices and batches, which are read when asked for.
+    """Images in a file with the interface of a tensor: slices, indices and batches are read on access.
 
     Args:
-        file: holds them.
+        file: the file of images.
         rows: (images,), int64, on the CPU: which of the file's images, in this order.
-        device: where what is read goes to.
+        device: where the images are read to.
     """
 
     dtype = torch.uint8
@@ -113,15 +113,15 @@ class Stored:
         return torch.Size((len(self), *self.file.shape[1:]))
 
     def to(self, device: torch.device) -> Stored:
-        """The same images, to be read to a device."""
+        """Return the same images, to be read to a device."""
         return Stored(self.file, self.rows, device)
 
     def select(self, indices: Tensor) -> Stored:
-        """The images with these indices, in their order; nothing is read."""
+        """Return the images with these indices, in their order, without reading them."""
         return Stored(self.file, self.rows[indices.cpu()], self.device)
 
     def joined(self, other: Stored) -> Stored:
-        """These images and then the others of the same file; nothing is read."""
+        """Return these images followed by the others of the same file, without reading them."""
         if self.file != other.file:
             raise ValueError(f"images to join must lie in one file (got {self.file.path} and {other.file.path})")
         return Stored(self.file, torch.cat([self.rows, other.rows]), self.device)
@@ -132,13 +132,13 @@ class Stored:
         return read.to(self.device, non_blocking=True)
 
     def index_select(self, dim: int, indices: Tensor) -> Tensor:
-        """The images with these indices, read now."""
+        """Read the images with these indices."""
         if dim != 0:
             raise ValueError(f"images are chosen along the first dimension (got {dim})")
         return self[indices]
 
     def batches(self, parts: Iterable[Tensor | slice]) -> Iterator[Tensor]:
-        """The images of each part in turn, read by threads ahead of the one that is asked for."""
+        """Yield the images of each part in turn, prefetched by threads."""
         waiting: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(READERS, thread_name_prefix="images") as pool:
             for part in parts:
@@ -149,7 +149,7 @@ class Stored:
                 yield waiting.popleft().result()
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """All images in batches of a size, read ahead."""
+        """Yield all images in batches of a size, prefetched."""
         return self.batches(slice(start, start + size) for start in range(0, len(self), size))
 
 
@@ -158,7 +158,7 @@ Images = Tensor | Stored
 
 
 def find(path: Path) -> ImageFile | None:
-    """The file of images at a path; None where there is none, or one that is not whole."""
+    """Return the file of images at a path; None where it is missing or truncated."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -175,10 +175,10 @@ def find(path: Path) -> ImageFile | None:
 
 
 def check_disk(path: Path, shape: tuple[int, int, int, int]) -> None:
-    """Refuse a file of images for which its disk has no room.
+    """Refuse a file of images that does not fit on its disk.
 
     Raises:
-        DataError: the line names the bytes that are needed and those that are there.
+        DataError: the message names the bytes needed and the bytes free.
     """
     needed = int(np.prod(shape)) + ROOM
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,16 +196,16 @@ def check_disk(path: Path, shape: tuple[int, int, int, int]) -> None:
 def write(
     path: Path, shape: tuple[int, int, int, int], images: Callable[[], Iterator[Bytes]], metadata: dict[str, str]
 ) -> ImageFile:
-    """Write images one by one to a safetensors file, whole or not at all.
+    """Write images one by one to a safetensors file, atomically.
 
     Args:
         path: where the file goes.
         shape: count, channels, height and width.
-        images: gives each of them, (channels, height, width), in order.
-        metadata: of the file's header, to which the digest of `files.save_tensors` is added.
+        images: yields each of them, (channels, height, width), in order.
+        metadata: for the file's header, to which the digest of `files.save_tensors` is added.
 
     Raises:
-        KdsearchError: it cannot be written.
+        KdsearchError: the file cannot be written.
     """
 
     def save(beside: Path) -> None:
@@ -226,14 +226,14 @@ def write(
 
 
 def forget(folder: Path, name: str, keep: Path) -> None:
-    """Remove the other files of a folder whose names begin alike: of the same images as they were before."""
+    """Delete the other files of a folder with the same prefix: older versions of the same images."""
     for path in folder.glob(f"{name}-*.safetensors"):
         if path != keep:
             path.unlink(missing_ok=True)
 
 
 def _header(shape: tuple[int, int, int, int], metadata: dict[str, str]) -> bytes:
-    """A safetensors file's length and header, of one tensor of bytes; padded so that the data are aligned."""
+    """Return a safetensors file's length and header for one tensor of bytes, padded so that the data are aligned."""
     entry = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, int(np.prod(shape))]}
     text = json.dumps({"__metadata__": metadata, TENSOR: entry}).encode()
     text += b" " * (-len(text) % 8)

@@ -1,4 +1,4 @@
-"""What images of a folder are like: sizes, modes, what cannot be read, and what is there twice."""
+"""Survey the images of a folder: sizes, modes, unreadable files and duplicates."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 from kdsearch.data import pictures
 from kdsearch.data.listing import Layout, Listing
 
-LOOKED_AT = 2_000  # files, evenly over the set, where a part of them is enough
+LOOKED_AT = 2_000  # files, evenly over the set, where a sample is enough
 
 
 @dataclass(frozen=True)
 class Looked:
-    """One image file.
+    """Facts on one image file.
 
     Attributes:
         path: of the file.
-        size: width and height in pixels, turned upright; None: it cannot be read.
-        mode: Pillow's, of the file.
+        size: width and height in pixels, turned upright; None: unreadable.
+        mode: Pillow's mode of the file.
         digest: of its size and pixels in colour; empty where only its head was read.
         reason: why it cannot be read; empty where it can.
     """
@@ -37,7 +37,7 @@ class Looked:
 
 
 def heads(paths: Sequence[Path], most: int = LOOKED_AT) -> list[Looked]:
-    """Sizes and modes of files, evenly over all of them, by their heads; nothing is decoded."""
+    """Read sizes and modes of a sample of files, evenly over all of them, from their heads, without decoding."""
     step = max(1, len(paths) // most)
     with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(_head, paths[::step]))
@@ -56,7 +56,7 @@ def _head(path: Path) -> Looked:
 
 
 def look(paths: Sequence[Path], scale: pictures.Scale) -> list[Looked]:
-    """Decode every file, as a study would, and take note of it.
+    """Decode every file as a study would and return its facts.
 
     Args:
         paths: of the files.
@@ -78,13 +78,13 @@ def look(paths: Sequence[Path], scale: pictures.Scale) -> list[Looked]:
 
 
 def shorter_side(looked: Sequence[Looked]) -> int | None:
-    """The median of the images' shorter sides, in pixels; None where none can be read."""
+    """Return the median of the images' shorter sides, in pixels; None where none can be read."""
     sides = [min(each.size) for each in looked if each.size is not None]
     return int(statistics.median(sides)) if sides else None
 
 
 def sizes_in_words(looked: Sequence[Looked]) -> str:
-    """One size, or the smallest, the commonest and the largest (by area)."""
+    """Describe the one size, or the smallest, the most common and the largest (by area)."""
     counts = Counter(each.size for each in looked if each.size is not None)
     if not counts:
         return "none can be read"
@@ -103,7 +103,7 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def modes_in_words(looked: Sequence[Looked]) -> str:
-    """How many files have which of Pillow's modes, and what becomes of them."""
+    """Describe how many files have which of Pillow's modes, and how these are converted."""
     counts = Counter(each.mode for each in looked if each.size is not None)
     words = [
         f"{count:,} {mode}" + (f" ({_becomes(mode)})" if mode != "RGB" else "") for mode, count in counts.most_common()
@@ -119,7 +119,7 @@ def _becomes(mode: str) -> str:
 
 @dataclass(frozen=True)
 class Twins:
-    """Images of the same pixels.
+    """Groups of images with identical pixels.
 
     Attributes:
         across: groups with an image in the training set and one in another part.
@@ -133,11 +133,11 @@ class Twins:
 
 
 def twins(layout: Layout, looked: Sequence[Looked]) -> Twins:
-    """Find images that are there more than once, by their pixels.
+    """Find duplicate images by their pixels.
 
     Args:
         layout: of the folder.
-        looked: of `look`, of all files of its parts.
+        looked: result of `look` for all files of its parts.
     """
     places = {path: (part, label) for part, label, path in _places(layout)}
     groups: dict[str, list[Path]] = {}

@@ -1,4 +1,4 @@
-"""Augmented views of images by index, made on the device: flips and shifts are a finite set, a pool a part of it."""
+"""Augmented views of images by index, made on the device: flips and shifts form a finite set, a pool is a subset."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ ROWS = 4096  # images whose pools are drawn at once
 
 
 def count(augment: Augment) -> int:
-    """How many views an image has: with or without a flip, times all shifts (162 for flips and 4 pixels)."""
+    """Return how many views an image has: with and without a flip, times all shifts (162 for flips and 4 pixels)."""
     return augment.different
 
 
 def shown(augment: Augment) -> int:
-    """How many of its views an image is shown in: those of its pool, or all where there is none."""
+    """Return in how many of its views an image is shown: those of its pool, or all without a pool."""
     return augment.views or augment.different
 
 
 @lru_cache(maxsize=4)
 def pool(images: int, augment: Augment) -> Tensor | None:
-    """The pools of views, drawn for each image from all its views without replacement.
+    """Return the pools of views, drawn for each image from all its views without replacement.
 
-    The same for every study, so that a teacher's answers serve them all. The pools of the first images do not depend on
-    how many follow, and a smaller pool is the beginning of a larger one.
+    They are the same for every study, so that a teacher's outputs serve them all. The pools of the first images do not
+    depend on the number of images, and a smaller pool is the beginning of a larger one.
 
     Args:
-        images: how many there are.
-        augment: says what views there are and how many of them make a pool.
+        images: number of images.
+        augment: determines the views and the size of a pool.
 
     Returns:
-        (images, views), int16, on the CPU, shared: not to be changed. None where there is no pool.
+        (images, views), int16, on the CPU, shared: not to be modified. None without a pool.
     """
     if augment.views is None:
         return None
@@ -49,16 +49,16 @@ def pool(images: int, augment: Augment) -> Tensor | None:
 
 
 def places(images: int, augment: Augment, *, seed: int, epoch: int) -> Tensor:
-    """Where in its pool each image's view of an epoch stands: a training goes round the pool from a random start.
+    """Return the index in its pool of each image's view of an epoch: training cycles through it from a random start.
 
     Args:
-        images: how many there are.
+        images: number of images.
         augment: with a pool.
         seed: of the training.
         epoch: counted from 1.
 
     Returns:
-        (images,), int64, on the CPU, each in [0, views); an image's depends on the number of no other.
+        (images,), int64, on the CPU, each in [0, views); an image's index does not depend on how many others follow.
     """
     assert augment.views is not None
     generator = torch.Generator().manual_seed(machine.derive_seed("views", seed))
@@ -67,17 +67,17 @@ def places(images: int, augment: Augment, *, seed: int, epoch: int) -> Tensor:
 
 
 def make(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
-    """One view of each image.
+    """Make one view of each image.
 
-    View `v` is flipped if v is not below the number of shifts; the rest of v says down and right shift, row by row
-    from (-shift, -shift), which comes before the flip. Zeros come in at the edges.
+    View `v` is flipped if v is at least the number of shifts; the rest of v encodes down and right shift, row by row
+    from (-shift, -shift); the shift comes before the flip. Zeros come in at the edges.
 
     Args:
         images: (batch, channels, height, width), any type.
         views: (batch,), int64, each in [0, count(augment)).
 
     Returns:
-        Views of the images, of the same shape and type; channels come last in memory.
+        Views of the images, of the same shape and type; channels are last in memory.
     """
     side = 2 * augment.shift + 1
     if count(augment) == 1:

@@ -1,1 +1,1 @@
-"""Benchmarks as commands: tables of real learning curves, and replays of searches on them."""
+"""Experiments as commands: the slides' rows, the deck's claims, and benchmarks of search and training."""

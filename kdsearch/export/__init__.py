@@ -1,1 +1,1 @@
-"""From a front to a file that another runtime loads: picked, exported, verified there, timed there."""
+"""Pick a student from a front, export it to a file for another runtime, verify it there and time it there."""

@@ -1,4 +1,4 @@
-"""The folder to carry to a real device: both networks, some images, a script that times them there."""
+"""Write the folder to copy to a real device: both networks, some images, and a script that times the networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdsearch.measure import deployed
 from kdsearch.records import Progress, StudyAttr
 from kdsearch.system import files
 
-MOST_IMAGES = 100  # in the folder; the script repeats them to the batch, for time does not depend on what they show
+MOST_IMAGES = 100  # in the folder; the script repeats them to fill the batch: time does not depend on their content
 CLOSE = 0.05  # of the largest logit: predictions nearer to a tie may change on a device that computes in 16 bits
 SCRIPT, ABOUT, README = "measure.py", "about.json", "README.txt"
 FORMAT, VERSION = "kdsearch device folder", 1
@@ -33,22 +33,22 @@ FORMAT, VERSION = "kdsearch device folder", 1
 def write(
     study: Study, number: int, *, out: Path, url: str, data_dir: str | None, progress: Progress
 ) -> dict[str, Any]:
-    """Writes a trial's folder for a device, and its fingerprint into the study, for `imports` to know what comes back.
+    """Write a trial's folder for a device, and store its fingerprint, by which `device_results` recognises results.
 
     Args:
         study: made by kdsearch.
         number: of a complete trial.
-        out: the folder, made where it is missing; files of the same names are replaced.
+        out: the folder, created where it is missing; files of the same names are replaced.
         url: of the study's storage, beside which weights are kept.
         data_dir: where data sets lie.
-        progress: told where the student has to be trained again.
+        progress: notified when the student has to be trained again.
 
     Returns:
-        `study`, `trial`, `folder`, `fingerprint` and `bytes` of all its files.
+        `study`, `trial`, `folder`, `fingerprint` and `bytes` (the size of all files).
 
     Raises:
-        KdsearchError: a trial that is not complete, a missing package, a folder that cannot be written, or a network
-            that says something else in ONNX Runtime.
+        KdsearchError: the trial is not complete, a package is missing, the folder cannot be written, or a network
+            predicts something else in ONNX Runtime.
     """
     deployed.require("kdsearch measure")
     _, shop, student, _ = ship.opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
@@ -74,10 +74,10 @@ def write(
 def _written(
     folder: Path, networks: dict[str, nn.Module], split: Split, batch: int, facts: dict[str, Any]
 ) -> dict[str, list[int | None]]:
-    """Writes both networks and the images; what each network predicts of those, None where that is nearly a tie.
+    """Write both networks and the images; return each network's predictions, None where one is nearly a tie.
 
     Raises:
-        KdsearchError: a network predicts something else in ONNX Runtime here.
+        KdsearchError: a network predicts something else in ONNX Runtime on this machine.
     """
     from kdsearch.measure import onnx
 
@@ -96,14 +96,14 @@ def _written(
 
 
 def labels(logits: Tensor) -> list[int | None]:
-    """Predictions by logits, (count, classes); None where a device may change them: nearly a tie."""
+    """Return predictions from logits, (count, classes); None for near ties, which a device may decide differently."""
     top = logits.topk(2, dim=1).values
     clear = (top[:, 0] - top[:, 1]) > CLOSE * logits.abs().amax(1)
     return [label if sure else None for label, sure in zip(logits.argmax(1).tolist(), clear.tolist(), strict=True)]
 
 
 def _moved(folder: Path, out: Path) -> int:
-    """Copies the files, each whole or not at all; bytes of all."""
+    """Copy the files, each atomically, and return their total size in bytes."""
     size = 0
     for name in (*FILES, SCRIPT, README, ABOUT):
         source = folder / name
@@ -113,7 +113,7 @@ def _moved(folder: Path, out: Path) -> int:
 
 
 def _remember(study: Study, number: int, found: str) -> None:
-    """Adds a fingerprint to those that the study knows: a folder made earlier may be on a device still."""
+    """Add a fingerprint to the study's known ones: an older folder may still be on a device."""
     key = f"{StudyAttr.CARRIED}{number}"
     stored = study.user_attrs.get(key)
     before = stored if isinstance(stored, dict) else {}

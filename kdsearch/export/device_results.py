@@ -1,4 +1,4 @@
-"""What the script of a device's folder printed: checked, and kept with the study."""
+"""Import the results of a device folder's script: check them, and store them with the study."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ AGAIN = "run measure.py again and import what it prints"
 
 
 def take(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Stores what files hold, once all of them are found sound; one that is stored already changes nothing.
+    """Store the results of files once all are valid; a result that is stored already changes nothing.
 
     Args:
-        study: whose folders were on the devices.
+        study: the study that the devices' folders were made from.
         paths: of files that `measure.py` wrote.
 
     Returns:
-        What is stored of each, `new`: whether it was not yet, and `search_ratio`.
+        The stored results, each with `new` (whether it was not stored before) and `search_ratio`.
 
     Raises:
-        KdsearchError: a file is broken or foreign; nothing is stored.
+        KdsearchError: a file is broken or belongs to another study; nothing is stored.
     """
     found = [_measured(study, read(path), path) for path in paths]
     told = []
@@ -55,10 +55,10 @@ def take(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file's object, every value of the kind and size it should be.
+    """Read a file's JSON object and check the type and range of every value.
 
     Raises:
-        KdsearchError: it is no such file.
+        KdsearchError: the file is not a result of `measure.py`.
     """
     try:
         with path.open("rb") as file:
@@ -91,7 +91,7 @@ def read(path: Path) -> dict[str, Any]:
 def _is_text(value: object, *, longest: int) -> bool:
     if not isinstance(value, str) or not 0 < len(value) <= longest:
         return False
-    return value.isprintable() or longest == LARGEST  # a study's name is compared, and may be anything
+    return value.isprintable() or longest == LARGEST  # a study's name is only compared: any characters may be in it
 
 
 def _refusal(rule: str, path: Path, remedy: str = AGAIN) -> KdsearchError:
@@ -99,10 +99,10 @@ def _refusal(rule: str, path: Path, remedy: str = AGAIN) -> KdsearchError:
 
 
 def _measured(study: Study, found: dict[str, Any], path: Path) -> Measured:
-    """What a sound file says of a trial of this study.
+    """Convert a valid file's object to a measurement of a trial of this study.
 
     Raises:
-        KdsearchError: it is of another study or trial, or of networks that were not made from this one.
+        KdsearchError: the file belongs to another study or trial, or its networks were not exported from this study.
     """
     number = found["trial"]
     if found["study"] != study.study_name:

@@ -1,4 +1,4 @@
-"""Times a teacher and a student in ONNX Runtime on this device and prints what was found as one JSON object.
+"""Time a teacher and a student in ONNX Runtime on this device and print the result as one JSON object.
 
 `kdsearch measure --trial N --out DIR` copies this file to DIR/measure.py, beside both networks and a few images. It
 needs Python 3.9 or later, onnxruntime and numpy, and nothing of kdsearch. `kdsearch measure --import FILE` reads what
@@ -25,7 +25,7 @@ NETWORKS, IMAGES = ("teacher", "student"), "batch.npz"
 FILES = (*(f"{name}.onnx" for name in NETWORKS), IMAGES)
 ABOUT = {"study", "trial", "batch", "threads", "expected", "sha256"}
 
-# the method is that of kdsearch/measure/latency.py, where the reasons stand; a test holds that both find the same
+# the method is that of kdsearch/measure/latency.py, which explains it; a test checks that both agree
 MIN_PAIRS, MAX_PAIRS, SITTING_SECONDS = 7, 31, 1.5
 SITTINGS, APART = 3, 2.0  # of the networks; seconds of rest between them
 STUDENT_T = 4.302652729749462  # the two-sided 95 % quantile with SITTINGS - 1 degrees of freedom
@@ -39,11 +39,11 @@ Call = Callable[[], Any]
 
 
 class ProblemError(Exception):
-    """What the user can mend; one line."""
+    """A problem that the user can fix, in one line."""
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median and its distribution-free 95 % interval from order statistics; of less than 6 values their range."""
+    """Return the median and its distribution-free 95 % interval from order statistics; below 6 values, their range."""
     ordered = sorted(values)
     n = len(ordered)
     k, tail = 0, 0.0
@@ -57,7 +57,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def seconds_of(call: Call, repeats: int) -> float:
-    """Seconds a call, of so many calls in a row."""
+    """Return the seconds of a call, the mean of `repeats` consecutive calls."""
     begin = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -65,7 +65,7 @@ def seconds_of(call: Call, repeats: int) -> float:
 
 
 def once_warm(call: Call) -> float:
-    """Seconds of a warm call; one that is slow is not called again to see that."""
+    """Return the seconds of a warm call; a slow call is not repeated."""
     for _ in range(WARM_UP_CALLS):
         seconds = seconds_of(call, 1)
         if seconds > SLOW_SECONDS:
@@ -74,7 +74,7 @@ def once_warm(call: Call) -> float:
 
 
 def compare(teacher: Call, student: Call) -> dict[str, Any]:
-    """The ratio of two calls in turn: one sitting, of pairs whose number is settled before the first one."""
+    """Return the ratio of two alternating calls: one sitting, with the number of pairs fixed in advance."""
     once = once_warm(teacher), once_warm(student)
     sample = max(SAMPLE_SECONDS, SAMPLE_SHARE * max(once))
     often = [math.ceil(sample / seconds) for seconds in once]
@@ -96,7 +96,7 @@ def compare(teacher: Call, student: Call) -> dict[str, Any]:
 
 
 def several(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A timing over `SITTINGS` sittings: the geometric mean of their ratios and Student's interval over their logs."""
+    """Time `SITTINGS` sittings: the geometric mean of their ratios and Student's interval over their logs."""
     timings = [take()]
     while len(timings) < SITTINGS:
         time.sleep(APART)
@@ -115,7 +115,7 @@ def several(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_about(folder: Path) -> tuple[dict[str, Any], str]:
-    """What kdsearch wrote of the folder, and the fingerprint of its files.
+    """Return the folder's description by kdsearch and the fingerprint of its files.
 
     Raises:
         ProblemError: a file is missing or is not the one that kdsearch wrote.
@@ -138,12 +138,12 @@ def read_about(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def fingerprint(digests: dict[str, str]) -> str:
-    """One digest of the files' digests."""
+    """Return one digest of the files' digests."""
     return hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
 
 
 def session(path: Path, provider: str, threads: int) -> Any:
-    """A network ready to run.
+    """Return a network ready to run.
 
     Raises:
         ProblemError: this onnxruntime lacks the provider, or cannot run the network with it.
@@ -167,7 +167,7 @@ def session(path: Path, provider: str, threads: int) -> Any:
 
 
 def check(name: str, logits: Any, expected: Sequence[int | None]) -> int:
-    """How many predictions were compared; where kdsearch's own was nearly a tie it wrote None.
+    """Compare predictions with the expected ones (None: nearly a tie, skipped) and return how many were compared.
 
     Raises:
         ProblemError: one is not what kdsearch expects.
@@ -183,7 +183,7 @@ def check(name: str, logits: Any, expected: Sequence[int | None]) -> int:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Checks the folder and both networks' predictions, times them, and returns what is to be printed.
+    """Check the folder and both networks' predictions, time them, and return the result to print.
 
     Raises:
         ProblemError: a package or provider is missing, or the folder or its networks are not as kdsearch wrote them.
@@ -222,7 +222,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def facts(device: str | None) -> dict[str, str]:
-    """What this device says of itself."""
+    """Return the device's name, versions and date."""
     name = "".join(sign for sign in device or model() if sign.isprintable())[:LONGEST]
     return {
         "device": name or "unknown",
@@ -235,7 +235,7 @@ def facts(device: str | None) -> dict[str, str]:
 
 
 def model() -> str:
-    """The device's model where Linux knows it, else its processor."""
+    """Return the device's model where Linux reports it, else its processor."""
     try:
         board = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace").strip("\0 \n")
     except OSError:
@@ -249,7 +249,7 @@ def model() -> str:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0.
+    """Parse a whole number above 0.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
@@ -260,7 +260,7 @@ def positive(text: str) -> int:
 
 
 def main(words: Sequence[str] | None = None, folder: Path | None = None) -> int:
-    """Runs the script; the exit code."""
+    """Run the script and return the exit code."""
     parser = argparse.ArgumentParser(prog="measure.py", description="Time both networks of this folder on this device.")
     parser.add_argument("--out", type=Path, help="write the result there, too")
     parser.add_argument("--batch", type=positive, help="images a batch [default: the study's]")

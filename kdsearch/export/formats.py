@@ -1,4 +1,4 @@
-"""The files that a student is shipped as: written, and loaded in the runtime that each is for."""
+"""The file formats of an exported student: how each is written, and how it is loaded in its runtime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdsearch.system import files
 
 FORMATS = ("onnx", "pt2", "safetensors")
 INT8 = "int8"
-"""ONNX in integers."""
+"""ONNX with integer arithmetic."""
 KINDS = (*FORMATS, INT8)
 OF_ONNX = ("onnx", INT8)
 ENDINGS = {kind: kind for kind in FORMATS} | {INT8: "int8.onnx"}
@@ -27,14 +27,14 @@ Run = Callable[[Tensor], Tensor]
 
 
 def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[str, Any]) -> None:
-    """Writes a network: ONNX, also in int8, and pt2 take images of bytes, safetensors holds the weights alone.
+    """Write a network: ONNX, ONNX in int8 and pt2 take images of bytes; safetensors holds only the weights.
 
     Args:
         network: takes prepared images.
-        split: says how bytes become those.
+        split: determines how bytes are prepared.
         kind: one of `KINDS`.
-        path: where to.
-        facts: go into the file as JSON.
+        path: the file to write.
+        facts: metadata, stored in the file as JSON.
     """
     wrapped = deployed.Prepared(network, split).eval()
     example = split.test.images[:2]
@@ -55,12 +55,12 @@ def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[s
 
 
 def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module) -> Run:
-    """A file in its own runtime, on the CPU.
+    """Load a file in its own runtime, on the CPU.
 
     Args:
         path: of the file.
-        split: as of `write`.
-        kind: as of `write`.
+        split: as in `write`.
+        kind: as in `write`.
         threads: of ONNX Runtime; torch has its own setting.
         blank: the network that safetensors are loaded into.
     """
@@ -77,5 +77,5 @@ def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module)
 
 
 def runtime_of(kind: str) -> str:
-    """The runtime that a format is verified in, with its version."""
+    """Return the runtime that a format is verified in, with its version."""
     return deployed.version() if kind in OF_ONNX else f"torch {torch.__version__}"

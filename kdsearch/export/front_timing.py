@@ -1,4 +1,4 @@
-"""The front's students timed on this machine's CPU, in torch and in ONNX Runtime: weights do not matter for that."""
+"""Time the front's students on this machine's CPU, in torch and in ONNX Runtime, untrained: weights do not matter."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from kdsearch.system import machine
 TORCH, ONNX = "torch", "ONNX Runtime"
 SETTING = ("device", "threads", "batch")
 FIGURES = ("batch", "ratio", "low", "high", "teacher_seconds", "student_seconds")
-SITTINGS = 3  # rounds over all students, so that the sittings of each lie apart
+SITTINGS = 3  # rounds over all students, so that a student's sittings are apart in time
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The teacher, ready to be timed against students in both runtimes.
+    """The teacher and the settings to time students against it in both runtimes.
 
     Attributes:
         spec: the study file.
         split: data on the CPU.
         teacher: untrained.
-        folder: of ONNX files; the teacher's is there.
-        gate: keeps this machine's other timings and trainings away.
+        folder: of the ONNX files, including the teacher's.
+        gate: excludes other timings and trainings on this machine.
     """
 
     spec: StudySpec
@@ -59,17 +59,17 @@ class Bench:
 
     @property
     def how(self) -> LatencySpec:
-        """Threads and images a batch."""
+        """Return the latency settings: threads and images a batch."""
         return self.spec.latency
 
     def write(self, network: nn.Module, name: str) -> Path:
-        """A network's ONNX file, from bytes to logits."""
+        """Write a network's ONNX file, from bytes to logits, and return its path."""
         path = self.folder / f"{name}.onnx"
         formats.write(network, self.split, "onnx", path, {})
         return path
 
     def time(self, config: Config, seed: int) -> dict[str, Timing]:
-        """One sitting of a student in torch, as the search takes it, and then in ONNX Runtime, as --cost onnx does."""
+        """Take one sitting of a student in torch, as the search does, and then in ONNX Runtime, as --cost onnx does."""
         student = lesson.build(self.spec.student, config, seed=seed, split=self.split)
         path = self.write(student, "student")
         batch = repeated(self.split.validation.images, self.how.batch)
@@ -85,19 +85,19 @@ class Bench:
 
 
 def measure(study: Study, trials: str | None, *, data_dir: str | None, progress: Progress) -> list[Measured]:
-    """Times students, equal architectures together, in several sittings, and stores what is known after each.
+    """Time students, equal architectures together, in several sittings, and store the results after each.
 
     Args:
         study: made by kdsearch.
-        trials: numbers with commas between; None: the whole front.
+        trials: numbers separated by commas; None: the whole front.
         data_dir: where data sets lie.
-        progress: told of each student.
+        progress: notified of each student.
 
     Returns:
-        What is stored.
+        The stored measurements.
 
     Raises:
-        KdsearchError: a missing package, trials that are not there, other data or another teacher than the study's.
+        KdsearchError: a package is missing, a trial does not exist, or data or teacher differ from the study's.
     """
     deployed.require("kdsearch measure")
     groups = alike(choose(study, trials))
@@ -119,7 +119,7 @@ def measure(study: Study, trials: str | None, *, data_dir: str | None, progress:
             found |= _kept(study, [group], taken, bench.how.threads)
             text = ", ".join(f"ratio {timing.ratio:.4g} in {name}" for name, timing in timings.items())
             progress.trial_finished(first, "COMPLETE", text, counted=True)
-    found |= _kept(study, groups, taken, plan.spec.latency.threads)  # now that all tell how far sittings lie apart
+    found |= _kept(study, groups, taken, plan.spec.latency.threads)  # again: now all sittings show how far they differ
     return list(found.values())
 
 
@@ -128,7 +128,7 @@ Taken = dict[tuple[str, int], list[Timing]]
 
 
 def _kept(study: Study, groups: Sequence[Sequence[FrozenTrial]], taken: Taken, threads: int) -> dict[str, Measured]:
-    """Stores what the sittings so far say of each trial."""
+    """Store the ratio of each trial over the sittings so far."""
     pooled = {
         name: spread([timing.ratio for timing in timings] for (other, _), timings in taken.items() if other == name)
         for name in (TORCH, ONNX)
@@ -145,7 +145,7 @@ def _kept(study: Study, groups: Sequence[Sequence[FrozenTrial]], taken: Taken, t
 
 
 def alike(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
-    """Trials of equal architecture together."""
+    """Group trials of equal architecture."""
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         key = json.dumps(architecture(trial.user_attrs[Attr.CONFIG]), sort_keys=True)
@@ -154,11 +154,11 @@ def alike(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
 
 
 def result(data: StudyData, found: Sequence[Measured]) -> dict[str, Any]:
-    """What `kdsearch measure --json` prints: the search's ratios and those measured here, by trial.
+    """Return what `kdsearch measure --json` prints: the search's ratios and those measured here, by trial.
 
     Args:
         data: the study, collected.
-        found: what `measure` returned.
+        found: the result of `measure`.
     """
     columns = runtimes.columns(dataclasses.replace(data, measured=frame(found)))
     measured_here = {each.trial for each in found}
@@ -179,7 +179,7 @@ def result(data: StudyData, found: Sequence[Measured]) -> dict[str, Any]:
 
 
 def measured(number: int, name: str, timing: Timing, threads: int) -> Measured:
-    """A timing of this machine as the study keeps it."""
+    """Convert a timing of this machine to the form that the study stores."""
     figures = {key: value for key, value in dataclasses.asdict(timing).items() if key in FIGURES}
     return Measured(
         trial=number,

@@ -1,4 +1,4 @@
-"""The card beside an exported file: the trial's own card, and what the files reached in their runtimes."""
+"""The card beside an exported file: the trial's own card, and the results of the files in their runtimes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ LICENCE = (
 
 
 def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> str:
-    """The model card of a trial whose exported files lie in a folder; Markdown.
+    """Return the model card, in Markdown, of a trial whose exported files are in a folder.
 
     Args:
-        study: holds what each export reached.
+        study: holds the results of each export.
         number: of the trial.
         url: of the storage; its password is masked.
-        folder: files that are not there, or are not those that were verified, are left out.
+        folder: of the files; those that are missing, or differ from the verified ones, are left out.
         split: the study's data.
     """
     data = collect(study, storage_url=url)
@@ -98,7 +98,7 @@ def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> 
 
 
 def _accuracy(found: Mapping[str, Any]) -> str:
-    """With Wilson's 95 % interval for so many test images."""
+    """Format an accuracy with Wilson's 95 % interval for the number of test images."""
     share = proportion_interval(found["test_accuracy"], found["test_images"])
     return f"{formatting.percent(share.mean)} ({formatting.percent(share.low)} to {formatting.percent(share.high)})"
 

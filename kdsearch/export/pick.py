@@ -1,4 +1,4 @@
-"""Which trial of a study to ship, and why in a sentence; nothing here needs torch."""
+"""Choose the trial of a study to ship and explain the choice in a sentence; works without torch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from kdsearch.reporting.frames import records
 from kdsearch.reporting.ties import fastest
 from kdsearch.reporting.verdict import knee, looks, none_within, sentence, worth
 
-EXACT = 1e-12  # 100 times 0.975 may fall short of 97.5 by a last bit
+EXACT = 1e-12  # tolerance: 100 * 0.975 may be below 97.5 by a last bit
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the student to ship must fulfil; all that is given must hold.
+    """Requirements on the student to ship; all that are given must hold.
 
     Attributes:
         min_accuracy: of validation, in percent.
         min_ratio: teacher time / student time.
         max_parameters: of the network.
-        knee: whether the knee of what is left is taken; else the fastest where an accuracy is asked for, and the most
-            accurate where none is.
-        within: points of test accuracy below the teacher's, at most, as `reporting.choice.ship` tests it; the fastest
-            is taken. A wish that says nothing is one for the study's own `within`.
+        knee: whether to take the knee of the trials that qualify; else the fastest is taken where an accuracy is
+            required, and the most accurate where none is.
+        within: most points of test accuracy below the teacher, as `reporting.choice.ship` tests it; the fastest is
+            taken. A wish without any requirement stands for the study's own `within`.
     """
 
     min_accuracy: float | None = None
@@ -41,14 +41,14 @@ class Wish:
 
     @property
     def tested(self) -> bool:
-        """Whether the student has to be shown to be near the teacher."""
+        """Whether the student's distance to the teacher has to be tested."""
         return self.within is not None or self == Wish()
 
     def check(self) -> None:
-        """Refuses a wish whose parts exclude each other, or whose accuracy is no percentage.
+        """Refuse requirements that exclude each other, or an accuracy that is no percentage.
 
         Raises:
-            KdsearchError: in one line.
+            KdsearchError: a requirement is invalid.
         """
         if self.knee and self.within is not None:
             raise KdsearchError("--knee and --within exclude each other", remedy="leave one of them out")
@@ -66,7 +66,7 @@ class Wish:
             )
 
     def shortfalls(self, row: Mapping[str, Any]) -> list[float]:
-        """By how much a row of `StudyData.trials` misses each thing asked for, relative to it; 0 where it does not."""
+        """Return by how much a row of `StudyData.trials` misses each requirement, relative to it; 0 where it is met."""
         found = []
         if self.min_accuracy is not None:
             found.append(1 - 100 * row["accuracy"] / self.min_accuracy)
@@ -89,13 +89,13 @@ class Wish:
 
 @dataclass(frozen=True)
 class Choice:
-    """A trial to ship.
+    """The trial chosen to ship.
 
     Attributes:
         number: of the trial.
         why: one sentence with figures.
         row: its row of `StudyData.trials`.
-        standing: how far it is below the teacher, where that was asked for.
+        standing: how far it is below the teacher, where that was required.
     """
 
     number: int
@@ -105,13 +105,13 @@ class Choice:
 
 
 def choose(data: StudyData, wish: Wish) -> Choice:
-    """The trial that fulfils a wish, by validation accuracy; the test accuracy is shown, and only `within` looks at it.
+    """Return the trial that meets a wish, by validation accuracy; only `within` uses the test accuracy.
 
-    Of the complete trials that fulfil it only those count that no other of them dominates. Where the fastest is asked
-    for, those whose ratio timing cannot tell from it are as fast, and the most accurate of them is taken.
+    Of the complete trials that meet it, those dominated by another of them are dropped. Where the fastest is wanted,
+    trials whose ratios timing cannot tell apart count as equally fast, and the most accurate of them is taken.
 
     Raises:
-        KdsearchError: none fulfils it; the line names the nearest.
+        KdsearchError: no trial meets the wish; the message names the nearest.
     """
     wish.check()
     complete = data.trials[data.trials["state"] == "COMPLETE"]
@@ -168,7 +168,7 @@ def _nearest(rows: list[dict[str, Any]], wish: Wish) -> dict[str, Any]:
 
 
 def figures(row: Mapping[str, Any]) -> str:
-    """A row of `StudyData.trials` in words."""
+    """Format the figures of a row of `StudyData.trials`."""
     times = f"{text}, " if (text := formatting.times(row)) else ""
     return (
         f"trial {row['number']} with {formatting.percent(row['accuracy'])} validation accuracy, "
@@ -192,7 +192,7 @@ def _why(row: Mapping[str, Any], wish: Wish, fitting: int, tied: list[int]) -> s
 
 
 def result(data: StudyData, choice: Choice) -> dict[str, Any]:
-    """What `kdsearch pick --json` prints: strictly JSON, accuracies as fractions."""
+    """Return what `kdsearch pick --json` prints: strict JSON, accuracies as fractions."""
     row = choice.row
     names = ("accuracy", "test_accuracy", *TIMED, "parameters", "on_front")
     found = {"study": data.name, "trial": choice.number, **{name: row[name] for name in names}}

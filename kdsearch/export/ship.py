@@ -1,4 +1,4 @@
-"""A trial's student as one file, loaded again in its own runtime, scored on the test set and timed there."""
+"""Export a trial's student as one file, then load it in its own runtime, score it on the test set and time it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from kdsearch.system import files, machine
 def export(
     study: Study, number: int, *, kind: str, out: Path, url: str, data_dir: str | None, progress: Progress
 ) -> dict[str, Any]:
-    """Writes a trial's student as one file, which is gone again where it is not as good in its own runtime.
+    """Export a trial's student as one file, and delete the file if it is not as good in its own runtime.
 
-    Beside it go `classes.json`, the names of the classes, and the model card, `trial-NUMBER.md`.
+    `classes.json`, the names of the classes, and the model card, `trial-NUMBER.md`, are written beside it.
 
     Args:
         study: made by kdsearch.
@@ -42,14 +42,14 @@ def export(
         out: folder of the file.
         url: of the study's storage, beside which weights are kept.
         data_dir: where data sets lie.
-        progress: told where the student has to be trained again.
+        progress: notified when the student has to be trained again.
 
     Returns:
         What is stored as the study's attribute `exported:NUMBER:FORMAT`.
 
     Raises:
-        KdsearchError: an unknown format, a trial that is not complete, a missing package, a folder that cannot be
-            written, or a file that failed.
+        KdsearchError: the format is unknown, the trial is not complete, a package is missing, the folder cannot be
+            written, or the file failed its verification.
     """
     check_choice("--format", kind, formats.KINDS)
     if kind in formats.OF_ONNX:
@@ -69,13 +69,13 @@ def export(
 def opened(
     study: Study, number: int, *, out: Path, url: str, data_dir: str | None, progress: Progress
 ) -> tuple[FrozenTrial, Workshop, nn.Module, str]:
-    """A trial to ship, its workshop with the teacher, its student on the CPU, and where the student's weights are from.
+    """Return the trial, its workshop with the teacher, its student on the CPU, and the source of the student's weights.
 
     Args:
-        study, number, out, url, data_dir, progress: as of `export`.
+        study, number, out, url, data_dir, progress: as in `export`.
 
     Raises:
-        KdsearchError: a trial that is not complete, a folder that cannot be written, or other data than the study's.
+        KdsearchError: the trial is not complete, the folder cannot be written, or data differ from the study's.
     """
     trial = _complete(study, number)
     files.check_folder(out)
@@ -99,7 +99,7 @@ def _complete(study: Study, number: int) -> FrozenTrial:
 def _student(
     study: Study, trial: FrozenTrial, shop: Workshop, url: str, data_dir: str | None, progress: Progress
 ) -> tuple[nn.Module, str]:
-    """The trial's student on the CPU, and where its weights are from."""
+    """Return the trial's student on the CPU, and the source of its weights."""
     student = shop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
     try:
         networks.load_state(student, weights.load(url, study.study_name, trial))
@@ -111,13 +111,13 @@ def _student(
 
 
 def about(study: Study, number: int, split: Split) -> dict[str, Any]:
-    """What a file says of itself."""
+    """Return the metadata that a file carries."""
     return {"study": study.study_name, "trial": number, "classes": list(split.classes),
             "top": split.top, "mean": split.mean, "std": split.std}  # fmt: skip
 
 
 def _written(path: Path, student: nn.Module, shop: Workshop, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Writes the file, which gets its name once it is verified, and returns what it reached."""
+    """Write the file, name it once it is verified, and return its results."""
     found: dict[str, Any] = {}
 
     def make(beside: Path) -> None:

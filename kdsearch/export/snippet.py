@@ -1,4 +1,4 @@
-"""How an exported network of pictures gets its input: facts, and code that needs Pillow and numpy alone."""
+"""The input of an exported network of pictures: facts for a card, and code that needs only Pillow and numpy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ for path, row in zip(sys.argv[1:], logits):
 
 
 def facts(split: Split, scale: Scale) -> list[tuple[str, object]]:
-    """What is done with a picture before the network sees it, for a table."""
+    """List how a picture is prepared for the network, for a table."""
     _, height, width = split.shape
     return [
         ("colours", "RGB; grey becomes three equal channels"),
@@ -53,7 +53,7 @@ def facts(split: Split, scale: Scale) -> list[tuple[str, object]]:
 
 
 def code(split: Split, scale: Scale, file: str) -> str:
-    """A Python script that prints the class and the logits of image files.
+    """Return a Python script that prints the class and the logits of image files.
 
     Args:
         split: of pictures.

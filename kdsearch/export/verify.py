@@ -1,4 +1,4 @@
-"""An exported file against the network it was made of, and its time against the teacher exported alike."""
+"""Verify an exported file against its source network, and time it against the teacher exported alike."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from kdsearch.records import Timing
 from kdsearch.search.trial import Workshop
 from kdsearch.system import machine
 
-POINTS = 0.001  # of accuracy that a file may differ by from the network in torch, a fraction
-INT8_POINTS = 0.01  # that one in integers may lose: its predictions are its own
-TIE = 1e-3  # two largest logits this close, relative to the largest, may change places
+POINTS = 0.001  # accuracy, a fraction: largest difference of a file from the network in torch
+INT8_POINTS = 0.01  # largest loss of accuracy of an int8 file, a fraction; its predictions may differ
+TIE = 1e-3  # predictions may differ where the two largest logits are this close, relative to the largest
 
 
 def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[str, Any]:
-    """Loads a file, scores it on the whole test set against torch and times it against the teacher exported alike.
+    """Load a file, score it on the whole test set against torch and time it against the teacher exported alike.
 
     Raises:
-        KdsearchError: it does not load, its predictions or its accuracy are others, or one in int8 loses more than
+        KdsearchError: the file does not load, its predictions or its accuracy differ, or an int8 file loses more than
             `INT8_POINTS` or computes in float.
     """
     test = shop.split.test
@@ -93,7 +93,7 @@ def _check_same(wanted: Tensor, logits: Tensor, scores: list[float]) -> None:
 
 
 def timed(shop: Workshop, kind: str, student: formats.Run) -> Timing:
-    """The ratio of the teacher, exported alike but never in int8, and a loaded student, on the search's images."""
+    """Time a loaded student against the teacher, exported alike but never in int8, on the search's images."""
     how, split = shop.spec.latency, shop.split
     alike = "onnx" if kind == formats.INT8 else kind
     batch = repeated(split.validation.images, how.batch)

@@ -19,34 +19,34 @@ Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
 Build = Callable[[Mapping[str, Any], Shape, int], nn.Module]
-"""From an architecture, an image's shape and the number of classes to a network: (batch, *shape) -> logits."""
+"""Builds a network, (batch, *shape) -> logits, from an architecture, an image's shape and the number of classes."""
 
 
 Condition = Callable[[Mapping[str, Any]], bool]
-"""Whether a dimension has an effect, by the values of the others."""
+"""Whether a dimension has an effect, given the values of the others."""
 
 Check = Callable[[StudySpec, Shape, int], None]
-"""Refuses a study for images of a shape and a number of classes."""
+"""Refuses a study that cannot be built for an image's shape and a number of classes."""
 
 
 class StudentFamily(Protocol):
-    """What an entry point of the group `kdsearch.students` has to be; `Family` is a ready form of it.
+    """The interface of an entry point of the group `kdsearch.students`; `Family` implements it.
 
     A study file's `[space]` then holds `dimensions` beside the keys of distillation, and `build` is called with a value
-    of each: a number, a name, or a list of whole numbers for stages. It must build anew each time, draw weights from
-    torch's global generator alone, and take any number of classes; the network maps (batch, *shape) to (batch,
-    classes).
+    of each: a number, a name, or a list of whole numbers for stages. It must build a new network at each call, draw
+    weights from torch's global generator only, and accept any number of classes; the network maps (batch, *shape) to
+    (batch, classes).
 
-    More attributes are optional, and are as those of `Family`: `whole`, `names`, `optional`, `conditional`, `check`.
+    Optional attributes are those of `Family`: `whole`, `names`, `optional`, `conditional`, `check`.
     """
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """Names in the search space that set an architecture."""
+        """Names in the search space that determine an architecture."""
 
     @property
     def build(self) -> Build:
-        """Makes the network from an architecture, an image's shape and the number of classes."""
+        """Builds a network from an architecture, an image's shape and the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Family:
     """A family of students.
 
     Attributes:
-        dimensions: names in the search space that set an architecture.
-        build: makes the network.
+        dimensions: names in the search space that determine an architecture.
+        build: builds a network.
         whole: those of the dimensions that are whole numbers.
         names: those that are names.
-        optional: those of the dimensions that a space may leave out; `build` then gets no value of them.
-        conditional: those that have an effect on some architectures only, and whether they do, by the values of the
-            other dimensions: where they have none, they are not sampled, and `build` gets no value of them.
-        check: refuses, with a StudyFileError, a study that cannot be built for images of a shape, before any work
-            begins.
+        optional: those that a space may leave out; `build` then gets no value of them.
+        conditional: those that affect only some architectures, with the condition on the values of the other
+            dimensions: where it does not hold, they are not sampled, and `build` gets no value of them.
+        check: refuses, with a StudyFileError and before any work begins, a study that cannot be built for images of a
+            shape.
     """
 
     dimensions: tuple[str, ...]
@@ -84,7 +84,7 @@ TEACHERS = {"cnn": "kdsearch.networks.cnn:build", "resnet50": "kdsearch.networks
 
 
 def _find(kind: str, own: Mapping[str, str], name: str) -> Any:
-    """The object that a name stands for, of this package or another's entry points `kdsearch.KIND`."""
+    """Return the object of a name: this package's own, or another package's entry point `kdsearch.KIND`."""
     found = plugins.find(kind, name, own)
     if found is None:
         known = ", ".join(plugins.names(kind, own))
@@ -94,17 +94,17 @@ def _find(kind: str, own: Mapping[str, str], name: str) -> Any:
 
 
 def student_family(name: str) -> StudentFamily:
-    """The family of students of that name.
+    """Return the family of students of that name.
 
     Raises:
-        StudyFileError: it is unknown, or its package is broken.
+        StudyFileError: the name is unknown, or its package is broken.
     """
     family: StudentFamily = _find("students", STUDENTS, name)
     return family
 
 
 def build_teacher(name: str, shape: Shape, classes: int) -> nn.Module:
-    """An untrained teacher.
+    """Build an untrained teacher.
 
     Raises:
         StudyFileError: the family is unknown, or its package is broken.
@@ -114,7 +114,7 @@ def build_teacher(name: str, shape: Shape, classes: int) -> nn.Module:
 
 
 def teacher_network(spec: TeacherSpec, shape: Shape, classes: int) -> nn.Module:
-    """The untrained teacher of a study, of a family or by the user's function.
+    """Build the untrained teacher of a study, from a family or by the user's function.
 
     Raises:
         StudyFileError: the family is unknown.
@@ -124,10 +124,10 @@ def teacher_network(spec: TeacherSpec, shape: Shape, classes: int) -> nn.Module:
 
 
 def check_families(spec: StudySpec) -> None:
-    """Refuses a study whose families are unknown, or whose space has other dimensions than its family.
+    """Refuse a study whose families are unknown, or whose space has other dimensions than its family.
 
     Raises:
-        StudyFileError: the line names the key.
+        StudyFileError: a family or a dimension is unknown; the message names the key.
         TeacherError: the teacher's function cannot be found.
     """
     if spec.teacher.family is None:
@@ -154,12 +154,12 @@ def check_families(spec: StudySpec) -> None:
 
 
 def check_whole(spec: StudySpec) -> None:
-    """Refuse fractions in dimensions that are whole numbers: they would be cut off, and reported as they were.
+    """Refuse fractions in dimensions that are whole numbers: they would be truncated but reported as given.
 
     Raises:
-        StudyFileError: the line names the key.
+        StudyFileError: a value is fractional; the message names the key.
     """
-    for key in getattr(student_family(spec.student.family), "whole", ()):  # another package's family may not say
+    for key in getattr(student_family(spec.student.family), "whole", ()):  # optional in another package's family
         if key in spec.space and not is_whole(spec.space[key]):
             raise StudyFileError(
                 f"space.{key} must be whole numbers in this student family",
@@ -169,7 +169,7 @@ def check_whole(spec: StudySpec) -> None:
 
 
 def conditions(family: str) -> Mapping[str, Condition]:
-    """The dimensions of a family of students that have an effect on some architectures only, as of `Family`.
+    """Return the dimensions of a family of students that affect only some architectures, as in `Family`.
 
     Raises:
         StudyFileError: the family is unknown, or its package is broken.
@@ -179,10 +179,10 @@ def conditions(family: str) -> Mapping[str, Condition]:
 
 
 def check_students(spec: StudySpec, shape: Shape, classes: int) -> None:
-    """Refuses a study whose students cannot be built for images of a shape, where their family can tell.
+    """Refuse a study whose students cannot be built for images of a shape, where their family can check that.
 
     Raises:
-        StudyFileError: the line names the key.
+        StudyFileError: a student cannot be built; the message names the key.
     """
     check: Check | None = getattr(student_family(spec.student.family), "check", None)
     if check is not None:
@@ -190,13 +190,13 @@ def check_students(spec: StudySpec, shape: Shape, classes: int) -> None:
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads weights that were stored as tensors by name alone, all of them.
+    """Load all weights from a file that stores tensors by name only.
 
-    A state dict of torch's also holds the versions of its modules, which a file of tensors does not: torchvision's
-    MNASNet refuses one without. Here they are the network's own.
+    A state dict of torch also holds the versions of its modules, which a file of tensors does not: torchvision's
+    MNASNet refuses one without. The network's own versions are used.
 
     Raises:
-        RuntimeError: they do not fit.
+        RuntimeError: the weights do not fit.
     """
     whole = OrderedDict(state)
     whole._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
@@ -204,26 +204,25 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def parameters(network: nn.Module) -> int:
-    """How many parameters a network has."""
+    """Return the number of parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def size_bytes(network: nn.Module) -> int:
-    """Bytes of a network's parameters and buffers: what its file holds but for a header."""
+    """Return the bytes of a network's parameters and buffers: the size of its file without the header."""
     tensors = [*network.parameters(), *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def has_classifier(network: nn.Module) -> bool:
-    """Whether the network has a layer that `classifier` finds."""
     return any(isinstance(module, nn.Linear) for module in network.modules())
 
 
 def classifier(network: nn.Module) -> nn.Linear:
-    """The layer that makes the logits: the network's last `nn.Linear`, in the order of its modules.
+    """Return the layer that computes the logits: the network's last `nn.Linear`, in the order of its modules.
 
     Raises:
-        StudyFileError: it has none.
+        StudyFileError: the network has none.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
@@ -236,7 +235,7 @@ def classifier(network: nn.Module) -> nn.Linear:
 
 
 def with_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, (batch, classes), and the embedding that they are made from: the classifier's input, (batch, features).
+    """Return logits, (batch, classes), and the embedding, which is the classifier's input, (batch, features).
 
     Raises:
         StudyFileError: the network has no classifier.
@@ -251,7 +250,7 @@ def with_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def glorot_(network: nn.Module) -> None:
-    """Draws weights as Keras does by default: Glorot's uniform ones (AISTATS 2010, equation 16), biases 0."""
+    """Draw weights as Keras does by default: Glorot's uniform ones (AISTATS 2010, equation 16), biases 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)

@@ -12,7 +12,7 @@ DROPOUT = 0.5
 
 
 def build(shape: Shape, classes: int) -> nn.Module:
-    """Conv 3x3 with 32 filters and no padding, ReLU, dense 1200, 1200, `classes`, dropout 0.5 after each hidden one.
+    """Build conv 3x3 with 32 filters, no padding, ReLU, dense 1200, 1200, `classes`; dropout 0.5 after hidden layers.
 
     The layers are those of the deck's published code; the first dense layer fits the image's size (21,632 inputs
     for 28x28).

@@ -1,4 +1,4 @@
-"""A teacher that the user brings: a function named in the study file, checked, and given the input it is used to."""
+"""A teacher from the user's own function, named in the study file: checked, and adapted to the study's images."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kdsearch.spec import TeacherSpec
 
 
 class Adapted(nn.Module):
-    """A network behind the input that it is used to.
+    """A network with its images resized and normalised as it expects.
 
     Args:
         inner: the network.
-        given: mean and standard deviation that the images come normalised with, alike in all channels.
-        wanted: those that `inner` wants, of each channel or one for all; None: as they come.
-        size: height and width that `inner` wants; None: as they come.
+        given: mean and standard deviation that the images are normalised with, the same in all channels.
+        wanted: those that `inner` expects, by channel or one for all; None: as given.
+        size: height and width that `inner` expects; None: as given.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class Adapted(nn.Module):
         self.register_buffer("shift", ((mean - means) / stds)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, classes), from a study's images, (batch, channels, height, width).
+        """Return logits, (batch, classes), from a study's images, (batch, channels, height, width).
 
-        Images of one channel become as many as `mean` has.
+        Images of one channel are repeated to as many as `mean` has.
         """
         changed = images * self.scale + self.shift
         if self._size is not None:
@@ -57,9 +57,9 @@ class Adapted(nn.Module):
 
 
 class Logarithm(nn.Module):
-    """A network that ends in a softmax, as one that makes logits.
+    """Turns a network that ends in a softmax into one with logits.
 
-    A softmax's logarithm differs from its logits by the same number in each row, which no softmax sees.
+    The logarithm of a softmax differs from its logits by a constant in each row, which leaves the softmax the same.
 
     Args:
         inner: the network; its outputs are probabilities.
@@ -70,13 +70,13 @@ class Logarithm(nn.Module):
         self.inner = inner
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, classes); a probability of 0 is taken for the least normal number."""
+        """Return logits, (batch, classes); a probability of 0 is replaced by the smallest normal number."""
         probabilities: Tensor = self.inner(images)
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 def core(network: nn.Module) -> nn.Module:
-    """The network that weights are of, without what adapts its input and output."""
+    """Return the network that owns the weights, without the modules that adapt its input and output."""
     while isinstance(network, Adapted | Logarithm):
         network = network.inner
     return network
@@ -87,15 +87,15 @@ def _reason(error: BaseException) -> str:
 
 
 def find(build: str) -> Any:
-    """The function that "package.module:function" names; modules in the current folder are found, too.
+    """Return the function that "package.module:function" names; modules in the current folder are found, too.
 
     Raises:
-        TeacherError: there is none.
+        TeacherError: it does not exist or cannot be imported.
     """
     module, _, path = build.partition(":")
     here = os.getcwd()
     if here not in sys.path:
-        sys.path.append(here)  # last, so that it hides nothing
+        sys.path.append(here)  # last, so that it shadows no installed package
     remedy = "correct [teacher] build, or install what it needs"
     try:
         found: Any = import_module(module)
@@ -113,10 +113,10 @@ def find(build: str) -> Any:
 
 
 def construct(spec: TeacherSpec) -> nn.Module:
-    """Calls the teacher's function with its options.
+    """Call the teacher's function with its options.
 
     Raises:
-        TeacherError: it fails or returns no `nn.Module`.
+        TeacherError: the function fails or returns no `nn.Module`.
     """
     assert spec.build is not None
     function = find(spec.build)
@@ -139,7 +139,7 @@ def construct(spec: TeacherSpec) -> nn.Module:
 
 
 def adapted(network: nn.Module, spec: TeacherSpec, given: tuple[float, float]) -> nn.Module:
-    """The network behind the input that the study file says it wants; itself where it says nothing.
+    """Return the network adapted to the input that the study file specifies; unchanged where it specifies none.
 
     Args:
         network: the teacher.
@@ -153,17 +153,17 @@ def adapted(network: nn.Module, spec: TeacherSpec, given: tuple[float, float]) -
 
 
 def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network, checked to make `classes` logits of each image of a batch; a `Logarithm` where it has a softmax.
+    """Check that a network makes `classes` logits of each image of a batch; wrap one with a softmax in a `Logarithm`.
 
     Raises:
-        TeacherError: it fails on images of that shape, or makes something else.
+        TeacherError: the network fails on images of that shape, or its output has another form.
     """
     network.eval()
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     images = "x".join(map(str, shape))
     try:
         with torch.no_grad():
-            # noise: of black images logits may all be 0
+            # noise: black images may give logits that are all 0
             logits = network(torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device))
     except Exception as error:
         raise TeacherError(
@@ -188,6 +188,6 @@ def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], cla
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs, (batch, classes), are what a softmax makes: none below 0, rows that sum to 1."""
+    """Whether outputs, (batch, classes), are those of a softmax: none below 0, rows that sum to 1."""
     outputs = outputs.float()
     return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())

@@ -12,7 +12,7 @@ from kdsearch.networks import Family, Shape
 
 
 def build(architecture: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
-    """Flatten, dense of `width` with ReLU, dense of `classes` (deck, MNIST students)."""
+    """Build flatten, dense of `width` with ReLU, dense of `classes` (deck, MNIST students)."""
     width = int(architecture["width"])
     inputs = math.prod(shape)
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, classes))

@@ -1,4 +1,4 @@
-"""ResNets for small images, of torchvision's own blocks (He et al., arXiv 1512.03385)."""
+"""ResNets for small images, made of torchvision's blocks (He et al., arXiv 1512.03385)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdsearch.networks import Family, Shape
 
 
 def _stem(channels: int, width: int) -> nn.Conv2d:
-    """The ImageNet stem's convolution changed for 32x32 input: 3x3 of stride 1; the max-pool after it stays."""
+    """Return the ImageNet stem's convolution adapted to 32x32 input: 3x3 with stride 1; the max-pool after it stays."""
     return nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
 
 
@@ -48,12 +48,12 @@ class StudentResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(inputs, classes)
-        for module in self.modules():  # as torchvision's ResNet does
+        for module in self.modules():  # the initialisation of torchvision's ResNet
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, classes), from images, (batch, channels, height, width)."""
+        """Return logits, (batch, classes), from images, (batch, channels, height, width)."""
         logits: Tensor = self.classifier(self.pool(self.stages(self.stem(images))).flatten(1))
         return logits
 
@@ -67,7 +67,7 @@ def _stage(inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
 
 
 def build(architecture: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
-    """The deck's CIFAR-10 student: `width`, `blocks` and `stride` as in `StudentResNet`."""
+    """Build the deck's CIFAR-10 student: `width`, `blocks` and `stride` as in `StudentResNet`."""
     return StudentResNet(
         shape[0],
         classes,
@@ -78,7 +78,7 @@ def build(architecture: Mapping[str, Any], shape: Shape, classes: int) -> nn.Mod
 
 
 def build_resnet50(shape: Shape, classes: int) -> nn.Module:
-    """The deck's CIFAR-10 teacher: torchvision's ResNet50 with the stem changed for small images."""
+    """Build the deck's CIFAR-10 teacher: torchvision's ResNet50 with the stem changed for small images."""
     network: nn.Module = resnet50(weights=None, num_classes=classes)
     network.conv1 = _stem(shape[0], 64)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Published networks as students: torchvision's classifiers, and timm's where it is installed, by name."""
+"""Published networks as students by name: torchvision's classifiers, and timm's where it is installed."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from kdsearch.networks import Family, Shape, has_classifier
 from kdsearch.spec import StudySpec, choices, ends
 
 NONE, IMAGENET = "none", "imagenet"
-SCALED = ("mobilenet_v2", "mobilenet_v3_", "mnasnet")  # begin the names of torchvision's networks that take a width
+SCALED = ("mobilenet_v2", "mobilenet_v3_", "mnasnet")  # prefixes of torchvision's networks that take a width
 MNASNET = {"mnasnet0_5": 0.5, "mnasnet0_75": 0.75, "mnasnet1_0": 1.0, "mnasnet1_3": 1.3}
-COLOURS = 3  # channels that published networks take
-NAMED = 8  # names in an error
+COLOURS = 3  # input channels of published networks
+NAMED = 8  # most names listed in an error
 
 Make = Callable[[Mapping[str, Any], int], nn.Module]
-"""From an architecture and the number of classes to a network of three channels, without published weights."""
+"""Builds a network of three channels, without published weights, from an architecture and the number of classes."""
 
 
 def takes_width(architecture: Mapping[str, Any]) -> bool:
-    """Whether torchvision builds the named network with another number of channels."""
+    """Whether torchvision can build the named network with a width multiplier."""
     return str(architecture["name"]).startswith(SCALED)
 
 
 def blank(make: Make, architecture: Mapping[str, Any], classes: int) -> nn.Module:
-    """A network on the meta device: it can be counted and tried, and holds no weights."""
+    """Build a network on the meta device, for counting and trial runs: it holds no weights."""
     try:
         with torch.device("meta"):
             return make(architecture, classes)
-    except (NotImplementedError, RuntimeError):  # a RegNet reads its stages' widths from tensors that it computes
+    except (NotImplementedError, RuntimeError):  # RegNet computes its stages' widths with tensors, which meta lacks
         with torch.device("cpu"):
             network: nn.Module = make(architecture, classes).to("meta")
             return network
@@ -56,7 +56,7 @@ def _torchvision(architecture: Mapping[str, Any], classes: int) -> nn.Module:
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    """Weights for ImageNet's 1,000 classes; downloaded where torch's cache does not hold them.
+    """Return weights for ImageNet's 1,000 classes, downloaded where torch's cache does not hold them.
 
     Raises:
         StudyFileError: they cannot be downloaded or are broken.
@@ -80,7 +80,7 @@ def _timm(architecture: Mapping[str, Any], classes: int) -> nn.Module:
 
 
 def _timm_weights(name: str) -> dict[str, Tensor]:
-    """Weights as timm publishes them under this name.
+    """Return weights as timm publishes them under this name.
 
     Raises:
         StudyFileError: they cannot be downloaded or are broken.
@@ -89,7 +89,7 @@ def _timm_weights(name: str) -> dict[str, Tensor]:
 
     try:
         return dict(timm.create_model(name, pretrained=True).state_dict())
-    except Exception as error:  # of the hub's client, which has many
+    except Exception as error:  # the hub's client raises many types
         raise _not_there(name, error, "fill the cache of huggingface_hub") from None
 
 
@@ -103,17 +103,17 @@ def _not_there(name: str, error: Exception, remedy: str) -> StudyFileError:
 
 
 def head(network: nn.Module) -> str:
-    """The name of the layer that makes the logits: the last nn.Linear or, without one, the last convolution."""
+    """Return the name of the layer that computes the logits: the last nn.Linear, else the last convolution."""
     kinds = nn.Linear if has_classifier(network) else nn.Conv2d
     names: list[str] = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     return names[-1]
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Loads published weights into all of a network but the layer that makes the logits.
+    """Load published weights into all of a network but the layer that computes the logits.
 
     Raises:
-        StudyFileError: they are of another network.
+        StudyFileError: the weights do not fit the network.
     """
     last = head(network)
     kept = {key: value for key, value in state.items() if not key.startswith(f"{last}.")}
@@ -132,9 +132,9 @@ def load_published(network: nn.Module, state: Mapping[str, Tensor], name: str) -
 
 
 def take_channels(network: nn.Module, channels: int) -> None:
-    """Changes the first convolution for images of so many channels; grey images give what they gave as colour.
+    """Change the first convolution to another number of input channels; grey images give the same output as in colour.
 
-    Each new channel has the sum of the old channels' weights, divided by the number of new ones.
+    Each new channel has the sum of the old channels' weights, divided by the number of new channels.
 
     Raises:
         StudyFileError: the network does not begin with a convolution of three channels.
@@ -163,11 +163,11 @@ def take_channels(network: nn.Module, channels: int) -> None:
 
 @cache
 def _works(make: Make, name: str, width: float | None, shape: Shape, classes: int) -> str:
-    """Why a network cannot be trained on images of a shape; empty where it can. Nothing is computed."""
+    """Return why a network cannot be trained on images of a shape; empty where it can. Computes shapes only."""
     given = {"name": name} if width is None else {"name": name, "width_mult": width}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a network that is only tried
+            warnings.simplefilter("ignore")  # of a network that is only built for a trial run
             network = blank(make, given, classes)
             take_channels(network, shape[0])
             logits = network(torch.zeros(2, *shape, device="meta"))
@@ -175,20 +175,20 @@ def _works(make: Make, name: str, width: float | None, shape: Shape, classes: in
                 return "it does not make logits of each image alone"
     except StudyFileError as error:
         return error.rule
-    except Exception as error:  # whatever a network does with images that are too small for it
+    except Exception as error:  # networks fail in many ways on images that are too small for them
         return " ".join(str(error).split())[:160] or type(error).__name__
     return ""
 
 
 class Zoo:
-    """Networks of a library as a family of students.
+    """A library's networks as a family of students.
 
     Args:
-        library: its name, and the family's.
+        library: the library's name, and the family's.
         make: builds a network.
-        names: gives the names that may stand in a space.
-        weights: gives published weights of a name.
-        extra: of kdsearch's that installs the library; empty where it is always there.
+        names: returns the names that a space may hold.
+        weights: returns published weights by name.
+        extra: the extra of kdsearch that installs the library; empty where it is always installed.
     """
 
     def __init__(
@@ -203,12 +203,12 @@ class Zoo:
         self._weights = cache(weights)
 
     def build(self, architecture: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
-        """The network called `name`, of the width `width_mult` where it has one, with `weights` where they are wanted.
+        """Build the network `name`, with the width `width_mult` where it has one, and with `weights` where wanted.
 
-        With weights "imagenet" its layer that makes the logits is a new one, for the study's classes.
+        With weights "imagenet" the layer that computes the logits is a new one, for the study's classes.
 
         Raises:
-            StudyFileError: weights that cannot be downloaded.
+            StudyFileError: the weights cannot be downloaded.
         """
         self._require()
         if torch.get_default_device().type == "meta":
@@ -221,10 +221,10 @@ class Zoo:
         return network
 
     def check(self, spec: StudySpec, shape: Shape, classes: int) -> None:
-        """Refuses names, widths and weights that cannot be built, trained on images of a shape, or downloaded.
+        """Refuse names, widths and weights that cannot be built, trained on images of a shape, or downloaded.
 
         Raises:
-            StudyFileError: the line names the key.
+            StudyFileError: a value is refused; the message names the key.
         """
         self._require()
         names, weights = choices(spec.space["name"]), choices(spec.space.get("weights", NONE))
@@ -286,7 +286,7 @@ class Zoo:
             )
 
     def _width(self, spec: StudySpec, name: str) -> float | None:
-        """The width to try a network with: the least of the space's; None where it has one width."""
+        """Return the smallest width of the space, for a trial run; None where the network has no width."""
         return (
             min(ends(spec.space["width_mult"])) if "width_mult" in spec.space and takes_width({"name": name}) else None
         )

@@ -1,4 +1,4 @@
-"""Which student to ship: the fastest that is shown to be within so many points of the teacher's test accuracy."""
+"""Choose the student to ship: the fastest that is shown to be within a margin of the teacher's test accuracy."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ EXACT = 1e-9  # points: a bound that equals the limit but for rounding holds
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a student is below its teacher on the test set, and how sure that is.
+    """How far a student is below its teacher on the test set, with a confidence bound.
 
     Attributes:
-        row: of `StudyData.trials`; ratio and test accuracy are those of confirmation where it was confirmed.
+        row: of `StudyData.trials`; ratio and test accuracy are the confirmed ones where the trial was confirmed.
         below: teacher's test accuracy less the student's, a fraction.
         bound: its one-sided 95 % upper bound.
-        seeds: runs of confirmation that it is from; 0: the search's own one run.
-        paired: whether it is known which test images the two differ on; if not, the bound is wider.
+        seeds: confirmation runs behind the figures; 0: the search's single run.
+        paired: whether it is known on which test images the two differ; if not, the bound is wider.
     """
 
     row: dict[str, Any]
@@ -38,14 +38,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Shipping:
-    """What a study recommends to ship.
+    """The student that a study recommends to ship.
 
     Attributes:
         within: points below the teacher that are acceptable.
-        chosen: the fastest candidate whose bound is within; None: no candidate qualifies.
-        nearest: the front's member of the lowest bound, where there is one.
-        candidates: members of the front that validation puts within reach.
-        looks: candidates whose bound on the test set was looked at, the fastest first.
+        chosen: the fastest candidate whose bound is within the margin; None: no candidate qualifies.
+        nearest: the front's member with the lowest bound, where there is one.
+        candidates: members of the front whose validation accuracy is within the margin.
+        looks: candidates whose bound on the test set was computed, the fastest first.
     """
 
     within: float
@@ -56,18 +56,18 @@ class Shipping:
 
 
 def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[str, Any]] | None = None) -> Shipping:
-    """The fastest student whose accuracy is shown to be within so many points of the teacher's.
+    """Return the fastest student whose accuracy is shown to be within a margin of the teacher's.
 
     Candidates are the members of the front, and the confirmed trials within noise of it, whose validation accuracy is
-    no more than that below the teacher's (all of them where the teacher's is not known). Each is tested by itself, the
-    fastest first: the one-sided 95 % bound of (teacher - student) on the test set has to be within. So what else stands
-    on the front does not matter to the choice. The test set does not choose among those that qualify, but it is looked
-    at more than once.
+    at most the margin below the teacher's (all of them where the teacher's is not known). Each is tested by itself, the
+    fastest first: the one-sided 95 % bound of (teacher - student) on the test set has to be within the margin, so the
+    other members of the front do not influence the choice. The test set does not rank the candidates that qualify, but
+    it is looked at more than once.
 
     Args:
         data: a collected study.
-        within: points of test accuracy; None: what the study says.
-        rows: of `StudyData.trials`, to choose among; None: the front's and those that were confirmed.
+        within: the margin in points of test accuracy; None: the study's own.
+        rows: rows of `StudyData.trials` to choose among; None: the front and the confirmed trials.
     """
     limit = data.within if within is None else within
     eligible = data.trials["on_front"].astype(bool) | data.trials["number"].isin(list(data.runs))
@@ -88,11 +88,12 @@ def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[st
 
 
 def standing(data: StudyData, row: dict[str, Any]) -> Standing | None:
-    """How far a trial's student is below the teacher; None where the teacher or the test set is not known.
+    """Return how far a trial's student is below the teacher; None where the teacher or the test set is not known.
 
-    Over test images the bound is paired (`stats.paired_upper_bound`); over confirmed seeds, the mean's is Student's;
-    both together are squared and added (Zou and Donner, Statistics in Medicine 27, 2008), which counts the noise that
-    images and seeds share twice and so errs on the safe side. Where counts by image are missing it is unpaired.
+    Over test images the bound is paired (`stats.paired_upper_bound`); over confirmed seeds it is Student's bound of the
+    mean. The two margins are combined as a root of squares (Zou and Donner, Statistics in Medicine 27, 2008), which
+    counts the noise that images and seeds share twice and so errs on the safe side. Without counts by image the bound
+    is unpaired.
     """
     runs = data.runs.get(int(row["number"]), [])
     shown = row | _confirmed(data, row)
@@ -131,9 +132,9 @@ def _unpaired(
 
 
 def images_of(data: StudyData) -> int | None:
-    """Images of the test set: as counted, else the fewest that all test accuracies are shares of, which may be too few.
+    """Return the size of the test set: as counted, else the smallest that all test accuracies are shares of.
 
-    Too few images make a bound too wide, never too narrow. None where no test accuracy is known.
+    Too small a size makes a bound too wide, never too narrow. None where no test accuracy is known.
     """
     for counts in data.trials["against_teacher"]:
         if isinstance(counts, AgainstTeacher):

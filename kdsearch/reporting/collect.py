@@ -1,4 +1,4 @@
-"""Storage to plain data: what a report needs of a study, as pandas frames."""
+"""Read a study from its storage into pandas frames for a report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdsearch.spec import ReportSpec, StudySpec, from_dict
 from kdsearch.storage import masked
 
 CONFIG = "config."
-"""What the names of configuration columns in `StudyData.trials` begin with."""
+"""Prefix of the configuration columns in `StudyData.trials`."""
 
 NUMBERS = (
     "accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high", "sittings", "microseconds", "microseconds_1",
@@ -45,28 +45,28 @@ class StudyData:
     Attributes:
         name: the study's name.
         storage: the storage's URL, its password masked.
-        dataset: the data set's name, None where the study does not say.
-        cost: how the ratio was taken: "latency" (measured time) or "flops" (counted operations).
-        command: the command line that ran last, or None.
+        dataset: the data set's name; None where the study does not store it.
+        cost: what the ratio compares: "latency" (measured time) or "flops" (counted operations).
+        command: the last command line that ran the study, or None.
         counts: trials by state: complete, pruned, failed, running, waiting, untrained (pruned before the first epoch).
         hypervolume: of the complete trials, see `pareto.study_hypervolume`; None without a floor.
         floor: validation accuracy from which it counts: see `growth.lowest`.
         trials: one row a trial, by number. `ratio`, `ratio_low`, `ratio_high` are over all `sittings` of its
             architecture (a trial's value in Optuna is its first one); where `covers` is False the interval is that of
-            one sitting. `microseconds` are the student's an image at the study's batch, `microseconds_1` those of one
-            image alone. `accuracy` is that of the epoch that validation chose, `reason` says why a trial was pruned,
-            stopped early or failed, `why` what was stored of it, `against_teacher` holds test images by who is right
-            (None: not kept), `saved` is how many epochs of its configuration a forecast saved, `on_front` marks
-            non-dominated complete trials,
+            one sitting. `microseconds` is the student's time an image at the study's batch, `microseconds_1` at batch
+            1. `accuracy` is that of the epoch that validation chose, `reason` says why a trial was pruned,
+            stopped early or failed, `why` is what was stored of it, `against_teacher` counts test images by which of
+            the two models is right (None: not stored), `saved` is how many epochs of its configuration a forecast
+            saved, `on_front` marks non-dominated complete trials,
             `finished` is a time; columns `config.KEY` hold the configuration.
         curves: (trial, epoch, validation accuracy), ordered.
-        anchors: one row a slide row: see `slides.anchors`.
-        history: the hypervolume so far: see `history.history`.
-        confirmed: what `kdsearch confirm` found: see `confirmation.confirmations`.
+        anchors: one row a slide row: see `deck_rows.anchors`.
+        history: the hypervolume so far: see `growth.history`.
+        confirmed: results of `kdsearch confirm`: see `confirmation.confirmations`.
         runs, controls: its runs by trial, and those of `--control`, the students trained on labels alone.
-        repeats: what confirmation was begun with, and what that was raised to.
+        repeats: number of runs that confirmation was begun with, then what it was raised to.
         within: points below the teacher's test accuracy that the study accepts of a student to ship.
-        measured: ratios outside of the search: see `measured.measurements`.
+        measured: ratios measured outside of the search: see `measured.measurements`.
         stored: the trials as Optuna has them.
         spent: seconds of all runs by kind of work; empty where none has ended.
         teacher: TeacherFacts as a dictionary, or None.
@@ -102,7 +102,7 @@ class StudyData:
 
     @property
     def stand_ins(self) -> str:
-        """What accuracy and ratio stand for in a study of another program; empty in one of kdsearch."""
+        """What accuracy and ratio stand for in a study of another program; empty in a study of kdsearch."""
         if self.objectives is None:
             return ""
         first, second = self.objectives
@@ -116,12 +116,12 @@ class StudyData:
 
     @cached_property
     def importances(self) -> pd.DataFrame:
-        """Of the parameters for each objective, computed where it is asked for: see `importance.importances`."""
+        """Importance of the parameters for each objective, computed on access: see `importance.importances`."""
         return importance.importances(self.stored)
 
 
 def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
-    """Reads a study into plain data.
+    """Read a study into plain data.
 
     Args:
         study: two maximised objectives, validation accuracy and inference ratio; attributes may be missing.
@@ -181,20 +181,20 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
 
 
 def _objectives(study: optuna.Study) -> tuple[str, str] | None:
-    """The names of another program's objectives, as Optuna's own tables have them; None in a study of kdsearch."""
+    """Return the names of another program's objectives, as Optuna's tables have them; None in a study of kdsearch."""
     names = tuple(study.metric_names or ("values_0", "values_1"))
     own = names == METRICS or StudyAttr.DEFINITION in study.user_attrs
     return None if own else (str(names[0]), str(names[1]))
 
 
 def configuration(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration in a row of `StudyData.trials`, without what that trial did not set."""
+    """Return the configuration in a row of `StudyData.trials`, without the parameters that the trial did not set."""
     pairs = {str(key): value for key, value in row.items() if str(key).startswith(CONFIG)}
     return {key.removeprefix(CONFIG): value for key, value in pairs.items() if not formatting.missing(value)}
 
 
 def plain(value: Any) -> Any:
-    """The same value in types that strict JSON knows: numpy scalars unwrapped, NaN and infinities as None."""
+    """Return a value in types that strict JSON knows: numpy scalars unwrapped, NaN and infinities as None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -207,7 +207,7 @@ def plain(value: Any) -> Any:
 
 
 def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
-    """What `--json` prints: strictly JSON, accuracies as fractions, the front by ratio ascending.
+    """Return what `--json` prints: strict JSON, accuracies as fractions, the front by ratio ascending.
 
     Args:
         data: a collected study.
@@ -233,14 +233,14 @@ def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
 
 
 def measured(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured of a row of `StudyData.trials`; accuracies are those after `best_epoch`."""
+    """Return the measured figures of a row of `StudyData.trials`; accuracies are those after `best_epoch`."""
     found = {name: row[name] for name in ("accuracy", "test_accuracy", *TIMED)}
     found["sittings"] = None if formatting.missing(row["sittings"]) else int(row["sittings"])
     return found | {"best_epoch": None if formatting.missing(row["best_epoch"]) else int(row["best_epoch"])}
 
 
 def untrained(row: Mapping[str, Any]) -> bool:
-    """Whether the pruner refused a trial before its first epoch: then it is no finished trial."""
+    """Whether the pruner refused a trial before its first epoch, so that it does not count as finished."""
     return bool(row["state"] == "PRUNED" and row["epochs_run"] == 0)
 
 
@@ -249,7 +249,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _spec(study_file: dict[str, Any]) -> StudySpec | None:
-    """The study's specification, None where it is missing or of another version: a report does without."""
+    """Return the study's specification; None where it is missing or of another version: a report works without it."""
     try:
         return from_dict(study_file) if study_file else None
     except ValueError:
@@ -261,7 +261,7 @@ def _begin(trials: Sequence[FrozenTrial]) -> datetime | None:
 
 
 def _spent(attrs: Mapping[str, Any]) -> dict[str, float]:
-    """Each process kept its own: they add up; what is no number falls out."""
+    """Add up the seconds that each process stored; drop values that are no numbers."""
     total: dict[str, float] = {}
     for name, kept in attrs.items():
         if name.split(" ")[0] == StudyAttr.SPENT:
@@ -292,7 +292,7 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def _curve(trial: FrozenTrial) -> list[tuple[int, float]]:
-    """(epoch, validation accuracy), ordered; the entry of epoch 0 holds no accuracy and falls out."""
+    """Return (epoch, validation accuracy) pairs, ordered, without the entry of epoch 0, which holds no accuracy."""
     points = []
     for epoch, entry in _mapping(trial.user_attrs.get(Attr.CURVE)).items():
         accuracy = number(entry[0]) if isinstance(entry, list | tuple) and entry else math.nan
@@ -332,7 +332,7 @@ def _row(trial: FrozenTrial, timed: sittings.Ratio | None) -> dict[str, Any]:
 
 
 def _ending(trial: FrozenTrial) -> tuple[dict[str, Any] | None, str]:
-    """What was stored of why a trial ended before its last epoch, and the same in words; of a failed one its reason."""
+    """Return what was stored of why a trial ended before its last epoch or failed, and the same in words."""
     attrs = trial.user_attrs
     stored = {TrialState.PRUNED: Attr.PRUNED_BY, TrialState.COMPLETE: Attr.STOPPED_BY}.get(trial.state)
     if stored is None or not attrs.get(stored):

@@ -1,4 +1,4 @@
-"""What was confirmed of a front: means and intervals over repeats, and whether its order survives them."""
+"""Confirmed students of a front: means and intervals over repeats, and whether the front's order survives them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Behind:
-    """A member of the front that another one dominates once both are confirmed.
+    """A member of the front that another member dominates once both are confirmed.
 
     Attributes:
         trial: the member.
-        by: who dominates it, by confirmed mean test accuracy and mean ratio.
-        clear: whether more than noise says so (see `is_clear`).
-        before: whether the search's own test accuracy and ratio said so already: a front is chosen by validation.
+        by: the member that dominates it, by confirmed mean test accuracy and mean ratio.
+        clear: whether the difference exceeds noise (see `is_clear`).
+        before: whether the search's own test accuracy and ratio had this order already: validation chooses a front.
     """
 
     trial: int
@@ -38,12 +38,12 @@ class Behind:
 
 @dataclass(frozen=True)
 class Order:
-    """What became of a front's order.
+    """A front's order after its confirmation.
 
     Attributes:
         front: how many members the front has.
         confirmed: numbers of those that were confirmed, ascending.
-        repeats: fewest and most runs of a confirmed member; (0, 0) where there is none.
+        repeats: fewest and most runs of a confirmed member; (0, 0) without confirmed members.
         behind: all pairs of confirmed members of which one dominates the other, by `trial`, the clear ones first.
     """
 
@@ -54,7 +54,7 @@ class Order:
 
     @property
     def worst(self) -> list[Behind]:
-        """One pair for each member that is behind: a clear one if there is any."""
+        """Return one pair for each member that is behind: a clear one if there is any."""
         found: dict[int, Behind] = {}
         for pair in self.behind:
             found.setdefault(pair.trial, pair)
@@ -62,17 +62,17 @@ class Order:
 
     @property
     def staying(self) -> list[int]:
-        """Confirmed members that no other confirmed member dominates."""
+        """Return the confirmed members that no other confirmed member dominates."""
         fallen = {pair.trial for pair in self.behind}
         return [trial for trial in self.confirmed if trial not in fallen]
 
 
 def confirmations(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a confirmed trial, by number; accuracies are fractions.
+    """Return one row a confirmed trial, by number; accuracies are fractions.
 
     `test_accuracy` is the mean over repeats with Student's 95 % interval; each repeat timed the student anew, in a
     sitting of its own, and `ratio` is over these (`stats.sittings_interval`). With one repeat the ends are NaN.
-    Attributes that are malformed fall out, and so do malformed runs.
+    Malformed attributes and runs are dropped.
 
     Args:
         study_attrs: the user attributes of a study.
@@ -87,21 +87,21 @@ def confirmations(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def runs(study_attrs: Mapping[str, Any], prefix: str = StudyAttr.CONFIRMED) -> dict[int, list[ConfirmedRun]]:
-    """The runs of each confirmed trial, or with `StudyAttr.CONTROL` of each one's control; malformed ones fall out."""
+    """Return the runs of each confirmed trial (or of its control: `StudyAttr.CONTROL`); malformed ones are dropped."""
     known = {str(key): value for key, value in study_attrs.items() if str(key).startswith(prefix)}
     found = {_trial_number(key.removeprefix(prefix), value): confirmed_runs(value) for key, value in known.items()}
     return {number: kept for number, kept in found.items() if number is not None and kept}
 
 
 def repeats(study_attrs: Mapping[str, Any]) -> tuple[int, ...]:
-    """How many runs of each student confirmation was begun with, then what that was raised to; empty if not kept."""
+    """Return the runs per student that confirmation was begun with, then what that was raised to; empty if not kept."""
     stored = study_attrs.get(StudyAttr.REPEATS)
     whole = [n for n in stored if isinstance(n, int) and n >= 1] if isinstance(stored, list | tuple) else []
     return tuple(whole)
 
 
 def _trial_number(text: str, value: object) -> int | None:
-    """The trial that an attribute is of; None where it is malformed."""
+    """Return the number of the trial that an attribute belongs to; None where it is malformed."""
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or not isinstance(value, Mapping):
         return None
     if str(int(text)) != text:
@@ -116,7 +116,7 @@ def _row(number: int, epochs: object, found: Sequence[ConfirmedRun], pooled: Spr
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and interval over repeats; one value has no interval."""
+    """Return mean and interval over repeats; one value has no interval."""
     if len(values) == 1:
         return values[0], math.nan, math.nan
     found = mean_interval(values)
@@ -124,17 +124,17 @@ def _mean(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _ratio(ratios: Sequence[float], pooled: Spread) -> tuple[float, float, float]:
-    """The ratio over sittings and its interval; one value has none."""
+    """Return the ratio over sittings and its interval; one value has none."""
     found = sittings_interval(ratios, pooled) if len(ratios) > 1 else None
     return (ratios[0], math.nan, math.nan) if found is None else (found.mean, found.low, found.high)
 
 
 def order(front: pd.DataFrame, confirmed: pd.DataFrame) -> Order:
-    """Whether a front's order survives its confirmation.
+    """Determine whether a front's order survives its confirmation.
 
     Args:
         front: one row a member, with `trial`, and the search's `test_accuracy` and `ratio`.
-        confirmed: of `confirmations`; trials outside the front do not count.
+        confirmed: of `confirmations`; trials outside the front are ignored.
     """
     search = {int(row["trial"]): row for row in front.to_dict("records")}
     rows = {int(row["trial"]): row for row in confirmed.to_dict("records") if int(row["trial"]) in search}
@@ -155,14 +155,14 @@ def _point(row: Mapping[Any, Any]) -> tuple[float, float]:
 
 
 def is_clear(better: Mapping[Any, Any], worse: Mapping[Any, Any]) -> bool:
-    """Whether more than noise says that one confirmed trial dominates another.
+    """Whether one confirmed trial dominates another beyond noise.
 
     To dominate is to be ahead in accuracy *and* in ratio, so both have to be shown: the means of test accuracy by
     Welch's test at 5 % (`stats.mean_exceeds`), the ratios by the interval of their quotient (`stats.told_apart`). An
-    intersection of claims needs no correction for being two; the many pairs of a front are not corrected for. Counted
-    operations have no noise: where neither ratio spreads at all, the two stand as they are, and equal ones are a tie
-    that accuracy decides. An accuracy without spread is chance, not certainty, and one repeat shows no spread: neither
-    is ever clear.
+    intersection of two claims needs no correction for multiplicity; the many pairs of a front are not corrected for.
+    Counted operations have no noise: where neither ratio varies, they are compared as they are, and equal ones are a
+    tie that accuracy decides. An accuracy that does not vary over repeats is chance, not certainty, and one repeat
+    shows no variation: neither is ever clear.
 
     Args:
         better, worse: rows of `confirmations`.
@@ -183,7 +183,7 @@ def _ends(row: Mapping[Any, Any], value: str, prefix: str) -> tuple[float, float
 
 
 def sentence(found: Order, planned: Sequence[int] = ()) -> str:
-    """The same in one plain sentence: "Confirmed with 5 seeds: 7 of 9 stay on the front; trial 12 falls behind ...".
+    """Return the order as one sentence: "Confirmed with 5 seeds: 7 of 9 stay on the front; trial 12 falls behind ...".
 
     Args:
         found: what `order` returned.
@@ -218,11 +218,11 @@ def _falls(pair: Behind) -> str:
 
 
 def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame, planned: Sequence[int] = ()) -> dict[str, Any]:
-    """What `kdsearch confirm --json` prints: strictly JSON, accuracies as fractions, None for what is not known.
+    """Return what `kdsearch confirm --json` prints: strict JSON, accuracies as fractions, None for what is not known.
 
     Args:
         study: its name.
-        front: as of `order`, and beside it rows of other confirmed trials; `on_front` tells them apart.
+        front: as in `order`, and rows of other confirmed trials; `on_front` distinguishes them.
         confirmed: of `confirmations`.
         planned: of `repeats`.
     """
@@ -249,7 +249,7 @@ def result(study: str, front: pd.DataFrame, confirmed: pd.DataFrame, planned: Se
 
 
 def _plain(value: object) -> int | float | None:
-    """A number for JSON: whole ones whole, None for NaN."""
+    """Convert a number for JSON: whole numbers to int, NaN to None."""
     if isinstance(value, int):
         return int(value)
     number = formatting.number(value)

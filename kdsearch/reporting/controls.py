@@ -1,4 +1,4 @@
-"""Was the teacher worth it: confirmed students against the same ones trained on labels alone, paired by seed."""
+"""The gain from distillation: confirmed students against the same ones trained on labels alone, paired by seed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OLD_MIX = "In this study, begun by an older version, the loss weight also change
 
 @dataclass(frozen=True)
 class Gain:
-    """What distillation gained a student.
+    """The gain in test accuracy of one student from distillation.
 
     Attributes:
         trial: its number.
         on_front: whether it is on the search's front.
         ratio: its confirmed mean ratio.
-        taught, labels: test accuracies with and without the teacher, fractions, a seed each, in the same order.
+        taught, labels: test accuracies with and without the teacher, fractions, one a seed, in the same order.
     """
 
     trial: int
@@ -38,19 +38,19 @@ class Gain:
 
     @property
     def values(self) -> list[float]:
-        """Taught less labels alone, seed by seed."""
+        """Return the gain of each seed: distilled less labels alone."""
         return [a - b for a, b in zip(self.taught, self.labels, strict=True)]
 
     @property
     def interval(self) -> Interval:
-        """Their mean with Student's 95 % interval over seeds; of one seed its ends are NaN."""
+        """Return the mean gain with Student's 95 % interval over seeds; with one seed its ends are NaN."""
         if len(self.values) < 2:
             return Interval(self.values[0], math.nan, math.nan, 1)
         return mean_interval(self.values)
 
 
 def gains(data: StudyData) -> list[Gain]:
-    """One for each confirmed trial that has a control of the same seeds, by number."""
+    """Return one gain for each confirmed trial that has a control of the same seeds, by number."""
     front = set(data.front["number"])
     found = []
     for trial in sorted(set(data.runs) & set(data.controls)):
@@ -64,10 +64,10 @@ def gains(data: StudyData) -> list[Gain]:
 
 
 def overall(found: Sequence[Gain]) -> Interval | None:
-    """Mean gain over these students, with a 95 % interval over seeds: the students are what they are, seeds are drawn.
+    """Return the mean gain over these students with a 95 % interval over seeds; the students are taken as fixed.
 
-    The variance of the mean is the sum of those of the students' means, its degrees of freedom Welch and
-    Satterthwaite's. None where a student has one seed alone, or there is none.
+    The variance of the mean is the sum of the variances of the students' means, with Welch-Satterthwaite degrees of
+    freedom. None where a student has a single seed, or there is no student.
     """
     if not found or any(len(gain.values) < 2 for gain in found):
         return None
@@ -82,7 +82,7 @@ def overall(found: Sequence[Gain]) -> Interval | None:
 
 
 def sentence(data: StudyData) -> str:
-    """Whether the teacher was worth it, in a sentence; empty without controls."""
+    """Say in a sentence whether distillation gained accuracy; empty without controls."""
     found = gains(data)
     if not found:
         return ""
@@ -102,14 +102,14 @@ def sentence(data: StudyData) -> str:
 
 
 def note(data: StudyData) -> str:
-    """What the comparison does not control for; empty where there is nothing to say."""
+    """Say what the comparison does not control for; empty where it controls for everything."""
     old = data.study_file and data.study_file.get("distillation", 1) == 1
     recipe = (data.study_file.get("student") or {}).get("recipe") or {}
     return OLD_MIX if old and recipe.get("optimizer") in ("sgd", "schedulefree") else ""
 
 
 def rows(data: StudyData) -> list[tuple[str, ...]]:
-    """Cells of the table, a row a student: trial, ratio, taught, labels alone, gain, its interval, seeds."""
+    """Return the cells of the table, a row a student: trial, ratio, taught, labels alone, gain, its interval, seeds."""
     found: list[tuple[str, ...]] = []
     for gain in gains(data):
         told = gain.interval
@@ -131,7 +131,7 @@ COLUMNS = ("trial", "ratio", "distilled", "labels alone", "gain, points", "95 % 
 
 
 def result(data: StudyData) -> dict[str, Any]:
-    """The same for JSON, accuracies as fractions."""
+    """Return the comparison for JSON, accuracies as fractions."""
     found = gains(data)
     mean = overall([gain for gain in found if gain.on_front] or found)
     return {
@@ -147,7 +147,7 @@ def result(data: StudyData) -> dict[str, Any]:
 
 
 def figure(data: StudyData) -> go.Figure | None:
-    """The front of the confirmed students beside that of the same students on labels alone; None for fewer than two."""
+    """Draw the front of the confirmed students beside the same students on labels alone; None for fewer than two."""
     found = gains(data)
     if len(found) < 2:
         return None

@@ -28,7 +28,7 @@ Recipe = Mapping[str, tuple[float, float, int]]
 
 
 def by_recipe(study: optuna.Study, dataset: object) -> dict[str, tuple[float, float, int]]:
-    """What `kdsearch slides` measured of the rows, where it lies in the study's storage.
+    """Return what `kdsearch slides` measured of the rows, where its results are in the study's storage.
 
     Args:
         study: of a search.
@@ -58,17 +58,17 @@ def _same_data(attrs: Mapping[str, Any], dataset: object) -> bool:
 
 
 def anchors(trials: pd.DataFrame, spec: StudySpec | None, recipe: Recipe) -> pd.DataFrame:
-    """One row a slide row.
+    """Return one row a slide row.
 
     Args:
         trials: `StudyData.trials`.
-        spec: of the study; None: it is not known, and with it what was published.
+        spec: of the study; None: it is not known, and neither are the published figures.
         recipe: of `by_recipe`.
 
     Returns:
-        What was published, what the deck's own recipe measured here (`recipe_*`), the trial that ran it in this study,
-        and the best trial at least as fast as that one (chosen by validation accuracy), `gain` being the difference of
-        the two test accuracies.
+        The published figures, those of the deck's own recipe measured here (`recipe_*`), the trial that ran the row in
+        this study, and the best trial at least as fast as that one (chosen by validation accuracy); `gain` is the
+        difference of the two test accuracies.
     """
     complete = records(trials[trials["state"] == "COMPLETE"])
     named = dict.fromkeys([*(spec.anchors if spec else ()), *(a for a in trials["anchor"] if a)])
@@ -87,7 +87,7 @@ def anchors(trials: pd.DataFrame, spec: StudySpec | None, recipe: Recipe) -> pd.
 
 
 def _best_at_least_as_fast(complete: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
-    """Chosen by validation: a choice by test accuracy would flatter the gain that is reported."""
+    """Return the best by validation: a choice by test accuracy would bias the reported gain upwards."""
     fast = [row for row in complete if row["ratio"] >= ratio]
     return max(fast, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
 

@@ -1,4 +1,4 @@
-"""What a study spent: epochs of training, how many the pruner saved, and what its audit says that this cost."""
+"""The cost of a study: epochs trained, epochs that the pruner saved, and the pruner's mistakes by its audit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ PLANNED = CONFIG + "epochs"
 
 
 def effort(data: StudyData) -> str:
-    """In words: "spent 412 epochs on 57 trials; pruning saved 288 of 700 planned epochs"; empty if nothing was trained.
+    """Describe effort: "spent 412 epochs on 57 trials; pruning saved 288 of 700 planned epochs"; empty if untrained.
 
     With audited trials also: "of 7 trials that were never pruned, to check this, 4 would have been ended, and 1 of
     these came to the front later".
 
-    Failed, killed and running trials have spent, too; what was planned is of the finished ones, and what a spent budget
-    cut was not saved by pruning.
+    Spent epochs include those of failed, killed and running trials; planned ones are of finished trials only, and
+    epochs that an exhausted budget cut off do not count as saved by pruning.
     """
     trained = data.trials[data.trials["epochs_run"] > 0]
     if trained.empty:
@@ -33,7 +33,7 @@ def effort(data: StudyData) -> str:
 
 
 def audit(data: StudyData) -> list[str]:
-    """What the trials that were never pruned show of the pruner's mistakes, in words; empty where there are none."""
+    """Describe the pruner's mistakes that the never-pruned trials reveal; empty without such trials."""
     finished = data.trials[data.trials["state"] == "COMPLETE"].set_index("number")
     audits = {
         trial.number: trial.user_attrs[Attr.AUDIT]

@@ -1,4 +1,4 @@
-"""Figures as people read them; everything missing (None, NaN) becomes a dash."""
+"""Format figures for people; missing values (None, NaN) become a dash."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from collections.abc import Mapping
 from typing import Any
 
 NOTHING = "–"
-TRIALS_NAMED = 5  # of those that a trial could not beat
+TRIALS_NAMED = 5  # of the trials that a pruned one could not beat
 
 
 def missing(value: object) -> bool:
-    """Whether a cell holds nothing: None or NaN."""
+    """Whether a value is None or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def number(value: object) -> float:
-    """A finite number as a float, anything else (text, bool, None, infinity) as NaN."""
+    """Return a finite number as a float, anything else (text, bool, None, infinity) as NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return math.nan
     return float(value)
 
 
 def percent(fraction: object, digits: int = 2) -> str:
-    """0.9759 as "97.59 %"."""
+    """Format 0.9759 as "97.59 %"."""
     value = number(fraction)
     return NOTHING if math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
 def points(fraction: object) -> str:
-    """A difference of two accuracies, in percentage points with its sign: "+1.20"."""
+    """Format a difference of two accuracies in percentage points with its sign: "+1.20"."""
     value = number(fraction)
     return NOTHING if math.isnan(value) else f"{100 * value:+.2f}"
 
 
 def ratio(value: object) -> str:
-    """About three digits: "4.21", "14.2", "139"."""
+    """Format a ratio with about three digits: "4.21", "14.2", "139"."""
     x = number(value)
     if math.isnan(x):
         return NOTHING
@@ -44,44 +44,44 @@ def ratio(value: object) -> str:
 
 
 def microseconds(value: object) -> str:
-    """A time an image, in microseconds, about three digits: "0.52", "12.1", "1,340"."""
+    """Format a time an image in microseconds with about three digits: "0.52", "12.1", "1,340"."""
     return ratio(value)
 
 
 def sittings(row: Mapping[str, Any]) -> str:
-    """How many sittings the ratio of a row of trials is from: ", over 3 sittings"; empty where that is not known."""
+    """Say how many sittings a trial's ratio is from: ", over 3 sittings"; empty where that is not known."""
     n = number(row["sittings"])
     return f", {'of one sitting' if n == 1 else f'over {n:.0f} sittings'}" if n >= 1 else ""
 
 
 def times(row: Mapping[str, Any]) -> str:
-    """Microseconds of a row of trials: "0.52 µs an image, 12.1 µs one alone"; empty where they were not measured."""
+    """Format a trial's microseconds: "0.52 µs an image, 12.1 µs one alone"; empty where they were not measured."""
     named = {"microseconds": "µs an image", "microseconds_1": "µs one alone"}
     return ", ".join(f"{microseconds(row[name])} {title}" for name, title in named.items() if not missing(row[name]))
 
 
 def interval(value: object, low: object, high: object) -> str:
-    """A ratio with its interval where it has one: "14.2 (13.8 to 14.6)"."""
+    """Format a ratio with its interval where it has one: "14.2 (13.8 to 14.6)"."""
     if missing(low) or missing(high) or low == high:
         return ratio(value)
     return f"{ratio(value)} ({ratio(low)} to {ratio(high)})"
 
 
 def span(fraction: object, low: object, high: object) -> str:
-    """An accuracy with its interval where it has one: "97.02 % (96.72 to 97.32)"."""
+    """Format an accuracy with its interval where it has one: "97.02 % (96.72 to 97.32)"."""
     if math.isnan(number(low)) or math.isnan(number(high)):
         return percent(fraction)
     return f"{percent(fraction)} ({100 * number(low):.2f} to {100 * number(high):.2f})"
 
 
 def count(value: object) -> str:
-    """A whole number with separators: "39,760"."""
+    """Format a whole number with separators: "39,760"."""
     x = number(value)
     return NOTHING if math.isnan(x) else f"{round(x):,}"
 
 
 def size(octets: object) -> str:
-    """Bytes as "159 kB" or "1.2 MB" (powers of ten)."""
+    """Format bytes as "159 kB" or "1.2 MB" (powers of ten)."""
     x = number(octets)
     if math.isnan(x):
         return NOTHING
@@ -92,7 +92,7 @@ def size(octets: object) -> str:
 
 
 def seconds(value: object) -> str:
-    """A duration: "0.82 s", "12.4 s", "3 min 12 s"."""
+    """Format a duration: "0.82 s", "12.4 s", "3 min 12 s"."""
     x = number(value)
     if math.isnan(x):
         return NOTHING
@@ -101,7 +101,7 @@ def seconds(value: object) -> str:
 
 
 def setting(value: object) -> str:
-    """One value of a configuration: short floats, lists in brackets."""
+    """Format one value of a configuration: short floats, lists in brackets."""
     if missing(value):
         return NOTHING
     if isinstance(value, float):
@@ -112,12 +112,12 @@ def setting(value: object) -> str:
 
 
 def configuration(config: Mapping[str, Any]) -> str:
-    """A configuration on one line: "width 300, temperature 3.5"."""
+    """Format a configuration on one line: "width 300, temperature 3.5"."""
     return ", ".join(f"{key.replace('_', ' ')} {setting(value)}" for key, value in config.items())
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested dictionary as (dotted key, text) pairs, for a table of two columns."""
+    """Flatten a nested dictionary to (dotted key, text) pairs, for a table of two columns."""
     rows: list[tuple[str, str]] = []
     for key, value in nested.items():
         if isinstance(value, Mapping) and value:
@@ -129,10 +129,10 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def pruning(reason: object) -> str:
-    """Why a trial ended early, from what was stored: text, or a mapping with `step`, `at`, `forecast`, `trials`, ...
+    """Say why a trial ended early, from the stored text or mapping (`step`, `at`, `forecast`, `trials`, ...).
 
-    "at epoch 3: it could hope for 93.10 % by epoch 20, which would not beat trials 4, 7". Where there is no forecast,
-    as when a budget was spent, the stored sentence stands.
+    "at epoch 3: it could hope for 93.10 % by epoch 20, which would not beat trials 4, 7". Without a forecast,
+    as when a budget was spent, the stored sentence is returned.
     """
     if not isinstance(reason, Mapping):
         return "" if missing(reason) else str(reason)

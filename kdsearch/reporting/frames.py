@@ -1,4 +1,4 @@
-"""Frames as plain rows."""
+"""Conversion of frames to plain rows."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import pandas as pd
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as dictionaries."""
+    """Return the rows of a frame as dictionaries with text keys."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]

@@ -1,4 +1,4 @@
-"""How a study's hypervolume grew: over trials, epochs of training and hours."""
+"""The growth of a study's hypervolume over trials, epochs of training and hours."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kdsearch.reporting.frames import records
 COLUMNS = ("finished", "trial", "hypervolume", "epochs", "hours")
 
 
-BELOW_TEACHER = 0.2  # accuracy: a student that far below its teacher counts nothing
+BELOW_TEACHER = 0.2  # accuracy: a student this far below its teacher adds no hypervolume
 
 
 def lowest(wanted: float | None, teacher: Mapping[str, Any], classes: int | None) -> float | None:
-    """The accuracy from which hypervolume counts: a student below it is of no use.
+    """Return the accuracy from which hypervolume counts: a student below it is of no use.
 
     Args:
         wanted: the study file's `[report] floor`, in percent, or None.
         teacher: TeacherFacts as a dictionary; empty: not known.
-        classes: of the data set; None: unknown.
+        classes: of the data set; None: not known.
 
     Returns:
         A fraction: as wanted, else 20 points below the teacher's validation accuracy (its test accuracy where that is
@@ -40,7 +40,7 @@ def lowest(wanted: float | None, teacher: Mapping[str, Any], classes: int | None
 
 
 def history(trials: pd.DataFrame, floor: float | None, *, begin: datetime | None) -> pd.DataFrame | None:
-    """The hypervolume of the complete trials after each finished one.
+    """Return the hypervolume of the complete trials after each finished one.
 
     Args:
         trials: `StudyData.trials`.
@@ -48,8 +48,8 @@ def history(trials: pd.DataFrame, floor: float | None, *, begin: datetime | None
         begin: of the study's first trial.
 
     Returns:
-        Rows in the order in which trials finished: how many had, the trial, the hypervolume so far, epochs trained so
-        far by those that finished, hours since the beginning (NaN where a time is missing). None without a floor.
+        Rows in the order in which trials finished: number finished, the trial, the hypervolume so far, epochs trained
+        so far by finished trials, hours since the beginning (NaN where a time is missing). None without a floor.
     """
     if floor is None:
         return None
@@ -62,7 +62,7 @@ def history(trials: pd.DataFrame, floor: float | None, *, begin: datetime | None
         epochs += row["epochs_run"]
         point = (row["accuracy"], row["ratio"])
         if row["state"] == "COMPLETE" and not any(pareto.dominates(known, point) for known in best):
-            # what is dominated adds no area, so the front so far is enough
+            # dominated points add no area, so the front so far suffices
             best = [known for known in best if not pareto.dominates(point, known)] + [point]
             volume = pareto.study_hypervolume(best, floor)
         rows.append((len(rows) + 1, row["number"], volume, epochs, _hours(begin, row["finished"])))

@@ -1,4 +1,4 @@
-"""Which parameters decided accuracy, and which the ratio."""
+"""The importance of each parameter for accuracy and for the ratio."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 COLUMNS = ("parameter", "accuracy", "ratio")
-LEAST = 10  # complete trials: below, an importance says nothing
+LEAST = 10  # complete trials: with fewer, an importance means nothing
 USUAL = 0.8  # share of the trials that must have a parameter; those without it are left out for it
 
 
 def importances(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    """How much of each objective's spread among the complete trials each parameter explains.
+    """Return how much of each objective's variance among the complete trials each parameter explains.
 
-    Mean decrease of impurity in a random forest, as Optuna has it: for each objective by itself, shares that add up to
-    1. (PED-ANOVA said of a real study's ratio, which the width alone decides, that the width explains a quarter; fANOVA
-    agrees with the forest and takes two minutes for 1,000 trials.) A parameter that many trials do not have, as the
-    temperature at loss weight 0, is judged from those that do.
+    Mean decrease of impurity in a random forest, as implemented in Optuna: for each objective by itself, shares that
+    add up to 1. (For a real study's ratio, which the width alone decides, PED-ANOVA gave the width a quarter; fANOVA
+    agrees with the forest and takes two minutes for 1,000 trials.) A parameter that many trials do not have, such as
+    the temperature at loss weight 0, is judged from those that have it.
 
     Args:
         trials: of a study of two objectives.
@@ -45,7 +45,7 @@ def importances(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
 def _of(trials: Sequence[FrozenTrial], names: list[str], objective: int) -> dict[str, Any]:
     study = optuna.create_study(directions=["maximize"] * 2)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls the evaluator experimental
+        warnings.simplefilter("ignore")  # Optuna marks the evaluator as experimental
         evaluator = optuna.importance.MeanDecreaseImpurityImportanceEvaluator(seed=0)
         try:
             study.add_trials(
@@ -59,5 +59,5 @@ def _of(trials: Sequence[FrozenTrial], names: list[str], objective: int) -> dict
             return optuna.importance.get_param_importances(
                 study, evaluator=evaluator, params=names, target=lambda trial: trial.values[objective]
             )
-        except (ValueError, RuntimeError, KeyError):  # a range that changed meanwhile, or nothing to tell apart
+        except (ValueError, RuntimeError, KeyError):  # a range changed between trials, or no variance to explain
             return {}

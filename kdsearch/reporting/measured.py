@@ -1,4 +1,4 @@
-"""What a study holds of ratios outside of its search: in other runtimes here, of exported files, on real devices."""
+"""Ratios measured outside of the search: in other runtimes here, of exported files, on real devices."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import pandas as pd
 
 from kdsearch.records import StudyAttr
 
-LONGEST = 200  # characters of a text
-LARGEST = 1e12  # of a figure
+LONGEST = 200  # characters of a stored text
+LARGEST = 1e12  # upper limit of a stored figure
 HERE, DEVICE, FILE = "here", "device", "file"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A ratio, teacher / student, that was measured outside of the search.
+    """A ratio teacher / student that was measured outside of the search.
 
     Attributes:
         trial: the student's number.
         source: HERE (`kdsearch measure`), DEVICE (imported) or FILE (verified by `kdsearch export`).
         runtime: "torch", "ONNX Runtime", or the format of a file.
         version: of the runtime, with its name.
-        device: what it was measured on; "" where that is not known.
+        device: the device's name; "" where that is not known.
         provider: of ONNX Runtime; "" for its CPU.
-        threads: inside an operation; 0 where that is not known.
+        threads: intra-operation threads; 0 where that is not known.
         batch: images a batch.
         ratio, low, high: with the 95 % interval.
         teacher_seconds, student_seconds: medians, a batch.
@@ -53,17 +53,17 @@ class Measured:
 
     @property
     def setup(self) -> tuple[object, ...]:
-        """What two measurements share that compare."""
+        """Return what two comparable measurements have in common."""
         return self.source, self.runtime, self.device, self.provider, self.threads, self.batch
 
     @property
     def key(self) -> str:
-        """The study's attribute that keeps it: a later one of the same setup takes its place."""
+        """Return the study attribute's name: a later measurement of the same setup replaces this one."""
         told = hashlib.sha256(json.dumps(self.setup).encode()).hexdigest()
         return f"{StudyAttr.MEASURED}{self.trial}:{told[:12]}"
 
     def stored(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return the measurement as plain JSON."""
         return dataclasses.asdict(self)
 
 
@@ -73,7 +73,7 @@ FIGURES = ("ratio", "low", "high", "teacher_seconds", "student_seconds")
 
 
 def measurements(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a measurement, with the fields of `Measured`; what is malformed falls out, for a storage is anybody's.
+    """Return one row a measurement, with the fields of `Measured`; malformed ones (others may write too) are dropped.
 
     Args:
         study_attrs: the user attributes of a study.
@@ -88,13 +88,13 @@ def measurements(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def frame(found: Iterable[Measured]) -> pd.DataFrame:
-    """Measurements as rows, by trial."""
+    """Return measurements as rows, by trial."""
     rows = sorted(found, key=lambda one: (one.trial, *map(str, one.setup)))
     return pd.DataFrame([one.stored() for one in rows], columns=list(COLUMNS))
 
 
 def parsed(stored: object) -> Measured | None:
-    """A stored measurement; None where it is malformed."""
+    """Parse a stored measurement; None where it is malformed."""
     if not isinstance(stored, Mapping) or not set(COLUMNS) <= set(stored):
         return None
     sound = (
@@ -110,17 +110,17 @@ def parsed(stored: object) -> Measured | None:
 
 
 def is_whole(value: object, *, least: int = 0) -> bool:
-    """Whether a value is a whole number that anything here can be."""
+    """Whether a value is a whole number from `least` to below LARGEST."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < LARGEST
 
 
 def is_figure(value: object) -> bool:
-    """Whether a value is a finite number above 0."""
+    """Whether a value is a number above 0 and below LARGEST."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LARGEST
 
 
 def _of_file(stored: object) -> Measured | None:
-    """What an export stored of a file, which says it in other words."""
+    """Convert what an export stored of a file, which has other keys."""
     if not isinstance(stored, Mapping):
         return None
     known = {"device": "", "threads": 0, "date": ""} | {

@@ -1,4 +1,4 @@
-"""The ratios of the front's students by runtime and device, side by side: does their order stay?"""
+"""Compare the ratios of the front's students by runtime and device, and whether their order stays the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdsearch.reporting.measured import DEVICE, FILE, HERE, is_figure
 HEIGHT = 420
 TICK = 14  # characters of a line below the figure
 LONGEST = 40  # characters of a column's title
-NAMED = 3  # pairs that change places
+NAMED = 3  # swapped pairs that the sentence names
 SEARCH, TORCH = "the search", "torch"
 SOURCES = (HERE, FILE, DEVICE)  # in this order
 WHERE = {HERE: "in", FILE: "as", DEVICE: "on"}
@@ -38,9 +38,9 @@ class Column:
     """The ratios of one runtime on one device.
 
     Attributes:
-        title: short, unlike any other's.
+        title: short and unique.
         where: the same in a sentence: "in torch", "on Raspberry Pi 5".
-        what: how they were measured, in words.
+        what: how the ratios were measured, in words.
         cells: by trial.
     """
 
@@ -52,12 +52,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of students in a column against the search's.
+    """The order of the students in a column compared with the search's.
 
     Attributes:
         where: as the column's.
-        trials: that both hold.
-        swapped: pairs that change places, the slower of the search first, and whether more than noise says so.
+        trials: those that both hold.
+        swapped: pairs that change places, the slower of the search first, and whether the change exceeds noise.
     """
 
     where: str
@@ -66,7 +66,7 @@ class Order:
 
 
 def columns(data: StudyData) -> list[Column]:
-    """The search's own ratios, then each runtime and device; empty where nothing was measured outside of the search."""
+    """Return the search's ratios, then each runtime's and device's; empty without other measurements."""
     numbers = set(data.trials["number"])
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in records(data.measured):
@@ -94,7 +94,7 @@ def _of_search(data: StudyData) -> Column:
 
 
 def _titles(groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """A title for each group of rows: as short as may be, and no two alike."""
+    """Return a title for each group of rows, as short as possible and unique."""
     rows = [group[0] for group in groups]
     titles = [_title(row) for row in rows]
     for more in (
@@ -121,7 +121,7 @@ def _threads(count: int) -> str:
 
 
 def _what(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line on how a column was measured; versions and dates may differ from row to row."""
+    """Describe in one line how a column was measured; versions and dates may differ from row to row."""
     row = rows[0]
     versions = ", ".join(dict.fromkeys(each["version"] for each in rows))
     dates = sorted({each["date"][:10] for each in rows if each["date"]})
@@ -137,10 +137,10 @@ def _what(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def order(found: Sequence[Column], front: Sequence[int]) -> list[Order]:
-    """For each column but the search's that holds two members of the front or more, who changes places.
+    """Return, for each column but the search's that holds two members of the front or more, the pairs that swap.
 
-    A pair that ties in the search (equal architectures share a timing) has no order. More than noise says so where the
-    two intervals are apart in the search and the other way round in the column.
+    A pair that ties in the search (equal architectures share a timing) has no order. A swap exceeds noise where the
+    two intervals are apart in the search and apart the other way round in the column.
 
     Args:
         found: of `columns`.
@@ -167,10 +167,10 @@ def _apart(cells: Mapping[int, Cell], slow: int, fast: int) -> bool:
 
 
 def sentence(found: Sequence[Column], front: Sequence[int]) -> str:
-    """Whether the order of the students stays: "In ONNX Runtime the order of the 5 students is that of the search."
+    """Say whether the students' order stays: "In ONNX Runtime the order of the 5 students is that of the search."
 
     Args:
-        found, front: as of `order`.
+        found, front: as in `order`.
     """
     told = order(found, front)
     if not found:
@@ -205,14 +205,14 @@ def _listed(names: Sequence[str], last: str = " and ") -> str:
 
 
 def numbers(data: StudyData, found: Sequence[Column]) -> list[int]:
-    """The trials to show: the front by ratio, then others that were measured."""
+    """Return the trials to show: the front by ratio, then other measured ones."""
     front = [int(number) for number in data.front["number"]]
     others = {number for column in found[1:] for number in column.cells} - set(front)
     return front + sorted(others)
 
 
 def rows(data: StudyData, found: Sequence[Column]) -> list[dict[str, Any]]:
-    """One row a trial: `number`, `on_front`, `test_accuracy` and `cells`, a text a column."""
+    """Return one row a trial: `number`, `on_front`, `test_accuracy` and `cells`, a text a column."""
     by_number = {row["number"]: row for row in records(data.trials)}
     missing: Cell = (math.nan,) * 3
     return [
@@ -223,7 +223,7 @@ def rows(data: StudyData, found: Sequence[Column]) -> list[dict[str, Any]]:
 
 
 def view(data: StudyData) -> dict[str, Any] | None:
-    """What the page and Markdown show: `sentence`, `titles`, `what` and `rows`; None where nothing was measured."""
+    """Return what the page and Markdown show: `sentence`, `titles`, `what`, `rows`; None without measurements."""
     found = columns(data)
     if not found:
         return None
@@ -236,7 +236,7 @@ def view(data: StudyData) -> dict[str, Any] | None:
 
 
 def result(data: StudyData) -> dict[str, Any] | None:
-    """The same for JSON: each column with its figures by trial."""
+    """Return the comparison for JSON: each column with its figures by trial."""
     found = columns(data)
     if not found:
         return None
@@ -254,9 +254,9 @@ def result(data: StudyData) -> dict[str, Any] | None:
 
 
 def figure(data: StudyData) -> go.Figure | None:
-    """A line a trial over runtimes and devices: where lines cross, students change places.
+    """Draw a line a trial over runtimes and devices; where lines cross, students change places.
 
-    None where there are not two trials to compare.
+    None with fewer than two trials to compare.
     """
     found = columns(data)
     shown = [number for number in numbers(data, found) if any(number in column.cells for column in found[1:])]
@@ -295,7 +295,7 @@ def _line(i: int, number: int, found: Sequence[Column]) -> go.Scatter:
 
 
 def _numbers(shown: Sequence[int], found: Sequence[Column], y_range: Sequence[float]) -> go.Scatter:
-    """The trials' numbers where their lines end, so that no colour need be looked up."""
+    """Draw the trials' numbers where their lines end, so that readers need not look up colours."""
     ends = []
     for number in shown:
         last = max(i for i, column in enumerate(found) if number in column.cells)

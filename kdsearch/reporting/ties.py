@@ -1,4 +1,4 @@
-"""Students that timing cannot tell apart: which ones, and that accuracy decides among them; in figures and in words."""
+"""Students whose times do not differ beyond noise: which ones they are, and the most accurate among them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def told_apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Ratio and interval; one that was stored without an interval stands as if it were exact."""
+    """Return ratio and interval; a ratio stored without an interval counts as exact."""
     ratio, low, high = (formatting.number(row[name]) for name in ("ratio", "ratio_low", "ratio_high"))
     return (ratio, low, high) if 0 < low <= ratio <= high else (ratio, ratio, ratio)
 
 
 def fastest(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of those that cannot be told from the one with the largest ratio the most accurate one, by validation.
+    """Return the most accurate by validation of the trials that cannot be told apart from the largest ratio's.
 
     Args:
         rows: of `StudyData.trials`, at least one, ratios above 0.
@@ -38,7 +38,7 @@ def fastest(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ties(front: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Members of a front that are not shown to be faster than a more accurate one, with the most accurate such one.
+    """Map members of a front that are not shown to be faster than a more accurate one to the most accurate such one.
 
     Args:
         front: rows of `StudyData.trials`.
@@ -53,7 +53,7 @@ def ties(front: Sequence[dict[str, Any]]) -> dict[int, int]:
 
 
 def sentence(data: StudyData) -> str:
-    """What timing cannot tell of the front, and which intervals do not cover; empty where there is nothing to say."""
+    """Say which of the front's times do not differ beyond noise, and which intervals do not cover; else empty."""
     rows = records(data.front)
     if data.cost == "flops" or not rows:
         return ""

@@ -1,4 +1,4 @@
-"""What a study recommends: which student to ship, in one sentence with figures, and picks from its front."""
+"""The recommendation of a study: the student to ship, in one sentence with figures, and picks from its front."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIP, ACCURATE, KNEE, FASTEST = "To ship", "Most accurate", "Knee", "Fastest"
 
 @dataclass(frozen=True)
 class Pick:
-    """A member of the front worth a look.
+    """A notable member of the front.
 
     Attributes:
         title: "To ship", "Most accurate", "Knee" or "Fastest".
@@ -37,7 +37,7 @@ class Pick:
 
 
 def knee(front: pd.DataFrame) -> int:
-    """Number of the front's trial that gives up least on both objectives together.
+    """Return the number of the front's trial with the best trade-off of both objectives.
 
     Validation accuracy and log10 ratio are scaled so that the front's worst is 0 and its best is 1; the knee
     has the largest product of the two. The ends of the front have the product 0, so with one or two members
@@ -61,7 +61,7 @@ def knee(front: pd.DataFrame) -> int:
 
 
 def picks(data: StudyData) -> list[Pick]:
-    """To ship (where one qualifies), most accurate by validation, knee, fastest; a trial may be picked more than once.
+    """Return those to ship (if any), most accurate by validation, knee, fastest; a trial may be picked repeatedly.
 
     Empty without a front.
     """
@@ -83,12 +83,12 @@ def picks(data: StudyData) -> list[Pick]:
 
 
 def verdict(data: StudyData) -> str:
-    """The student to ship with its figures, or why there is none and which one is nearest: `headline` and `details`."""
+    """Name the student to ship, or why there is none and which one is nearest: `headline` and `details`."""
     return f"{headline(data)} {details(data)}".rstrip()
 
 
 def headline(data: StudyData) -> str:
-    """One sentence: which student to ship, how fast, how much worse, how sure."""
+    """Say in one sentence which student to ship, how fast it is, how much worse, and with what confidence."""
     if data.front.empty:
         return _nothing(data.counts)
     found = ship(data)
@@ -103,7 +103,7 @@ def headline(data: StudyData) -> str:
 
 
 def details(data: StudyData) -> str:
-    """The rest of what is known of that student, in a second sentence; empty where nothing is."""
+    """Return further facts on that student as a second sentence; empty where nothing is known."""
     if data.front.empty:
         return ""
     found = ship(data)
@@ -117,14 +117,14 @@ def details(data: StudyData) -> str:
 
 
 def none_within(found: Shipping) -> str:
-    """That no student qualifies, and which is nearest; `found.nearest` is there."""
+    """Say that no student qualifies, and which is nearest; `found.nearest` must be set."""
     assert found.nearest is not None
     near = _name(found.nearest.row)
     return f"No student is shown to be within {_points(found.within)} of the teacher; the nearest is {near}"
 
 
 def looks(data: StudyData, found: Shipping) -> str:
-    """How the student to ship was chosen, and how often the test set was looked at; a sentence or two."""
+    """Say how the student to ship was chosen, and how often the test set was looked at."""
     if found.nearest is None:
         return ""
     known = number((data.teacher or {}).get("validation_accuracy"))
@@ -140,12 +140,12 @@ def looks(data: StudyData, found: Shipping) -> str:
 
 
 def sentence(data: StudyData, of: Standing) -> str:
-    """What a student is worth, in half a sentence: how fast, how much worse, how sure."""
+    """Return half a sentence on a student: how fast, how much worse, with what confidence."""
     return f"{_fast(data, of.row)}, {_below(of)}"
 
 
 def worth(data: StudyData, row: dict[str, Any]) -> str:
-    """`sentence` and all else that is known of any trial; bare figures where teacher or test set is not known."""
+    """Return `sentence` with further facts for any trial; bare figures where teacher or test set is not known."""
     found = standing(data, row)
     if found is not None:
         more = "; ".join(_more(data, found))
@@ -156,7 +156,7 @@ def worth(data: StudyData, row: dict[str, Any]) -> str:
 
 
 def _more(data: StudyData, of: Standing) -> list[str]:
-    """Interval of the ratio, time an image, errors, seeds, the slide row that is beaten: as far as they are known."""
+    """List what is known: interval of the ratio, time an image, errors, seeds, the slide row that is beaten."""
     row = of.row
     span = formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]).partition(" (")[2].removesuffix(")")
     theirs, ours = row["test_accuracy"] + of.below, row["test_accuracy"]
@@ -166,7 +166,7 @@ def _more(data: StudyData, of: Standing) -> list[str]:
 
 
 def _fast(data: StudyData, row: dict[str, Any]) -> str:
-    """A trial's ratio in words: "14.2 times as fast as the teacher"."""
+    """Format a trial's ratio: "14.2 times as fast as the teacher"."""
     slower = 0 < row["ratio"] < 1
     word = "slower than" if slower else "as fast as"
     if data.cost == "flops":
@@ -175,7 +175,7 @@ def _fast(data: StudyData, row: dict[str, Any]) -> str:
 
 
 def _microseconds(data: StudyData, row: dict[str, Any]) -> str:
-    """Time an image at the study's batch and at batch 1, as far as they were stored."""
+    """Format the time an image at the study's batch and at batch 1, as far as stored."""
     batch = (data.study_file.get("latency") or {}).get("batch", "")
     times = (number(row.get("microseconds")), f"an image at batch {batch}"), (
         number(row.get("microseconds_1")), "at batch 1"
@@ -204,9 +204,9 @@ def _sure(of: Standing) -> str:
 
 
 def _beaten(data: StudyData, of: Standing) -> str:
-    """The most accurate slide row measured here that the student beats without being slower: like with like.
+    """Name the most accurate slide row measured here that the student beats without being slower.
 
-    Both by what confirmation found, or else both by the search's own single runs.
+    Both by their confirmed figures, or else both by the search's single runs.
     """
     known = {each["trial"]: each for each in records(data.confirmed)}
     by_number = {row["number"]: row for row in records(data.trials)}

@@ -1,4 +1,4 @@
-"""What one decision of ParetoPruner costs in a long study."""
+"""Measure the time that one decision of ParetoPruner takes in a long study."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ DISTRIBUTIONS = {
     "batch_size": IntDistribution(16, 512, log=True),
 }
 MILLISECONDS = 1e3
-AGAIN = 20  # the read alone is timed so often
+AGAIN = 20  # repetitions of the read by itself
 
 
 def _trial(random: np.random.Generator, epochs: int, seen: int, *, over: bool) -> FrozenTrial:
-    """A trial of made-up parameters whose error falls as a power of the epoch, with noise."""
+    """Return a trial of synthetic parameters whose error falls as a power of the epoch, with noise."""
     width = int(random.choice(WIDTHS))
     ratio = 3000.0 / width * float(random.uniform(0.9, 1.1))
     errors = 0.3 * width**-0.3 * np.arange(1, epochs + 1) ** -float(random.uniform(0.2, 0.6))
@@ -53,7 +53,7 @@ def _trial(random: np.random.Generator, epochs: int, seen: int, *, over: bool) -
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Runs its body with the garbage collector off, as `timeit` does: its rounds fall on whoever allocates next."""
+    """Turn the garbage collector off in the body, as `timeit` does, so that collections do not distort the timing."""
     gc.disable()
     try:
         yield
@@ -62,7 +62,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _read(study: Study) -> float:
-    """Seconds of CPU time that reading all trials takes, the least of several times."""
+    """Return the seconds of CPU time that reading all trials takes, the least of several times."""
     spent = []
     for _ in range(AGAIN):
         began = time.process_time()
@@ -72,13 +72,13 @@ def _read(study: Study) -> float:
 
 
 def decision(*, trials: int, epochs: int, decisions: int = 60, seed: int = 0) -> dict[str, Any]:
-    """Times decisions about new trials at steps all over their length, one after the other, in a study in memory.
+    """Time consecutive decisions about new trials at steps spread over their length, in an in-memory study.
 
     Args:
-        trials: COMPLETE ones with a whole curve in the history.
+        trials: number of COMPLETE trials with a full curve in the history.
         epochs: of each.
-        decisions: so many new trials, each asked about once.
-        seed: of the made-up curves.
+        decisions: number of new trials, with one decision each.
+        seed: of the synthetic curves.
 
     Returns:
         CPU milliseconds beyond the storage's read of all trials, garbage collection left out: `median_ms`,

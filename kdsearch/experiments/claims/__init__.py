@@ -1,1 +1,1 @@
-"""The deck's claims, put in a form that can be confirmed or refuted."""
+"""Tests of the deck's claims, each stated so that it can be confirmed or refuted."""

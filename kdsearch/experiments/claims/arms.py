@@ -1,6 +1,6 @@
-"""Claims 1 to 4 and 7 to 9: students taught in arms that differ in one thing, against a control.
+"""Claims 1 to 4 and 7 to 9: students trained in arms that differ in one thing, against a control.
 
-Every margin stands in `lab.MARGIN` or here, fixed before anything ran; what was altered since stands in `CHANGES`.
+Every margin is in `lab.MARGIN` or here, fixed before anything ran; later changes are listed in `CHANGES`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from kdsearch.experiments.claims.findings import UNTESTABLE, Effect, Finding, Verdict, effect
 from kdsearch.experiments.claims.lab import LEFT_OUT, MARGIN, WIDE, Arm, Lab, Scores
 
-FASTER = 10.0  # times, at least: the deck's aim is 10 to 100
-GARBAGE = 20.0  # points above chance, at most: then a student counts as having learnt nothing of use
-MISLED = 10.0  # points below labels alone, at least: then a transfer set counts as misleading
-RECALL = 10.0  # points of recall, at least: then a class counts as learnt without its images
+FASTER = 10.0  # least speed-up: the deck's aim is 10 to 100
+GARBAGE = 20.0  # most points above chance at which a student counts as having learnt nothing useful
+MISLED = 10.0  # least points below labels alone at which a transfer set counts as misleading
+RECALL = 10.0  # least points of recall at which a class counts as learnt without its images
 LABELS = Arm(loss_weight=0.0)
 BOTH = Arm(loss_weight=0.5, temperature=4.0, ordinary=True)  # cls + div, as the deck's CIFAR-10 loss
 TEACHER = Arm(loss_weight=1.0)  # as the deck's MNIST loss
@@ -34,28 +34,28 @@ CHANGES = (
     "the first run taught with noise alone.",
     "Claim 9's temperature was four times the teacher's own from a pilot on: at 3.5 targets were as hard as labels.",
 )
-"""What was altered after the first run, and why: every page says it."""
+"""Changes after the first run, with reasons; every page lists them."""
 
 
 def percent(values: Scores | Sequence[float]) -> list[float]:
-    """Accuracies in percent, one a pair of teacher and seed."""
+    """Return accuracies in percent, one a pair of teacher and seed."""
     found = np.asarray(values, dtype=np.float64)
     return [float(value) for value in 100 * (found.mean(axis=2).ravel() if found.ndim == 3 else found)]
 
 
 def worth_learning_from(theirs: Scores, labels: Scores) -> tuple[Effect, Verdict | None]:
-    """Whether teachers are better than students on labels alone; the verdict of a claim where that is not shown."""
+    """Test whether teachers beat students on labels alone; where that is not shown, return the claim's verdict, too."""
     gap = effect("teacher - labels alone", theirs, labels, margin=0.0, decides=False)
     return gap, None if gap.verdict == "confirmed" else UNTESTABLE
 
 
 def points(number: float) -> str:
-    """A margin in words."""
+    """Format a margin."""
     return f"{number:g} point{'' if number == 1 else 's'}"
 
 
 def claim_1(lab: Lab) -> Finding:
-    """10 to 100 times faster, at little loss of accuracy."""
+    """Test: 10 to 100 times faster, at little loss of accuracy."""
     students = lab.scores(Arm(width=WIDE))
     theirs = lab.teacher_scores()
     better, untestable = worth_learning_from(theirs, lab.scores(replace(LABELS, width=WIDE)))
@@ -82,7 +82,7 @@ def claim_1(lab: Lab) -> Finding:
 
 
 def claim_2(lab: Lab) -> Finding:
-    """The KD loss gains on the full training set."""
+    """Test: the KD loss gains accuracy on the full training set."""
     both, labels = lab.scores(BOTH), lab.scores(LABELS)
     better, untestable = worth_learning_from(lab.teacher_scores(), labels)
     margin = MARGIN
@@ -99,7 +99,7 @@ def claim_2(lab: Lab) -> Finding:
 
 
 def claim_3(lab: Lab) -> Finding:
-    """The KD loss gains more on a reduced training set."""
+    """Test: the KD loss gains more on a reduced training set."""
     few_both, few_labels = (lab.scores(replace(arm, images="tenth")) for arm in (BOTH, LABELS))
     both, labels = lab.scores(BOTH), lab.scores(LABELS)
     better, untestable = worth_learning_from(lab.teacher_scores(), labels)
@@ -125,7 +125,7 @@ def claim_3(lab: Lab) -> Finding:
 
 
 def claim_4(lab: Lab) -> Finding:
-    """A teacher can replace labels altogether."""
+    """Test: a teacher can replace labels altogether."""
     taught, labels = lab.scores(TEACHER), lab.scores(LABELS)
     better, untestable = worth_learning_from(lab.teacher_scores(), labels)
     margin = MARGIN
@@ -142,7 +142,7 @@ def claim_4(lab: Lab) -> Finding:
 
 
 def claim_7(lab: Lab) -> Finding:
-    """The student's sample need not be the teacher's."""
+    """Test: the student's sample need not be the teacher's."""
     other = lab.scores(replace(BOTH, images="second half", teacher="half"))
     same = lab.scores(replace(BOTH, images="first half", teacher="half"))
     labels = lab.scores(replace(LABELS, images="second half"))
@@ -169,7 +169,7 @@ def claim_7(lab: Lab) -> Finding:
 
 
 def claim_8(lab: Lab) -> Finding:
-    """Random data mislead through div_loss."""
+    """Test: random data mislead through div_loss."""
     noise, pictures = lab.scores(Arm(images="noise")), lab.scores(Arm(images="photographs"))
     plain = [lab.scores(replace(LABELS, budget=budget)) for budget in BUDGETS]
     beside = replace(BOTH, images="noise", beside=True)
@@ -200,7 +200,7 @@ def claim_8(lab: Lab) -> Finding:
 
 
 def claim_9(lab: Lab) -> Finding:
-    """A class never shown is still learnt."""
+    """Test: a class that is never shown is still learnt."""
     arms = (replace(TEACHER, temperature=SOFT), TEACHER, LABELS)
     soft, own, hard = (lab.scores(replace(arm, images="without a class"), label=LEFT_OUT) for arm in arms)
     everything = lab.scores(TEACHER, label=LEFT_OUT)

@@ -1,4 +1,4 @@
-"""What an experiment found: effects with intervals over teachers, seeds and images, and verdicts by fixed margins."""
+"""Results of an experiment: effects with intervals over teachers, seeds and images, and verdicts by fixed margins."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from kdsearch.stats import Crossed, Interval, crossed, holm
 
 Verdict = Literal["confirmed", "refuted", "undecided", "not measured", "not testable with this teacher"]
 UNTESTABLE: Verdict = "not testable with this teacher"
-LEVEL = 0.05  # of a verdict, both directions together
-CLAIMS = 9  # of the deck: a verdict is corrected for as many tests, whichever were run
-TWO_TESTS = 0.9  # confidence of the interval that two one-sided tests at 5 % each are the same as
+LEVEL = 0.05  # significance level of a verdict, both directions together
+CLAIMS = 9  # of the deck: verdicts are corrected for this many tests, whichever were run
+TWO_TESTS = 0.9  # confidence of the interval equivalent to two one-sided tests at 5 % each
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference in points between two arms, pair by pair of teacher and seed, and what the claim says of it.
+    """A difference in points between two arms, paired by teacher and seed, and the margin that the claim requires.
 
     Attributes:
         name: which arm minus which.
-        values: points, one a pair, the seeds of a teacher together.
+        values: points, one a pair, grouped by teacher.
         margin: the claim holds if the effect is above it.
-        decides: whether the claim's verdict rests on it.
-        teachers: how many the pairs are of.
+        decides: whether the claim's verdict depends on it.
+        teachers: number of teachers in the pairs.
         images_error: standard error over test images, points; 0: not known.
     """
 
@@ -40,14 +40,14 @@ class Effect:
 
     @property
     def crossed(self) -> Crossed:
-        """Mean with its error over teachers, seeds and test images."""
+        """Return the mean with its error over teachers, seeds and test images."""
         seeds = len(self.values) // self.teachers
         rows = [self.values[k * seeds : (k + 1) * seeds] for k in range(self.teachers)]
         return crossed(rows, self.images_error)
 
     @property
     def interval(self) -> Interval:
-        """Mean with its 95 % interval over teachers, seeds and test images."""
+        """Return the mean with its 95 % interval over teachers, seeds and test images."""
         return self.crossed.interval()
 
     @property
@@ -58,19 +58,19 @@ class Effect:
 
     @property
     def verdict(self) -> Verdict:
-        """confirmed where the whole interval is above the margin, refuted where it is below, else undecided."""
+        """Return "confirmed" where the whole interval is above the margin, "refuted" below it, else "undecided"."""
         if self.interval.low > self.margin:
             return "confirmed"
         return "refuted" if self.interval.high < self.margin else "undecided"
 
 
 def effect(name: str, arm: ArrayLike, control: ArrayLike, *, margin: float, decides: bool = True) -> Effect:
-    """The effect of an arm against its control.
+    """Return the effect of an arm against its control.
 
     Args:
         name: of the effect.
-        arm, control: (teachers, seeds, test images), what each image adds to an accuracy, paired; a side of one teacher
-            or one seed stands for all. Or (seeds,), fractions: then there is no error over images.
+        arm, control: (teachers, seeds, test images), each image's contribution to an accuracy, paired; a side with one
+            teacher or one seed is broadcast. Or (seeds,), fractions: then there is no error over images.
         margin: in points.
         decides: see `Effect`.
 
@@ -92,15 +92,15 @@ def effect(name: str, arm: ArrayLike, control: ArrayLike, *, margin: float, deci
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim and what came of it.
+    """A claim and its result.
 
     Attributes:
         number: 1 to 9.
-        claim: what the deck says.
-        dataset: where it was tried: "digits", "mnist", "cifar10"; "exact" for the lemmas.
+        claim: the deck's statement.
+        dataset: "digits", "mnist" or "cifar10"; "exact" for the lemmas.
         experiment: arms, control and margin, in words.
         effects: of the experiment; none for the lemmas and where nothing was measured.
-        said: what came of it, in words; empty where the effects say it all.
+        said: the result in words; empty where the effects suffice.
         arms: accuracies in percent by arm, one a seed, for the figure.
         decided: the verdict where no effect decides it.
         facts: other figures, for the JSON.
@@ -120,10 +120,10 @@ class Finding:
 
     @property
     def p(self) -> float | None:
-        """P of the likelier verdict, both directions counted; None where no effect decides.
+        """Return p of the likelier verdict, counting both directions; None where no effect decides.
 
-        Confirmed is all effects above their margins, so the largest p; refuted is any below, so the smallest, times
-        their number.
+        Confirmed requires all effects above their margins, hence the largest p; refuted requires any below, hence the
+        smallest times their number.
         """
         above = [one.crossed.above(one.margin) for one in self.effects if one.decides]
         if not above:
@@ -133,9 +133,9 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        """Refuted if any deciding effect is refuted, confirmed if all are confirmed, else undecided.
+        """Return "refuted" if any deciding effect is refuted, "confirmed" if all are confirmed, else "undecided".
 
-        What Holm's correction leaves above 5 % is undecided.
+        A verdict whose p exceeds 5 % after Holm's correction is undecided.
         """
         raw = self._uncorrected
         resting = self.adjusted is not None and self.adjusted > LEVEL and raw in ("confirmed", "refuted")
@@ -156,7 +156,7 @@ class Finding:
 
 
 def corrected(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings with Holm's correction over the nine claims; what rests on no test is left as it is."""
+    """Apply Holm's correction over the nine claims; findings without a test stay unchanged."""
     tested = [(index, one.p) for index, one in enumerate(findings) if one.p is not None]
     adjusted = holm([p for _, p in tested if p is not None], tests=CLAIMS)
     found = list(findings)
@@ -166,7 +166,7 @@ def corrected(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Findings as plain data; effects in points."""
+    """Convert findings to plain data; effects are in points."""
     return [
         {
             "claim": one.number,

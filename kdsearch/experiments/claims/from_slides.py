@@ -1,4 +1,4 @@
-"""Claims 2 and 3 on CIFAR-10, from the rows that `kdsearch slides --dataset cifar10` left in the storage."""
+"""Claims 2 and 3 on CIFAR-10, from the rows that `kdsearch slides --dataset cifar10` stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXPERIMENTS = {
 
 
 def accuracies(study: Study | None) -> dict[str, list[float]]:
-    """Test accuracy of the rows, a fraction a repeat that all four have; empty without such a study or with less of it.
+    """Return the rows' test accuracies, a fraction for each repeat that all four have; empty unless at full size.
 
     Args:
         study: of `kdsearch slides --dataset cifar10` at the deck's size, or None.
@@ -42,7 +42,7 @@ def accuracies(study: Study | None) -> dict[str, list[float]]:
 
 
 def findings(study: Study | None) -> list[Finding]:
-    """Claims 2 and 3 on CIFAR-10: not measured where fewer than five repeats of the four rows are there."""
+    """Return claims 2 and 3 on CIFAR-10; "not measured" with fewer than five repeats of the four rows."""
     found = accuracies(study)
     if len(found.get("c5", [])) < SEEDS:
         repeats = len(found.get("c5", []))

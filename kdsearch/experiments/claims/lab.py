@@ -1,4 +1,4 @@
-"""Where the claims' students are taught: arms that differ in one thing, paired by seed, each trained once."""
+"""The lab that trains the claims' students: arms that differ in one thing, paired by seed, each trained once."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from kdsearch.system import machine
 
 LEFT_OUT = 3  # the class that the published notebook leaves out
 WIDTH, WIDE = 300, 600  # of the deck's rows m7 and m9
-SEEDS = 5  # paired ones at least: a verdict needs them
-TEACHERS = 5  # where nobody says
-MARGIN = 0.5  # points, on every data set: what counts as better or worse; at least twice what one test image tells
-NO_LABEL = -100  # of an image that has none, as torch's cross-entropy has it
+SEEDS = 5  # fewest paired seeds for a verdict
+TEACHERS = 5  # default number
+MARGIN = 0.5  # points, on every data set: what counts as better or worse; at least twice the weight of one test image
+NO_LABEL = -100  # label of an image without one: torch's cross-entropy ignores it
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the students of a data set share, fixed beforehand.
+    """The training settings that all students of a data set share, fixed beforehand.
 
     Attributes:
         epochs, batch_size: of every training.
-        teacher_epochs: of a teacher's, where its recipe's are too few to beat a student on labels alone.
+        teacher_epochs: of a teacher, where its recipe's are too few to beat a student on labels alone.
     """
 
     epochs: int
@@ -56,17 +56,17 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to teach a student; the arms of a claim differ in one thing.
+    """One way to train a student; the arms of a claim differ in one thing.
 
     Attributes:
-        images: what it is taught with.
+        images: the transfer set.
         loss_weight: 0 labels alone, 0.5 cls + div, 1 the teacher alone.
         temperature: of the distillation.
         width: hidden units.
-        teacher: "whole" has seen all training images (on MNIST 80 %, as the deck's), "half" the first half of them.
-        beside: whether the images are only what div_loss sees, beside cls_loss on all training images: the deck's own
+        teacher: "whole" was trained on all training images (on MNIST 80 %, as the deck's), "half" on their first half.
+        beside: whether the images are only for div_loss, beside cls_loss on all training images: the deck's own
             mixture for images of another kind.
-        budget: how many times the usual epochs.
+        budget: factor of the usual epochs.
         ordinary: whether the teacher's logits are divided by the temperature of the softmax that it was trained through
             (3.5), as if that had been an ordinary softmax: only then does a temperature of 4 soften them.
     """
@@ -82,20 +82,20 @@ class Arm:
 
 
 Scores = NDArray[np.float64]
-"""(teachers, seeds, test images): 1 where a network is right, 0 where not."""
+"""(teachers, seeds, test images): 1 where a network is right, else 0."""
 
 
 @dataclass
 class Lab:
-    """Data, teachers and the students that were taught.
+    """Data, teachers and trained students of an experiment.
 
     Attributes:
         dataset: "digits" or "mnist".
         published: the data set.
         device: to train on.
-        seeds: how many of each arm.
-        progress: told of trainings.
-        teachers: how many teach; each teaches every seed.
+        seeds: students of each arm and teacher.
+        progress: notified of trainings.
+        teachers: number of teachers; each is combined with every seed.
     """
 
     dataset: str
@@ -111,17 +111,17 @@ class Lab:
 
     @property
     def settings(self) -> Settings:
-        """What all students share."""
+        """The training settings of all students."""
         return SETTINGS[self.dataset]
 
     @cached_property
     def file(self) -> spec.StudySpec:
-        """The shipped study file: students and, on digits, the teacher."""
+        """The shipped study file, which defines students and, on digits, the teacher."""
         return spec.load(spec.shipped(self.dataset))
 
     @cached_property
     def split(self) -> Split:
-        """The data set with nothing held back."""
+        """The data set without validation images."""
         return data.whole(self.published, self.device)
 
     @cached_property
@@ -131,11 +131,11 @@ class Lab:
 
     @cached_property
     def half(self) -> teacher.Teacher:
-        """The first teacher of the same recipe that has seen the first half of the training images alone."""
+        """The first teacher of the same recipe trained only on the first half of the training images."""
         return self._obtain("half", 0)
 
     def teacher_of(self, which: Literal["whole", "half"], number: int) -> teacher.Teacher:
-        """One of the teachers, which differ in their seed."""
+        """Return one of the teachers, which differ in their seed."""
         if number == 0:
             return self.whole if which == "whole" else self.half
         if (which, number) not in self._teachers:
@@ -162,7 +162,7 @@ class Lab:
 
     @property
     def taught(self) -> bool:
-        """Whether any student was."""
+        """Whether any student was trained."""
         return bool(self._scores)
 
     @property
@@ -171,26 +171,26 @@ class Lab:
         return 1 / len(self.split.classes)
 
     def images(self, which: Images) -> ImageSet:
-        """The images of a transfer set."""
+        """Return the images of a transfer set."""
         if which not in self._images:
             self._images[which] = transfer.choose(which, self.split, left_out=LEFT_OUT)
         return self._images[which]
 
     def accuracies(self, arm: Arm, *, label: int | None = None) -> list[float]:
-        """Test accuracy of the arm's students, a fraction a teacher and seed; with a label, recall of that class.
+        """Return test accuracies of the arm's students, by teacher and seed; with a label, recalls of that class.
 
         Raises:
-            KdsearchError: a training did not stay finite.
+            KdsearchError: a training diverged.
         """
         return [float(value) for value in self.scores(arm, label=label).mean(axis=2).ravel()]
 
     def scores(self, arm: Arm, *, label: int | None = None) -> Scores:
-        """Which test images the arm's students get right; with a label, of that class alone.
+        """Return on which test images the arm's students are right; with a label, for that class only.
 
-        An arm without a teacher is taught once a seed and stands beside each teacher.
+        An arm without a teacher is trained once a seed and repeated for each teacher.
 
         Raises:
-            KdsearchError: a training did not stay finite.
+            KdsearchError: a training diverged.
         """
         asked = self._asked(label)
         count = self.teachers if arm.loss_weight > 0 else 1
@@ -199,7 +199,7 @@ class Lab:
         return np.broadcast_to(found, (self.teachers, *found.shape[1:]))
 
     def teacher_scores(self, which: Literal["whole", "half"] = "whole") -> Scores:
-        """Which test images the teachers get right; each stands beside each seed."""
+        """Return on which test images the teachers are right, repeated for each seed."""
         test = self.split.test
         rows = [
             hits(self.teacher_of(which, number).network, test, self.split.prepare) for number in range(self.teachers)
@@ -212,7 +212,7 @@ class Lab:
         return torch.ones_like(labels, dtype=torch.bool) if label is None else labels == label
 
     def ratio(self, width: int) -> Timing:
-        """The inference ratio of a student of that width, as searches measure it."""
+        """Measure the inference ratio of a student of that width, as searches do."""
         batch = self.split.prepare(data.repeated(self.split.test.images, self.file.latency.batch))
         with machine.threads(self.file.latency.threads):
             return latency.measure(self.whole.network, self._build(width, 0), batch)
@@ -221,7 +221,7 @@ class Lab:
         return lesson.build(self.file.student, {"width": width}, seed=seed, split=self.split)
 
     def _hits(self, arm: Arm, number: int, seed: int) -> Tensor:
-        """(test images,), bool: whether the student of this arm, teacher and seed is right."""
+        """Return (test images,), bool: whether the student of this arm, teacher and seed is right."""
         key = arm, number, seed
         if key not in self._scores:
             student = self._taught(arm, number, seed)
@@ -231,7 +231,7 @@ class Lab:
         return self._scores[key]
 
     def _answers(self, arm: Arm, number: int = 0) -> Answers | None:
-        """The teacher's answers to the arm's images, asked once; None where it teaches nothing."""
+        """Return the teacher's outputs for the arm's images, computed once; None where it teaches nothing."""
         if arm.loss_weight == 0:
             return None
         key = arm.teacher, number, arm.images
@@ -249,7 +249,7 @@ class Lab:
             "width": arm.width, "loss_weight": arm.loss_weight, "temperature": arm.temperature,
             "epochs": epochs, "batch_size": self.settings.batch_size,
         }  # fmt: skip
-        derived = machine.derive_seed("claims", self.dataset, seed)  # equal for all arms: they are paired
+        derived = machine.derive_seed("claims", self.dataset, seed)  # the same for all arms, so that they are paired
         self.progress.trial_started(len(self._scores), f"{describe(arm)}, teacher {number}, seed {seed}", config)
         student = self._build(arm.width, derived)
         known = self._answers(arm, number)
@@ -268,13 +268,13 @@ class Lab:
 
 
 def mixture(split: Split, other: ImageSet, answers: Tensor, config: Mapping[str, Any], seed: int) -> train.Lesson:
-    """A lesson of cls_loss on the training images beside div_loss on images of another kind, drawn together.
+    """Return a lesson of cls_loss on the training images and div_loss on images of another kind, drawn together.
 
-    Both losses are sums over their images, divided by half a batch: what each is of in the mean.
+    Both losses are sums over their images, divided by half a batch, the mean number of images of each.
 
     Args:
-        split: whose training images have labels.
-        other: as many images; their labels are not looked at.
+        split: provides the training images with labels.
+        other: as many images; their labels are not used.
         answers: (other images, classes), the teacher's logits.
         config: `temperature`, `epochs` and `batch_size`.
         seed: of the training.
@@ -299,7 +299,7 @@ def mixture(split: Split, other: ImageSet, answers: Tensor, config: Mapping[str,
 
 
 def describe(arm: Arm) -> str:
-    """An arm in a few words."""
+    """Describe an arm in a few words."""
     how = {0.0: "labels alone", 0.5: "cls + div", 1.0: "the teacher alone"}[arm.loss_weight]
     if arm.loss_weight:
         seen = "first half" if arm.teacher == "half" else "whole set"
@@ -318,18 +318,18 @@ def open_lab(
     device: str,
     progress: Progress | None = None,
 ) -> Lab:
-    """A lab on a data set.
+    """Open a lab on a data set.
 
     Args:
         dataset: "digits" or "mnist".
         seeds: of each arm, at least 5.
-        teachers: that each teach every seed, at least 1.
-        data_dir: where data sets lie.
-        device: as of `optimize`.
-        progress: told of trainings.
+        teachers: number of teachers, each combined with every seed; at least 1.
+        data_dir: where data sets are.
+        device: as in `optimize`.
+        progress: notified of trainings.
 
     Raises:
-        KdsearchError: another data set, too few seeds, or data that are missing.
+        KdsearchError: the data set is another one, there are too few seeds, or data are missing.
     """
     if dataset not in SETTINGS:
         raise KdsearchError(

@@ -1,4 +1,4 @@
-"""Lemmas 1 and 2 of the deck in exact arithmetic: small problems whose p* is known, all their samples enumerated.
+"""Lemmas 1 and 2 of the deck in exact arithmetic: small problems with known p*, all their samples enumerated.
 
 Both lemmas are from Menon, Rawat, Reddi, Kim, Kumar, "A statistical perspective on distillation", ICML 2021. With a
 sample S of N independent examples and a fixed f:
@@ -8,7 +8,7 @@ sample S of N independent examples and a fixed f:
 - Bayes-distilled risk R^_*: the mean over S of p*(x)' l(f(x))
 - distilled risk R~: the mean over S of p_t(x)' l(f(x)), for a teacher p_t
 
-Every number is a `Fraction`, so that an equality is one. All risks are in the unit of the loss.
+Every number is a `Fraction`, so that equalities are exact. All risks are in the unit of the loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Outcomes = Sequence[tuple[Fraction, Fraction]]
 
 
 def table(rows: Iterable[Iterable[Fraction | int | str]]) -> Table:
-    """(inputs, labels) of fractions, from numbers such as 2 or "1/3"."""
+    """Return (inputs, labels) fractions from numbers such as 2 or "1/3"."""
     return tuple(tuple(Fraction(value) for value in row) for row in rows)
 
 
@@ -51,7 +51,7 @@ class Problem:
         losses: (inputs, labels), l(y, f(x)), in any unit.
 
     Raises:
-        ValueError: the shapes disagree, a value is no fraction, or a distribution has a negative value or another sum
+        ValueError: the shapes disagree, a value is no fraction, or a distribution has a negative value or a sum other
             than 1.
     """
 
@@ -72,7 +72,7 @@ class Problem:
             raise ValueError(f"{name} must have {wanted[0]} rows of {wanted[1]} labels (got rows of {got})")
 
     def check_table(self, name: str, rows: Table) -> None:
-        """Refuses a table that is not a distribution of the problem's labels at each of its inputs.
+        """Refuse a table that is not a distribution over the problem's labels at each of its inputs.
 
         Raises:
             ValueError: the shape, a value or a sum is wrong.
@@ -82,15 +82,15 @@ class Problem:
             _check_chances(f"{name} at input {x}", row)
 
     def mean(self, values: Sequence[Fraction]) -> Fraction:
-        """E_x of (inputs,) values."""
+        """Return E_x of (inputs,) values."""
         return sum((q * value for q, value in zip(self.inputs, values, strict=True)), Fraction(0))
 
     def variance(self, values: Sequence[Fraction]) -> Fraction:
-        """Var_x of (inputs,) values."""
+        """Return Var_x of (inputs,) values."""
         return self.mean([value**2 for value in values]) - self.mean(values) ** 2
 
     def soft_losses(self, labels: Table) -> list[Fraction]:
-        """(inputs,): p(x)' l(f(x)), the loss that a table of label distributions (inputs, labels) leads one to expect.
+        """Return (inputs,): p(x)' l(f(x)), the expected loss under a table of label distributions (inputs, labels).
 
         Raises:
             ValueError: the table's shape is not the problem's.
@@ -113,12 +113,12 @@ def _check_teachers(problem: Problem, teachers: Teachers) -> None:
 
 
 def true_risk(problem: Problem) -> Fraction:
-    """R = E_x[p*(x)' l(f(x))]."""
+    """Return R = E_x[p*(x)' l(f(x))]."""
     return problem.mean(problem.soft_losses(problem.labels))
 
 
 def samples(problem: Problem, size: int) -> Iterator[tuple[Fraction, Sample]]:
-    """Every sample of so many examples that can occur, as (probability, ((x, y), ...)), in order of drawing.
+    """Yield every possible sample of a size as (probability, ((x, y), ...)), in order of drawing.
 
     Raises:
         ValueError: the size is less than 1.
@@ -133,7 +133,7 @@ def samples(problem: Problem, size: int) -> Iterator[tuple[Fraction, Sample]]:
 
 
 def empirical(problem: Problem, size: int) -> Outcomes:
-    """(probability, R^) of every sample."""
+    """Return (probability, R^) of every sample."""
     return [
         (chance, sum((problem.losses[x][y] for x, y in sample), Fraction(0)) / size)
         for chance, sample in samples(problem, size)
@@ -141,7 +141,7 @@ def empirical(problem: Problem, size: int) -> Outcomes:
 
 
 def distilled(problem: Problem, teachers: Teachers, size: int) -> Outcomes:
-    """(probability, R~) of every teacher and sample, drawn independently of one another.
+    """Return (probability, R~) of every teacher and sample, drawn independently of one another.
 
     Args:
         problem: the problem.
@@ -149,7 +149,7 @@ def distilled(problem: Problem, teachers: Teachers, size: int) -> Outcomes:
         size: N.
 
     Raises:
-        ValueError: the teachers' probabilities or a teacher's table are none.
+        ValueError: the teachers' probabilities or a teacher's table are no distributions.
     """
     _check_teachers(problem, teachers)
     outcomes = []
@@ -161,12 +161,12 @@ def distilled(problem: Problem, teachers: Teachers, size: int) -> Outcomes:
 
 
 def bayes_distilled(problem: Problem, size: int) -> Outcomes:
-    """(probability, R^_*) of every sample: the one teacher is p* itself."""
+    """Return (probability, R^_*) of every sample: the only teacher is p* itself."""
     return distilled(problem, [(Fraction(1), problem.labels)], size)
 
 
 def memorise(problem: Problem, sample: Sample) -> Table:
-    """The teacher fitted on a sample: its label frequencies at each input, and uniform where the input is not in it."""
+    """Fit a teacher to a sample: its label frequencies at each input, uniform where the sample lacks the input."""
     labels = len(problem.labels[0])
     rows = []
     for at in range(len(problem.inputs)):
@@ -176,7 +176,7 @@ def memorise(problem: Problem, sample: Sample) -> Table:
 
 
 def memorising_teachers(problem: Problem, size: int) -> Teachers:
-    """The distribution of the teacher that memorises a sample of that size."""
+    """Return the distribution of the teacher that memorises a sample of that size."""
     chances: defaultdict[Table, Fraction] = defaultdict(Fraction)
     for chance, sample in samples(problem, size):
         chances[memorise(problem, sample)] += chance
@@ -184,9 +184,9 @@ def memorising_teachers(problem: Problem, size: int) -> Teachers:
 
 
 def fitted(problem: Problem, size: int) -> Outcomes:
-    """(probability, R~) of every sample whose own memorising teacher distils it: teacher and sample are dependent.
+    """Return (probability, R~) of every sample distilled by the teacher that memorises it: the two are dependent.
 
-    R~ is then R^ on every sample, since the teacher's frequencies at x add up the very losses that S has there.
+    R~ then equals R^ on every sample, since the teacher's frequencies at x weight exactly the losses that S has there.
     """
     outcomes = []
     for chance, sample in samples(problem, size):
@@ -196,29 +196,29 @@ def fitted(problem: Problem, size: int) -> Outcomes:
 
 
 def mean(outcomes: Outcomes) -> Fraction:
-    """Expectation of a risk."""
+    """Return the expectation of a risk."""
     return sum((chance * risk for chance, risk in outcomes), Fraction(0))
 
 
 def squared_error(outcomes: Outcomes, centre: Fraction) -> Fraction:
-    """E[(risk - centre)^2]; about the true risk this is E[Delta^2]."""
+    """Return E[(risk - centre)^2]; about the true risk this is E[Delta^2]."""
     return sum((chance * (risk - centre) ** 2 for chance, risk in outcomes), Fraction(0))
 
 
 def variance(outcomes: Outcomes) -> Fraction:
-    """Variance of a risk."""
+    """Return the variance of a risk."""
     return squared_error(outcomes, mean(outcomes))
 
 
 def predicted_gap(problem: Problem, size: int) -> Fraction:
-    """Var R^ - Var R^_* as Lemma 1 has it: E_x[Var_{y|x} l(y, f(x))] / N."""
+    """Return Var R^ - Var R^_* by Lemma 1: E_x[Var_{y|x} l(y, f(x))] / N."""
     second = [_dot(p, [loss**2 for loss in row]) for p, row in zip(problem.labels, problem.losses, strict=True)]
     first = problem.soft_losses(problem.labels)
     return problem.mean([a - b**2 for a, b in zip(second, first, strict=True)]) / size
 
 
 def is_label_irrelevant(problem: Problem) -> bool:
-    """Whether l(., f(x)) is constant on the support of p*(x) at every x that can occur: Lemma 1's case of equality."""
+    """Whether l(., f(x)) is constant on the support of p*(x) at every possible x: Lemma 1's case of equality."""
     return all(
         len({loss for p, loss in zip(labels, losses, strict=True) if p > 0}) == 1
         for q, labels, losses in zip(problem.inputs, problem.labels, problem.losses, strict=True)
@@ -228,13 +228,13 @@ def is_label_irrelevant(problem: Problem) -> bool:
 
 @dataclass(frozen=True)
 class Bound:
-    """The right-hand side of Lemma 2, by its parts.
+    """The right-hand side of Lemma 2, by its terms.
 
     Args:
         variance: E_T Var_x[p_t' l] / N.
         bias: E_x |E_T p_t(x) - p*(x)|^2.
         spread: E_x tr Cov_T p_t(x).
-        constant: c^2 = max over the x that can occur of |l(f(x))|_2^2.
+        constant: c^2 = max over possible x of |l(f(x))|_2^2.
     """
 
     variance: Fraction
@@ -244,18 +244,18 @@ class Bound:
 
     @property
     def total(self) -> Fraction:
-        """E_T Var_x[p_t' l] / N + c^2 (bias + spread)."""
+        """Return E_T Var_x[p_t' l] / N + c^2 (bias + spread)."""
         return self.variance + self.constant * (self.bias + self.spread)
 
 
 def bound(problem: Problem, teachers: Teachers, size: int) -> Bound:
-    """What Lemma 2 bounds E[Delta^2] by, for teachers that are independent of S (`distilled` names the arguments).
+    """Return Lemma 2's bound of E[Delta^2] for teachers that are independent of S; arguments as in `distilled`.
 
     Given a teacher, E[Delta^2] is Var_x[p_t' l] / N plus the square of E_x[(p_t - p*)' l], which by Jensen and
     Cauchy-Schwarz is at most c^2 E_x|p_t - p*|^2; the expectation over teachers of that is bias plus spread.
 
     Raises:
-        ValueError: the teachers' probabilities or a teacher's table are none.
+        ValueError: the teachers' probabilities or a teacher's table are no distributions.
     """
     _check_teachers(problem, teachers)
     bias, spread = [], []
@@ -272,10 +272,10 @@ def bound(problem: Problem, teachers: Teachers, size: int) -> Bound:
 
 
 def independent_variance(problem: Problem, teachers: Teachers, size: int) -> Fraction:
-    """Var R~ for teachers independent of S: E_T Var_x[p_t' l] / N + Var_T E_x[p_t' l] (law of total variance).
+    """Return Var R~ for teachers independent of S: E_T Var_x[p_t' l] / N + Var_T E_x[p_t' l] (law of total variance).
 
     Raises:
-        ValueError: the teachers' probabilities or a teacher's table are none.
+        ValueError: the teachers' probabilities or a teacher's table are no distributions.
     """
     within = bound(problem, teachers, size).variance
     means = [(chance, problem.mean(problem.soft_losses(labels))) for chance, labels in teachers]
@@ -289,7 +289,7 @@ def _random_chances(source: random.Random, count: int) -> list[Fraction]:
 
 
 def random_problem(source: random.Random) -> tuple[Problem, Teachers]:
-    """A problem of 1 to 3 inputs and 2 or 3 labels, with 1 to 3 teachers; probabilities of 0 and ties are frequent."""
+    """Return a problem of 1 to 3 inputs and 2 or 3 labels with 1 to 3 teachers; zeros and ties are frequent."""
     inputs, labels = source.randint(1, 3), source.randint(2, 3)
 
     def distributions() -> Table:
@@ -301,11 +301,11 @@ def random_problem(source: random.Random) -> tuple[Problem, Teachers]:
 
 
 def coins(inputs: int, losses: tuple[int, int]) -> Problem:
-    """Equally likely inputs, at each a fair coin for a label, and one and the same pair of losses.
+    """Return a problem of equally likely inputs, a fair coin as label at each, and the same two losses at each.
 
     For unequal losses and enough inputs, a sample of 1 and the teacher that memorises it exceed Lemma 2's bound: the
-    teacher is right (uniform) at every input but the one in S, where alone it is asked. For losses (0, 1), E[Delta^2]
-    is 1/4 whatever the number n of inputs, and the bound as if S were another sample is 3 / (4n) - 1 / (4n^2).
+    teacher is right (uniform) at every input except the one in S, the only one where it is used. For losses (0, 1),
+    E[Delta^2] is 1/4 for any number n of inputs, and the bound as if S were another sample is 3 / (4n) - 1 / (4n^2).
     """
     return Problem((Fraction(1, inputs),) * inputs, table([["1/2", "1/2"]] * inputs), table([losses] * inputs))
 
@@ -315,14 +315,14 @@ BITS = Problem(  # log-loss in bits of f(x) = (1/2, 1/4, 1/4) and (1/4, 1/4, 1/2
     table([["1/2", "1/4", "1/4"], [0, "1/3", "2/3"]]),
     table([[1, 2, 2], [2, 2, 1]]),
 )
-TIED = Problem(  # p* leaves open which label it is, and f loses the same by each; the third input never occurs
+TIED = Problem(  # f has the same loss for each possible label of an input; the third input never occurs
     (Fraction(1, 2), Fraction(1, 2), Fraction(0)),
     table([["1/4", "3/4", 0], [0, 0, 1], ["1/3", "1/3", "1/3"]]),
     table([[2, 2, 1], [1, 2, 3], [1, 2, 3]]),
 )
-BITS_TEACHERS: Teachers = (  # one too sure at the first input, one that knows nothing
+BITS_TEACHERS: Teachers = (  # one is overconfident at the first input, one is uninformed
     (Fraction(2, 3), table([[1, 0, 0], [0, "1/3", "2/3"]])),
     (Fraction(1, 3), table([["1/3", "1/3", "1/3"]] * 2)),
 )
-COINS_ZERO_ONE = coins(3, (0, 1))  # 0-1 loss of a classifier that always says the first label
+COINS_ZERO_ONE = coins(3, (0, 1))  # 0-1 loss of a classifier that always predicts the first label
 COINS_LOG_LOSS = coins(11, (1, 2))  # log-loss of f(x) = (0.618, 0.382), in units of the golden ratio's logarithm

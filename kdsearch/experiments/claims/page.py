@@ -1,4 +1,4 @@
-"""The claims' page: each with its experiment, its effect, its verdict and its figure."""
+"""The page of the claims: each with its experiment, its effect, its verdict and its figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLACES = {"exact": "exact arithmetic", "cifar10": "CIFAR-10", "mnist": "MNIST", 
 
 
 def result(lab: Lab, findings: Sequence[Finding], command: str) -> dict[str, Any]:
-    """What `--json` prints and `claims.json` holds."""
+    """Return what `--json` prints and `claims.json` holds."""
     return {
         "dataset": lab.dataset,
         "seeds": lab.seeds,
@@ -44,20 +44,20 @@ def result(lab: Lab, findings: Sequence[Finding], command: str) -> dict[str, Any
 
 
 def write(lab: Lab, findings: Sequence[Finding], folder: Path, *, command: str, plotlyjs: str = "inline") -> Path:
-    """Writes the page, the Markdown and the JSON, each whole or not at all.
+    """Write the page, the Markdown and the JSON, each atomically.
 
     Args:
-        lab: where they were tried.
+        lab: in which the claims were tested.
         findings: of `run.run`.
-        folder: made where it is missing.
-        command: that ran.
+        folder: created where it is missing.
+        command: the command that ran.
         plotlyjs: "inline" or "cdn".
 
     Returns:
         The page's path: `claims.html`, on MNIST `claims-mnist.html`.
 
     Raises:
-        KdsearchError: they cannot be written, or `plotlyjs` is neither.
+        KdsearchError: a file cannot be written, or `plotlyjs` is neither.
     """
     way = assets.checked(plotlyjs)
     name = "claims" if lab.dataset == "digits" else f"claims-{lab.dataset}"
@@ -66,7 +66,7 @@ def write(lab: Lab, findings: Sequence[Finding], folder: Path, *, command: str, 
 
 
 def report(lab: Lab, findings: Sequence[Finding], command: str) -> Document:
-    """The page, as text, tables and figures."""
+    """Return the page's text, tables and figures."""
     sections = [Section("Verdicts", _how(lab), grid=_verdicts(findings))]
     sections += [_section(one) for one in findings]
     sections.append(Section("Changes after the first run", list(CHANGES), anchor="changes"))
@@ -76,7 +76,7 @@ def report(lab: Lab, findings: Sequence[Finding], command: str) -> Document:
 
 
 def counts(findings: Sequence[Finding]) -> str:
-    """One sentence: how many claims came out how; a claim tried in two places counts twice."""
+    """Count the verdicts in one sentence; a claim tested on two data sets counts twice."""
     verdicts = [one.verdict for one in findings]
     parts = [f"{verdicts.count(word)} {word}" for word in COUNTED if word in verdicts]
     return f"{len(verdicts)} experiments on {len({one.number for one in findings})} claims: {', '.join(parts)}."
@@ -151,13 +151,13 @@ def _effects(one: Finding) -> Grid | None:
 
 
 def _word(effect: Effect) -> str:
-    """Whether an effect is above its margin; of one that should not be far below, whether it is shown to be none."""
+    """Return a deciding effect's verdict, with a note where a claim of no loss is shown to be equality."""
     equal = ", equal within the margin" if effect.margin < 0 and effect.equivalent else ""
     return f"{effect.verdict}{equal}" if effect.decides else ""
 
 
 def _dots(one: Finding) -> go.Figure | None:
-    """Each arm's accuracies, a point a seed; a thin line joins what is paired."""
+    """Draw each arm's accuracies, a point a seed; thin lines join pairs."""
     if not one.arms:
         return None
     figure = go.Figure()
@@ -181,7 +181,7 @@ def _dots(one: Finding) -> go.Figure | None:
 
 
 def _curves(one: Finding) -> go.Figure:
-    """The simulated quantities of a lemma against N."""
+    """Draw the simulated quantities of a lemma against N."""
     figure = go.Figure()
     simulated = one.facts["simulated"]
     for index, quantity in enumerate(SHOWN[one.number]):
@@ -222,7 +222,7 @@ def _facts(lab: Lab, command: str) -> list[str]:
 
 
 def text(findings: Sequence[Finding]) -> str:
-    """A line a claim, for a terminal."""
+    """Return a line a claim, for a terminal."""
     lines = []
     for one in findings:
         effects = ", ".join(

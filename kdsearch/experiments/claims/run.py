@@ -1,4 +1,4 @@
-"""Tries the claims, one after the other."""
+"""Test the claims one after another."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CLAIMS = range(1, 10)
 
 
 def choose(only: str | None) -> list[int]:
-    """The claims' numbers.
+    """Return the claims' numbers.
 
     Args:
-        only: numbers with commas between; None: all nine.
+        only: numbers separated by commas; None: all nine.
 
     Raises:
-        KdsearchError: one is no number from 1 to 9.
+        KdsearchError: one is not a number from 1 to 9.
     """
     words = [str(number) for number in CLAIMS] if only is None else [word.strip() for word in only.split(",")]
     wrong = [word for word in words if word not in {str(number) for number in CLAIMS}]
@@ -33,7 +33,7 @@ def choose(only: str | None) -> list[int]:
 
 
 def slides_of_cifar10(url: str) -> Study | None:
-    """The study that `kdsearch slides --dataset cifar10` keeps in a storage, if it is there.
+    """Return the study that `kdsearch slides --dataset cifar10` stored, if it exists.
 
     Raises:
         StorageError: the storage cannot be reached.
@@ -44,18 +44,18 @@ def slides_of_cifar10(url: str) -> Study | None:
 
 
 def run(lab: Lab, numbers: Sequence[int], *, cifar10_rows: Study | None) -> list[Finding]:
-    """Tries claims, in their order.
+    """Test claims in their order.
 
     Args:
-        lab: where students are taught.
+        lab: trains the students.
         numbers: of the claims.
-        cifar10_rows: the slides' rows on CIFAR-10, if they were measured.
+        cifar10_rows: the slides' rows on CIFAR-10, if measured.
 
     Raises:
-        KdsearchError: a training did not stay finite.
+        KdsearchError: a training diverged.
 
     Returns:
-        What was found, its verdicts corrected for nine claims.
+        The findings, with verdicts corrected for nine claims.
     """
     on_cifar10 = {one.number: one for one in from_slides.findings(cifar10_rows)}
     lemmas = {5: theory.claim_5, 6: theory.claim_6}

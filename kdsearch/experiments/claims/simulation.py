@@ -18,10 +18,10 @@ from kdsearch.experiments.claims.lemmas import Problem, Teachers
 from kdsearch.stats import NORMAL
 
 SIZES = (10, 30, 100, 300)
-DRAWS = 4000  # of 1000 the intervals are at times too short: squares are skewed
+DRAWS = 4000  # with 1000 the intervals are sometimes too short: squares are skewed
 LARGE_SAMPLE = 1000  # examples that the better of the independent teachers is fitted on
-SMOOTHING = 0.1  # of each label: with ten labels an input has one example too many
-AGREES = 4.0  # standard errors: at 95 % one row in twenty would disagree with a formula that is right
+SMOOTHING = 0.1  # added to each label's count: with ten labels, one example in total for each input
+AGREES = 4.0  # standard errors: with a 95 % interval one row in twenty would disagree with a correct formula
 
 EMPIRICAL = "variance of the empirical risk"
 BAYES = "variance of the Bayes-distilled risk"
@@ -51,7 +51,7 @@ class World:
 
     @property
     def risk(self) -> float:
-        """R = E_x[p*(x)' l(f(x))]."""
+        """Return R = E_x[p*(x)' l(f(x))]."""
         return float(self.inputs @ (self.labels * self.losses).sum(axis=1))
 
 
@@ -64,7 +64,7 @@ class Row:
         size: N.
         estimate: mean over the draws.
         low, high: its 95 % interval (normal approximation: 1.96 standard errors of the mean over draws).
-        expected: value of the formula. For a teacher fitted on S, the formula as if another sample had fitted it.
+        expected: value of the formula. For a teacher fitted on S, the formula as if another sample had been used.
         bound: Lemma 2's bound, likewise; None where there is none.
     """
 
@@ -78,7 +78,7 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Whether the formula's value lies within 4 standard errors of the estimate."""
+        """Whether the formula's value is within 4 standard errors of the estimate."""
         return abs(self.estimate - self.expected) <= AGREES * (self.high - self.low) / (2 * NORMAL)
 
 
@@ -89,23 +89,23 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def make_world(generator: np.random.Generator, inputs: int = 40, labels: int = 10) -> World:
-    """A random problem: p* a softmax, f another one half like it, l the log-loss; inputs of unequal probability."""
+    """Return a random problem: p* a softmax, f a softmax half like it, l the log-loss, unequal input probabilities."""
     logits = generator.normal(0.0, 2.0, (inputs, labels))
     other = 0.5 * logits + generator.normal(0.0, 1.0, (inputs, labels))
     return World(_softmax(generator.normal(0.0, 0.5, inputs)), _softmax(logits), -np.log(_softmax(other)))
 
 
 def draw(generator: np.random.Generator, world: World, size: int, draws: int) -> Floats:
-    """(draws, inputs, labels): how often each example is in each of so many samples; no risk asks for their order."""
+    """Return (draws, inputs, labels): counts of each example in each sample; risks do not depend on the order."""
     chances = (world.inputs[:, None] * world.labels).ravel()
     counts = generator.multinomial(size, chances / chances.sum(), size=draws)
     return counts.reshape(draws, *world.labels.shape).astype(np.float64)
 
 
 def fit(counts: Floats, smoothing: float) -> Floats:
-    """(draws, inputs, labels): each sample's label frequencies after adding a constant to every count.
+    """Return (draws, inputs, labels): each sample's label frequencies after adding a constant to every count.
 
-    With smoothing 0 it is the maximum-likelihood teacher, which memorises S and is uniform at inputs that S lacks.
+    Smoothing 0 gives the maximum-likelihood teacher, which memorises S and is uniform at inputs that S lacks.
     """
     raised = counts + smoothing
     totals = raised.sum(axis=2, keepdims=True)
@@ -113,7 +113,7 @@ def fit(counts: Floats, smoothing: float) -> Floats:
 
 
 def distilled_risks(world: World, counts: Floats, teachers: Floats) -> Floats:
-    """(draws,): R~ of each sample under its teacher; teachers (draws or 1, inputs, labels)."""
+    """Return (draws,): R~ of each sample under its teacher; teachers (draws or 1, inputs, labels)."""
     shares = counts.sum(axis=2)
     risks: Floats = (shares * (teachers * world.losses).sum(axis=2)).sum(axis=1) / shares.sum(axis=1)
     return risks
@@ -125,13 +125,13 @@ def _row(quantity: str, size: int, values: Floats, expected: float, bound: float
 
 
 def _deviations(risks: Floats) -> Floats:
-    """(draws,): squared deviations whose mean is the unbiased estimate of the variance."""
+    """Return (draws,): squared deviations whose mean is the unbiased estimate of the variance."""
     squares: Floats = (risks - risks.mean()) ** 2 * (len(risks) / (len(risks) - 1))
     return squares
 
 
 def simulate_variances(generator: np.random.Generator, world: World, size: int, draws: int = DRAWS) -> list[Row]:
-    """Lemma 1 at one sample size: Var R^, Var R^_* and, on the same samples, their difference.
+    """Simulate Lemma 1 at one sample size: Var R^, Var R^_* and, on the same samples, their difference.
 
     Args:
         generator: draws the samples.
@@ -153,7 +153,7 @@ def simulate_variances(generator: np.random.Generator, world: World, size: int, 
 
 
 def _if_independent(world: World, teachers: Floats, size: int) -> tuple[float, float]:
-    """E[Delta^2] and Lemma 2's bound for an S independent of the teachers (draws, inputs, labels), these as drawn."""
+    """Return E[Delta^2] and Lemma 2's bound for an S independent of the drawn teachers (draws, inputs, labels)."""
     soft = (teachers * world.losses).sum(axis=2)
     means = soft @ world.inputs
     variances = ((soft - means[:, None]) ** 2) @ world.inputs / size
@@ -165,11 +165,11 @@ def _if_independent(world: World, teachers: Floats, size: int) -> tuple[float, f
 
 
 def simulate_errors(generator: np.random.Generator, world: World, size: int, draws: int = DRAWS) -> list[Row]:
-    """Lemma 2 at one sample size: E[Delta^2] for teachers fitted on other examples, and for two fitted on S itself.
+    """Simulate Lemma 2 at one sample size: E[Delta^2] for teachers fitted on other examples, and for two fitted on S.
 
     Teachers are label frequencies with 0.1 added to every count (0 for the one that memorises); each draw has a fresh
-    sample and fresh teachers. The formula and the bound average over those same teachers, so they have an error of
-    sampling too, smaller than that of the estimate.
+    sample and fresh teachers. The formula and the bound average over those same teachers, so they have a sampling
+    error too, smaller than that of the estimate.
 
     Args:
         generator: draws samples and teachers.
@@ -193,7 +193,7 @@ def simulate_errors(generator: np.random.Generator, world: World, size: int, dra
 
 @dataclass(frozen=True)
 class Number:
-    """A number of an example, exactly (a fraction such as "2/9") and in floating point."""
+    """A number of an example, exact (a fraction such as "2/9") and in floating point."""
 
     name: str
     exact: str
@@ -202,7 +202,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Example:
-    """A named problem of `kdsearch.experiments.claims.lemmas`, at one sample size, and its numbers."""
+    """A named problem of `lemmas`, at one sample size, and its numbers."""
 
     name: str
     size: int
@@ -214,10 +214,10 @@ class LemmaOne:
     """Evidence for Lemma 1.
 
     Args:
-        problems: random problems that were enumerated.
+        problems: number of random problems enumerated.
         ties: those of them where the two variances are equal.
-        all_equal: whether in each, exactly, both means are R and the difference of variances is the formula's, and 0 if
-            and only if no label matters.
+        all_equal: whether in each, exactly, both means are R and the difference of variances is the formula's, which is
+            0 if and only if no label matters.
         examples: the named problems.
         rows: the simulation's.
         holds: whether all were equal, every row agrees, and each simulated difference has its interval above 0.
@@ -236,12 +236,13 @@ class LemmaTwo:
     """Evidence for Lemma 2.
 
     Args:
-        problems: random problems that were enumerated, with random teachers independent of the sample.
+        problems: number of random problems enumerated, with random teachers independent of the sample.
         all_within: whether in each E[Delta^2] is at most the bound, exactly.
         all_equal: whether in each Var R~ is E_T Var_x[p_t' l] / N + Var_T E_x[p_t' l], exactly.
         closest: the greatest of their E[Delta^2] / bound.
         examples: the named problem with independent teachers.
-        fitted: the named problems whose teacher memorises S; formula and bound as if another sample had taught it.
+        fitted: the named problems whose teacher memorises S; formula and bound as if it had been fitted on another
+            sample.
         exceeded: whether in one of these E[Delta^2] is above that bound.
         rows: the simulation's; those in `FITTED` have a teacher fitted on S.
         holds: whether the lemma held for independent teachers, exactly and in every simulated row.
@@ -276,11 +277,11 @@ def _variances(problem: Problem, size: int) -> dict[str, Fraction]:
 
 
 def lemma_one(seed: int, *, problems: int = 100, sizes: Sequence[int] = SIZES, draws: int = DRAWS) -> LemmaOne:
-    """Enumerates random problems and the named ones, and simulates a larger one.
+    """Enumerate random problems and the named ones, and simulate a larger one.
 
     Args:
         seed: of everything random.
-        problems: how many random problems.
+        problems: number of random problems.
         sizes: N of the simulation.
         draws: simulated samples at each N.
     """
@@ -322,7 +323,7 @@ def _fitted(problem: Problem, size: int) -> dict[str, Fraction]:
 
 
 def lemma_two(seed: int, *, problems: int = 60, sizes: Sequence[int] = SIZES, draws: int = DRAWS) -> LemmaTwo:
-    """As `lemma_one`, with random teachers; and the named problems whose teacher memorises S."""
+    """Test Lemma 2 as `lemma_one` does Lemma 1, with random teachers and with teachers that memorise S."""
     source, generator = random.Random(seed), np.random.default_rng(seed)
     checked = [_independent(*lemmas.random_problem(source), source.randint(1, 3)) for _ in range(problems)]
     all_within = all(found["mean squared error"] <= found["bound"] for found in checked)

@@ -30,13 +30,13 @@ def _rows(rows: tuple[Row, ...]) -> list[dict[str, Any]]:
 
 
 def _number(example: Example, name: str) -> str:
-    """An example's number: the fraction, and what it is in decimals."""
+    """Format an example's number as a fraction and in decimals."""
     number = next(number for number in example.numbers if number.name == name)
     return f"{number.exact} ({number.value:.4g})"
 
 
 def claim_5(seed: int) -> Finding:
-    """Lemma 1: the Bayes-distilled risk has no larger variance than the empirical one."""
+    """Test Lemma 1: the Bayes-distilled risk has no larger variance than the empirical one."""
     found = lemma_one(seed)
     bits, tied = found.examples
     return Finding(
@@ -60,7 +60,7 @@ def claim_5(seed: int) -> Finding:
 
 
 def claim_6(seed: int) -> Finding:
-    """Lemma 2: the distilled risk's squared error is bounded by variance, bias and spread of the teacher."""
+    """Test Lemma 2: the distilled risk's squared error is bounded by variance, bias and spread of the teacher."""
     found = lemma_two(seed)
     (bits,), fitted = found.examples, found.fitted[0]
     own = [row for row in found.rows if row.quantity in FITTED]
@@ -96,4 +96,4 @@ SHOWN = {
     5: (EMPIRICAL, BAYES),
     6: (LARGE, TWIN, OWN, MEMORISED),
 }
-"""What the figures of the two lemmas draw against N."""
+"""The quantities that the figures of the two lemmas show against N."""

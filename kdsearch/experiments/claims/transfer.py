@@ -1,4 +1,4 @@
-"""Transfer sets: what a student is taught with, real images or not."""
+"""Transfer sets: the images that a student is trained with, real or not."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SEED = 0
 
 
 def choose(which: Images, split: Split, *, left_out: int) -> ImageSet:
-    """The images of a transfer set, on the split's device.
+    """Return the images of a transfer set, on the split's device.
 
     Args:
         which: "all" training images; a stratified "tenth" or half of them; as many images of "noise" (every pixel
-            uniform) or patches of "photographs"; or all images "without a class". Labels of noise and photographs are
-            all 0 and stand for nothing.
-        split: of whose training images there are as many.
+            uniform) or patches of "photographs"; or all images "without a class". Noise and photographs have no
+            meaningful labels: all are 0.
+        split: its training images determine the number.
         left_out: label of the class that is left out.
     """
     train = split.train
@@ -40,13 +40,13 @@ def choose(which: Images, split: Split, *, left_out: int) -> ImageSet:
 
 
 def noise(count: int, split: Split) -> Tensor:
-    """(count, *shape), uint8: every pixel uniform over the data set's range."""
+    """Return (count, *shape), uint8: every pixel uniform over the data set's range."""
     generator = torch.Generator().manual_seed(machine.derive_seed("noise", SEED))
     return torch.randint(int(split.top) + 1, (count, *split.shape), generator=generator, dtype=torch.uint8)
 
 
 def photographs(count: int, split: Split) -> Tensor:
-    """(count, *shape), uint8: grey patches of the two photographs that scikit-learn ships, in the data set's range."""
+    """Return (count, *shape), uint8: grey patches of scikit-learn's two photographs, in the data set's range."""
     from sklearn.datasets import load_sample_images
 
     pictures = [torch.from_numpy(picture.copy()).float().mean(2) for picture in load_sample_images().images]

@@ -1,4 +1,4 @@
-"""What replays say: hypervolume at shares of the budget, every pair of arms tested over tasks, mean ranks, bars."""
+"""Statistics of replays: hypervolume at shares of the budget, pairwise tests of arms over tasks, mean ranks, bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdsearch.experiments.search_bench.replay import ALL, Arm, Steps
 from kdsearch.experiments.search_bench.run import DEFAULT, Measured
 
 BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1.0)
-METRICS = ("checkpoints", "best_trials")  # the first one is what is judged
+METRICS = ("checkpoints", "best_trials")  # the first one decides
 RESAMPLES = 2000
 SIGNIFICANT = 0.05
 LEVELS = (0.95, 0.98)
@@ -24,34 +24,34 @@ Floats = NDArray[np.float64]
 
 
 def at(steps: Steps, epochs: float) -> float:
-    """Hypervolume after so many epochs; 0 before the first."""
+    """Return the hypervolume after a number of epochs; 0 before the first step."""
     return next((volume for when, volume in reversed(steps) if when <= epochs), 0.0)
 
 
 def reached(steps: Steps, level: float, budget: float) -> float:
-    """Epochs spent when a hypervolume was reached; the budget where it never was."""
+    """Return the epochs spent when a hypervolume was reached; the budget where it never was."""
     return next((float(epochs) for epochs, volume in steps if volume >= level - 1e-12), float(budget))
 
 
 def shares(measured: Measured, arm: str, metric: str = METRICS[0]) -> Floats:
-    """(seeds, budgets): hypervolume at each of `BUDGETS`, as a share of the problem's best."""
+    """Return (seeds, budgets): hypervolume at each of `BUDGETS`, as a share of the problem's best."""
     volumes = [[at(getattr(run, metric), share * measured.budget) for share in BUDGETS] for run in measured.arms[arm]]
     return np.array(volumes) / measured.problem.best
 
 
 def epochs_to(measured: Measured, arm: str, level: float, metric: str = METRICS[0]) -> Floats:
-    """(seeds,): epochs to a share of the problem's best; the budget where it is never reached."""
+    """Return (seeds,): epochs to a share of the problem's best; the budget where it is never reached."""
     wanted = level * measured.problem.best
     return np.array([reached(getattr(run, metric), wanted, measured.budget) for run in measured.arms[arm]])
 
 
 def common_arms(measured: Sequence[Measured]) -> list[str]:
-    """Keys of the arms that every problem has."""
+    """Return the keys of the arms that every problem has."""
     return [key for key in measured[0].arms if all(key in one.arms for one in measured)]
 
 
 def by_task(measured: Sequence[Measured], metric: str = METRICS[0]) -> dict[str, Floats]:
-    """By arm (tasks, budgets): the median over seeds of the share of the best; a task is one observation."""
+    """Return (tasks, budgets) by arm: the median over seeds of the share of the best; a task is one observation."""
     return {
         key: np.array([np.median(shares(one, key, metric), axis=0) for one in measured])
         for key in common_arms(measured)
@@ -59,7 +59,7 @@ def by_task(measured: Sequence[Measured], metric: str = METRICS[0]) -> dict[str,
 
 
 def paired(ours: Floats, other: Floats) -> dict[str, Any]:
-    """Wilcoxon's signed-rank test, two-sided, of values that belong together; more is better.
+    """Apply Wilcoxon's signed-rank test, two-sided, to paired values; more is better.
 
     Returns:
         `wins`, `ties`, `losses`, `difference` (median of ours - other) and `p` (1 where all are ties).
@@ -75,7 +75,7 @@ def paired(ours: Floats, other: Floats) -> dict[str, Any]:
 
 
 def mean_ranks(values: dict[str, Floats]) -> dict[str, list[dict[str, float]]]:
-    """By arm, at each budget: the mean rank over tasks (1 is best) with the 95 % interval of a bootstrap over tasks.
+    """Return by arm, at each budget, the mean rank over tasks (1 is best) with a 95 % bootstrap interval over tasks.
 
     Args:
         values: (tasks, budgets) by arm.
@@ -95,12 +95,12 @@ def mean_ranks(values: dict[str, Floats]) -> dict[str, list[dict[str, float]]]:
 
 
 def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
-    """All figures, as `kdsearch bench search --json` prints them.
+    """Return all figures, as `kdsearch bench search --json` prints them.
 
     Returns:
         `budgets`; `tasks`: by name, budget, seeds, best, and by arm the quartiles of the share of the best at each
         budget (as [median, lower, upper]), for both metrics, with `epochs_to` and CPU seconds; `ranks`: see
-        `mean_ranks`; `pairs`: every pair of arms at every budget, over tasks (over its seeds where there is but one).
+        `mean_ranks`; `pairs`: every pair of arms at every budget, over tasks (over seeds where there is one task).
     """
     values = by_task(measured)
     alone = len(measured) == 1
@@ -118,7 +118,7 @@ def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
 
 
 def quartiles(values: Floats) -> list[float]:
-    """Median, lower and upper quartile."""
+    """Return median, lower and upper quartile."""
     return [float(value) for value in np.quantile(values, [0.5, 0.25, 0.75])]
 
 
@@ -141,13 +141,13 @@ def _task(one: Measured) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bar:
-    """One of the project's bars.
+    """A requirement of the project on the comparison.
 
     Attributes:
-        what: is asked.
-        bar: what must hold.
-        figure: what was measured.
-        met: whether it holds.
+        what: the question.
+        bar: the condition.
+        figure: the measured figure.
+        met: whether the condition holds.
     """
 
     what: str
@@ -157,7 +157,7 @@ class Bar:
 
 
 def bars(measured: Sequence[Measured]) -> list[Bar]:
-    """The bars of rule x proposals, met or not: ours against no pruning, plain TPE and MO-ASHA, over tasks."""
+    """Return the bars of rule x proposals, met or not: ours against no pruning, plain TPE and MO-ASHA, over tasks."""
     values = by_task(measured)
     pairs = [
         (
@@ -179,7 +179,7 @@ def _key(sampler: str, method: str) -> str:
 
 
 def _bar(measured: Sequence[Measured], values: dict[str, Floats], what: str, ours: str, other: str, when: str) -> Bar:
-    """Not significantly worse at the end; for `all`, better on more than half of the tasks at every budget."""
+    """Test: not significantly worse at the end; for `all`, better on more than half of the tasks at every budget."""
     alone = len(measured) == 1
     a, b = (shares(measured[0], key) if alone else values[key] for key in (ours, other))
     tests = [paired(a[:, index], b[:, index]) for index in range(len(BUDGETS))]
@@ -194,7 +194,7 @@ def _bar(measured: Sequence[Measured], values: dict[str, Floats], what: str, our
 
 
 def band(measured: Measured, arm: str, epochs: Sequence[int], metric: str = METRICS[0]) -> Floats:
-    """(3, epochs): median and quartiles over seeds of the hypervolume, as a share of the problem's best."""
+    """Return (3, epochs): median and quartiles over seeds of the hypervolume, as a share of the problem's best."""
     volumes = np.array([[at(getattr(run, metric), e) for e in epochs] for run in measured.arms[arm]])
     found: Floats = np.quantile(volumes / measured.problem.best, [0.5, 0.25, 0.75], axis=0)
     return found

@@ -31,7 +31,7 @@ def _arm(sampler: str, method: str) -> str:
     return Arm(sampler, ALL, method).key
 
 
-# The arms of the figure: key, title, colour (near Okabe and Ito's, seen on white and on dark), dash
+# The arms of the figure: key, title, colour (near Okabe and Ito's, legible on white and on dark), dash
 DRAWN = (
     (_arm("random", "none"), "random, no pruning", "#868c96", "solid"),
     (_arm("random", "dominance"), "random, same-epoch dominance", "#a8821a", "dot"),
@@ -42,12 +42,12 @@ DRAWN = (
     (DEFAULT.key, "our proposals and ParetoPruner: the default", "#1a7fc4", "solid"),
     (_arm("random", "oracle"), "random, hindsight", "#d55e00", "dot"),
 )
-BANDED = (_arm("random", "none"), DEFAULT.key)  # all eight bands would hide each other
+BANDED = (_arm("random", "none"), DEFAULT.key)  # eight bands would hide one another
 POINTS = 80
 HEIGHT = 400  # pixels of the figure, besides the legend's rows
 ENTRIES = 3  # of the legend in a row
-FLOOR = 0.7  # of the figure's axis
-FIGURES = 4  # no more problems are drawn
+FLOOR = 0.7  # lower end of the figure's axis
+FIGURES = 4  # most problems with a figure
 CAPTION = "Median over seeds of the hypervolume of all checkpoints of all trials; bands: quartiles."
 METHODS = {
     "none": "no pruning: every trial runs to its end",
@@ -121,12 +121,12 @@ def _task_section(name: str, task: dict[str, Any], metric: str) -> Section:
 
 
 def report(measured: Sequence[Measured], summary: dict[str, Any], command: str) -> Document:
-    """The report: figures, bars, tables, and where they come from.
+    """Return the report: figures, bars, tables and provenance.
 
     Args:
         measured: replays by problem.
         summary: of `summarise`.
-        command: that ran.
+        command: the command that ran.
     """
     judged = bars(measured)
     sections = [
@@ -146,7 +146,7 @@ def report(measured: Sequence[Measured], summary: dict[str, Any], command: str) 
 
 
 def facts(measured: Sequence[Measured], command: str) -> list[str]:
-    """What has to stand beside the figures: command, seeds, machine, arms, where the problems come from."""
+    """Return what must accompany the figures: command, seeds, machine, arms, sources of the problems."""
     here = machine.environment(torch.device("cpu"))
     seeds = measured[0].seeds
     lines = [
@@ -174,7 +174,7 @@ def _provenance(table: Table) -> str:
 
 
 def figure(measured: Measured) -> go.Figure:
-    """Median hypervolume of all checkpoints against epochs spent, with quartiles where the lines leave room."""
+    """Draw median hypervolume of all checkpoints against epochs spent, with quartiles of a few arms."""
     epochs = np.unique(np.linspace(1, measured.budget, POINTS).round().astype(int)).tolist()
     drawn = go.Figure()
     for key, title, colour, dash in DRAWN:
@@ -200,12 +200,12 @@ def write(
     words: Sequence[str],
     plotlyjs: Library = "inline",
 ) -> Path:
-    """Writes `bench-search.html` and `bench-search.md`, each whole or not at all.
+    """Write `bench-search.html` and `bench-search.md`, each atomically.
 
     Args:
         measured: replays by problem.
         summary: of `summarise`.
-        folder: made where it is missing.
+        folder: created where it is missing.
         words: the command that ran.
         plotlyjs: see `reporting.pages.document.html`.
 
@@ -213,11 +213,11 @@ def write(
         The page's path.
 
     Raises:
-        KdsearchError: they cannot be written.
+        KdsearchError: a file cannot be written.
     """
     return document.write(report(measured, summary, shlex.join(words)), folder, NAME, plotlyjs=plotlyjs)
 
 
 def as_json(summary: dict[str, Any]) -> str:
-    """What `--json` prints."""
+    """Return what `--json` prints."""
     return json.dumps(summary, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Search problems whose curves are computed: made-up families, and a surrogate of LCBench that nobody here made."""
+"""Search problems with computed curves: synthetic families, and a third-party surrogate of LCBench."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from kdsearch.records import Config
 
 Floats = NDArray[np.float64]
 
-SAMPLE = 2000  # random configurations whose front is a problem's best
+SAMPLE = 2000  # random configurations whose front defines a problem's best
 LCBENCH = "lcbench"
 LCBENCH_EPOCHS = 52
 
 
 class Problem(Protocol):
-    """What a replay needs.
+    """The interface that a replay needs.
 
     Attributes:
         name: of the problem.
         epochs: of a full training.
-        observed_in: of the first objective as it is reported: "fractions", "percent" or "errors" (to be minimised).
-        own: whether the problem is one of `kdsearch` itself: accuracies as fractions and ratios over decades.
+        observed_in: unit in which the first objective is reported: "fractions", "percent" or "errors" (minimised).
+        own: whether it has the form of `kdsearch`'s problems: accuracies as fractions and ratios over decades.
     """
 
     name: str
@@ -43,29 +43,29 @@ class Problem(Protocol):
 
     @property
     def reference(self) -> tuple[float, float]:
-        """(accuracy, log10 ratio), where hypervolume is counted from."""
+        """Reference point of hypervolume, (accuracy, log10 ratio)."""
         ...
 
     @property
     def best(self) -> float:
-        """Hypervolume of the best front known."""
+        """Hypervolume of the best known front."""
         ...
 
     def draw(self, trial: Any) -> Config:
-        """A configuration, by the trial's `suggest_` methods."""
+        """Draw a configuration by the trial's `suggest_` methods."""
         ...
 
     def ratio(self, config: Config) -> float:
-        """Known before training."""
+        """Return the inference ratio, known before training."""
         ...
 
     def curves(self, config: Config) -> tuple[Floats, Floats]:
-        """Observed accuracy after each epoch, and the true (or test) one; (epochs,) each, fractions."""
+        """Return observed accuracy after each epoch, and the true (or test) one; (epochs,) each, fractions."""
         ...
 
 
 def best_of_sample(problem: Problem) -> float:
-    """Hypervolume of the true front of random configurations."""
+    """Return the hypervolume of the true front of random configurations."""
     random = np.random.default_rng(0)
     points = []
     for _ in range(SAMPLE):
@@ -75,7 +75,7 @@ def best_of_sample(problem: Problem) -> float:
 
 
 class _Random:
-    """Draws as a trial would, at random."""
+    """Random draws with the interface of a trial."""
 
     def __init__(self, random: np.random.Generator) -> None:
         self._random = random
@@ -98,10 +98,10 @@ class Point:
     """A configuration of a family.
 
     Attributes:
-        size: 0 (fast) to 1 (slow and able).
+        size: 0 (fast) to 1 (slow and accurate).
         final: true error at the end.
         pace: 0 to 1, how fast it learns.
-        lot: uniform from 0 to 1, decided by the whole configuration and shown by no parameter.
+        lot: uniform from 0 to 1, a function of the whole configuration that no single parameter reveals.
     """
 
     size: float
@@ -111,7 +111,7 @@ class Point:
 
 
 def _power(point: Point, epochs: Floats, *, final: float | None = None, rate: float | None = None) -> Floats:
-    """Error falls from 0.9 as a power of the epoch, so that the end is the final error."""
+    """Return an error that falls from 0.9 to the final error as a power of the epoch."""
     final = point.final if final is None else final
     rate = 0.3 + point.pace if rate is None else rate
     last = epochs[-1]
@@ -125,12 +125,12 @@ def _power_law(point: Point, epochs: Floats) -> Floats:
 
 
 def _crossing(point: Point, epochs: Floats) -> Floats:
-    """Who learns fast ends worse."""
+    """Return a curve where faster learning ends worse."""
     return _power(point, epochs, final=point.final + 0.25 * point.pace * (1 - point.final), rate=0.2 + 2.5 * point.pace)
 
 
 def _bloom(point: Point, epochs: Floats, final: float) -> Floats:
-    """Nothing for a third to two thirds of the training, then all."""
+    """Return a curve that stays flat for a third to two thirds of the training, then falls at once."""
     start = epochs[-1] * (0.33 + 0.33 * point.pace)
     after = np.maximum(epochs - start, 0.0)
     found: Floats = final + (0.85 - final) * np.exp(-after / (0.08 * epochs[-1]))
@@ -142,19 +142,19 @@ def _late(point: Point, epochs: Floats) -> Floats:
 
 
 def _rare(point: Point, epochs: Floats) -> Floats:
-    """One in eight blooms late, and better than its like."""
+    """Return curves of which one in eight falls late, and ends better than similar ones."""
     return _bloom(point, epochs, 0.5 * point.final) if point.lot < 1 / 8 else _power(point, epochs)
 
 
 def _jump(point: Point, epochs: Floats) -> Floats:
-    """Half of the way at once, then a plateau; the rest in a jump that comes sooner the better the end."""
+    """Return a curve that falls half of the way at once, then jumps; the better its end, the sooner it jumps."""
     half = _power(point, epochs, final=0.5 * (0.9 + point.final), rate=1.5)
     jump = epochs >= epochs[-1] * (0.3 + 0.5 * point.final)
     return np.where(jump, point.final, half)
 
 
 def _flips(point: Point, epochs: Floats) -> Floats:
-    """Before the rate drops at two thirds, who ends best is worst."""
+    """Return curves whose order is reversed until the learning rate drops at two thirds of the training."""
     before = _power(point, epochs, final=0.65 - 0.4 * point.final, rate=0.6)
     dropped = epochs > 2 / 3 * epochs[-1]
     return np.where(dropped, point.final + 0.02 * (epochs[-1] - epochs) / epochs[-1], before)
@@ -171,12 +171,12 @@ FAMILIES: dict[str, tuple[Shape, str, bool]] = {
     "percent": (_power_law, "percent", False),
     "minimised": (_power_law, "errors", False),
 }
-"""From a family's name to the shape of its curves, what is reported, and whether noise of heavy tails is added."""
+"""Family names mapped to the curves' shape, the reported unit, and whether heavy-tailed noise is added."""
 NOISE, TAILS = 0.02, 2.0  # scale and degrees of freedom of Student's distribution
 
 
 class Family:
-    """A made-up problem with four parameters, one of which does nothing.
+    """A synthetic problem with four parameters, one of which has no effect.
 
     Args:
         name: key of `FAMILIES`.
@@ -196,11 +196,9 @@ class Family:
 
     @cached_property
     def best(self) -> float:
-        """See `Problem`."""
         return best_of_sample(self)
 
     def draw(self, trial: Any) -> Config:
-        """See `Problem`."""
         return {
             "width": trial.suggest_int("width", 8, 1024, log=True),
             "rate": trial.suggest_float("rate", 1e-4, 1e-1, log=True),
@@ -209,11 +207,10 @@ class Family:
         }
 
     def ratio(self, config: Config) -> float:
-        """Two decades over the widths."""
+        """Return a ratio that spans two decades over the widths."""
         return float((1024 / config["width"]) ** (2 / math.log10(128)))
 
     def curves(self, config: Config) -> tuple[Floats, Floats]:
-        """See `Problem`."""
         epochs = np.arange(1.0, self.epochs + 1)
         digest = hashlib.sha256(json.dumps([config, self._seed], sort_keys=True).encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
@@ -263,11 +260,9 @@ class LCBench:
 
     @cached_property
     def best(self) -> float:
-        """See `Problem`."""
         return best_of_sample(self)
 
     def draw(self, trial: Any) -> Config:
-        """See `Problem`."""
         found: Config = {}
         for name, entry in self._space.items():
             suggest = trial.suggest_int if entry["type"] == "uniform_int" else trial.suggest_float
@@ -275,7 +270,6 @@ class LCBench:
         return found
 
     def ratio(self, config: Config) -> float:
-        """See `Problem`."""
         return self._most / self._operations(config)
 
     @staticmethod
@@ -284,7 +278,7 @@ class LCBench:
         return float(sum(a * b for a, b in itertools.pairwise(widths)))
 
     def curves(self, config: Config) -> tuple[Floats, Floats]:
-        """Of validation accuracy, twice: the surrogate has no test accuracy and no noise."""
+        """Return validation accuracy twice: the surrogate has no test accuracy and no noise."""
         names = ("batch_size", "learning_rate", "momentum", "weight_decay", "num_layers", "max_units", "max_dropout")
         numbers = np.tile([0.0, *(float(config[name]) for name in names)], (self.epochs, 1)).astype(np.float32)
         numbers[:, 0] = np.arange(1, self.epochs + 1)
@@ -295,7 +289,7 @@ class LCBench:
 
 
 def lcbench_tasks(folder: Path, *, tuning: bool = False) -> list[str]:
-    """Tasks of LCBench: those at odd places of config_space.json's list for the report, at even ones for tuning."""
+    """List tasks of LCBench: every second of config_space.json's list for the report, the others for tuning."""
     try:
         space = json.loads((folder / "config_space.json").read_text())["hyperparameters"]
         tasks: Sequence[str] = next(entry["choices"] for entry in space if entry["name"] == "OpenML_task_id")

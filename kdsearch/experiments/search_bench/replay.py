@@ -1,4 +1,4 @@
-"""One replay: a search on a table by a real Optuna study, its epochs read instead of trained."""
+"""Replay a search on a table with a real Optuna study, reading epochs instead of training them."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ METHODS = {
     "ours": ("pareto", True),
     "oracle": ("oracle", False),
 }
-"""From a method's name to its rule and whether trials are chosen among several candidates."""
+"""Methods mapped to their pruning rule and whether trials are chosen among several candidates."""
 
 ALL, SAMPLED = "all", "sampled"
-REFUSED_IN_A_ROW = 1000  # trials before their first epoch: then a replay of a problem without rows ends
+REFUSED_IN_A_ROW = 1000  # trials refused before their first epoch that end a replay of a problem without rows
 Steps = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared.
+    """A combination of sampler, epochs, method and workers to compare.
 
     Attributes:
         sampler: "random", "tpe", "nsga2" or "gp".
         epochs: "all": every trial may run all of the table's; "sampled": their number is a parameter of each trial.
         method: key of `METHODS`.
-        workers: simulated; an epoch takes each the same time.
+        workers: number of simulated workers, all of the same speed.
     """
 
     sampler: str
@@ -61,21 +61,21 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """A name that no other arm has."""
+        """Return the arm's unique name."""
         return f"{self.sampler}/{self.epochs}/{self.method}" + (f"/{self.workers}" if self.workers > 1 else "")
 
 
 @dataclass
 class Run:
-    """What came of a replay.
+    """The result of a replay.
 
     Attributes:
         arm, seed: as given.
         spent: epochs.
-        trials: started; those that a rule refused before the first epoch too.
+        trials: number started, including those that a rule refused before the first epoch.
         trained: trials with at least one epoch.
-        best_trials: (epochs spent, hypervolume) whenever that of `study.best_trials` changed.
-        checkpoints: the same for all checkpoints of all trials, which count at once.
+        best_trials: (epochs spent, hypervolume) whenever the hypervolume of `study.best_trials` changed.
+        checkpoints: the same for all checkpoints of all trials, each counted as soon as it exists.
         seconds: of CPU time.
     """
 
@@ -90,7 +90,7 @@ class Run:
 
 
 class Archive:
-    """The front of points as they come, chosen by observed accuracy and valued by the true one.
+    """An incremental front: members are chosen by observed accuracy, and hypervolume uses the true one.
 
     Args:
         reference: (accuracy, log10 ratio).
@@ -105,7 +105,7 @@ class Archive:
         self.hypervolume = 0.0
 
     def add(self, observed: float, ratio: float, true: float) -> bool:
-        """Whether the hypervolume changed."""
+        """Add a point; return whether the hypervolume changed."""
         x, y = observed, math.log10(ratio)
         if any(a >= x and b >= y for a, b, _ in self._front):
             return False
@@ -116,17 +116,17 @@ class Archive:
 
 
 def make_pruner(rule: str, problem: Problem, longest: int | str) -> BasePruner:
-    """The pruner that a rule's name stands for; each serves one study.
+    """Return a new pruner for a rule; each serves one study.
 
     Args:
         rule: "none", "dominance", "moasha", "hub", "oracle" or "pareto".
         problem: replayed.
-        longest: steps of a trial, or the parameter that says so.
+        longest: steps of a trial, or the parameter that holds them.
 
     Raises:
-        KeyError: there is no such rule.
+        KeyError: the rule is unknown.
     """
-    known: dict[str, Any] = {"log": [1], "ideal": 1.0} if problem.own else {}  # as `kdsearch optimize` says it
+    known: dict[str, Any] = {"log": [1], "ideal": 1.0} if problem.own else {}  # the settings of `kdsearch optimize`
     return {
         "none": NopPruner,
         "dominance": SameEpochDominance,
@@ -142,10 +142,10 @@ class Replay:
 
     Args:
         problem: a table, or a problem whose curves are computed.
-        arm: what to run.
-        seed: of all draws; replays of different arms with one seed are a pair in the tests.
-        budget: epochs over all trials; a trial that crosses it is cut there and counts with its best checkpoint.
-        trials: no more than so many are started.
+        arm: the arm to run.
+        seed: of all draws; replays of different arms with the same seed are paired in the tests.
+        budget: epochs over all trials; the trial that reaches it is cut there and counts with its best checkpoint.
+        trials: most trials to start.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Replay:
         self.run_ = Run(arm, seed)
 
     def _samplers(self, seed: int) -> tuple[BaseSampler, BaseSampler]:
-        """The arm's sampler, and a random one for other candidates."""
+        """Return the arm's sampler, and a random one for other candidates."""
         name, other = self._arm.sampler, machine.derive_seed("candidates", seed)
         if isinstance(self._problem, Rows):
             inner = None if name == "random" else samplers.make(name, seed)
@@ -178,7 +178,7 @@ class Replay:
         return samplers.make(name, seed), samplers.make("random", other)
 
     def run(self) -> Run:
-        """Runs it, once."""
+        """Run the replay, once."""
         began = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -187,7 +187,7 @@ class Replay:
         return self.run_
 
     def _drive(self) -> None:
-        """Simulated workers: whose trial is least advanced in time does its next epoch."""
+        """Simulate the workers: the one whose trial is least advanced in time runs its next epoch."""
         workers: list[tuple[float, int, Generator[None, bool, None]]] = []
         for worker in range(self._arm.workers):
             self._next_trial(workers, worker / self._arm.workers, worker)
@@ -200,11 +200,11 @@ class Replay:
             except StopIteration:
                 if self.run_.spent < self._budget:
                     self._next_trial(workers, now, worker)
-        for _, _, trial in workers:  # cut amid an epoch, which does not count
+        for _, _, trial in workers:  # cut within an epoch, which does not count
             trial.close()
 
     def _next_trial(self, workers: list[Any], now: float, worker: int) -> None:
-        """Starts the worker's next trial that has an epoch; none where many were refused in a row."""
+        """Start the worker's next trial that has an epoch; none after many refusals in a row."""
         most = len(self._problem) if isinstance(self._problem, Rows) else REFUSED_IN_A_ROW
         while self._refused <= most and self.run_.trials < self._limit:
             trial = self._trial()
@@ -218,7 +218,7 @@ class Replay:
             return
 
     def _trial(self) -> Generator[None, bool, None]:
-        """A trial; it stops before each epoch and is sent, when that is over, whether the budget is."""
+        """Run a trial; yield before each epoch, and receive after it whether the budget is spent."""
         self.run_.trials += 1
         trial = self.study.ask()
         config = self._problem.draw(trial)
@@ -273,7 +273,7 @@ class Replay:
 
 
 def _choosing(inner: BaseSampler, random: BaseSampler, problem: Problem, seed: int) -> ProposalSampler:
-    """Chooses among candidates of two samplers, each of whose ratio is known, as `kdsearch optimize` does."""
+    """Return a sampler that chooses among candidates of two samplers by their ratios, as `kdsearch optimize` does."""
     known: dict[str, Any] = {"log": [1], "ideal": 1.0} if problem.own else {}
     return ProposalSampler(
         inner,
@@ -287,6 +287,6 @@ def _choosing(inner: BaseSampler, random: BaseSampler, problem: Problem, seed: i
 
 
 def replay(problem: Table | Problem, arm: Arm, *, seed: int, budget: float = math.inf, trials: float = math.inf) -> Run:
-    """One replay, alike whenever it is run with the same arguments; see `Replay`."""
+    """Run one replay, deterministic in its arguments; see `Replay`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return Replay(problem, arm, seed=seed, budget=budget, trials=trials).run()

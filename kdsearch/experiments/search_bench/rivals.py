@@ -1,7 +1,7 @@
-"""The rules that ParetoPruner is compared with, and the oracle that no rule can beat.
+"""The pruning rules that ParetoPruner is compared with, and the oracle, which bounds all rules.
 
-All read the curves that `kdsearch.report` keeps, of (accuracy, ratio), both maximised. A trial's result at a step is
-its best checkpoint up to there, for every rule alike. An instance serves one study.
+All read the curves that `kdsearch.report` stores, of (accuracy, ratio), both maximised. For every rule, a trial's
+result at a step is its best checkpoint so far. An instance serves one study.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GO, STOP, PRUNE = Verdict("go", None), Verdict("stop", None), Verdict("prune", N
 
 
 class Curves:
-    """The curves of a study as arrays; what cannot change any more is read once.
+    """The curves of a study as arrays; curves of finished trials are read once.
 
     Attributes:
         best: (trials, steps), the best accuracy up to step 1, 2, ...; NaN beyond a trial's last step.
@@ -44,7 +44,7 @@ class Curves:
         self._seen = 0
 
     def update(self, study: Study) -> None:
-        """Reads what is new."""
+        """Read new reports."""
         trials = study.get_trials(deepcopy=False)
         self._sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         while len(trials) > len(self.ratio):
@@ -54,11 +54,11 @@ class Curves:
         self._open = [number for number in waiting if not self._read(trials[number])]
 
     def at(self, step: int) -> NDArray[np.int64]:
-        """Numbers of the trials that reached a step and did not fail."""
+        """Return the numbers of the trials that reached a step and did not fail."""
         return np.flatnonzero(self.steps >= step)
 
     def points(self, numbers: NDArray[np.int64], step: int) -> Floats:
-        """(trials, 2): best accuracy up to a step, and ratio."""
+        """Return (trials, 2): best accuracy up to a step, and ratio."""
         return np.stack([self.best[numbers, step - 1], self.ratio[numbers]], axis=1)
 
     def _grow(self, rows: int = 0, columns: int = 0) -> None:
@@ -67,7 +67,7 @@ class Curves:
         self.steps, self.over = np.pad(self.steps, (0, rows)), np.pad(self.over, (0, rows))
 
     def _read(self, trial: FrozenTrial) -> bool:
-        """Whether the trial is over, so that it need not be read again."""
+        """Read a trial; return whether it is over, so that it need not be read again."""
         curve, number = trial.user_attrs.get(Attr.CURVE, {}), trial.number
         if trial.state == TrialState.FAIL:
             self.steps[number] = 0
@@ -85,7 +85,7 @@ class Curves:
 
 
 class CurveRule(BasePruner, ABC):
-    """What the rules share: each looks at all curves once a step, from step 1 on."""
+    """Base of the rules: each decides once a step, from step 1 on, with all curves."""
 
     def __init__(self) -> None:
         self.curves = Curves()
@@ -98,27 +98,26 @@ class CurveRule(BasePruner, ABC):
 
     @abstractmethod
     def hopeless(self, number: int, step: int) -> bool:
-        """Whether trial `number` is to end after `step`; `curves` is up to date."""
+        """Whether trial `number` should end after `step`; `curves` is up to date."""
 
 
 class SameEpochDominance(CurveRule):
-    """Prunes when a trial at least as fast had a better result at the same epoch, or as good a one and is faster.
+    """Prunes when a trial at least as fast had a better result at the same epoch, or an equal one and is faster.
 
     RUNNING trials count.
     """
 
     def hopeless(self, number: int, step: int) -> bool:
-        """See the class."""
         points = self.curves.points(self.curves.at(step), step)
         own = self.curves.points(np.array([number]), step)[0]
         return bool(np.any((points >= own).all(axis=1) & (points > own).any(axis=1)))
 
 
 def domination_ranks(points: Floats) -> NDArray[np.int64]:
-    """The front that each point lies on, counted from 0; equal points share one. (points, 2), both maximised.
+    """Return the index from 0 of each point's front; equal points share one. (points, 2), both maximised.
 
     A point's rank is the length of the longest chain of points, each dominating the next, that ends above it: sorted
-    by the first coordinate, the fronts' best second coordinates are a descending list to bisect. O(n log n).
+    by the first coordinate, the fronts' best second coordinates form a descending list, which is bisected. O(n log n).
     """
     order = np.lexsort((-points[:, 1], -points[:, 0]))
     ranks = np.zeros(len(points), dtype=np.int64)
@@ -135,7 +134,7 @@ def domination_ranks(points: Floats) -> NDArray[np.int64]:
 
 
 def farthest_first(points: Floats) -> list[int]:
-    """The order of an epsilon-net: the point best in the first coordinate, then the one farthest from all before.
+    """Return the order of an epsilon-net: the point best in the first coordinate, then the farthest from all before.
 
     Args:
         points: (points, coordinates), on one scale.
@@ -152,11 +151,11 @@ def farthest_first(points: Floats) -> list[int]:
 class MOASHA(CurveRule):
     """Multi-objective asynchronous successive halving (Schmucker et al. 2021, arXiv 2106.12639), stopping variant.
 
-    Rungs stand at 1, eta, eta^2, ... epochs below the longest. A trial that comes to a rung goes on if it is among the
-    best 1/eta (rounded down) of all that came there before and itself, ranked by non-dominated sorting and within a
-    front by the epsilon-net: farthest first. Chosen here, where the paper leaves it open: coordinates are accuracy and
-    log10 ratio, each scaled to 0 to 1 over the rung; the net begins with the most accurate; with fewer than eta
-    trials at the rung, a trial goes on.
+    Rungs are at 1, eta, eta^2, ... epochs below the longest. A trial that reaches a rung continues if it is among the
+    best 1/eta (rounded down) of all that reached it before and itself, ranked by non-dominated sorting and within a
+    front by the epsilon-net: farthest first. Chosen here, because the paper leaves it open: coordinates are accuracy
+    and log10 ratio, each scaled to 0 to 1 over the rung; the net begins with the most accurate; with fewer than eta
+    trials at the rung, a trial continues.
 
     Args:
         longest: epochs of the longest trial.
@@ -169,7 +168,6 @@ class MOASHA(CurveRule):
         self._rungs = {eta**power for power in range(32) if eta**power < longest}
 
     def hopeless(self, number: int, step: int) -> bool:
-        """See the class."""
         there = self.curves.at(step)
         if step not in self._rungs or len(there) < self._eta:
             return False
@@ -188,7 +186,7 @@ class MOASHA(CurveRule):
 
 
 def contribution_order(points: Floats, reference: Floats) -> list[int]:
-    """Indices of the points of one front by greedy hypervolume contribution, the largest first; equal ones together.
+    """Return the indices of a front's points by greedy hypervolume contribution, largest first, equal ones together.
 
     Args:
         points: (points, 2), both maximised, none dominating another.
@@ -210,11 +208,11 @@ def contribution_order(points: Floats, reference: Floats) -> list[int]:
 
 
 class HubJoint(CurveRule):
-    """The joint rule of OptunaHub's `pruners/multi_metric_pruner`, read in November 2026, around a MedianPruner.
+    """The joint rule of OptunaHub's `pruners/multi_metric_pruner`, as of November 2026, around a MedianPruner.
 
     At each step all trials that reached it are ranked by non-dominated sorting. A trial on the first front at any step
-    so far goes on; else those on its front are moved ahead by 0.5 to 0.1 in the order of their hypervolume
-    contribution, and it is pruned when its best rank over all steps so far lies behind the median, at this step, of
+    so far continues; otherwise those on its front are moved ahead by 0.5 to 0.1 in the order of their hypervolume
+    contribution, and it is pruned when its best rank over all steps so far is behind the median, at this step, of
     the finished trials. No trial is pruned before 5 have finished. (RUNNING trials are ranked but not in the median.)
     """
 
@@ -225,7 +223,6 @@ class HubJoint(CurveRule):
         self._known: dict[tuple[int, int], tuple[int, float]] = {}
 
     def hopeless(self, number: int, step: int) -> bool:
-        """See the class."""
         over = self.curves.over
         if int((over & (self.curves.steps > 0)).sum()) < self.START_UP:
             return False
@@ -235,7 +232,7 @@ class HubJoint(CurveRule):
         return len(others) > 0 and best > float(np.median(others))
 
     def _rank(self, number: int, step: int) -> float:
-        """The trial's rank at a step; computed anew only when another trial has come there since."""
+        """Return the trial's rank at a step, recomputed only when another trial has reached the step since."""
         count = int((self.curves.steps >= step).sum())
         known = self._known.get((number, step))
         if known is None or known[0] != count:
@@ -261,15 +258,15 @@ class HubJoint(CurveRule):
 
 
 class Oracle(BasePruner):
-    """Knows each row's own future: a trial goes on only while a checkpoint still to come would grow the hypervolume.
+    """Continues a trial only while one of its future checkpoints, which it knows, would increase the hypervolume.
 
-    That of all checkpoints so far, the metric's own. So it prunes, before the first epoch too, or stops where the best
-    checkpoint is on the front. It knows no other trial's future, so it is the bound for rules that end trials, not for
-    those that choose them.
+    The hypervolume is that of all checkpoints so far. A trial is pruned (also before the first epoch), or stopped where
+    its best checkpoint is on the front. Other trials' futures are unknown, so it bounds rules that end trials, not
+    rules that choose them.
 
     Args:
-        problem: that the study replays, with accuracies reported as fractions.
-        longest: epochs of a trial, or the parameter that says so.
+        problem: the replayed problem, with accuracies reported as fractions.
+        longest: epochs of a trial, or the parameter that holds them.
     """
 
     def __init__(self, problem: Problem, longest: int | str) -> None:
@@ -281,7 +278,6 @@ class Oracle(BasePruner):
         return self.verdict(study, trial).action == "prune"
 
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
-        """See the class."""
         self.curves.update(study)
         number = trial.number
         step, config = int(self.curves.steps[number]), trial.user_attrs[Attr.CONFIG]

@@ -1,4 +1,4 @@
-"""Replays of searches on tables and problems: which arms, in how many processes, and what is kept of each."""
+"""Run replays of searches on tables and problems: choose the arms, distribute over processes, cache each result."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from kdsearch.records import Progress
 from kdsearch.system import machine
 
 TRAININGS = 30
-"""Full ones: so many epochs are the budget of a replay."""
+"""Full trainings whose epochs are the default budget of a replay."""
 RULES = ("none", "dominance", "moasha", "hub", "pruner", "oracle")
 CHOICES = ("none", "pruner", "proposals", "ours")  # rule x proposals
-DEFAULT = Arm("tpe", ALL, "ours")  # what `kdsearch optimize` does where every trial may have all epochs
-SHIPPED = Arm("tpe", SAMPLED, "ours")  # and where a trial's number of epochs is a dimension, as in the study files
+DEFAULT = Arm("tpe", ALL, "ours")  # `kdsearch optimize` where every trial may have all epochs
+SHIPPED = Arm("tpe", SAMPLED, "ours")  # and where the number of epochs is a dimension, as in the shipped study files
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 WORKERS = 4
-SLOW = ("random", "nsga2", "tpe", "gp")  # from quick to slow
+SLOW = ("random", "nsga2", "tpe", "gp")  # fast to slow
 FAMILY, LCBENCH, TUNING = "family:", "lcbench:", "lcbench-tuning:"
 
 
 def arms(*, full: bool, sampled: bool) -> list[Arm]:
-    """What is compared: all rules under random draws, rule x proposals in full under random draws and TPE.
+    """Return the arms to compare: all rules with random draws, rule x proposals in full with random draws and TPE.
 
     Args:
-        full: NSGA-II, GP (which draws by log-EHVI) and four workers, too.
-        sampled: whether the problem can have its number of epochs as a dimension: then what ships is an arm.
+        full: whether to add NSGA-II, GP (with log-EHVI) and four workers.
+        sampled: whether the problem can have its number of epochs as a dimension: then the shipped setting is an arm.
     """
     found = [Arm("random", ALL, method) for method in dict.fromkeys((*RULES, *CHOICES))]
     found += [Arm("tpe", ALL, method) for method in CHOICES]
@@ -60,7 +60,7 @@ class Measured:
     """The replays on one table or problem.
 
     Attributes:
-        problem: as it was given.
+        problem: the table or problem.
         seeds: of the replays, ascending.
         budget: epochs of each.
         arms: runs by `Arm.key`, in the order of the seeds.
@@ -73,10 +73,10 @@ class Measured:
 
 
 def expanded(names: Sequence[str]) -> list[str]:
-    """Names of single problems: `lcbench:PATH` stands for the tasks of the report, `families` for all of them.
+    """Expand names to single problems: `lcbench:PATH` to the report's tasks, `families` to all families.
 
     Raises:
-        KdsearchError: two are the same, or LCBench's folder cannot be read.
+        KdsearchError: two names are the same, or LCBench's folder cannot be read.
     """
     found: list[str] = []
     for name in names:
@@ -95,7 +95,7 @@ def expanded(names: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=64)
 def problem(name: str) -> Table | Problem:
-    """The table or problem of an expanded name."""
+    """Return the table or problem of an expanded name."""
     if name.startswith(FAMILY):
         return Family(name.removeprefix(FAMILY))
     if name.startswith(LCBENCH):
@@ -111,13 +111,13 @@ def _one_thread() -> None:
 
 
 def kept_file() -> Path:
-    """Where finished replays are kept, so that a command that was interrupted goes on: in the user's cache."""
+    """Return the cache file of finished replays, from which an interrupted command continues."""
     return machine.cache_folder() / "bench-search.jsonl"
 
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    """A fingerprint of all that decides a replay: the package's sources and Optuna's version."""
+    """Return a fingerprint of everything that determines a replay: the package's sources and Optuna's version."""
     digest = hashlib.sha256(optuna.__version__.encode())
     root = Path(machine.__file__).parent
     for room in ("search", "bench"):
@@ -134,7 +134,7 @@ def _key(name: str, arm: Arm, seed: int, budget: int) -> str:
 
 
 def load_kept(path: Path) -> dict[str, Run]:
-    """Runs by key; lines that cannot be read, of a process that was killed amid one, are left out."""
+    """Return cached runs by key, without unreadable lines, which killed processes leave."""
     found: dict[str, Run] = {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text().splitlines():
@@ -158,7 +158,7 @@ def _work(name: str, arm: Arm, seed: int, budget: int) -> Run:
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Processes started meanwhile take one thread each for linear algebra, which reads this before any code runs."""
+    """Limit new processes to one thread for linear algebra, through variables that are read before any code runs."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
     try:
@@ -184,7 +184,7 @@ def measure(
     progress: Progress,
     kept: Path | None = None,
 ) -> list[Measured]:
-    """Runs all replays, but for those that are kept from an earlier call of the same code.
+    """Run all replays, except those cached by an earlier call of the same code.
 
     Args:
         names: of tables, their paths, `families`, `family:NAME`, `lcbench:PATH` or `lcbench-tuning:PATH`.
@@ -192,11 +192,11 @@ def measure(
         budget: epochs of each; None: 30 full trainings.
         full: see `arms`.
         jobs: processes.
-        progress: told of arms whose replays are all done.
-        kept: file of finished replays; None: nothing is kept.
+        progress: notified of arms whose replays are all done.
+        kept: file of finished replays; None: no cache.
 
     Raises:
-        KdsearchError: a table cannot be read, or two have one name.
+        KdsearchError: a table cannot be read, or two have the same name.
     """
     single = expanded(names)
     problems = {name: problem(name) for name in single}

@@ -1,4 +1,4 @@
-"""The rows of a table as an Optuna study sees them, and a sampler that proposes nothing but rows."""
+"""A table's rows as an Optuna study sees them, and a sampler that proposes only rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _key(params: Params) -> Key:
 
 
 def _place(value: Any, distribution: BaseDistribution) -> float:
-    """A parameter's place between the ends of its range, 0 to 1; on a log scale where it is one, or is a list."""
+    """Return a parameter's position in its range, 0 to 1; on a log scale for log ranges and lists of sizes."""
     if isinstance(distribution, CategoricalDistribution):
         choices: list[Any] = list(distribution.choices)
         low, high = min(choices), max(choices)
@@ -48,18 +48,18 @@ def _place(value: Any, distribution: BaseDistribution) -> float:
 
 
 class Rows:
-    """What a study on a table may train: its rows.
+    """The rows of a table, which are all that a study on it can train.
 
     Args:
         table: with the search space in its provenance.
-        sampled_epochs: a trial's number of epochs is a parameter, 1 to the table's; else every trial has them all.
+        sampled_epochs: a trial's number of epochs is a parameter, 1 to the table's; else every trial has all of them.
 
     Attributes:
         table: as given.
-        dimensions: the search space, with `epochs` as said.
+        dimensions: the search space, with `epochs` if sampled.
         params: a row's parameters, without `epochs`.
         distributions: of these parameters, and of `epochs` where it is one.
-        free: (rows,), those that no trial has had yet.
+        free: (rows,), whether no trial has had the row yet.
     """
 
     def __init__(self, table: Table, *, sampled_epochs: bool) -> None:
@@ -92,27 +92,27 @@ class Rows:
         return len(self.params)
 
     def curves(self, config: Config) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Validation accuracy, and test accuracy where the table holds it; (epochs,) each."""
+        """Return validation accuracy, and test accuracy where the table holds it; (epochs,) each."""
         row = self._taught[json.dumps(config | {EPOCHS: 0}, sort_keys=True)]
         test = self.table.accuracy if self.table.test is None else self.table.test
         return self.table.accuracy[row], test[row]
 
     def find(self, params: Params) -> int:
-        """The row with these parameters, whatever `epochs` says.
+        """Return the row with these parameters, ignoring `epochs`.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such row.
         """
         return self._index[_key(params)]
 
     def take(self, row: int) -> None:
-        """A trial has this row now; when all rows have been had, all are free again."""
+        """Assign a row to a trial; once all rows are taken, all become free again."""
         self.free[row] = False
         if not self.free.any():
             self.free[:] = True
 
     def ratio(self, config: Config) -> float:
-        """The inference ratio of the row with this configuration, whatever its `epochs`.
+        """Return the inference ratio of the row with this configuration, ignoring `epochs`.
 
         Raises:
             KeyError: there is no such row.
@@ -120,10 +120,10 @@ class Rows:
         return float(self.table.ratio[self.find(space.trial_parameters(config, self.dimensions))])
 
     def nearest(self, params: Params, held: dict[str, BaseDistribution]) -> int:
-        """The free row nearest to some parameters.
+        """Return the free row nearest to the given parameters.
 
         The distance is Gower's (Biometrics 1971): the mean, over the parameters that both have, of the difference of
-        their places in the range (on a log scale for log ranges and for lists of sizes).
+        their positions in the range (on a log scale for log ranges and for lists of sizes).
 
         Args:
             params: drawn anywhere in the space.
@@ -135,7 +135,7 @@ class Rows:
         return int(np.argmin(np.where(self.free, distance, np.inf)))
 
     def draw(self, trial: Any) -> Config:
-        """Suggests a whole configuration on a trial or a draft of one; a draft that moves is put on the nearest row."""
+        """Suggest a whole configuration on a trial or a draft of one; a draft that moves is put on the nearest row."""
         config = space.suggest(trial, self.dimensions)
         if not isinstance(trial, Near):
             return config
@@ -145,16 +145,16 @@ class Rows:
         return self.table.configs[row] | {EPOCHS: config[EPOCHS]}
 
     def _numbers(self, params: Params, held: dict[str, BaseDistribution]) -> NDArray[np.float64]:
-        """(names,), NaN for a parameter that is not there."""
+        """Return (names,), NaN for missing parameters."""
         return np.array([
             _place(params[name], held[name]) if name in params else math.nan for name in self._names
         ])  # fmt: skip
 
 
 class TableSampler(BaseSampler):
-    """Proposes rows alone: what another sampler draws is moved to the nearest row that no trial has had yet.
+    """Proposes only rows: a draw of another sampler is moved to the nearest row that no trial has had yet.
 
-    The trial gets the row's own parameters, so every sampler learns from what was really trained.
+    The trial gets the row's own parameters, so that every sampler learns from what was really trained.
 
     Args:
         rows: of the table.
@@ -169,12 +169,12 @@ class TableSampler(BaseSampler):
         self._drawn: Params = {}
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """As the inner sampler does."""
+        """Delegate to the inner sampler."""
         if self._inner is not None:
             self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Draws a row; all its parameters."""
+        """Draw a row and return all its parameters."""
         if self._inner is None:
             row = int(self._random.choice(np.flatnonzero(self._rows.free)))
             epochs: int | None = int(self._random.integers(1, self._rows.table.epochs + 1))
@@ -190,19 +190,19 @@ class TableSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The row that was drawn last."""
+        """Return the row that was drawn last."""
         return {name: self._drawn[name] for name in search_space}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """For a move from a row that lacks this parameter: that of any row which has it."""
+        """Return the parameter of any row that has it, for a move from a row that lacks it."""
         if param_name == EPOCHS:
             return int(self._random.integers(1, self._rows.table.epochs + 1))
         values = [params[param_name] for params in self._rows.params if param_name in params]
         return values[int(self._random.integers(len(values)))]
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As the inner sampler does."""
+        """Delegate to the inner sampler."""
         if self._inner is not None:
             self._inner.after_trial(study, trial, state, values)

@@ -1,4 +1,4 @@
-"""Tables of full learning curves from real training: read, written, and made by a command."""
+"""Tables of full learning curves from real training: reading and writing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Table:
 
     @cached_property
     def reference(self) -> tuple[float, float]:
-        """The worst final accuracy and the lowest log10 ratio: where hypervolume is taken from."""
+        """Reference point of hypervolume: the worst final accuracy and the lowest log10 ratio."""
         return float(self.accuracy[:, -1].min()), float(np.log10(self.ratio.min()))
 
     @cached_property
@@ -66,16 +66,16 @@ class Table:
 
 
 def shipped() -> list[str]:
-    """Names of the tables that ship with the package."""
+    """Return the names of the tables that ship with the package."""
     folder = resources.files("kdsearch.experiments.search_bench") / FOLDER
     return sorted(entry.name.removesuffix(".json.gz") for entry in folder.iterdir() if entry.name.endswith(".json.gz"))
 
 
 def load(name: str) -> Table:
-    """A table by the name under which it ships, or by its path; rows whose training failed are left out.
+    """Load a table by its shipped name or its path, without rows whose training failed.
 
     Raises:
-        KdsearchError: there is none, or it is no table.
+        KdsearchError: the file does not exist or is no table.
     """
     folder = Path(str(resources.files("kdsearch.experiments.search_bench"))) / FOLDER
     path = Path(name) if name.endswith(".gz") else folder / f"{name}.json.gz"
@@ -100,10 +100,10 @@ def load(name: str) -> Table:
 
 
 def save(path: Path, provenance: dict[str, Any], rows: list[Row]) -> None:
-    """Writes a table as compressed JSON, whole or not at all.
+    """Write a table as compressed JSON, atomically.
 
     Raises:
-        KdsearchError: it cannot be written.
+        KdsearchError: the file cannot be written.
     """
     text = json.dumps({"provenance": provenance, "rows": rows}, separators=(",", ":"))
     packed = gzip.compress(text.encode(), mtime=0)

@@ -1,4 +1,4 @@
-"""Makes a table: random configurations of a study, each trained to the end, with every epoch's accuracy."""
+"""Make a table: train random configurations of a study to the end and store every epoch's accuracy."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from kdsearch.search.plan import Plan, make_plan
 from kdsearch.search.trial import Workshop
 from kdsearch.system import machine
 
-ACCURACY_DIGITS, SECONDS_DIGITS = 5, 4  # more would be noise, and a larger file
+ACCURACY_DIGITS, SECONDS_DIGITS = 5, 4  # more would be noise and enlarge the file
 
 _workshop: Workshop  # of a worker process
 
 
 def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Config]:
-    """Different configurations drawn at random from a study's space, all of them `epochs` long."""
+    """Return distinct configurations drawn at random from a study's space, all of them `epochs` long."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=seed))
     drawn: dict[str, Config] = {}
@@ -45,7 +45,7 @@ def _workshop_of(plan: Plan) -> Workshop:
 
 
 def _begin(options: dict[str, Any]) -> None:
-    """Makes a worker's workshop; one thread each, for two workers of one thread beat one of two on small networks."""
+    """Make a worker's workshop with one thread: two such workers beat one with two threads on small networks."""
     global _workshop
     torch.set_num_threads(1)
     _workshop = _workshop_of(make_plan(**options))
@@ -65,7 +65,7 @@ def _row(index: int, config: Config, seed: int) -> tuple[int, Row]:
 
 
 class Partial:
-    """Finished rows beside the table that they will become: a run that was cut goes on where it stopped."""
+    """Finished rows in a file beside the future table, from which an interrupted run continues."""
 
     def __init__(self, out: Path, wanted: dict[str, Any]) -> None:
         self.path = out.with_name(out.name + ".partial")
@@ -78,7 +78,7 @@ class Partial:
                 remedy="remove that file to begin anew",
             )
         for line in lines[1:]:
-            if line.endswith("}"):  # else the last one, cut while it was written
+            if line.endswith("}"):  # else the last line was cut while it was written
                 found = json.loads(line)
                 self.rows[found.pop("index")] = found
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +86,14 @@ class Partial:
         self.path.write_text("".join(json.dumps(line) + "\n" for line in written), encoding="utf-8")
 
     def add(self, index: int, row: Row) -> None:
-        """Keeps a finished row."""
+        """Store a finished row."""
         self.rows[index] = row
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"index": index, **row}) + "\n")
 
 
 def _ratios(workshop: Workshop, configs: list[Config], progress: Progress) -> dict[str, dict[str, float]]:
-    """One measurement for each architecture, in this process alone and before any worker starts."""
+    """Measure each architecture once, in this process and before any worker starts."""
     found: dict[str, dict[str, float]] = {}
     for config in configs:
         key = workshop.timing_key(config)
@@ -106,19 +106,19 @@ def _ratios(workshop: Workshop, configs: list[Config], progress: Progress) -> di
 def tabulate(
     out: Path, *, count: int, epochs: int, workers: int, seed: int, progress: Progress, **options: Any
 ) -> Path:
-    """Trains random configurations of a study to their end and writes their curves as a table.
+    """Train random configurations of a study to their end and write their curves as a table.
 
     Args:
         out: the table's file, `NAME.json.gz`; finished rows are kept in `NAME.json.gz.partial` until all are done.
-        count: different configurations.
+        count: number of distinct configurations.
         epochs: of every one.
         workers: processes, of one CPU thread each.
         seed: of the configurations, and with their index of each training.
-        progress: told of rows.
-        options: of `make_plan`: data set or study file, where data lie, device, train size.
+        progress: notified of rows.
+        options: of `make_plan`: data set or study file, data folder, device, train size.
 
     Raises:
-        KdsearchError: as `make_plan`; or the rows begun before are of other options.
+        KdsearchError: as in `make_plan`; or the rows of an earlier run have other options.
     """
     plan = make_plan(**options)
     workshop = _workshop_of(plan)

@@ -1,1 +1,1 @@
-"""The slide deck's rows, run by the deck's own recipes, and what was published beside what is measured."""
+"""Run the slide deck's rows by the deck's own recipes and compare the results with the published figures."""

@@ -1,6 +1,6 @@
-"""The deck's recipes: how it trained its teachers and students, what loss it took, how it timed inference.
+"""The deck's recipes: training of teachers and students, losses, and timing of inference.
 
-Where the deck says nothing, its authors' published code does (see the README's section on the slides).
+Where the deck leaves something open, its authors' published code decides (see the README's section on the slides).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from kdsearch.distil.train import Batch
 from kdsearch.experiments.slides.rows import Dataset, Settings
 from kdsearch.records import EpochRecord, Precision, Progress
 
-RAMP_EPOCHS = 10  # CIFAR-10: div_loss weighs min(1, epoch / 10), epochs counted from 0
+RAMP_EPOCHS = 10  # CIFAR-10: the weight of div_loss is min(1, epoch / 10), epochs counted from 0
 KERAS = {"optimizer": "adam", "lr": 1e-3, "epsilon": 1e-7, "init": "glorot"}
-HELD_BACK = 0.2  # of MNIST's training images, from the teacher
+HELD_BACK = 0.2  # share of MNIST's training images that the teacher does not see
 
 
 def mnist_loss(settings: Settings) -> Callable[[Batch], Tensor]:
-    """Soft cross-entropy with the teacher alone, no label, no factor T^2."""
+    """Return soft cross-entropy with the teacher alone, without labels and without the factor T^2."""
 
     def loss(batch: Batch) -> Tensor:
         assert batch.teacher_logits is not None
@@ -42,7 +42,7 @@ def mnist_loss(settings: Settings) -> Callable[[Batch], Tensor]:
 
 
 def cifar10_loss(settings: Settings) -> Callable[[Batch], Tensor]:
-    """cls_loss + min(1, epoch / 10) div_loss with epochs counted from 0, or cls_loss alone without a temperature."""
+    """Return cls_loss + min(1, epoch / 10) div_loss, epochs counted from 0; cls_loss alone without a temperature."""
 
     def loss(batch: Batch) -> Tensor:
         labelled = cls_loss(batch.logits, batch.labels)
@@ -57,13 +57,13 @@ def cifar10_loss(settings: Settings) -> Callable[[Batch], Tensor]:
 
 @dataclass(frozen=True)
 class Deck:
-    """How the deck taught on a data set.
+    """The deck's recipe for the students of a data set.
 
     Attributes:
         student: family, recipe, threads.
-        loss: from a row's settings to the loss of a batch.
+        loss: builds the loss of a batch from a row's settings.
         batch: images of a timing's batch; None: the whole test set at once.
-        to_host: whether bringing the predictions back to the host was timed.
+        to_host: whether the timing includes the copy of predictions to the host.
         text: the recipe in words.
     """
 
@@ -106,7 +106,7 @@ DECKS: dict[Dataset, Deck] = {
 
 
 def teacher_spec(dataset: Dataset, *, max_epochs: int | None) -> spec.TeacherSpec:
-    """The teacher's recipe: the deck's on MNIST; on CIFAR-10, where it gives none, that of the shipped study file."""
+    """Return the teacher's recipe: on MNIST the deck's; on CIFAR-10, where it gives none, the shipped study file's."""
     shipped = spec.load(spec.shipped(dataset)).limited(max_epochs=max_epochs).teacher
     if dataset == "cifar10" or shipped.recipe is None:
         return shipped
@@ -115,7 +115,7 @@ def teacher_spec(dataset: Dataset, *, max_epochs: int | None) -> spec.TeacherSpe
 
 
 def teacher_split(dataset: Dataset, whole: data.Dataset, device: torch.device, *, train_size: int | None) -> Split:
-    """What the teacher is trained on: 80 % of MNIST's training images, all of CIFAR-10's."""
+    """Return the teacher's training data: 80 % of MNIST's training images, all of CIFAR-10's."""
     if dataset == "cifar10":
         return data.whole(whole, device, train_size=train_size)
     return data.split(whole, spec.DataSpec(name=dataset, validation=HELD_BACK, train_size=train_size), device)
@@ -123,14 +123,14 @@ def teacher_split(dataset: Dataset, whole: data.Dataset, device: torch.device, *
 
 @dataclass(frozen=True)
 class School:
-    """All that a training of a row needs and no training changes.
+    """What every training of a row uses and none changes.
 
     Attributes:
         dataset: "mnist" or "cifar10".
-        split: the students' data, nothing held back.
+        split: the students' data, without validation images.
         teacher: frozen.
-        answers: the teacher's, to the students' training images.
-        precision: that convolutions are trained in; None: the usual one of the device.
+        answers: the teacher's outputs for the students' training images.
+        precision: of convolutions in training; None: the device's default.
     """
 
     dataset: Dataset
@@ -141,15 +141,15 @@ class School:
 
     @property
     def deck(self) -> Deck:
-        """The recipe."""
+        """The data set's recipe."""
         return DECKS[self.dataset]
 
     def build(self, settings: Settings, seed: int) -> nn.Module:
-        """An untrained student."""
+        """Build an untrained student."""
         return lesson.build(self.deck.student, settings.architecture, seed=seed, split=self.split)
 
     def teach(self, student: nn.Module, settings: Settings, seed: int) -> Iterator[EpochRecord]:
-        """Trains a student as its row says, an epoch a step; nothing is scored on the way: the deck took the end.
+        """Train a student by its row's recipe, an epoch a step, without scoring: the deck used the last epoch.
 
         Raises:
             TrialError: the loss or the weights are not finite.
@@ -158,7 +158,7 @@ class School:
         return train.train(student, self.lesson(settings, seed), recipe, validate=lambda _: float("nan"))
 
     def lesson(self, settings: Settings, seed: int) -> train.Lesson:
-        """What a student of a row is taught with."""
+        """Return the lesson of a row's student."""
         chosen = first_of_each_class(self.split.train.labels, settings.per_class)
         return train.Lesson(
             data=self.split.train.subset(chosen),
@@ -174,11 +174,11 @@ class School:
 
 
 def first_of_each_class(labels: Tensor, count: int | None) -> Tensor:
-    """Indices of the first `count` images of each class, ascending; None: of all images.
+    """Return the indices of the first `count` images of each class, ascending; None: of all images.
 
     Args:
         labels: (images,), int64.
-        count: at least 1; a class with fewer images gives all it has.
+        count: at least 1; a smaller class contributes all its images.
     """
     if count is None:
         return torch.arange(len(labels), device=labels.device)
@@ -195,18 +195,18 @@ def open_school(
     precision: Precision | None = None,
     progress: Progress | None = None,
 ) -> School:
-    """The deck's teacher, trained or found, and its answers to the students' images.
+    """Train or load the deck's teacher and compute its outputs for the students' images.
 
     Args:
         dataset: of the rows.
         split: the students' data.
-        seen: what the teacher is trained on, of `teacher_split`.
-        max_epochs: no training of a teacher is longer than this.
-        precision: that convolutions are trained in; None: the usual one of the device.
-        progress: told of the teacher's training.
+        seen: the teacher's training data, of `teacher_split`.
+        max_epochs: most epochs of a teacher's training; None: no limit.
+        precision: of convolutions in training; None: the device's default.
+        progress: notified of the teacher's training.
 
     Raises:
-        KdsearchError: the teacher's training did not stay finite.
+        KdsearchError: the teacher's training diverged.
     """
     wanted = teacher_spec(dataset, max_epochs=max_epochs)
     known = teacher.obtain(wanted, seen, precision=precision, progress=progress)

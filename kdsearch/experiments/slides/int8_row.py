@@ -1,8 +1,8 @@
 """The deck's "quantized" algorithm as a row of its own: an int8 student of a teacher with quantised feature maps.
 
-The student is trained with quantisation in the loop, by the recipe of the row it is like, and deployed as an ONNX file
-that ONNX Runtime runs in int8; accuracy and ratio are those of that file. The teacher and the same student in float run
-in ONNX Runtime, too, so that the figures say what int8 gains on this machine.
+The student is trained with quantisation in the loop, by the recipe of its float counterpart, and deployed as an ONNX
+file that ONNX Runtime runs in int8; accuracy and ratio are those of that file. The teacher and the same student in
+float run in ONNX Runtime, too, so that the figures show what int8 gains on this machine.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from kdsearch.experiments.slides.rows import Settings
 
 NEEDS = ("torchao", "onnx", "onnxruntime", "onnxscript")
-CALIBRATION = 500  # training images that the largest feature is taken from
-EXAMPLE = 2  # images: the least that an export with any batch takes
+CALIBRATION = 500  # training images that determine the largest feature
+EXAMPLE = 2  # images: the smallest example for an export with a variable batch
 
 
 def missing() -> list[str]:
-    """Packages that an int8 row needs and this machine lacks."""
+    """Return the packages that an int8 row needs and this machine lacks."""
     return [name for name in NEEDS if find_spec(name) is None]
 
 
 def require() -> None:
-    """Refuses an int8 row where packages for it are missing.
+    """Refuse an int8 row where its packages are missing.
 
     Raises:
-        KdsearchError: they are.
+        KdsearchError: a package is missing.
     """
     lacking = missing()
     if lacking:
@@ -54,14 +54,14 @@ def require() -> None:
 
 @dataclass(frozen=True)
 class Deployed:
-    """An int8 student as it runs in ONNX Runtime.
+    """Results of an int8 student in ONNX Runtime.
 
     Attributes:
         accuracy: test accuracy of the file, a fraction.
-        trained_accuracy: that of the fake-quantised network in training, a fraction.
-        seconds: a batch of inference in turn: the teacher's, the float student's, the int8 student's, pair by pair.
-        bytes: of the file.
-        float_bytes: of the float student's file.
+        trained_accuracy: test accuracy of the fake-quantised network in training, a fraction.
+        seconds: a batch of inference, pair by pair: the teacher's, the float student's, the int8 student's.
+        bytes: size of the file.
+        float_bytes: size of the float student's file.
         float_products: convolutions and matrix products that did not run in int8.
     """
 
@@ -74,7 +74,7 @@ class Deployed:
 
 
 def answers(school: School, bits: int) -> Answers:
-    """The answers of the teacher with its last feature map quantised to so many bits, to the training images."""
+    """Return the training-set outputs of the teacher with its last feature map quantised to `bits` bits."""
     from kdsearch.distil.qat import QuantisedFeatures
 
     train = school.split.train
@@ -85,7 +85,7 @@ def answers(school: School, bits: int) -> Answers:
 
 
 def prepare(school: School, student: nn.Module) -> FakeQuantised:
-    """The student, to be trained as if it were int8; on the CPU, where int8 is to run."""
+    """Prepare a student for training with fake quantisation; on the CPU, where the int8 file runs."""
     from kdsearch.distil.qat import prepare
 
     split = school.split
@@ -93,11 +93,11 @@ def prepare(school: School, student: nn.Module) -> FakeQuantised:
 
 
 def deploy(school: School, settings: Settings, trained: FakeQuantised, *, rounds: int) -> Deployed:
-    """Writes teacher, float student and int8 student as ONNX files, scores the last and times all three.
+    """Write teacher, float student and int8 student as ONNX files, score the last and time all three.
 
     Args:
         school: of the row.
-        settings: of the row: the float student is built anew, for time does not depend on weights.
+        settings: of the row: the float student is built anew, because time does not depend on weights.
         trained: the fake-quantised student.
         rounds: of timing.
     """

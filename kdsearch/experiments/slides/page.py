@@ -1,4 +1,4 @@
-"""The slides' page: published beside measured, row by row, as HTML, Markdown and JSON."""
+"""The page of the slides: published and measured figures row by row, as HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]  # of the ratio's axis
 def write(
     study: Study, options: Options, measured: Sequence[Measured], folder: Path, *, plotlyjs: str = "inline"
 ) -> Path:
-    """Writes `slides-DATASET.html`, `.md` and `.json`, each whole or not at all.
+    """Write `slides-DATASET.html`, `.md` and `.json`, each atomically.
 
     Args:
-        study: that holds the rows.
-        options: what was asked for.
+        study: the study with the rows.
+        options: the options of the run.
         measured: of `summary.summarise`.
-        folder: made where it is missing.
+        folder: created where it is missing.
         plotlyjs: "inline" or "cdn".
 
     Returns:
         The page's path.
 
     Raises:
-        KdsearchError: they cannot be written, or `plotlyjs` is neither.
+        KdsearchError: a file cannot be written, or `plotlyjs` is neither.
     """
     way = assets.checked(plotlyjs)
     name = f"slides-{options.dataset}"
@@ -52,17 +52,17 @@ def write(
 
 
 def label(one: Measured) -> str:
-    """A row's name, with its reading where that is not the deck's own words."""
+    """Return a row's name, with its reading where that is not "stated"."""
     return one.job.row.name + ("" if one.job.reading == "stated" else " (published reading)")
 
 
 def interval(low: float, high: float, form: str) -> str:
-    """`LOW to HIGH`."""
+    """Format an interval as `LOW to HIGH`."""
     return f"{low:{form}} to {high:{form}}"
 
 
 def report(study: Study, options: Options, measured: Sequence[Measured]) -> Document:
-    """The page, as text, tables and figures."""
+    """Return the page's text, tables and figures."""
     teacher = summary.teacher(study, options.dataset, measured)
     known = [one for one in measured if one.difference is not None]
     sections = [
@@ -122,7 +122,7 @@ def _int8_sections(measured: Sequence[Measured]) -> list[Section]:
 
 
 def _verdict(options: Options, measured: Sequence[Measured]) -> str:
-    """One sentence: how many rows come out as published."""
+    """Say in one sentence how many rows match the published ones."""
     if not measured:
         return "No row was measured yet."
     if options.scaled:
@@ -299,7 +299,7 @@ def _teacher_grid(teacher: dict[str, Any]) -> Grid:
 
 
 def _facts(study: Study, options: Options) -> list[str]:
-    """What has to stand beside the figures: command, machine, versions, seeds, dates."""
+    """Return what must accompany the figures: command, machine, versions, seeds, dates."""
     environment = study.user_attrs.get(StudyAttr.ENVIRONMENT, {})
     ends = [trial.datetime_complete for trial in stored(study).values() if trial.datetime_complete is not None]
     facts = [
@@ -323,7 +323,7 @@ def _precision(environment: Mapping[str, object]) -> list[str]:
 
 
 def text(measured: Sequence[Measured]) -> str:
-    """A line a row, for a terminal."""
+    """Return a line a row, for a terminal."""
     return "\n".join(map(_line, measured))
 
 

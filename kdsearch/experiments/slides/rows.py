@@ -1,4 +1,4 @@
-"""The deck's rows: what each trained, in both readings where the deck leaves a choice open, and what was published."""
+"""The deck's rows: their trainings, in both readings where the deck is ambiguous, and the published figures."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 READINGS: tuple[Reading, ...] = get_args(Reading)
 
 MNIST_TEACHER_TEMPERATURE = 3.5  # of the published teacher's softmax, whatever a row's T
-PASSES = 3  # over the data that the published MNIST accuracies had seen for each epoch that the row states
+PASSES = 3  # passes over the data behind the published MNIST accuracies for each epoch that the row states
 REDUCED = 500  # images of each class, the first ones, in the reduced training set
 PUBLISHED_BLOCKS = {"c3": [2, 2, 1, 1], "c4": [1, 1, 1, 1]}  # the published code builds at least one block a stage
-# c8 and c9 differ from c5 and c7 in the data alone, so no study file has them: (row, what was published)
+# c8 and c9 differ from c5 and c7 only in the data, so no study file has them: (row, what was published)
 REDUCED_ROWS: dict[str, tuple[str, spec.Published]] = {
     "c8": ("c5", spec.Published(accuracy=61.2, ratio=10.33, seconds=60)),
     "c9": ("c7", spec.Published(accuracy=56.0, ratio=9.79, seconds=60)),
 }
-# the deck names a "quantized" algorithm and gives no figure: the int8 form of its usual student, 8-bit features
+# the deck names a "quantized" algorithm without figures: here, the int8 form of its usual student, 8-bit features
 QUANTISED_ROWS: dict[Dataset, tuple[str, str]] = {"mnist": ("mq", "m7"), "cifar10": ("cq", "c5")}
 BITS = 8
 PUBLISHED_TEACHER: dict[Dataset, float] = {"mnist": 97.41, "cifar10": 93.65}
-"""Test accuracy in percent; the deck gives none for CIFAR-10: that of the public ResNet50 which it matches."""
+"""Test accuracy in percent; on CIFAR-10, where the deck gives none, that of a public ResNet50 that it matches."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one training of a row is.
+    """The settings of one training of a row.
 
     Attributes:
-        architecture: of the student.
+        epochs, batch_size: of the training.
         epochs, batch_size: length and step.
-        temperature: of the student's softmax (and the teacher's); None where no teacher teaches.
-        teacher_temperature: of the teacher's softmax where it has its own.
-        per_class: the first so many training images of each class; None: all.
-        bits: of the teacher's last feature map, and then the student is trained and deployed in int8; None: float.
+        temperature: of the student's softmax (and the teacher's); None without a teacher.
+        teacher_temperature: of the teacher's softmax where it differs.
+        per_class: number of training images of each class, the first ones; None: all.
+        bits: of the teacher's last feature map, with the student trained and deployed in int8; None: float.
     """
 
     architecture: Config
@@ -59,9 +59,9 @@ class Row:
 
     Attributes:
         name: "m1", "c5".
-        readings: what to train, in both readings; equal where the deck leaves nothing open.
+        readings: settings in both readings; equal where the deck is unambiguous.
         published: accuracy in percent, ratio, seconds of training; None: the deck gives no figure.
-        open: what the deck leaves open here, and both choices; empty where there is nothing.
+        open: what the deck leaves open, and both choices; empty where it is unambiguous.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Row:
 
 
 def rows(dataset: Dataset) -> dict[str, Row]:
-    """The deck's rows on a data set, by name: the anchors of its shipped study file, c8 and c9, and the int8 row."""
+    """Return the deck's rows on a data set by name: the shipped study file's anchors, c8 and c9, and the int8 row."""
     anchors = spec.load(spec.shipped(dataset)).anchors
     make = _mnist_row if dataset == "mnist" else _cifar10_row
     found = {name: make(name, anchor) for name, anchor in anchors.items()}
@@ -79,7 +79,7 @@ def rows(dataset: Dataset) -> dict[str, Row]:
         fewer = {reading: replace(whole, per_class=REDUCED) for reading, whole in found[like].readings.items()}
         found[name] = Row(name, fewer, published)
     name, like = QUANTISED_ROWS[dataset]
-    int8 = replace(found[like].readings["stated"], bits=BITS)  # nothing was published, so there is one reading
+    int8 = replace(found[like].readings["stated"], bits=BITS)  # without published figures there is one reading
     found[name] = Row(name, dict.fromkeys(READINGS, int8), None)
     return found
 
@@ -89,7 +89,7 @@ def _settings(config: Config) -> Settings:
 
 
 def _published(anchor: spec.Anchor) -> spec.Published:
-    assert anchor.published is not None  # of the shipped files, as a test holds
+    assert anchor.published is not None  # a test checks this for the shipped files
     return anchor.published
 
 
@@ -119,7 +119,7 @@ class Job:
 
     Attributes:
         row: of the deck.
-        reading: "stated" where both readings are the same training.
+        reading: "stated" where both readings are equal.
     """
 
     row: Row
@@ -127,20 +127,20 @@ class Job:
 
     @property
     def settings(self) -> Settings:
-        """What to train."""
+        """The settings of the training."""
         return self.row.readings[self.reading]
 
 
 def choose(dataset: str, names: str | None, reading: str) -> list[Job]:
-    """The rows to run, each once in each reading asked for; c3 and c4 in both, whatever is asked.
+    """Return the rows to run, each once in each reading asked for; c3 and c4 always in both.
 
     Args:
         dataset: "mnist" or "cifar10".
-        names: of rows, with commas between; None: all.
+        names: of rows, separated by commas; None: all.
         reading: "stated", "published" or "both".
 
     Raises:
-        KdsearchError: an unknown data set, row or reading.
+        KdsearchError: the data set, a row or the reading is unknown.
     """
     if dataset not in DATASETS:
         raise KdsearchError("the slides have rows on mnist and cifar10", got=dataset, remedy="choose one of the two")

@@ -1,4 +1,4 @@
-"""Runs the deck's rows: each (row, reading, repeat) trained once, stored whole in an Optuna study of its own."""
+"""Run the deck's rows: each (row, reading, repeat) is trained once and stored in an Optuna study of its own."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ MAX_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Options:
-    """What to run, and with how much less work.
+    """The rows to run, and how to reduce the work.
 
     Attributes:
         dataset: of the rows.
         jobs: rows in their readings.
-        repeats: seeds of each.
+        repeats: number of seeds of each.
         url: of the storage.
         name: of the Optuna study.
-        data_dir: where data sets lie.
-        device: as of `optimize`.
-        train_size, max_epochs: less work, for a first look.
+        data_dir: where data sets are.
+        device: as in `optimize`.
+        train_size, max_epochs: limits for a quick, reduced run; None: full size.
         width: channels of the CIFAR-10 students' first stage; None: the deck's 64.
-        precision: that convolutions are trained in: "float32", "bfloat16" or "auto", as of `optimize`.
+        precision: of convolutions in training: "float32", "bfloat16" or "auto", as in `optimize`.
     """
 
     dataset: Dataset
@@ -61,11 +61,11 @@ class Options:
 
     @property
     def scaled(self) -> bool:
-        """Whether less is run than the deck ran: then nothing can be compared with what it published."""
+        """Whether the run is smaller than the deck's, so that its figures cannot be compared with the published."""
         return (self.train_size, self.max_epochs, self.width) != (None, None, None)
 
     def settings(self, job: Job) -> Settings:
-        """A row's training, with less work where that was asked for."""
+        """Return a row's settings, reduced as the options ask."""
         found = job.settings
         if self.max_epochs is not None:
             found = dataclasses.replace(found, epochs=min(found.epochs, self.max_epochs))
@@ -75,7 +75,7 @@ class Options:
 
 
 def without_missing(options: Options, progress: Progress) -> Options:
-    """The same options without int8 rows where packages for them are missing, and a warning that says so."""
+    """Return the options without int8 rows where their packages are missing, after a warning."""
     lacking = int8_row.missing()
     if not lacking:
         return options
@@ -84,7 +84,7 @@ def without_missing(options: Options, progress: Progress) -> Options:
 
 
 def check(options: Options) -> None:
-    """Refuses what cannot be run, before anything else is done.
+    """Refuse invalid options before anything else is done.
 
     Raises:
         KdsearchError: a number is out of its range, or an int8 row lacks its packages.
@@ -105,19 +105,19 @@ def check(options: Options) -> None:
 
 
 def run(options: Options, *, command: str | None = None, progress: Progress | None = None) -> Study:
-    """Runs what the study does not hold yet.
+    """Run the trainings that the study does not hold yet.
 
     Args:
         options: what to run.
-        command: what to name in the report as the command that ran.
-        progress: told of what happens.
+        command: the command line to show in the report.
+        progress: notified of each training.
 
     Returns:
-        The study: a COMPLETE trial a training, its values the test accuracy (a fraction) and the inference ratio.
+        The study, with a COMPLETE trial for each training; its values are test accuracy (a fraction) and ratio.
 
     Raises:
-        KdsearchError: bad options, data that are missing, a storage that cannot be reached, a study of another
-            definition, or a training that did not stay finite.
+        KdsearchError: options are invalid, data are missing, the storage cannot be reached, the study has another
+            definition, or a training diverged.
     """
     check(options)
     precisions.check(options.precision)
@@ -150,10 +150,10 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
 
 
 def precision(options: Options, split: data.Split) -> Choice:
-    """The precision that the deck's students are trained in here, where no study says another.
+    """Return the precision of the deck's students on this device, where no stored study determines it.
 
     Raises:
-        KdsearchError: the options name an unknown one.
+        KdsearchError: the options name an unknown precision.
     """
     deck, settings = DECKS[options.dataset].student, next(iter(rows(options.dataset).values())).readings["stated"]
     return precisions.choose(
@@ -163,12 +163,12 @@ def precision(options: Options, split: data.Split) -> Choice:
 
 
 def definition(options: Options, split: data.Split, precision: Precision) -> dict[str, Any]:
-    """What must stay the same for two trainings of the rows to stand in one table, as JSON.
+    """Return as JSON what must be equal for two trainings of the rows to appear in one table.
 
     Args:
         options: what to run.
-        split: what the teacher is trained on.
-        precision: that convolutions are trained in.
+        split: the teacher's training data.
+        precision: of convolutions in training.
     """
     deck = DECKS[options.dataset]
     taught = teacher_spec(options.dataset, max_epochs=options.max_epochs)
@@ -188,7 +188,7 @@ def definition(options: Options, split: data.Split, precision: Precision) -> dic
 
 
 def stored(study: Study) -> dict[tuple[str, str, int], FrozenTrial]:
-    """Finished trainings by row, reading and repeat; where two processes ran the same one, the first stands."""
+    """Return finished trainings by row, reading and repeat; of duplicates by two processes, the first counts."""
     found: dict[tuple[str, str, int], FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         attrs = trial.user_attrs
@@ -197,7 +197,7 @@ def stored(study: Study) -> dict[tuple[str, str, int], FrozenTrial]:
 
 
 def missing(study: Study, options: Options) -> list[tuple[Job, int]]:
-    """The trainings that the study does not hold yet, all rows of a repeat before the next one."""
+    """Return the trainings that the study does not hold yet, all rows of a repeat before the next repeat."""
     there = stored(study)
     return [
         (job, repeat)
@@ -208,24 +208,24 @@ def missing(study: Study, options: Options) -> list[tuple[Job, int]]:
 
 
 def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job, int]], progress: Progress) -> None:
-    """Runs trainings and adds each to the study as soon as it is whole.
+    """Run trainings and add each to the study once it is complete.
 
     Args:
         study: of these options.
         options: what to run.
         school: data, teacher and recipe.
         todo: of `missing`.
-        progress: told of each.
+        progress: notified of each.
 
     Raises:
-        KdsearchError: a training did not stay finite.
+        KdsearchError: a training diverged.
     """
     total = len(options.jobs) * options.repeats
     progress.study_started(total - len(todo), total)
     for number, (job, repeat) in enumerate(todo, start=total - len(todo)):
         progress.trial_started(number, f"{job.row.name}, {job.reading}, repeat {repeat}", {})
         settings = options.settings(job)
-        seed = machine.derive_seed("slides", repeat)  # rows of a repeat share it: they are paired
+        seed = machine.derive_seed("slides", repeat)  # shared by the rows of a repeat, so that they are paired
         on_epoch = partial(progress.trial_epoch, number, epochs=settings.epochs)
         key = timing_key(settings, repeat)
         if settings.bits is not None:
@@ -241,12 +241,12 @@ def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job
 
 
 def timing_key(settings: Settings, repeat: int) -> str:
-    """What two trainings must share to share one timing: equal architectures, in one arithmetic, in one repeat."""
+    """Return the key of trainings that share one timing: equal architectures, one arithmetic, one repeat."""
     return json.dumps([settings.architecture, settings.bits, repeat], sort_keys=True)
 
 
 def known_pairs(study: Study, key: str) -> training.Pairs | None:
-    """The paired seconds that the first training with this key stored, or None."""
+    """Return the paired seconds that the first training with this key stored, or None."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         if trial.user_attrs[Attr.TIMING_KEY] == key:
             pairs: training.Pairs = trial.user_attrs[Attr.PAIRS]
@@ -255,7 +255,7 @@ def known_pairs(study: Study, key: str) -> training.Pairs | None:
 
 
 def _trial(dataset: Dataset, attrs: dict[str, Any]) -> FrozenTrial:
-    """A finished training as a trial."""
+    """Convert a finished training to a trial."""
     distributions: dict[str, BaseDistribution] = {
         Attr.ROW: CategoricalDistribution(list(rows(dataset))),
         Attr.READING: CategoricalDistribution(list(READINGS)),

@@ -1,4 +1,4 @@
-"""What the stored trainings say of each row: accuracy, ratio and time with intervals, beside what was published."""
+"""Summarise the stored trainings of each row: accuracy, ratio and time with intervals, beside the published figures."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from kdsearch.stats import (
     spread,
 )
 
-EQUAL = 0.5  # points: a difference that is shown to be smaller counts as none
-TWO_TESTS = 0.9  # confidence of the interval that two one-sided tests at 5 % each are the same as (Schuirmann 1987)
+EQUAL = 0.5  # points: the equivalence margin
+TWO_TESTS = 0.9  # confidence of the interval equivalent to two one-sided tests at 5 % each (Schuirmann 1987)
 TEST_IMAGES = 10_000  # of both data sets
 
 
 @dataclass(frozen=True)
 class Int8:
-    """What int8 did to a student.
+    """Effects of int8 on a student.
 
     Attributes:
         gain: its time in float / in int8, both in ONNX Runtime: median, low, high.
@@ -54,7 +54,7 @@ class Int8:
 
     @property
     def verdict(self) -> str:
-        """Whether int8 is faster here than float."""
+        """Say whether int8 is faster, slower or even here, compared with float."""
         _, low, high = self.gain
         if low > 1:
             return "faster"
@@ -63,21 +63,21 @@ class Int8:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row as measured, in percent and seconds.
+    """The results of a row, in percent and seconds.
 
     Attributes:
         job: the row in its reading.
         accuracies: test accuracy of each repeat, percent.
-        accuracy: their mean, with the interval over seeds; of one repeat, that of the test images alone.
-        difference: measured minus published, points, with the interval that one published run leaves; None where
-            nothing was published.
-        matching: whether two one-sided tests at 5 % show that the difference is smaller than half a point either way.
-        ratio: over the sittings of its repeats, with the interval over them; of one repeat the median of its pairs.
-        teacher_seconds, student_seconds: an image of inference, medians.
+        accuracy: their mean, with the interval over seeds; with one repeat, the interval over test images.
+        difference: measured minus published, points, with an interval that counts the published figure as one run; None
+            where nothing was published.
+        matching: whether two one-sided tests at 5 % show that the difference is within half a point.
+        ratio: over the sittings of its repeats, with the interval over them; with one repeat the median of its pairs.
+        teacher_seconds, student_seconds: inference of an image, medians.
         seconds: of one training, median.
         parameters, bytes: of the student.
-        scaled: whether less was run than the deck ran.
-        int8: of an int8 row, None of others.
+        scaled: whether the run was smaller than the deck's.
+        int8: results of an int8 row; None for others.
     """
 
     job: Job
@@ -96,17 +96,17 @@ class Measured:
 
     @property
     def published(self) -> Published:
-        """What was published; only of a row that has it."""
+        """The published figures, for a row that has them."""
         assert self.job.row.published is not None
         return self.job.row.published
 
     @property
     def verdict(self) -> str:
-        """matches where equivalence within half a point is shown, else higher or lower where 0 is excluded.
+        """Return "matches" where equivalence within half a point is shown, else higher or lower where 0 is excluded.
 
-        Where neither is shown the row is undecided: an interval that holds 0 shows no equality.
-        Where less was run than the deck ran, the row is not measured. Of an int8 row, which has no published figure:
-        faster, slower or even, by the interval of the same student's time in float / in int8.
+        Where neither is shown the row is undecided: an interval that contains 0 does not show equality. A row of a
+        smaller run than the deck's is not measured. An int8 row, which has no published figure, is faster, slower or
+        even, by the interval of the same student's time in float / in int8.
         """
         if self.scaled:
             return "not measured"
@@ -121,7 +121,7 @@ class Measured:
 
 
 def summarise(study: Study, options: Options) -> list[Measured]:
-    """The rows asked for, as far as they were measured."""
+    """Summarise the rows asked for that have results."""
     there = stored(study)
     pooled = _sittings(there)
     found = []
@@ -160,7 +160,7 @@ def _measured(job: Job, trials: list[FrozenTrial], options: Options, pooled: Spr
 
 
 def _sittings(there: Mapping[tuple[str, str, int], FrozenTrial]) -> Spread:
-    """How far the sittings of an architecture lie apart; rows of equal architecture share theirs, which count once."""
+    """Return the spread of an architecture's sittings; rows of equal architecture share theirs, which count once."""
     rows: dict[tuple[str, str], list[float]] = {}
     for (row, reading, _), trial in sorted(there.items(), key=lambda item: item[0]):
         rows.setdefault((row, reading), []).append(_sitting(trial.user_attrs))
@@ -168,12 +168,12 @@ def _sittings(there: Mapping[tuple[str, str, int], FrozenTrial]) -> Spread:
 
 
 def _sitting(attrs: Mapping[str, Any]) -> float:
-    """The median ratio of one repeat's pairs."""
+    """Return the median ratio of one repeat's pairs."""
     return statistics.median(ratios(*attrs[Attr.PAIRS]))
 
 
 def _ratio(attrs: list[dict[str, Any]], pooled: Spread) -> tuple[float, float, float]:
-    """A row's ratio: each repeat timed it anew, in a sitting of its own."""
+    """Return a row's ratio over its repeats, each timed anew in a sitting of its own."""
     found = sittings_interval([_sitting(one) for one in attrs], pooled) if len(attrs) > 1 else None
     return median_interval(ratios(*_seconds(attrs))) if found is None else (found.mean, found.low, found.high)
 
@@ -184,9 +184,9 @@ def _matches(accuracies: Sequence[float], published: float) -> bool:
 
 
 def order(measured: Sequence[Measured]) -> Interval | None:
-    """Kendall's tau between the rows' order as measured and as published; None for fewer than three rows.
+    """Return Kendall's tau between the measured and the published order of rows; None for fewer than three rows.
 
-    Of rows as the deck states them alone: another reading of a row is no row of its own.
+    Only "stated" readings count: another reading of a row is not another row.
     """
     rows = [one for one in measured if one.difference is not None and one.job.reading == "stated" and not one.scaled]
     if len(rows) < 3:
@@ -198,7 +198,7 @@ def order(measured: Sequence[Measured]) -> Interval | None:
 
 
 def _spread(one: Measured) -> float:
-    """Standard deviation of one run, points: over our seeds, or of a single run over test images."""
+    """Return the standard deviation of one run, points: over our seeds, or of a single run over test images."""
     if len(one.accuracies) > 1:
         return float(statistics.stdev(one.accuracies))
     share = one.accuracies[0] / 100
@@ -206,7 +206,7 @@ def _spread(one: Measured) -> float:
 
 
 def _seconds(attrs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """The teacher's and the student's paired seconds of all repeats."""
+    """Return the teacher's and the student's paired seconds of all repeats."""
     teacher, student = ([seconds for one in attrs for seconds in one[Attr.PAIRS][side]] for side in (0, 1))
     return teacher, student
 
@@ -225,7 +225,7 @@ def _int8(attrs: list[dict[str, Any]]) -> Int8:
 
 
 def images_a_batch(dataset: Dataset) -> int:
-    """Images of a timing's batch."""
+    """Return the number of images in a timing's batch."""
     return DECKS[dataset].batch or TEST_IMAGES
 
 
@@ -234,7 +234,7 @@ def _percent(interval: Interval, n: int) -> Interval:
 
 
 def teacher(study: Study, dataset: Dataset, measured: Sequence[Measured]) -> dict[str, Any]:
-    """The teacher: accuracies in percent, size, seconds of its training and of an image's inference."""
+    """Return the teacher's figures: accuracies in percent, size, seconds of training and of inference of an image."""
     facts = dict(study.user_attrs.get(StudyAttr.TEACHER, {}))
     facts["accuracy"] = 100 * facts["accuracy"]
     facts.pop("validation_accuracy", None)
@@ -245,7 +245,7 @@ def teacher(study: Study, dataset: Dataset, measured: Sequence[Measured]) -> dic
 
 
 def as_json(study: Study, options: Options, measured: Sequence[Measured]) -> dict[str, Any]:
-    """What `--json` prints: accuracies in percent, times in seconds."""
+    """Return what `--json` prints: accuracies in percent, times in seconds."""
     return {
         "dataset": options.dataset,
         "scaled": options.scaled,

@@ -1,4 +1,4 @@
-"""One training of a row: a student taught, timed and scored, in float or in int8, as what is stored with a trial."""
+"""Run one training of a row: train, score and time a student, in float or in int8, for storage with a trial."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from kdsearch.records import Attr, EpochRecord
 from kdsearch.stats import median_interval
 from kdsearch.system import machine
 
-PAIRS = 7  # timed of a student in int8: a batch of the deck's can take seconds
+PAIRS = 7  # timed pairs of an int8 student: a batch of the deck's can take seconds
 
 Pairs = Sequence[Sequence[float]]
-"""Seconds a batch, the teacher's and the student's, timed in turn."""
+"""Seconds a batch of teacher and student, timed alternately."""
 OnEpoch = Callable[[EpochRecord], None]
 
 
 def time(school: School, settings: Settings) -> Pairs:
-    """Times teacher and student as the deck did: eager, one thread on a CPU."""
+    """Time teacher and student as the deck did: eager, one thread on a CPU."""
     student = school.build(settings, seed=0)
     test = school.split.test.images
     batch = school.split.prepare(test[:] if school.deck.batch is None else repeated(test, school.deck.batch))
@@ -38,20 +38,20 @@ def time(school: School, settings: Settings) -> Pairs:
 
 
 def in_float(school: School, settings: Settings, seed: int, pairs: Pairs, on_epoch: OnEpoch) -> dict[str, Any]:
-    """Trains and scores a student.
+    """Train and score a student.
 
     Args:
         school: data, teacher and recipe.
         settings: of the row.
         seed: of the training.
         pairs: the timing of its architecture.
-        on_epoch: told of each epoch.
+        on_epoch: called after each epoch.
 
     Returns:
-        What is stored with the trial.
+        The attributes to store with the trial.
 
     Raises:
-        KdsearchError: the training did not stay finite.
+        KdsearchError: the training diverged.
     """
     student = school.build(settings, seed)
     found = _taught(school, student, settings, seed, on_epoch)
@@ -60,9 +60,9 @@ def in_float(school: School, settings: Settings, seed: int, pairs: Pairs, on_epo
 
 
 def in_int8(school: School, settings: Settings, seed: int, on_epoch: OnEpoch) -> dict[str, Any]:
-    """Trains a student with quantisation in the loop, deploys it in int8, scores and times what was deployed.
+    """Train a student with quantisation in the loop, deploy it in int8, score and time the deployed file.
 
-    Args and errors are those of `in_float`; the timing is the deployed network's own.
+    Arguments and errors are those of `in_float`; the timing is of the deployed network.
     """
     assert settings.bits is not None
     plain = school.build(settings, seed)

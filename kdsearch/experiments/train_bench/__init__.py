@@ -1,1 +1,1 @@
-"""The training loop timed against a plain PyTorch loop, and recipes compared."""
+"""Time the training loop against a plain PyTorch loop, and compare training recipes."""

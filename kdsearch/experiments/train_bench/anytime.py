@@ -1,4 +1,4 @@
-"""Recipes that are worth something at every epoch against a one-cycle rate planned for each length, on one student."""
+"""Compare anytime recipes with one-cycle schedules that are planned for each length, on one student."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdsearch.spec import Recipe, StudySpec, dimension_holds
 from kdsearch.system import machine
 
 ONE_CYCLE = "one-cycle"
-POWER = 8.0  # of the averaging: about the last ninth of the steps
+POWER = 8.0  # exponent of the weight average: its window is about the last ninth of the steps
 # schedule-free SGD's rate is that of its inner iterate, without momentum's factor of 1 / (1 - 0.9)
 SCHEDULE_FREE_FACTOR = 10.0
 
@@ -53,10 +53,10 @@ RECIPES: dict[str, Callable[[Recipe], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What to compare.
+    """The student, lengths, rates and seeds to compare.
 
     Attributes:
-        config: the student's, whole; its number of epochs does not count.
+        config: the student's full configuration; its number of epochs is ignored.
         lengths: epochs at which a training may end.
         rates: multiples of the study file's learning rate, each tried by every recipe.
         seeds: of trainings.
@@ -70,14 +70,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A student after some epochs of a training.
+    """A student's accuracy after some epochs of a training.
 
     Attributes:
         recipe: key of `RECIPES`.
         rate: multiple of the study file's learning rate.
         seed: of the training.
-        epochs: so far; with a one-cycle rate, all that it was planned for.
-        accuracy, test_accuracy: validation and test, fractions; 0 where the training did not stay finite.
+        epochs: so far; for a one-cycle schedule, its planned length.
+        accuracy, test_accuracy: validation and test, fractions; 0 where the training diverged.
     """
 
     recipe: str
@@ -89,14 +89,14 @@ class Outcome:
 
 
 def student_config(spec: StudySpec, given: str | None) -> Config:
-    """The student to train: an anchor of the study file, or an anchor changed by a JSON object.
+    """Return the student to train: an anchor of the study file, or an anchor changed by a JSON object.
 
     Args:
         spec: the study file, with one anchor at least.
         given: an anchor's name or a JSON object of keys that replace the first anchor's; None: the first anchor.
 
     Raises:
-        KdsearchError: there is no such anchor, the text is no JSON object, or it sets what is outside the space.
+        KdsearchError: the anchor does not exist, the text is no JSON object, or a value is outside the space.
     """
     anchors = {name: anchor.config for name, anchor in spec.anchors.items()}
     usual = next(iter(anchors.values()), None)
@@ -125,11 +125,11 @@ def student_config(spec: StudySpec, given: str | None) -> Config:
 
 
 def recipe_for(name: str, base: Recipe, rate: float) -> Recipe:
-    """A recipe of that name.
+    """Return a recipe by name.
 
     Args:
         name: key of `RECIPES`.
-        base: the study file's: what no recipe sets comes from it.
+        base: the study file's recipe, which provides everything else.
         rate: multiple of its learning rate.
     """
     scaled = base.model_copy(update={"lr": rate * base.lr, "averaging": None})
@@ -137,15 +137,15 @@ def recipe_for(name: str, base: Recipe, rate: float) -> Recipe:
 
 
 def measure(plan: Plan, options: Options, progress: Progress | None = None) -> list[Outcome]:
-    """Trains the student by every recipe, at every rate, from every seed.
+    """Train the student by every recipe, at every rate, from every seed.
 
     Args:
         plan: study file and data.
         options: what to compare.
-        progress: told of each training.
+        progress: notified of each training.
 
     Raises:
-        KdsearchError: there is no length, rate or seed, or one below 1 (rates: not above 0).
+        KdsearchError: lengths, rates or seeds are empty, or one is below 1 (rates: not above 0).
     """
     for option, values, low in (("--epochs", options.lengths, 1), ("--rates", options.rates, 1e-9)):
         if not values or min(values) < low:
@@ -169,7 +169,7 @@ def measure(plan: Plan, options: Options, progress: Progress | None = None) -> l
 
 
 def _jobs(options: Options) -> Iterator[tuple[str, float, int, int]]:
-    """Recipe, rate, seed and length of every training: a one-cycle rate is planned for a length, so it has one each."""
+    """Yield recipe, rate, seed and length of every training; a one-cycle schedule needs one training a length."""
     for seed in options.seeds:
         for rate in options.rates:
             for name in RECIPES:
@@ -178,7 +178,7 @@ def _jobs(options: Options) -> Iterator[tuple[str, float, int, int]]:
 
 
 def _answers(plan: Plan, config: Config, progress: Progress) -> Answers | ViewAnswers | None:
-    """The teacher's answers, where the student's loss looks at any."""
+    """Return the teacher's outputs, where the student's loss uses them."""
     if not lesson.needs_teacher(config):
         return None
     known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
@@ -188,7 +188,7 @@ def _answers(plan: Plan, config: Config, progress: Progress) -> Answers | ViewAn
 def _training(
     plan: Plan, config: Config, recipe: Recipe, seed: int, answers: Answers | ViewAnswers | None
 ) -> Iterator[tuple[float, float]]:
-    """Validation and test accuracy after each epoch, as long as the training stays finite."""
+    """Yield validation and test accuracy after each epoch, until the training ends or diverges."""
     split = plan.split
     student_spec = plan.spec.student.model_copy(update={"recipe": recipe})
     student = lesson.build(student_spec, config, seed=seed, split=split)
@@ -212,7 +212,7 @@ def _training(
 
 
 def best_rate(found: Sequence[Outcome], recipe: str) -> float:
-    """The rate with the highest mean validation accuracy over lengths and seeds: a search has one for all lengths."""
+    """Return the rate with the highest mean validation accuracy over lengths and seeds: a search has a single rate."""
     rates = {one.rate for one in found if one.recipe == recipe}
     return max(sorted(rates), key=lambda rate: statistics.fmean(_of(found, recipe, rate, "accuracy")))
 
@@ -223,12 +223,12 @@ def _of(found: Sequence[Outcome], recipe: str, rate: float, what: str, epochs: i
 
 
 def scores(found: Sequence[Outcome], recipe: str, epochs: int | None = None) -> list[float]:
-    """Test accuracies at the recipe's best rate, by seed and, without `epochs`, by length too."""
+    """Return test accuracies at the recipe's best rate, by seed and, without `epochs`, by length too."""
     return _of(found, recipe, best_rate(found, recipe), "test_accuracy", epochs)
 
 
 def best_anytime(found: Sequence[Outcome]) -> str:
-    """The recipe other than one-cycle with the highest mean validation accuracy over lengths, at its best rate."""
+    """Return the recipe other than one-cycle with the highest mean validation accuracy, each at its best rate."""
     return max(
         (name for name in RECIPES if name != ONE_CYCLE),
         key=lambda name: statistics.fmean(_of(found, name, best_rate(found, name), "accuracy")),

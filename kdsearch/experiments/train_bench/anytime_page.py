@@ -46,7 +46,7 @@ HOW = (
 
 
 def _mean(values: Sequence[float]) -> Interval:
-    """Of accuracies, fractions: without an interval where there is one alone."""
+    """Return the mean of accuracies, fractions; without an interval for a single value."""
     if len(values) > 1:
         return mean_interval(values)
     return Interval(values[0], values[0], values[0], 1)
@@ -60,13 +60,13 @@ def _shown(interval: Interval) -> str:
 
 
 def result(found: Sequence[Outcome], options: Options, plan: Plan, *, command: str) -> dict[str, Any]:
-    """What `--json` prints and `bench-recipes.json` holds; accuracies are fractions.
+    """Return what `--json` prints and `bench-recipes.json` holds; accuracies are fractions.
 
     Args:
-        found: of `recipes.measure`.
-        options: of it, too.
-        plan: of it, too.
-        command: that ran.
+        found: of `anytime.measure`.
+        options: its options.
+        plan: its plan.
+        command: the command that ran.
     """
     best = best_anytime(found)
     return {
@@ -90,13 +90,13 @@ def result(found: Sequence[Outcome], options: Options, plan: Plan, *, command: s
 
 
 def _gap(found: Sequence[Outcome], options: Options, best: str) -> float:
-    """By how much the best anytime recipe stays below the one-cycle rate, mean over lengths."""
+    """Return by how much the best anytime recipe is below the one-cycle schedule, mean over lengths."""
     pairs = [(scores(found, ONE_CYCLE, n), scores(found, best, n)) for n in options.lengths]
     return statistics.fmean(statistics.fmean(cycle) - statistics.fmean(ours) for cycle, ours in pairs)
 
 
 def report(found: Sequence[Outcome], options: Options, made: dict[str, Any]) -> Document:
-    """The page, as text, figure and tables."""
+    """Return the page's text, figure and tables."""
     best, gap = made["best"], made["less_than_one_cycle"]
     verdict = (
         f"Of the recipes that are worth something at every epoch, `{best}` does best here; over all lengths it stays "
@@ -135,7 +135,7 @@ def _rates(found: Sequence[Outcome], options: Options) -> Grid:
 
 
 def figure(found: Sequence[Outcome], options: Options) -> go.Figure:
-    """Mean test accuracy against epochs, a line a recipe."""
+    """Draw mean test accuracy against epochs, a line a recipe."""
     drawn = go.Figure()
     for name, colour, symbol in zip(RECIPES, style.CYCLE, style.SYMBOLS, strict=False):
         means = [_mean(scores(found, name, n)) for n in options.lengths]
@@ -153,16 +153,16 @@ def figure(found: Sequence[Outcome], options: Options) -> go.Figure:
 def write(
     found: Sequence[Outcome], options: Options, made: dict[str, Any], folder: Path, *, plotlyjs: Library = "inline"
 ) -> Path:
-    """Writes `bench-recipes.html`, `.md` and `.json`, each whole or not at all; the page's path.
+    """Write `bench-recipes.html`, `.md` and `.json`, each atomically, and return the page's path.
 
     Raises:
-        KdsearchError: they cannot be written.
+        KdsearchError: a file cannot be written.
     """
     return document.write(report(found, options, made), folder, NAME, plotlyjs=plotlyjs, result=made)
 
 
 def text(found: Sequence[Outcome], options: Options, made: dict[str, Any]) -> str:
-    """A line a recipe, for a terminal."""
+    """Return a line a recipe, for a terminal."""
     lines = [
         f"{name:<14} rate x {best_rate(found, name):g}: "
         + ", ".join(f"{n}: {_shown(_mean(scores(found, name, n)))}" for n in options.lengths)

@@ -1,4 +1,4 @@
-"""The least time that a training step can take here: its counted work over what the device was measured to do."""
+"""Compute a lower bound of a training step's time: its counted work over the device's measured peak rates."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kdsearch.spec import Recipe
 from kdsearch.system import machine
 
 MIN_CALLS = 3
-MIN_SECONDS = 0.4  # of calls, of which the quickest counts
-SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices that are multiplied
-IMAGES = {"cpu": 16, "cuda": 1024}  # of 28x28 and 256 channels that are convolved
+MIN_SECONDS = 0.4  # of calls, of which the fastest counts
+SIDES = {"cpu": 2048, "cuda": 8192}  # of the square matrices to multiply
+IMAGES = {"cpu": 16, "cuda": 1024}  # images of 28x28 and 256 channels to convolve
 FLOAT, HALF = 4, 2  # bytes
 COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes
 COUNTED = (
@@ -33,13 +33,13 @@ COUNTED = (
 
 @dataclass(frozen=True)
 class Work:
-    """What one step must do.
+    """The minimum work of one step.
 
     Attributes:
         operations: of matrix products and convolutions.
-        octets: bytes that must move.
+        octets: bytes that must be moved.
         held: bytes of parameters, gradients and optimiser states.
-        bf16: whether the operations are on bfloat16.
+        bf16: whether the operations are in bfloat16.
     """
 
     operations: int
@@ -50,12 +50,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Floor:
-    """A step's work, and what the device can do.
+    """A step's work, and the device's peak rates.
 
     Attributes:
         work: of a step.
-        rate: operations a second, the best that was measured.
-        bandwidth: bytes a second, read and written, the best that was measured.
+        rate: operations a second, the best measured.
+        bandwidth: bytes a second, read and written, the best measured.
     """
 
     work: Work
@@ -64,26 +64,26 @@ class Floor:
 
     @property
     def seconds(self) -> float:
-        """Of a step, at least."""
+        """The least time of a step."""
         return max(self.work.operations / self.rate, self.work.octets / self.bandwidth)
 
     @property
     def bound(self) -> str:
-        """Which of the two that is."""
+        """Which of the two rates limits the step."""
         return "operations" if self.work.operations / self.rate >= self.work.octets / self.bandwidth else "bytes"
 
 
 def count(
     student: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], recipe: Recipe, *, bf16: bool = False
 ) -> Work:
-    """Counts a step's work.
+    """Count a step's work.
 
     Args:
-        student: left as it is.
+        student: not changed.
         images: (batch, channels, height, width), its input.
-        loss: from its logits, (batch, classes), to a scalar.
-        recipe: whose optimiser holds 2 states a parameter (adam), 1 (sgd with momentum) or none.
-        bf16: whether images and outputs move in two bytes; what belongs to the parameters moves in four.
+        loss: maps its logits, (batch, classes), to a scalar.
+        recipe: its optimiser holds 2 states a parameter (adam), 1 (sgd with momentum) or none.
+        bf16: whether images and outputs move in two bytes; parameters and their states move in four.
     """
     trained = copy.deepcopy(student).train()
     made: list[int] = []
@@ -99,15 +99,16 @@ def count(
 
 
 def measure(work: Work, device: torch.device, *, threads: int | None) -> Floor:
-    """The floor of a step: the best of large products and a large convolution in its type, and of copies.
+    """Measure the floor of a step: the best of large products and a large convolution in its type, and of copies.
 
-    A copy of the size of what the step holds is tried, too: small networks live in the processor's cache, which is
+    A copy of the size of what the step holds is measured, too: small networks fit into the processor's cache, which is
+    faster than its memory.
     quicker than its memory.
 
     Args:
         work: of `count`.
         device: to measure.
-        threads: on a CPU; None: as many as torch takes.
+        threads: on a CPU; None: torch's default.
     """
     with machine.threads(threads), torch.inference_mode():
         dtype = torch.bfloat16 if work.bf16 else torch.float32
@@ -117,7 +118,7 @@ def measure(work: Work, device: torch.device, *, threads: int | None) -> Floor:
 
 
 def _best(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quickest of some calls, after one that warms up."""
+    """Return the seconds of the fastest of several calls, after a warm-up."""
     call()
     machine.synchronize(device)
     spent: list[float] = []
@@ -136,7 +137,7 @@ def _product(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _convolution(device: torch.device, dtype: torch.dtype) -> float:
-    """A ResNet's main part, channels last; for float32 in whatever arithmetic torch takes (on CUDA, TF32)."""
+    """Return operations a second of a ResNet-like convolution, channels last; float32 as torch does it (CUDA: TF32)."""
     images = torch.randn(IMAGES[device.type], 256, 28, 28, device=device, dtype=dtype)
     weights = torch.randn(256, 256, 3, 3, device=device, dtype=dtype)
     images, weights = (each.contiguous(memory_format=torch.channels_last) for each in (images, weights))

@@ -1,4 +1,4 @@
-"""What `bench train` times on a row: our epochs, the plain loop's, their parts; and the check that both do the same."""
+"""The loops that `bench train` times on a row: ours, the plain one and their parts; and the check that they agree."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from kdsearch.records import TeacherFacts
 from kdsearch.system import machine
 
 SEED = 0
-LATE = 10  # the epoch of the check: on CIFAR-10 the teacher's term weighs nothing in the first and 0.9 in the tenth
-READY = 8  # batches on the device for the bare steps; one alone would soon be learnt by heart
+LATE = 10  # the epoch of the check: on CIFAR-10 the weight of the teacher's term is 0 in the first and 0.9 in the tenth
+READY = 8  # batches on the device for the bare steps; a single one would soon be memorised
 FEWEST = 100  # images in a draw by class
-# how far both loops may lie apart after a step: the loss, relative, and all parameters, as a share of the step. Inputs
-# differ in the last bit (b / 255, b * (1 / 255)), so a ReLU or a max-pool at a tie may go the other way: measured on
-# c1, 4e-3 of the step at most, and 2e-6 with one and the same input. On CUDA both convolve in bfloat16, each in its own
-# layout: a rounding there is 2^-8. That column is not measured yet.
+# How far both loops may differ after a step: the loss, relative, and all parameters, as a share of the step. Inputs
+# differ in the last bit (b / 255, b * (1 / 255)), so a ReLU or a max-pool at a tie may decide differently: measured on
+# c1, at most 4e-3 of the step, and 2e-6 with identical input. On CUDA both convolve in bfloat16, each in its own
+# layout: rounding there is 2^-8. The CUDA tolerances are not measured yet.
 TOLERANCES = {"cpu": (1e-5, 2e-2), "cuda": (1e-2, 1e-1)}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far ours and the plain loop lie apart after one step.
+    """The difference between ours and the plain loop after one step.
 
     Attributes:
         loss: difference of the losses, relative.
-        step: length of the difference of all parameters over the length of the step.
+        step: norm of the difference of all parameters over the norm of the step.
     """
 
     loss: float
@@ -49,16 +49,16 @@ class Agreement:
 
 
 def open_school(dataset: Dataset, whole: data.Dataset, device: torch.device, *, images: int) -> School:
-    """So many training images, and an untrained teacher of the deck's family with its outputs: time knows no better.
+    """Return a draw of training images and the deck's teacher, untrained: time does not depend on its weights.
 
     Args:
         dataset: of the rows.
         whole: its data.
         device: to train on.
-        images: of the training set, drawn by class.
+        images: number of training images, drawn by class.
 
     Raises:
-        KdsearchError: there are not so many.
+        KdsearchError: the training set is smaller.
     """
     if images > len(whole.train):
         raise KdsearchError(
@@ -67,7 +67,7 @@ def open_school(dataset: Dataset, whole: data.Dataset, device: torch.device, *, 
             remedy="take fewer steps",
         )
     split = data.whole(whole, device, train_size=max(images, FEWEST))
-    mixed = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(SEED))  # they may come by class
+    mixed = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(SEED))  # the draw may be by class
     split = replace(split, train=split.train.subset(mixed[:images].to(device)))
     network = _untrained_teacher(teacher_spec(dataset, max_epochs=None), split)
     size = networks.parameters(network), networks.size_bytes(network)
@@ -77,7 +77,7 @@ def open_school(dataset: Dataset, whole: data.Dataset, device: torch.device, *, 
 
 
 def _untrained_teacher(wanted: spec.TeacherSpec, split: Split) -> nn.Module:
-    """In evaluation mode; batch norm has seen a batch, without which a deep network's outputs have no bounds."""
+    """Build the teacher in evaluation mode, after one batch for batch norm, without which outputs may explode."""
     with machine.seeded(SEED, torch.device("cpu")):
         network = networks.teacher_network(wanted, split.shape, len(split.classes))
     network.to(split.train.labels.device).requires_grad_(False)
@@ -92,19 +92,19 @@ def _untrained_teacher(wanted: spec.TeacherSpec, split: Split) -> nn.Module:
 def calls(
     school: School, settings: Settings, student: nn.Module, *, rounds: int, steps: int, workers: int
 ) -> dict[str, Callable[[], object]]:
-    """What is timed in turn: each does so many steps a call, with a student of its own from the same start.
+    """Return what is timed alternately: each takes `steps` steps a call, with its own copy of the same student.
 
     Args:
         school: images, of which an epoch is a call; teacher; recipe.
         settings: of the row.
-        student: where all start; left as it is.
-        rounds: how often ours can be called.
+        student: the starting point; not changed.
+        rounds: most calls of ours.
         steps: of a call.
         workers: of the plain loop's loader.
 
     Returns:
-        "ours", "plain", "student" (steps on tensors that are ready), where the plain loop asks it "teacher" (forward
-        passes of batches that are ready), and where ours computes in bfloat16 on a CPU "float32", ours in that.
+        "ours", "plain", "student" (steps on prepared tensors), where the plain loop runs the teacher "teacher" (forward
+        passes of prepared batches), and where ours computes in bfloat16 on a CPU "float32", ours in float32.
     """
     recipe, threads = school.deck.student.recipe, school.deck.student.threads
     epochs = train.train(copy.deepcopy(student), lesson(school, settings, epochs=rounds), recipe, validate=_no_score)
@@ -131,12 +131,12 @@ def calls(
 
 
 def _form(school: School, student: nn.Module) -> Format:
-    """How we compute on the school's device."""
+    """Return the format in which our loop computes on the school's device."""
     return format_for(student, school.split.train.labels.device, school.precision)
 
 
 def _plain_bf16(school: School, network: nn.Module) -> bool:
-    """Whether the plain loop computes a network in bfloat16: on CUDA, as ours does; on a CPU it stays in float32."""
+    """Whether the plain loop computes in bfloat16: on CUDA, as ours does; on a CPU it stays in float32."""
     return _form(school, network).bf16 and school.split.train.labels.device.type == "cuda"
 
 
@@ -152,18 +152,18 @@ def lesson(
     first: int = 1,
     before_epoch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Lesson:
-    """A row's lesson, as `School.teach` gives it, of any length and from any epoch.
+    """Return a row's lesson, as in `School.teach`, of any length and from any epoch.
 
     Args:
         school: images, the teacher's outputs, recipe.
         settings: of the row.
-        epochs: how many.
-        first: what the loss takes the first one for.
-        before_epoch: as of `Lesson`.
+        epochs: number of epochs.
+        first: number of the first epoch in the loss.
+        before_epoch: as in `Lesson`.
     """
     loss = school.deck.loss(settings)
     return replace(
-        school.lesson(replace(settings, per_class=None), SEED),  # a sample is all that the school has
+        school.lesson(replace(settings, per_class=None), SEED),  # the school's images are a sample already
         loss=loss if first == 1 else lambda batch: loss(replace(batch, epoch=batch.epoch + (first - 1))),
         epochs=epochs,
         before_epoch=before_epoch,
@@ -171,7 +171,7 @@ def lesson(
 
 
 def _ready(school: School, settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Input, labels and the teacher's logits of some batches, on the device."""
+    """Return input, labels and the teacher's logits of some batches, on the device."""
     count = READY * settings.batch_size
     parts = (school.split.prepare(school.split.train.images[:count]), school.split.train.labels[:count])
     batches = (part.split(settings.batch_size) for part in (*parts, school.answers.logits[:count]))
@@ -179,7 +179,7 @@ def _ready(school: School, settings: Settings) -> list[tuple[Tensor, Tensor, Ten
 
 
 def _bare_steps(school: School, settings: Settings, student: nn.Module) -> Iterator[None]:
-    """Steps of our optimiser on batches that are ready, without end: the least that any loop around them can take."""
+    """Run steps of our optimiser on prepared batches, endlessly: the least time of any loop around them."""
     optimizer = make_optimizer(student, school.deck.student.recipe, settings.batch_size)
     loss, form = school.deck.loss(settings), _form(school, student)
     student.to(memory_format=form.memory)  # type: ignore[call-overload]
@@ -197,7 +197,7 @@ def _bare_steps(school: School, settings: Settings, student: nn.Module) -> Itera
 
 
 def _ask(school: School, settings: Settings, steps: int) -> None:
-    """The teacher's forward pass of so many batches, as a loop that asks it would need it."""
+    """Run the teacher's forward pass on `steps` batches, as a loop that runs the teacher in each step must."""
     images = school.split.train.images[: settings.batch_size]
     ready, bf16 = school.split.prepare(images), _plain_bf16(school, school.teacher.network)
     with torch.inference_mode(), torch.autocast(ready.device.type, torch.bfloat16, enabled=bf16):
@@ -206,7 +206,7 @@ def _ask(school: School, settings: Settings, steps: int) -> None:
 
 
 def work(school: School, settings: Settings, student: nn.Module) -> floor.Work:
-    """The counted work of one of our steps; the student is left as it is."""
+    """Count the work of one of our steps; the student is not changed."""
     images, labels, logits = _ready(school, settings)[0]
     loss = school.deck.loss(settings)
     epoch = torch.full((), LATE, device=images.device)
@@ -220,7 +220,7 @@ def work(school: School, settings: Settings, student: nn.Module) -> floor.Work:
 
 
 def first_images(school: School, count: int) -> School:
-    """The same school with its first `count` images alone, and the teacher's answers to them."""
+    """Return the school with only its first `count` images, and the teacher's outputs for them."""
     split, said = school.split, school.answers
     chosen = torch.arange(count, device=split.train.labels.device)
     return replace(
@@ -231,12 +231,12 @@ def first_images(school: School, count: int) -> School:
 
 
 def check(school: School, settings: Settings, *, plain: Settings | None = None) -> Agreement:
-    """Takes one step of both loops from the same start, with the same images in the same order; on a CPU in float32.
+    """Take one step of both loops from the same start, with the same images in the same order; on a CPU in float32.
 
     Args:
-        school: of whose images the first batch is taken.
+        school: provides the first batch.
         settings: of the row.
-        plain: of the plain loop; None: the same.
+        plain: settings of the plain loop; None: the same.
 
     Raises:
         KdsearchError: losses or parameters differ by more than rounding (`TOLERANCES`).
@@ -267,6 +267,6 @@ def check(school: School, settings: Settings, *, plain: Settings | None = None) 
 
 
 def _distance(one: nn.Module, other: nn.Module) -> float:
-    """Length of the difference of all parameters."""
+    """Return the norm of the difference of all parameters."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return torch.stack([(a - b).detach().double().square().sum() for a, b in pairs]).sum().sqrt().item()

@@ -1,4 +1,4 @@
-"""The page of `bench train`: our loop's images a second beside the plain one's, its ceiling and its floor."""
+"""The page of `bench train`: images a second of our loop and the plain one, with our loop's ceiling and floor."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ NAME = "bench-train"
 KEYS = ("kdsearch", "torch", "torchvision", "numpy", "python", "platform", "device_model", "cores")
 HEIGHT = 340  # pixels of the figure
 MARKS: dict[str, Mark] = {"met": "good", "not met": "bad"}
-SHARE_BAR = 0.95  # of the ceiling, on a CPU with CIFAR-10, where the plain loop asks the teacher
+SHARE_BAR = 0.95  # of the ceiling, on a CPU with CIFAR-10, where the plain loop runs the teacher
 SPEEDUP_BARS = {"m7": 3.0}  # on a CPU
 RATE_BARS = {("c1", 100): 60e3, ("c5", 100): 100e3, ("c1", 512): 100e3, ("c5", 512): 250e3}  # images/s on an H100
-BF16_BARS = {"c1": 1.4, "c2": 1.4, "c5": 1.4}  # times ours in float32, on a CPU with bfloat16 instructions
-BF16_SPEEDUP_BARS = {"c5": 5.0}  # times the plain loop in float32 there
-CPU_BATCHES = {"cifar10": 100, "mnist": 32}  # at which the bars hold on a CPU
+BF16_BARS = {"c1": 1.4, "c2": 1.4, "c5": 1.4}  # speed-up over ours in float32, on a CPU with bfloat16 instructions
+BF16_SPEEDUP_BARS = {"c5": 5.0}  # speed-up over the plain loop in float32 there
+CPU_BATCHES = {"cifar10": 100, "mnist": 32}  # batch sizes at which the bars apply on a CPU
 HOW = (
     "Ours is the epoch loop that trains every student: the whole set as one tensor on the device, the teacher's logits "
     "asked before, a fused optimiser. The plain loop has a data set that gives one image at a time through Pillow, "
@@ -56,13 +56,13 @@ OF = "Medians over rounds. Of the ceiling: speed-up / ceiling. Of the floor: the
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar that a row was held against.
+    """A requirement on a row's figures.
 
     Attributes:
         name: of the row.
-        what: is compared.
+        what: the compared quantity.
         bar, figure: as text.
-        met: whether it is.
+        met: whether the figure meets the bar.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Bar:
 
 
 def bars(row: Measured, device: torch.device) -> list[Bar]:
-    """The bars that hold for a row on a device at its batch."""
+    """Return the bars that apply to a row on a device at its batch size."""
     ours, (speedup, *_) = row.images_a_second("ours"), row.speedup
     if device.type == "cuda":
         least = RATE_BARS.get((row.name, row.batch)) if "H100" in machine.device_model(device) else None
@@ -93,7 +93,7 @@ def bars(row: Measured, device: torch.device) -> list[Bar]:
 
 
 def _bf16_bars(row: Measured) -> list[Bar]:
-    """The bars of a row that ours computes in bfloat16 on a CPU, at the batch of the slides."""
+    """Return the bars of a row that ours computes in bfloat16 on a CPU, at the batch size of the slides."""
     if row.against_float32 is None:
         return []
     figures = [
@@ -108,7 +108,7 @@ def _bf16_bars(row: Measured) -> list[Bar]:
 
 
 def as_json(row: Measured) -> dict[str, Any]:
-    """A row of the result: rates in images/s, times in seconds a step."""
+    """Return a row of the result: rates in images/s, times in seconds a step."""
     speedup, low, high = row.speedup
     return {
         "ours": row.images_a_second("ours"),
@@ -142,13 +142,13 @@ def as_json(row: Measured) -> dict[str, Any]:
 def result(
     measured: Sequence[Measured], device: torch.device, *, command: str, load: float | None = None
 ) -> dict[str, Any]:
-    """What `--json` prints and `bench-train.json` holds.
+    """Return what `--json` prints and `bench-train.json` holds.
 
     Args:
         measured: rows.
-        device: that they were measured on.
-        command: that ran.
-        load: of the machine before it ran, or None.
+        device: on which they were measured.
+        command: the command that ran.
+        load: load average of the machine before the run, or None.
     """
     return {
         "rows": {row.name: as_json(row) for row in measured},
@@ -162,25 +162,25 @@ def result(
 
 
 def write(found: dict[str, Any], measured: Sequence[Measured], folder: Path, *, plotlyjs: Library = "inline") -> Path:
-    """Writes `bench-train.html`, `.md` and `.json`, each whole or not at all.
+    """Write `bench-train.html`, `.md` and `.json`, each atomically.
 
     Args:
         found: of `result`.
         measured: the same rows.
-        folder: made where it is missing.
+        folder: created where it is missing.
         plotlyjs: see `reporting.pages.document.html`.
 
     Returns:
         The page's path.
 
     Raises:
-        KdsearchError: they cannot be written.
+        KdsearchError: a file cannot be written.
     """
     return document.write(report(found, measured), folder, NAME, plotlyjs=plotlyjs, result=found)
 
 
 def report(found: dict[str, Any], measured: Sequence[Measured]) -> Document:
-    """The page, as text, figure and tables."""
+    """Return the page's text, figure and tables."""
     sections = [
         Section("Images a second", grid=_rates(measured), note=OF),
         Section("Round by round", figure=figure(measured), caption="A point a round; the bar is the row's ceiling."),
@@ -276,13 +276,13 @@ def _facts(found: dict[str, Any], measured: Sequence[Measured]) -> list[str]:
 
 
 def _against(row: Measured) -> str:
-    """How much faster than in float32 ours is, where it is not in that."""
+    """Format our speed-up over float32, where ours computes in another precision."""
     gain = row.against_float32
     return "" if gain is None else f", {formatting.interval(*gain)} times as fast as in float32"
 
 
 def figure(measured: Sequence[Measured]) -> go.Figure:
-    """Each round's speed-up by row, and the row's ceiling."""
+    """Draw each round's speed-up by row, and the row's ceiling."""
     drawn = go.Figure()
     pairs = [
         (row.name, plain / ours)
@@ -306,7 +306,7 @@ def figure(measured: Sequence[Measured]) -> go.Figure:
 
 
 def text(measured: Sequence[Measured], device: torch.device) -> str:
-    """A line a row and a line a bar, for a terminal."""
+    """Return a line a row and a line a bar, for a terminal."""
     lines = [
         f"{row.name:<4} batch {row.batch}: ours {row.images_a_second('ours'):,.0f} images/s, plain "
         f"{row.images_a_second('plain'):,.0f}, speed-up {formatting.interval(*row.speedup)} of at most "

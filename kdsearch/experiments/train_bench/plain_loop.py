@@ -1,4 +1,4 @@
-"""The plain loop that ours is timed against: a DataLoader and a step, as a careful PyTorch user writes them."""
+"""The plain loop that ours is timed against: a DataLoader and a step, as a careful PyTorch user would write them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kdsearch.experiments.slides.deck_recipes import RAMP_EPOCHS, School
 from kdsearch.experiments.slides.rows import Settings
 from kdsearch.spec import Recipe
 
-BYTE = 255.0  # what torchvision's ToTensor divides by
+BYTE = 255.0  # divisor of torchvision's ToTensor
 
 
 def asks_teacher(school: School, settings: Settings) -> bool:
-    """Whether the deck's own loop ran the teacher in each step: on CIFAR-10, where there is a teacher at all."""
+    """Whether the deck's own loop ran the teacher in each step: on CIFAR-10, for rows with a teacher."""
     return school.dataset == "cifar10" and settings.temperature is not None
 
 
 def transform(split: Split) -> torchvision.transforms.Compose:
-    """`Split.prepare` in torchvision's own words: ToTensor, and Normalize where there is something to normalise."""
+    """Return `Split.prepare` as torchvision transforms: ToTensor, and Normalize where it changes anything."""
     steps: list[object] = [torchvision.transforms.ToTensor()]
     mean, std = split.mean * split.top / BYTE, split.std * split.top / BYTE
     if (mean, std) != (0.0, 1.0):
@@ -35,12 +35,12 @@ def transform(split: Split) -> torchvision.transforms.Compose:
 
 
 class Pictures(Dataset[tuple[Tensor, int | Tensor]]):
-    """Images as torchvision's own data sets give them: from memory through Pillow, transformed one by one.
+    """Images as torchvision's data sets provide them: from memory through Pillow, transformed one by one.
 
     Args:
         data: images and labels.
-        split: says how bytes become a network's input.
-        outputs: (count, classes), the teacher's, to be given in place of the labels; None: the labels.
+        split: determines how bytes become a network's input.
+        outputs: (count, classes), the teacher's, returned in place of the labels; None: the labels.
     """
 
     def __init__(self, data: ImageSet, split: Split, outputs: Tensor | None) -> None:
@@ -57,7 +57,7 @@ class Pictures(Dataset[tuple[Tensor, int | Tensor]]):
 
 
 def optimizer_for(network: nn.Module, recipe: Recipe, batch_size: int) -> torch.optim.Optimizer:
-    """The recipe's optimiser as torch makes it when nothing is said of how: not fused."""
+    """Return the recipe's optimiser with torch's defaults: not fused."""
     lr = recipe.rate_for(batch_size)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(network.parameters(), lr=lr, eps=recipe.epsilon, weight_decay=recipe.weight_decay)
@@ -71,10 +71,10 @@ def optimizer_for(network: nn.Module, recipe: Recipe, batch_size: int) -> torch.
 
 
 class PlainLoop:
-    """Trains a student as a row says, a plain epoch at a time.
+    """Trains a student by a row's recipe, one plain epoch at a time.
 
     On CIFAR-10 the teacher runs in the loop, in evaluation mode and without gradients; on MNIST its outputs were
-    computed beforehand and come with the images. Nothing of `kdsearch.distil` is used, the losses least of all.
+    computed beforehand and are loaded with the images. Nothing of `kdsearch.distil` is used, in particular no loss.
 
     Args:
         student: trained in place.
@@ -83,7 +83,7 @@ class PlainLoop:
         workers: processes of the loader; 0: none.
         seed: of the order of the images.
         order: of the images in every epoch; None: shuffled.
-        epoch: the first one's number, from 1: the weight of the CIFAR-10 rows' teacher grows with it.
+        epoch: number of the first one, from 1: the weight of the teacher in CIFAR-10 rows grows with it.
         bf16: whether forward passes run under autocast to bfloat16, as ours do on CUDA; else float32.
     """
 
@@ -113,12 +113,12 @@ class PlainLoop:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self._device.type == "cuda",
-            drop_last=len(data) % settings.batch_size == 1,  # as ours: batch norm cannot take one image
+            drop_last=len(data) % settings.batch_size == 1,  # as ours: batch norm fails on a single image
             generator=torch.Generator().manual_seed(seed),
         )
 
     def epoch(self) -> float:
-        """Trains one epoch; the mean loss of its batches."""
+        """Train one epoch and return the mean loss of its batches."""
         self._student.train()
         total = torch.zeros((), device=self._device)
         for images, target in self._loader:
@@ -138,7 +138,7 @@ class PlainLoop:
         return logits.float()
 
     def _loss(self, images: Tensor, target: Tensor) -> Tensor:
-        """The deck's loss; `target` holds the teacher's outputs on MNIST, (batch, classes), else labels, (batch,)."""
+        """Return the deck's loss; `target` is teacher outputs on MNIST, (batch, classes), else labels, (batch,)."""
         logits = self._forward(self._student, images)
         temperature = self._settings.temperature
         if self._soft_only:

@@ -1,4 +1,4 @@
-"""Our epoch loop against a plain one, in turn on the deck's rows: images a second, ceiling and floor."""
+"""Time our epoch loop and a plain one alternately on the deck's rows: images a second, ceiling and floor."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ STEPS: dict[tuple[str, Dataset], int] = {
     ("cpu", "mnist"): 300,
     ("cuda", "cifar10"): 100,
     ("cuda", "mnist"): 500,
-}  # of a sample: long beside what starting an epoch costs, short enough for all samples
+}  # of a sample: long enough to amortise the start of an epoch, short enough for all samples
 
-QUIET = 0.5  # load average up to which a machine counts as idle
+QUIET = 0.5  # largest load average of an idle machine
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure.
+    """The rows to measure, and how.
 
     Attributes:
         names: of the deck's rows.
-        device: as of `optimize`.
-        data_dir: where data sets lie.
+        device: as in `optimize`.
+        data_dir: where data sets are.
         steps: of a sample; None: `STEPS`.
-        samples: rounds that count, after one that warms up.
-        batch: images a step; None: as the row says.
+        samples: rounds that count, after a warm-up round.
+        batch: images a step; None: the row's.
         workers: of the plain loop's loader; None: one for two cores.
-        precision: that our convolutions compute in: "float32", "bfloat16" or "auto", as of `optimize`.
+        precision: of our convolutions: "float32", "bfloat16" or "auto", as in `optimize`.
     """
 
     names: Sequence[str]
@@ -59,25 +59,25 @@ class Options:
 
     @property
     def loaders(self) -> int:
-        """The plain loop's workers."""
+        """Number of workers of the plain loop's loader."""
         return self.workers if self.workers is not None else max(1, (os.cpu_count() or 1) // 2)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a row.
+    """The measurements of a row.
 
     Attributes:
         name: of the row.
         dataset: of the row.
         batch, steps: images a step, steps a sample.
-        threads: of ours and of the plain loop, on a CPU.
+        threads: of both loops, on a CPU.
         workers: of the plain loop.
-        seconds: a step, of each round: "ours", "plain", "student" (a step on tensors that are ready) and, where the
-            plain loop asks it, "teacher" (a forward pass); "float32", ours in that, where ours is in bfloat16 on a CPU.
+        seconds: a step, of each round: "ours", "plain", "student" (a step on prepared tensors) and, where the plain
+            loop runs the teacher, "teacher" (a forward pass); "float32", ours in it, where ours is bfloat16 on a CPU.
         floor: of a step.
         agreement: of both loops.
-        precision: that our convolutions compute in.
+        precision: of our convolutions.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Measured:
     precision: Precision = "float32"
 
     def images_a_second(self, which: str) -> float:
-        """The median of "ours", of "plain" or of "float32"."""
+        """Return the median of "ours", of "plain" or of "float32"."""
         return self.batch / statistics.median(self.seconds[which])
 
     @cached_property
@@ -110,7 +110,7 @@ class Measured:
 
     @property
     def ceiling(self) -> float:
-        """What a loop would gain that does nothing but the student's bare steps.
+        """The speed-up of a loop that does nothing but the student's bare steps.
 
         (teacher + student) / student where the plain loop asks the teacher, else plain / student.
         """
@@ -128,7 +128,7 @@ class Measured:
 
 
 def choose(names: Sequence[str]) -> dict[str, tuple[Dataset, Settings]]:
-    """The rows of these names, as the deck states them, with all training images.
+    """Return the rows of these names, as the deck states them, with all training images.
 
     Raises:
         KdsearchError: a row is unknown, or trained in int8.
@@ -149,19 +149,19 @@ def choose(names: Sequence[str]) -> dict[str, tuple[Dataset, Settings]]:
 
 
 def load() -> float | None:
-    """Processes that ran or waited to run in the last minute, on average; None where the system does not say."""
+    """Return the load average of the last minute; None where the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def measure(options: Options, progress: Progress | None = None) -> list[Measured]:
-    """Measures each row once.
+    """Measure each row once.
 
     Args:
         options: what to measure.
-        progress: told of each row.
+        progress: notified of each row.
 
     Raises:
-        KdsearchError: an unknown row or device, data that are missing or too few, or loops that do not agree.
+        KdsearchError: a row or the device is unknown, data are missing or too few, or the loops do not agree.
     """
     progress = progress or Progress()
     chosen = choose(options.names)
@@ -172,7 +172,7 @@ def measure(options: Options, progress: Progress | None = None) -> list[Measured
             f"other work runs on this machine (load average {load():.1f}): wait for it, or trust no figure"
         )
     if device.type == "cpu":
-        machine.keep_freed_memory()  # ours asks for it, and it holds for all that follow: so for all alike
+        machine.keep_freed_memory()  # our loop requests it for the whole process: set it before all that is timed
     found: list[Measured] = []
     read: dict[Dataset, data.Dataset] = {}
     progress.study_started(0, len(chosen))
@@ -192,7 +192,7 @@ def measure(options: Options, progress: Progress | None = None) -> list[Measured
 
 
 def _precision(wanted: str, school: School, settings: Settings) -> Precision:
-    """What our convolutions compute in on a row."""
+    """Return the precision of our convolutions on a row."""
     device, family = school.split.train.labels.device, school.deck.student.family
     return precisions.choose(
         wanted, device=device, kind=family, shape=school.split.shape, build=lambda: school.build(settings, SEED)
@@ -200,17 +200,17 @@ def _precision(wanted: str, school: School, settings: Settings) -> Precision:
 
 
 def measure_row(name: str, school: School, settings: Settings, *, samples: int, workers: int) -> Measured:
-    """Checks that both loops do the same, then times them and their parts in turn.
+    """Check that both loops agree, then time them and their parts alternately.
 
     Args:
         name: of the row.
         school: images, of which an epoch is one sample; teacher; recipe.
-        settings: of the row.
+        samples: rounds that count, after a warm-up round.
         samples: rounds that count, after one that warms up.
         workers: of the plain loop's loader.
 
     Raises:
-        KdsearchError: the loops do not agree, or a training did not stay finite.
+        KdsearchError: the loops do not agree, or a training diverged.
     """
     agreement = loops.check(school, settings)
     device, steps = school.split.train.labels.device, len(school.split.train) // settings.batch_size

@@ -1,4 +1,4 @@
-"""Artifacts of a study: the learning curve and the model card of each member of its front, for optuna-dashboard."""
+"""Artifacts of a study for optuna-dashboard: the learning curve and the model card of each member of its front."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 300, 52, 16, 34, 42  # pixels of 
 
 
 def folder(url: str, given: Path | None = None) -> Path:
-    """Where a storage's artifacts lie: as given, beside its file, or for a server in the user's data folder.
+    """Return the folder of a storage's artifacts: as given, beside its file, or for a server in the user's data folder.
 
     Args:
         url: of the storage; the folder's name holds no password.
-        given: by the user.
+        given: the user's choice.
     """
     if given is not None:
         return given.expanduser()
@@ -51,17 +51,17 @@ def _sqlite_file(url: str) -> str | None:
 
 
 class Shelf:
-    """Keeps the artifacts of studies: those of the front are there, those of trials that left it are gone.
+    """Keeps a study's artifacts in step with its front: trials that leave the front lose theirs.
 
-    The storage holds their names and numbers; the files lie where the dashboard runs, and are made again where a
-    storage that is shared by machines names artifacts that this one lacks.
+    The storage holds names and identities; the files lie where the dashboard runs, and are written again where a
+    storage that several machines share names artifacts whose files this machine lacks.
 
     Args:
         url: of the storage.
-        path: the folder, made where it is missing.
+        path: the folder, created where it is missing.
 
     Raises:
-        KdsearchError: the folder cannot be made.
+        KdsearchError: the folder cannot be created.
     """
 
     def __init__(self, url: str, path: Path) -> None:
@@ -75,10 +75,10 @@ class Shelf:
         self.store = FileSystemArtifactStore(str(path))
 
     def fill(self, study: Study) -> int:
-        """Brings a study's artifacts up to date; returns how many are there.
+        """Bring a study's artifacts up to date and return their number.
 
         Raises:
-            KdsearchError: the study is not of kdsearch, or the folder cannot be written.
+            KdsearchError: the study is not one of kdsearch, or the folder cannot be written.
         """
         data = collect(study, storage_url=self._url)
         wanted = _files(data, study)
@@ -114,7 +114,7 @@ def _files(data: StudyData, study: Study) -> dict[str, str]:
 
 
 def _standing(study: Study) -> dict[str, str]:
-    """File names of a study's artifacts by their identity; what was deleted in the dashboard is left out."""
+    """Return the file names of a study's artifacts by identity, without those deleted in the dashboard."""
     attributes = study._storage.get_study_system_attrs(study._study_id)
     found: dict[str, str] = {}
     for key, value in attributes.items():
@@ -124,12 +124,12 @@ def _standing(study: Study) -> dict[str, str]:
 
 
 def _forget(study: Study, identity: str) -> None:
-    """As the dashboard deletes an artifact."""
+    """Delete an artifact's entry as the dashboard does."""
     study._storage.set_study_system_attr(study._study_id, PREFIX + identity, json.dumps(None))
 
 
 def curve(data: StudyData, number: int) -> str:
-    """A trial's learning curve as an SVG picture of its own, which the dashboard shows among the artifacts.
+    """Draw a trial's learning curve as a self-contained SVG picture, which the dashboard shows among the artifacts.
 
     Args:
         data: a collected study.
@@ -164,5 +164,5 @@ def _pairs(points: list[tuple[float, float]]) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
-    legal = re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd]", "�", text)  # what XML can hold
+    legal = re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd]", "�", text)  # characters that XML allows
     return f'<text x="{x}" y="{y}" font-size="12" fill="#3c424a" text-anchor="{anchor}">{html.escape(legal)}</text>'

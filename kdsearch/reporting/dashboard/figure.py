@@ -1,4 +1,4 @@
-"""A small figure of the front for a study's page in optuna-dashboard: plain JSON, without a template."""
+"""A small figure of the front for a study's page in optuna-dashboard: plain JSON, without Plotly's template."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kdsearch.reporting.collect import StudyData, untrained
 from kdsearch.reporting.figures.style import BLUE, GREY, ORANGE, PURPLE, padded, rounded
 from kdsearch.reporting.frames import records
 
-NEAR = 1.25  # times the ratio: slide rows that are nearer share a label
-FAINT = 200  # trials that are not on the front: the latest
-INK, GRID = "#7a818c", "rgba(128,136,150,0.25)"  # to be read on the dashboard's light page and on its dark one
+NEAR = 1.25  # factor of the ratio: slide rows nearer than this share a label
+FAINT = 200  # how many of the latest trials off the front are drawn
+INK, GRID = "#7a818c", "rgba(128,136,150,0.25)"  # legible on the dashboard's light and dark pages
 Row = dict[str, Any]
 
 
 def front(data: StudyData) -> str:
-    """The figure as JSON: front, anchors as published and as run here, the others faint, the teacher at ratio 1.
+    """Return the figure as JSON: front, anchors as published and as run here, other trials, the teacher at ratio 1.
 
     Accuracies are those of the test set, in percent; the axis of the ratio is logarithmic where it spans a decade.
     """
@@ -54,7 +54,7 @@ def _is_drawn(row: Row) -> bool:
 
 
 def _marks(rows: list[Row], name: str, marker: Row, **style: Any) -> Row:
-    """A trace of points; the front's are joined and numbered, slide rows have their names below them."""
+    """Return a trace of points; the front's are joined and numbered, slide rows have their names below them."""
     front, slides = "line" in style, "diamond" in marker.get("symbol", "")
     names = [html.escape(str(row["anchor"])) if slides else str(row["number"]) for row in rows]
     labels: Row = {"hovertext": names} if slides else {"text": names}
@@ -78,7 +78,7 @@ def _bars(rows: list[Row]) -> Row:
 
 
 def _crowds(rows: list[Row]) -> list[str]:
-    """One label for slide rows of nearly the same ratio, below the least accurate of them; the others have none."""
+    """Return one label for slide rows of nearly the same ratio, below the least accurate; the others get none."""
     labels = [""] * len(rows)
     left = sorted(range(len(rows)), key=lambda i: (rows[i]["test_accuracy"], i))
     while left:

@@ -1,4 +1,4 @@
-"""The note on a study's page in optuna-dashboard: what runs, what the slides got, the best so far, the time left."""
+"""The note on a study's page in optuna-dashboard: progress, slide rows, the best student so far, the time left."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kdsearch.reporting.pages.markdown import code, plain, table
 from kdsearch.reporting.verdict import verdict
 
 MARK = "Kept by kdsearch; without this line it is yours and stays as it is."
-SHOWN = 20  # members of the front, in a table
-RECENT = 20  # finished trials that the estimate of the time left looks at
-PAUSE = 10  # times the median gap between two trials: longer ones were pauses
+SHOWN = 20  # members of the front in the table
+RECENT = 20  # latest finished trials that the estimate of the time left is based on
+PAUSE = 10  # factor of the median gap between two trials: longer gaps were pauses
 
 
 def note(data: StudyData, *, options: Mapping[str, Any], over: bool, now: datetime.datetime) -> str:
-    """The note, Markdown.
+    """Return the note as Markdown.
 
     Args:
         data: a collected study.
-        options: how the search is run: `trials`, `epochs_budget`, `timeout`, each missing or None where there is none.
+        options: limits of the search: `trials`, `epochs_budget`, `timeout`, each missing or None where not set.
         over: whether the run is over.
         now: the time to show, with a zone.
     """
@@ -55,7 +55,7 @@ def _progress(data: StudyData, options: Mapping[str, Any], *, over: bool) -> str
 
 
 def _left(data: StudyData, unit: str, total: int | None) -> float | None:
-    """Seconds that a limit lets a study run, at the pace of its last trials; None where that cannot be said yet."""
+    """Estimate the seconds until a limit is reached at the pace of the last trials; None where it cannot be yet."""
     ended = data.trials[data.trials["finished"].notna() & (data.trials["epochs_run"] > 0)].sort_values("finished")
     done = len(ended[ended["state"] != "FAIL"]) if unit == "trials" else float(data.trials["epochs_run"].sum())
     last = ended.tail(RECENT + 1)

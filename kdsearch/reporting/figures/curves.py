@@ -1,4 +1,4 @@
-"""Figures of how the search went: learning curves and hypervolume."""
+"""Figures of the search's progress: learning curves and hypervolume."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from kdsearch.reporting.frames import records
 
 HEIGHT = 420
 AXES = {"finished": "finished trials", "epochs": "epochs of training", "hours": "hours since the first trial began"}
-# the numbers stand in the trace already: a text for each point would double the page of a long study
+# the trial's number is in the trace already: a text for each point would double the page of a long study
 HOVER = "trial %{text} · epoch %{x}: %{y:.2f} %<extra></extra>"
 
 
 def learning_curves(data: StudyData) -> go.Figure:
-    """Validation accuracy against epoch, a line a trial.
+    """Draw validation accuracy against epoch, a line a trial.
 
-    The front is coloured and numbered at its lines' ends, pruned trials are dotted and end in a cross.
+    The front is coloured and numbered at its lines' ends; pruned trials are dotted and end in a cross.
     """
     groups = curve_groups(data)
     every = [curve for group in groups.values() for curve in group]
     percents = sorted(y for curve in every for y in curve["percents"]) or [0.0, 100.0]
     longest = max((curve["epochs"][-1] for curve in every), default=1)
-    # an untrained start would flatten what lies above: the lowest twentieth may fall off the view
+    # untrained starts would flatten the curves above them: the lowest twentieth may fall outside the view
     y_range = padded(percents[len(percents) // 20], percents[-1])
     x_range = [0.5, longest + max(0.5, 0.06 * longest)]
     traces = []
@@ -65,7 +65,7 @@ def learning_curves(data: StudyData) -> go.Figure:
 
 
 def hypervolume(data: StudyData) -> go.Figure:
-    """Hypervolume of the complete trials, a step line over finished trials, epochs of training or hours."""
+    """Draw the hypervolume of the complete trials, a step line over finished trials, epochs of training or hours."""
     rows = records(data.history)
     axes = [
         (key, title) for key, title in AXES.items() if rows and not any(formatting.missing(row[key]) for row in rows)
@@ -101,7 +101,7 @@ def _curve(i: int, curve: dict[str, Any]) -> go.Scatter:
 
 
 def _numbers(curves: list[dict[str, Any]], x_range: list[float], y_range: list[float]) -> go.Scatter:
-    """The trials' numbers at the ends of their lines, so that no colour need be looked up."""
+    """Draw the trials' numbers at the ends of their lines, so that readers need not look up colours."""
     width = x_range[1] - x_range[0]
     gap = (y_range[1] - y_range[0]) * LABEL / (HEIGHT - TOP - BOTTOM)
     ends = [(float(curve["epochs"][-1]), curve["percents"][-1]) for curve in curves]
@@ -114,7 +114,7 @@ def _numbers(curves: list[dict[str, Any]], x_range: list[float], y_range: list[f
 
 
 def _bundle(curves: list[dict[str, Any]], name: str, line: dict[str, Any]) -> go.Scatter:
-    """Many faint curves as one trace with gaps: a thousand traces would be slow."""
+    """Draw many faint curves as one trace with gaps: a thousand traces would be slow."""
     x, y, text = [], [], []
     for curve in curves:
         x += [*curve["epochs"], None]

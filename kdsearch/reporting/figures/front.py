@@ -1,4 +1,4 @@
-"""The front's figure; what it shows is gathered in `layers`, the functions here only draw."""
+"""The front's figure: `layers` gathers the data, the functions here only draw."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TICKS = [m * 10.0**e for e in range(-2, 7) for m in (1, 2, 5)]
 
 
 def front(data: StudyData) -> go.Figure:
-    """Accuracy against inference ratio: front, other trials, teacher and slide rows.
+    """Draw accuracy against inference ratio: front, other trials, teacher and slide rows.
 
     The ratio's axis is logarithmic when it spans about a decade or more. Buttons switch between test and
     validation accuracy where the study has both; published points exist for test accuracy only.
@@ -58,7 +58,7 @@ def front(data: StudyData) -> go.Figure:
         x_axis |= {"type": "log", "tickvals": TICKS, "ticktext": [f"{tick:,g}" for tick in TICKS]}
     y_axis = {"title": {"text": TITLES[shown[0]]}, "range": y_ranges[shown[0]]}
     figure.update_layout(layout(x_axis, y_axis, HEIGHT, LEGEND_ROWS))
-    # on a phone the view leaves the teacher out, far to the left of its students: its line remains
+    # a phone's view leaves out the teacher, which lies far to the left of its students; its line remains
     figure.update_layout(margin_t=MENU, meta={"narrow": _x_range([x for x in ratios if x != 1] or ratios, log)})
     if max(ratios) >= TARGET[0]:
         figure.add_shape(
@@ -71,7 +71,7 @@ def front(data: StudyData) -> go.Figure:
 
 
 def below(data: StudyData) -> int:
-    """How many trials lie below the front figure's first view (of test accuracy where the study has it)."""
+    """Return how many trials lie below the figure's first view (of test accuracy where the study has it)."""
     view = layers(data, METRICS[0])
     if not _has_trials(view):
         view = layers(data, METRICS[1])
@@ -90,7 +90,7 @@ def _x_range(ratios: list[float], log: bool) -> list[float]:
 
 
 def _y_range(view: dict[str, pd.DataFrame]) -> list[float]:
-    """Fits what matters (front, slide rows, teacher): one trial at chance level must not flatten the rest."""
+    """Fit the range to front, slide rows and teacher: one trial at chance level must not flatten them."""
     for names in (("front", "published", "recipe", "measured", "confirmed", "teacher"), ("dominated", "pruned")):
         values = [y for name in names for y in view[name]["percent"] if not math.isnan(y)]
         if values:
@@ -101,7 +101,7 @@ def _y_range(view: dict[str, pd.DataFrame]) -> list[float]:
 def _front_traces(
     view: dict[str, pd.DataFrame], log: bool, x_range: list[float], y_range: list[float]
 ) -> list[go.Scatter]:
-    """The traces of one metric; the other has as many, in the same order, for the buttons to swap."""
+    """Draw one metric; both metrics have equally many traces in the same order, which the buttons swap."""
     own = view["front"]
     bars = {"type": "data", "symmetric": False, "thickness": 1.3, "width": 4, "color": BLUE,
             "array": _length(own["high"] - own["ratio"]),
@@ -133,7 +133,7 @@ def _front_traces(
 
 
 def _teacher(frame: pd.DataFrame, across: list[float]) -> list[go.Scatter]:
-    """A star at ratio 1 and a line at its accuracy, so that it can be compared with wherever the view is."""
+    """Draw a star at ratio 1 and a line at its accuracy, visible wherever the view is."""
     star = {"symbol": "star", "size": 16, "color": PURPLE}
     heights = [y for y in frame["percent"] for _ in across]
     return [
@@ -146,7 +146,7 @@ def _teacher(frame: pd.DataFrame, across: list[float]) -> list[go.Scatter]:
 
 
 def _confirmed(frame: pd.DataFrame) -> go.Scatter:
-    """Means over new seeds with the intervals of both objectives."""
+    """Draw means over new seeds with the intervals of both objectives."""
     bars = {"type": "data", "symmetric": False, "thickness": 1.3, "width": 3, "color": GREEN}
     across = {"array": _length(frame["high"] - frame["ratio"]), "arrayminus": _length(frame["ratio"] - frame["low"])}
     along = {"array": _length(frame["most"] - frame["percent"]),
@@ -157,14 +157,14 @@ def _confirmed(frame: pd.DataFrame) -> go.Scatter:
 
 
 def _marks(frame: pd.DataFrame, name: str, **style: Any) -> go.Scatter:
-    """Points, each with its trial's number as custom data, for the page to select it."""
+    """Draw points with their trials' numbers as custom data, which the page uses to select them."""
     x, y, hover = ([*frame[key]] for key in ("ratio", "percent", "hover"))
     return go.Scatter(x=rounded(x), y=rounded(y), name=name, hovertext=hover, hoverinfo="text",
                       customdata=rounded(frame["trial"], 0), showlegend=bool(x), **style)  # fmt: skip
 
 
 def _leftmost(view: dict[str, pd.DataFrame]) -> str:
-    """The slides' layer at lower ratios: its labels go left, so that no leader crosses the other layer's."""
+    """Return the slides' layer at lower ratios: its labels go left, so that leaders of the two layers do not cross."""
     published, measured = (view[name]["ratio"].median() for name in ("published", "measured"))
     return "published" if published < measured else "measured"
 
@@ -172,7 +172,7 @@ def _leftmost(view: dict[str, pd.DataFrame]) -> str:
 def _places(
     frame: pd.DataFrame, log: bool, x_range: list[float], y_range: list[float], *, left: bool
 ) -> dict[int, Label]:
-    """A place for the label of each row that has an accuracy."""
+    """Place the label of each row that has an accuracy."""
     rows = [i for i, y in enumerate(frame["percent"]) if y == y]
     ratios, percents = [*frame["ratio"]], [*frame["percent"]]
     points = [(math.log10(ratios[i]) if log else ratios[i], percents[i]) for i in rows]
@@ -185,7 +185,7 @@ def _places(
 def _labelled(
     frame: pd.DataFrame, places: dict[int, Label], name: str, marker: dict[str, Any], log: bool, *, left: bool
 ) -> list[go.Scatter]:
-    """Leader lines, points and labels of a layer of slide rows, shown and hidden together by the legend."""
+    """Draw leader lines, points and labels of a layer of slide rows, which the legend shows and hides together."""
     xs: list[float | None] = []
     ys: list[float | None] = []
     at: list[tuple[float | None, float | None]] = []
@@ -209,7 +209,6 @@ def _labelled(
 
 
 def _switch(drawn: dict[str, list[go.Scatter]], y_ranges: dict[str, list[float]]) -> dict[str, Any]:
-    """Two buttons, for test and validation accuracy."""
     buttons = [
         {"label": TITLES[metric].removesuffix(", %"), "method": "update",
          "args": [{"y": [list(trace.y) for trace in traces], "x": [list(trace.x) for trace in traces]},

@@ -1,4 +1,4 @@
-"""Where the labels of crowded points go: in a column beside each crowd, in the order of the points."""
+"""Place the labels of crowded points in a column beside each crowd, in the order of the points."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Label:
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Values moved as little as needed so that neighbours are at least `gap` apart, their order kept.
+    """Move values as little as needed so that neighbours are at least `gap` apart, keeping their order.
 
-    Blocks of touching neighbours are centred on the mean of what they hold (pool adjacent violators).
+    Blocks of touching neighbours are centred on the mean of their members (pool adjacent violators).
 
     Args:
         values: any order; equal ones keep the order they came in.
@@ -35,7 +35,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
         start, members = values[i], 1
         while blocks and blocks[-1][0] + blocks[-1][1] * gap > start:
             before, many = blocks.pop()
-            # where the first of the joined block stands best: the mean of (value - its offset in the block)
+            # the best start of the joined block: the mean of (value - its offset in the block)
             start = (before * many + (start - many * gap) * members) / (many + members)
             members += many
         blocks.append((start, members))
@@ -45,7 +45,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
 
 def beside(points: Sequence[tuple[float, float]], *, near: float, gap: float, reach: float) -> list[Label]:
-    """Places for the labels of points.
+    """Return places for the labels of points.
 
     A point with no other within `near` in x keeps its label close by, at its own height; a crowd (a chain of
     points, each within `near` of the next) gets a column of labels beside it.

@@ -1,4 +1,4 @@
-"""What the figures show, gathered before it is drawn; the tests compare this."""
+"""Gather what the figures show before it is drawn; tests compare these frames."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYER_COLUMNS = ("label", "trial", "ratio", "low", "high", "percent", "least", "
 
 
 def layers(data: StudyData, metric: str = "test_accuracy") -> dict[str, pd.DataFrame]:
-    """The points of the front's figure.
+    """Return the points of the front's figure.
 
     Args:
         data: a collected study.
@@ -31,8 +31,8 @@ def layers(data: StudyData, metric: str = "test_accuracy") -> dict[str, pd.DataF
     Returns:
         Frames by layer (LAYERS) with the columns label, trial, ratio, low, high (the ratio's interval),
         percent (the accuracy; NaN where there is none, as for published points on validation), least, most (the
-        accuracy's interval) and hover. A layer has the same rows for both metrics. "recipe" is of `kdsearch slides`,
-        "measured" repeats the complete trials that ran a slide row; "front" is by ratio.
+        accuracy's interval) and hover. A layer has the same rows for both metrics. "recipe" holds the results of
+        `kdsearch slides`, "measured" repeats the complete trials that ran a slide row; "front" is ordered by ratio.
     """
     groups: dict[str, list[dict[str, Any]]] = {name: [] for name in LAYERS}
     for row in records(data.trials):
@@ -75,7 +75,7 @@ def _confirmed(row: dict[str, Any], metric: str) -> dict[str, Any]:
 
 
 def hover(row: dict[str, Any]) -> str:
-    """What a point says of its trial, in Plotly's small HTML; text that comes from the study is escaped."""
+    """Return a trial's hover text in Plotly's HTML subset; text that comes from the study is escaped."""
     title = f"trial {row['number']}" + (f" · {row['anchor']}" if row["anchor"] else "")
     setting = "<br>".join(map(html.escape, textwrap.wrap(formatting.configuration(configuration(row)), 44)))
     accuracy = f"test {formatting.percent(row['test_accuracy'])} · validation {formatting.percent(row['accuracy'])}"
@@ -120,7 +120,7 @@ def _teacher_hover(teacher: dict[str, Any]) -> str:
 
 
 def curve_groups(data: StudyData) -> dict[str, list[dict[str, Any]]]:
-    """The learning curves by what became of the trial.
+    """Return the learning curves grouped by the trial's outcome.
 
     Returns:
         "front" (by ratio), "pruned" and "other", each a list of {trial, anchor, ratio, epochs, percents}.

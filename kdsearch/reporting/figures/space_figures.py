@@ -1,4 +1,4 @@
-"""Figures of the search space: what mattered, and where in it the trials lie."""
+"""Figures of the search space: parameter importances, and accuracy against each parameter."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kdsearch.reporting.figures.style import (
 from kdsearch.reporting.frames import records
 
 HEIGHT = 420
-DECADES = 30  # largest over smallest value: from there on an axis is logarithmic
+DECADES = 30  # largest over smallest value from which an axis is logarithmic
 MOST = 8  # buttons in a row
 
 
 def importances(data: StudyData) -> go.Figure:
-    """Shares of each objective's spread that the parameters explain, bars side by side."""
+    """Draw the shares of each objective's variance that the parameters explain, as grouped bars."""
     rows = records(data.importances)[::-1]  # Plotly draws from below
     names = [str(row["parameter"]).replace("_", " ") for row in rows]
     traces = [
@@ -44,7 +44,7 @@ def importances(data: StudyData) -> go.Figure:
 
 
 def slices(data: StudyData) -> go.Figure | None:
-    """Validation accuracy against one parameter of the search, buttons for the others; None where nothing varied."""
+    """Draw validation accuracy against one parameter, with buttons for the others; None where none varied."""
     rows = [row for row in records(data.trials) if not formatting.missing(row["accuracy"]) and row["epochs_run"] > 0]
     keys = [key for key in data.trials.columns if key.startswith(CONFIG) and _varies(rows, key)][:MOST]
     if not keys:
@@ -77,7 +77,7 @@ def _title(key: str) -> str:
 
 
 def _value(value: object) -> Any:
-    """A number as one, anything else as text for an axis of categories."""
+    """Return a number as a number, anything else as text for a categorical axis."""
     if formatting.missing(value):
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What all figures share: colours, layout, and numbers as Plotly is to get them."""
+"""Shared by all figures: colours, layout, and the conversion of numbers for Plotly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from kdsearch.reporting import formatting
 
-# near Okabe and Ito's colours, each with a contrast of 3 or more on the white and on the dark page
+# near Okabe and Ito's colours, each with a contrast of 3 or more on the light and on the dark page
 BLUE, ORANGE, PURPLE, GREY, GREEN = "#1a7fc4", "#d55e00", "#a85fb8", "#868c96", "#0f9a72"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, "#a8821a", "#3a9ad0", "#c2577e")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "star", "hexagon")
@@ -18,12 +18,12 @@ LABEL, LEGEND_ROW = 14, 22  # height in pixels of a label among others, and of a
 
 
 def layout(x_axis: dict[str, Any], y_axis: dict[str, Any], height: int, rows: int = 0) -> dict[str, Any]:
-    """A small light layout on a transparent ground; the page repaints text and grid for its scheme.
+    """Return a compact layout on a transparent ground; the page recolours text and grid for its scheme.
 
     Args:
-        x_axis, y_axis: what is special about the axes.
+        x_axis, y_axis: settings of the axes beyond the shared ones.
         height: pixels.
-        rows: rows that the legend below will need.
+        rows: rows that the legend below needs.
     """
     grid = {"gridcolor": "#e3e6ea", "zeroline": False}
     return {
@@ -38,7 +38,7 @@ def layout(x_axis: dict[str, Any], y_axis: dict[str, Any], height: int, rows: in
 
 
 def buttons_above(buttons: list[dict[str, Any]]) -> dict[str, Any]:
-    """Buttons above a plot, dark on light in either scheme of the page: Plotly paints the active one light."""
+    """Return buttons above a plot, dark on light in both colour schemes: Plotly paints the active one light."""
     return {
         "type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1,
         "yanchor": "bottom", "pad": {"b": 8, "t": 0, "l": 0, "r": 0}, "bgcolor": "#d5dae1",
@@ -48,11 +48,11 @@ def buttons_above(buttons: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def padded(low: float, high: float) -> list[float]:
-    """A range a little wider than its ends."""
+    """Return a range a little wider than its ends."""
     pad = 0.08 * (high - low) or 1.0
     return [round(low - pad, 3), round(high + pad, 3)]
 
 
 def rounded(values: Iterable[Any], digits: int = 4) -> list[Any]:
-    """A plain list, None for NaN: Plotly would write a frame's array as base64, opaque to a test."""
+    """Return a plain list, None for NaN: Plotly would write a frame's array as base64, which tests cannot read."""
     return [None if formatting.missing(value) else round(value, digits) for value in values]

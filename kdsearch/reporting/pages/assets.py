@@ -1,4 +1,4 @@
-"""What every page with figures is made of: plotly.js in it or linked, a policy that runs nothing else, templates."""
+"""Parts of every page with figures: plotly.js (inlined or linked), a Content-Security-Policy, templates."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from kdsearch.errors import KdsearchError
 
 Library = Literal["inline", "cdn"]
-LARGE = 30_000  # characters: a longer figure is packed
-HEIGHT = 450  # pixels: Plotly's own, for a figure that does not say
+LARGE = 30_000  # characters: a longer figure is compressed
+HEIGHT = 450  # pixels: Plotly's default
 
 
 def checked(plotlyjs: str) -> Library:
-    """The way to get plotly.js, told early that it is no way.
+    """Return a valid way to include plotly.js, or raise.
 
     Args:
         plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
 
     Raises:
-        KdsearchError: it is neither.
+        KdsearchError: `plotlyjs` is neither.
     """
     if plotlyjs not in get_args(Library):
         raise KdsearchError("plotly.js must come inline or cdn", got=plotlyjs, remedy="choose one of the two")
@@ -36,7 +36,7 @@ def checked(plotlyjs: str) -> Library:
 
 
 def templates() -> jinja2.Environment:
-    """Jinja for pages: everything escaped, nothing undefined, templates from this folder."""
+    """Return the Jinja environment for pages: autoescape, strict undefined variables, templates from this folder."""
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
@@ -47,18 +47,18 @@ def templates() -> jinja2.Environment:
 
 
 def parts(drawn: Mapping[str, go.Figure | None], plotlyjs: str) -> dict[str, Any]:
-    """What a template needs to hold figures: their data, style, scripts and policy.
+    """Return what a template needs to show figures: their data, style, scripts and policy.
 
     Args:
-        drawn: figures by the name of their place; None: nothing there.
-        plotlyjs: see `checked`; a page without figures carries no plotly.js.
+        drawn: figures by the name of their place; None: no figure there.
+        plotlyjs: see `checked`; a page without figures includes no plotly.js.
 
     Returns:
-        `figures` (JSON, "" for None), `large` (names of those that are packed as plotly.js is), `heights`, `css`,
+        `figures` (JSON, "" for None), `large` (names of those compressed as plotly.js is), `heights`, `css`,
         `script`, `packed`, `cdn` and `policy`.
 
     Raises:
-        KdsearchError: `plotlyjs` is neither way.
+        KdsearchError: `plotlyjs` is neither "inline" nor "cdn".
     """
     way = checked(plotlyjs)
     script = _asset("page.js")
@@ -79,7 +79,7 @@ def parts(drawn: Mapping[str, go.Figure | None], plotlyjs: str) -> dict[str, Any
 
 
 def figure_json(figure: go.Figure) -> Markup:
-    """A figure's JSON for a script element: nothing in it can end that element or open a comment."""
+    """Return a figure's JSON for a script element; nothing in it can end that element or open a comment."""
     text = figure.to_json()
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -87,32 +87,32 @@ def figure_json(figure: go.Figure) -> Markup:
 
 
 def packed(library: str) -> str:
-    """A script or a figure, compressed, as text that page.js unpacks."""
+    """Compress a script or a figure to text that page.js unpacks."""
     return base64.b64encode(gzip.compress(library.encode(), 9, mtime=0)).decode()
 
 
 def cdn_url() -> str:
-    """Where the plotly.js of this plotly lies."""
+    """Return the address of the plotly.js version that the installed plotly uses."""
     return f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
 
 
 def digest(text: str) -> str:
-    """SHA-256 as policies and `integrity` spell it."""
+    """Return a text's SHA-256 as policies and `integrity` spell it."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def policy(script: str, library: str, linked: bool) -> str:
-    """A Content-Security-Policy that runs the page's own script and plotly.js, each by its hash, only.
+    """Return a Content-Security-Policy that allows only the page's own script and plotly.js, each by its hash.
 
     Args:
         script: the page's own.
         library: plotly.js; "": the page has none.
-        linked: it comes from its address, not from the page.
+        linked: whether it is loaded from its address instead of the page.
     """
     sources = [f"'sha256-{digest(script)}'"]
     if library:
         sources.append(cdn_url() if linked else f"'sha256-{digest(library)}'")
-    # plotly.js sets styles, and saves a picture through data: and blob:
+    # plotly.js sets inline styles, and saves a picture through data: and blob: addresses
     return f"default-src 'none'; script-src {' '.join(sources)}; style-src 'unsafe-inline'; img-src data: blob:"
 
 

@@ -1,4 +1,4 @@
-"""The model card of a trial's student: what it is, how good, how sure, and how to train it again; Markdown."""
+"""The model card of a trial's student in Markdown: architecture, accuracy, intervals, and how to train it again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNCONFIRMED = "One seed, not confirmed: the front of a search holds lucky member
 
 
 def card(data: StudyData, number: int, *, confirmed: Mapping[str, Any] | None = None) -> str:
-    """A trial's model card.
+    """Return a trial's model card.
 
     Args:
         data: a collected study.
@@ -46,7 +46,7 @@ def card(data: StudyData, number: int, *, confirmed: Mapping[str, Any] | None = 
 
 
 def retrain(data: StudyData, number: int) -> str:
-    """The command that trains a trial's student again, quoted for a shell; the storage's password is masked."""
+    """Return the command that trains a trial's student again, quoted for a shell, the storage's password masked."""
     parts = ["kdsearch", "train", "--trial", str(number), "--name", data.name, "--storage", data.storage]
     folder = data.environment.get("data_dir")
     return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)

@@ -1,4 +1,4 @@
-"""Several studies in one page: their fronts over one another, hypervolumes, picks."""
+"""Compare several studies in one page: overlaid fronts, hypervolumes, picks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEIGHT = 520
 
 
 def fronts(studies: Sequence[StudyData]) -> go.Figure:
-    """Test accuracy against inference ratio of each study's front, a step line and a shape a study."""
+    """Draw test accuracy against inference ratio of each study's front, a step line and a marker shape a study."""
     traces = []
     for i, data in enumerate(studies):
         rows = [row for row in records(data.front) if row["ratio"] > 0 and not formatting.missing(row["test_accuracy"])]
@@ -39,7 +39,7 @@ def fronts(studies: Sequence[StudyData]) -> go.Figure:
 
 
 def grid(studies: Sequence[StudyData]) -> Grid:
-    """One row a study: trials, front, hypervolume, knee, data set, cost and machine."""
+    """Return one row a study: trials, front, hypervolume, knee, data set, cost and machine."""
     header = ("study", "data set", "cost", "finished trials", "on the front", "hypervolume", "knee", "test", "ratio",
               "machine")  # fmt: skip
     return Grid(header, [_cells(data) for data in studies])
@@ -59,7 +59,7 @@ def _cells(data: StudyData) -> list[str]:
 
 
 def page(studies: Sequence[StudyData]) -> Document:
-    """The page; its verdict says whose hypervolume is largest, or that the studies do not compare."""
+    """Return the page; its verdict names the study of the largest hypervolume, or says that they do not compare."""
     notes = [f"{data.name}: {effort(data)}." for data in studies if effort(data)]
     sections = [
         Section("The fronts", figure=fronts(studies), caption="Each front is chosen by validation accuracy and ratio.",
@@ -73,7 +73,7 @@ def page(studies: Sequence[StudyData]) -> Document:
 
 
 def verdict(studies: Sequence[StudyData]) -> str:
-    """Which study's front covers most."""
+    """Say which study's hypervolume is largest."""
     known = [(data.hypervolume, data.name) for data in studies if data.hypervolume is not None]
     if unlike(studies):
         return "These studies differ in data, cost or machine, so their fronts do not compare."
@@ -87,7 +87,7 @@ def verdict(studies: Sequence[StudyData]) -> str:
 
 
 def unlike(studies: Sequence[StudyData]) -> list[str]:
-    """What the studies do not have in common though a comparison needs it."""
+    """List what differs between the studies that a comparison needs to be equal."""
     asked = {
         "data": lambda data: (data.definition.get("data") or {}).get("fingerprint"),
         "cost": lambda data: data.cost,
@@ -103,7 +103,7 @@ def unlike(studies: Sequence[StudyData]) -> list[str]:
 
 
 def text(studies: Sequence[StudyData]) -> str:
-    """The comparison for a terminal."""
+    """Return the comparison for a terminal."""
     found = grid(studies)
     columns = list(zip(found.header, *found.rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -113,7 +113,7 @@ def text(studies: Sequence[StudyData]) -> str:
 
 
 def compared(studies: Sequence[StudyData]) -> dict[str, Any]:
-    """What `--compare ... --json` prints: each study's result, the verdict, and what they do not have in common."""
+    """Return what `--compare ... --json` prints: each study's result, the verdict, and what differs between them."""
     found = {
         "studies": [result(data, report=None) for data in studies],
         "verdict": verdict(studies),

@@ -1,4 +1,4 @@
-"""A page of sections, each of text, a figure and a table: as HTML in the report's look, and as Markdown."""
+"""A page of sections, each with text, a figure and a table: as HTML in the report's style, and as Markdown."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from kdsearch.system.files import write_text
 Mark = Literal["good", "bad", "unsure"]
 FACTS = "Where this comes from"
 VERSIONS = ("kdsearch", "torch", "torchvision", "optuna", "python", "platform", "device_model", "cores")
-LONG = 40  # characters: a column with a longer cell may break its lines
-MANY = 8  # columns: a table with more is set smaller
-# starts with a number and holds no word longer than a unit ("1 min 36 s", "1.86x (1.26 to 2.27)", "15 / 1 / 14")
+LONG = 40  # characters: a column with a longer cell may wrap
+MANY = 8  # columns: a wider table is set smaller
+# starts with a number and has no word longer than a unit ("1 min 36 s", "1.86x (1.26 to 2.27)", "15 / 1 / 14")
 NUMERIC = re.compile(r"[^\w.]*\.?\d(?!.*[^\W\d_]{4})", re.DOTALL)
 NOTHING = ("", "-", "–", "—")
 CODE = re.compile(r"`([^`]+)`")
@@ -31,12 +31,12 @@ class Grid:
     """A table.
 
     Attributes:
-        header: of its columns.
+        header: the columns' titles.
         rows: text, as wide as the header.
-        marks: cells that say how something went, by their text: HTML shows them in a colour behind a sign.
+        marks: kinds of outcome by cell text: HTML colours such cells and puts a sign before them.
 
     Raises:
-        ValueError: a row of another width, or an unknown mark.
+        ValueError: a row's width differs from the header's, or a mark is unknown.
     """
 
     header: Sequence[str]
@@ -54,16 +54,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document, shown in this order; what is empty is left out.
+    """A part of a document, shown in this order; empty parts are left out.
 
     Attributes:
-        title: above it.
+        title: the heading.
         text: paragraphs.
-        figure: of `style.layout`, so that it fits pages and phones.
+        figure: made with `style.layout`, so that it fits pages and phones.
         caption: below the figure.
         grid: a table.
-        note: above the table, small.
-        anchor: its name in addresses (`page.html#anchor`); "" gives "section-1" and so on to HTML, none to Markdown.
+        note: small text above the table.
+        anchor: its name in addresses (`page.html#anchor`); "" gives "section-1" and so on in HTML, none in Markdown.
     """
 
     title: str
@@ -77,7 +77,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A page. All text is shown as it is, but for `code` between backticks.
+    """A page. All text is shown literally, except for `code` between backticks.
 
     Attributes:
         title: of the page.
@@ -93,7 +93,7 @@ class Document:
 
 
 def html(document: Document, plotlyjs: Library = "inline") -> str:
-    """The document as one page.
+    """Render the document as one HTML page.
 
     Args:
         document: what to show.
@@ -111,11 +111,11 @@ def html(document: Document, plotlyjs: Library = "inline") -> str:
 
 
 def markdown(document: Document, page: str = "") -> str:
-    """The document as Markdown: its text and tables, and a note where a figure is.
+    """Render the document as Markdown: its text and tables, with a note in place of each figure.
 
     Args:
         document: what to show.
-        page: name of the HTML file that shows the figures, beside this one; "": the notes link to none.
+        page: name of the HTML file beside this one that shows the figures; "": the notes have no link.
     """
 
     def blocks() -> Iterator[str]:
@@ -132,27 +132,27 @@ def markdown(document: Document, page: str = "") -> str:
 
 
 def versions(environment: Mapping[str, object], keys: Sequence[str] = VERSIONS) -> str:
-    """One line of `runtime.environment`: what machine and versions a figure came from; ? for what it lacks."""
+    """Return one line of `machine.environment`: machine and versions behind a figure; ? for what is missing."""
     return ", ".join(f"{key} {environment.get(key, '?')}" for key in keys) + "."
 
 
 def write(
     document: Document, folder: Path, name: str, *, plotlyjs: Library = "inline", result: object | None = None
 ) -> Path:
-    """Writes NAME.html and NAME.md, with a result NAME.json too, each whole or not at all.
+    """Write NAME.html and NAME.md, and NAME.json where a result is given, each atomically.
 
     Args:
         document: what to show.
-        folder: made where it is missing.
+        folder: created where it is missing.
         name: of the files, without an ending.
         plotlyjs: see `html`.
-        result: plain data for the JSON; None: there is none.
+        result: plain data for the JSON; None: no JSON is written.
 
     Returns:
         The page's path, NAME.html.
 
     Raises:
-        KdsearchError: they cannot be written, or `plotlyjs` is neither.
+        KdsearchError: a file cannot be written, or `plotlyjs` is neither.
     """
     page = folder / f"{name}.html"
     texts = {page: html(document, plotlyjs), folder / f"{name}.md": markdown(document, page.name)}
@@ -164,7 +164,7 @@ def write(
 
 
 def columns(grid: Grid) -> list[str]:
-    """The class of each column: "n" for numbers, "wrap" for long text, "" for the rest."""
+    """Return the CSS class of each column: "n" for numbers, "wrap" for long text, "" for the rest."""
     return [_column([row[i] for row in grid.rows]) for i in range(len(grid.header))]
 
 
@@ -176,7 +176,7 @@ def _column(cells: Sequence[str]) -> str:
 
 
 def _marked(text: str) -> Markup:
-    """Text for HTML: everything escaped, code where backticks were."""
+    """Escape text for HTML and set what is between backticks as code."""
     pieces = CODE.split(text)  # text and code by turns
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)
@@ -200,7 +200,7 @@ def _section_blocks(section: Section, page: str) -> Iterator[str]:
 
 
 def _line(text: str) -> str:
-    """Text for Markdown in one line, whose < opens no HTML."""
+    """Return text for Markdown in one line, its < escaped so that it opens no HTML."""
     pieces = CODE.split(" ".join(text.split()))
     return "".join(
         f"`{piece}`" if i % 2 else re.sub(r"<(?=[A-Za-z/!?])", "&lt;", piece) for i, piece in enumerate(pieces)

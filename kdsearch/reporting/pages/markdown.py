@@ -1,4 +1,4 @@
-"""Text from a study inside Markdown: shown as it is, taken neither for markup nor for HTML."""
+"""Insert text from a study into Markdown literally, so that it is read neither as markup nor as HTML."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Collection, Iterable, Sequence
 
 from kdsearch.errors import shown
 
-MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&$:@]|\.(?!\d))")  # a dot may begin a list or a link, but for 0.5
-BEGINNING = re.compile(r"^(\d*)([-+#=)])")  # of a list or a heading; nothing elsewhere
+MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&$:@]|\.(?!\d))")  # a dot may begin a list or a link, except as in 0.5
+BEGINNING = re.compile(r"^(\d*)([-+#=)])")  # begins a list or a heading at the start of a line only
 
 
 def plain(text: object) -> str:
-    """Any text as words of a paragraph or a cell: every sign that Markdown or HTML might read there is escaped."""
+    """Return text for a paragraph or a cell, with every character escaped that Markdown or HTML might interpret."""
     return BEGINNING.sub(r"\1\\\2", MARKUP.sub(r"\\\1", shown(" ".join(str(text).split()))))
 
 
 def code(text: object) -> str:
-    """Any text as one line of code in a paragraph."""
+    """Return text as one line of inline code."""
     line = shown(" ".join(str(text).split())) or " "
     ticks = "`" * (_longest(line) + 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
 
 
 def block(text: object) -> str:
-    """Any text as a block of code of one line, such as a command to copy."""
+    """Return text as a code block of one line, such as a command to copy."""
     line = shown(str(text))
     ticks = "`" * max(3, _longest(line) + 1)
     return f"{ticks}sh\n{line}\n{ticks}"
@@ -35,7 +35,7 @@ def _longest(text: str) -> int:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Collection[str] = ()) -> str:
-    """A table of figures; its cells are Markdown already.
+    """Return a table of figures whose cells are Markdown already.
 
     Args:
         columns: their titles; all but the first and `words` are aligned to the right.
@@ -48,7 +48,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Colle
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:
-    """A list of named facts; what is missing or empty is left out."""
+    """Return a list of named facts without those that are missing or empty."""
     return "\n".join(
         f"- {plain(name.replace('_', ' '))}: {plain(value)}" for name, value in pairs if value not in (None, "", "–")
     )

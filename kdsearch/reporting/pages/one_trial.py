@@ -1,4 +1,4 @@
-"""One trial of a study: what it is, what it reached, and why it ended."""
+"""One trial of a study: its configuration, its figures, and why it ended."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kdsearch.reporting.frames import records
 
 
 def facts(data: StudyData, number: int) -> dict[str, Any]:
-    """What `kdsearch status --trial N --json` prints: strictly JSON, accuracies as fractions.
+    """Return what `kdsearch status --trial N --json` prints: strict JSON, accuracies as fractions.
 
     Args:
         data: a collected study.
-        number: of a trial that it holds.
+        number: of a trial in the study.
 
     Returns:
         `study`, `trial`, `anchor`, `state`, `on_front`, `params`, `epochs_run`, `epochs` (planned), `best_epoch`,
@@ -41,7 +41,7 @@ def facts(data: StudyData, number: int) -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The same for people, as (title, text) pairs.
+    """Return the facts for people, as (title, text) pairs.
 
     Args:
         found: what `facts` returned.

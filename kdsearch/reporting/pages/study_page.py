@@ -1,4 +1,4 @@
-"""One HTML file from a study's data: offline, whole or not at all."""
+"""Write a study's report as one HTML file that works offline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILTERS = (
     "percent", "points", "ratio", "interval", "span", "microseconds", "count", "size", "seconds", "setting",
     "configuration",
 )  # fmt: skip
-"""Names of the functions of `words` that the template uses."""
+"""Names of the functions of `formatting` that the template uses."""
 
 
 def write(
@@ -39,16 +39,14 @@ def write(
     form: text.Format = "html",
     refresh: int | None = None,
 ) -> Path:
-    """Writes the report as one file; its folder is made where it is missing.
-
-    The file is replaced whole, or left as it was.
+    """Write the report as one file, atomically; its folder is created where it is missing.
 
     Args:
         data: a collected study; it may hold no trials.
         path: where the file goes.
         plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
         form: "html", "md", "csv" (every trial) or "json".
-        refresh: seconds after which a browser is to load the page again; None: never.
+        refresh: seconds after which a browser reloads the page; None: never.
 
     Returns:
         The path.
@@ -63,7 +61,7 @@ def write(
 
 
 def write_report(study: optuna.Study, path: Path | str, *, storage: str = "", plotlyjs: Library = "inline") -> Path:
-    """Writes the report of a study; what `kdsearch report` does, from a script or a notebook.
+    """Write the report of a study from a script or a notebook, as `kdsearch report` does.
 
     Args:
         study: of kdsearch's two objectives; it may hold no trials.
@@ -81,7 +79,7 @@ def write_report(study: optuna.Study, path: Path | str, *, storage: str = "", pl
 
 
 def render(data: StudyData, *, plotlyjs: Library = "inline", refresh: int | None = None) -> str:
-    """The page as text.
+    """Render the page as text.
 
     Args:
         data: a collected study.
@@ -100,7 +98,7 @@ def render(data: StudyData, *, plotlyjs: Library = "inline", refresh: int | None
 
 
 def command(data: StudyData, trial: int | None, *options: str) -> str:
-    """The command that trains a trial's student again (None: that confirms the front), quoted; the password masked."""
+    """Return the command that trains a trial again (None: that confirms the front), quoted, the password masked."""
     begin = ["confirm", *options] if trial is None else ["train", "--trial", str(trial)]
     parts = ["kdsearch", *begin, "--name", data.name, "--storage", data.storage]
     folder = data.environment.get("data_dir")
@@ -108,7 +106,7 @@ def command(data: StudyData, trial: int | None, *options: str) -> str:
 
 
 def _figures(data: StudyData) -> dict[str, go.Figure | None]:
-    """The figures worth drawing, by the name of their place in the page."""
+    """Return the figures worth drawing, by the name of their place in the page."""
     finished = data.counts["complete"] + data.counts["pruned"]
     points = finished or data.teacher or data.anchors["published_ratio"].notna().any()
     return {

@@ -20,10 +20,10 @@ HIDDEN = ("why", "saved", "against_teacher")  # columns that repeat `reason`, or
 
 
 def checked(form: str) -> Format:
-    """The format of a report.
+    """Return a valid report format, or raise.
 
     Raises:
-        KdsearchError: it is none of html, md, csv, json.
+        KdsearchError: `form` is none of html, md, csv, json.
     """
     if form not in get_args(Format):
         raise KdsearchError("--format must be html, md, csv or json", got=form, remedy="choose one of the four")
@@ -31,7 +31,7 @@ def checked(form: str) -> Format:
 
 
 def as_csv(data: StudyData) -> str:
-    """Every trial, a row each: accuracies as fractions, six digits, the configuration in columns `config.KEY`."""
+    """Return a row per trial: accuracies as fractions, six digits, the configuration in columns `config.KEY`."""
     frame = data.trials.drop(columns=list(HIDDEN))
     for key in frame.columns:
         if key.startswith(CONFIG):
@@ -40,7 +40,7 @@ def as_csv(data: StudyData) -> str:
 
 
 def as_json(data: StudyData) -> str:
-    """What `--json` prints, and beside it the verdict, the slides' rows, what was confirmed and where it comes from."""
+    """Return what `--json` prints, with the verdict, the slides' rows, the confirmation and the provenance."""
     found = result(data, report=None) | {
         "verdict": verdict(data),
         "ship": _shipping(ship(data)) if not data.front.empty else None,
@@ -62,12 +62,12 @@ def as_json(data: StudyData) -> str:
 
 
 def order(data: StudyData) -> confirmation.Order:
-    """Whether the front's order survived its confirmation."""
+    """Return the front's order after its confirmation."""
     return confirmation.order(data.front.rename(columns={"number": "trial"}), data.confirmed)
 
 
 def as_markdown(data: StudyData) -> str:
-    """The report's text and tables."""
+    """Return the report's text and tables."""
     blocks = [f"# Study {escaped(data.name)}", f"**{escaped(verdict(data))}**"]
     if data.stand_ins:
         blocks.append(f"This is {escaped(data.stand_ins)}.")
@@ -104,7 +104,7 @@ def as_markdown(data: StudyData) -> str:
 
 
 def _shipping(found: Shipping) -> dict[str, Any]:
-    """Which student to ship, for JSON; None for the trial where none qualifies."""
+    """Return the student to ship for JSON; None for the trial where none qualifies."""
     of = found.chosen or found.nearest
     known = {} if of is None else {"below": of.below, "bound": of.bound, "paired": of.paired, "seeds": of.seeds}
     return {
