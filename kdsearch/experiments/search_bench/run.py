@@ -115,15 +115,18 @@ def kept_file() -> Path:
     return machine.cache_folder() / "bench-search.jsonl"
 
 
+DECIDE = ("search", "pruning", "experiments/search_bench", "pareto.py")
+"""Rooms and files of the package that determine a replay."""
+
+
 @lru_cache(maxsize=1)
 def _code() -> str:
     """Return a fingerprint of everything that determines a replay: the package's sources and Optuna's version."""
     digest = hashlib.sha256(optuna.__version__.encode())
-    root = Path(machine.__file__).parent
-    for room in ("search", "bench"):
-        for path in sorted((root / room).glob("*.py")):
+    root = Path(machine.__file__).parents[1]
+    for room in DECIDE:
+        for path in sorted((root / room).rglob("*.py")) or [root / room]:
             digest.update(path.read_bytes())
-    digest.update((root / "pareto.py").read_bytes())
     return digest.hexdigest()[:16]
 
 

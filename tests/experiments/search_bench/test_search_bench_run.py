@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,3 +214,11 @@ def test_a_family_measures_what_it_says():
     family = Family("power-law")
     run = replay(family, Arm("random", "all", "none"), seed=0, budget=24 * 10)
     assert 0 < run.checkpoints[-1][1] < family.best
+
+
+def test_results_are_kept_by_the_code_that_decides_them():
+    root = Path(search.machine.__file__).parents[1]
+    decided = [path for room in search.DECIDE for path in sorted((root / room).rglob("*.py")) or [root / room]]
+    names = {path.relative_to(root).as_posix() for path in decided}
+    assert {"pareto.py", "pruning/pruner.py", "search/sampling/proposals.py", "experiments/search_bench/replay.py"} <= names
+    assert len(search._code()) == 16
