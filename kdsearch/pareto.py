@@ -145,7 +145,7 @@ def study_hypervolume(points: Sequence[tuple[float, float]], floor: float) -> fl
 
     Args:
         points: (accuracy as a fraction, teacher time / student time).
-            floor: accuracy below which a point counts as nothing, a fraction below 1.
+        floor: accuracy below which a point counts as nothing, a fraction below 1.
     """
 
     def scaled(accuracy: float) -> float:

@@ -51,9 +51,7 @@ class Attr:
     PRUNED_BY = "pruned_by"  # why the pruner pruned it (see pruning.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was stopped early
     STOPPED_BY = "stopped_by"  # why it was stopped
-    WEIGHTS = (
-        "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended
-    )
+    WEIGHTS = "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended
     # only in trainings of the slides' rows:
     ROW = "row"  # row of the deck: "m1", "c5"
     READING = "reading"  # interpretation of what the deck leaves open: "stated", "published"
@@ -98,8 +96,8 @@ class EpochRecord:
         epoch: counted from 1.
         loss: mean training loss over the epoch's batches.
         accuracy: validation accuracy after the epoch, a fraction.
-            seconds: wall-clock seconds of the epoch's training, without validation and without asking the teacher.
-            asking: wall-clock seconds of asking the teacher before the epoch.
+        seconds: wall-clock seconds of the epoch's training, without validation and without asking the teacher.
+        asking: wall-clock seconds of asking the teacher before the epoch.
     """
 
     epoch: int
@@ -115,13 +113,13 @@ class Timing:
 
     Attributes:
         ratio: median of the paired ratios (for counted operations, their quotient).
-            low, high: 95 % interval of the median within this sitting, too narrow for another sitting.
-            teacher_seconds, student_seconds: median seconds per batch (operations per batch for `flops`).
+        low, high: 95 % interval of the median within this sitting, too narrow for another sitting.
+        teacher_seconds, student_seconds: median seconds per batch (operations per batch for `flops`).
         batch: images a batch.
-            pairs: number of timed pairs; 0 for a quotient without noise.
-            kind: method of measurement: "latency", "flops".
-            eager_ratio: on CUDA, where `ratio` is of replayed graphs, the ratio of eager calls.
-            teacher_seconds_1, student_seconds_1: median seconds of a single image (a batch of 1); None where not timed.
+        pairs: number of timed pairs; 0 for a quotient without noise.
+        kind: method of measurement: "latency", "flops".
+        eager_ratio: on CUDA, where `ratio` is of replayed graphs, the ratio of eager calls.
+        teacher_seconds_1, student_seconds_1: median seconds of a single image (a batch of 1); None where not timed.
     """
 
     ratio: float
@@ -143,12 +141,12 @@ class TeacherFacts:
 
     Attributes:
         family: name in the registry of teachers.
-            fingerprint: hash of data, recipe and seed (or of the given weights).
+        fingerprint: hash of data, recipe and seed (or of the given weights).
         accuracy: test accuracy, a fraction.
-            validation_accuracy: a fraction; None if it was trained on the whole training set.
+        validation_accuracy: a fraction; None if it was trained on the whole training set.
         parameters, bytes: size of the network.
-            seconds: wall-clock seconds of its training; 0 if weights were given.
-            precision: of its training; empty if weights were given, or if it was trained before this was stored.
+        seconds: wall-clock seconds of its training; 0 if weights were given.
+        precision: of its training; empty if weights were given, or if it was trained before this was stored.
     """
 
     family: str
@@ -188,7 +186,7 @@ class AgainstTeacher:
     """Counts of test images by whether teacher and student classify them rightly: the input of paired bounds.
 
     Attributes:
-            both, teacher, student, neither: images that both, only one of them, or neither classifies rightly.
+        both, teacher, student, neither: images that both, only one of them, or neither classifies rightly.
     """
 
     both: int
@@ -219,11 +217,11 @@ class ConfirmedRun:
     """One more training of a student, on the whole training set with a seed of its own.
 
     Attributes:
-            seed: of its weights and training.
+        seed: of its weights and training.
         test_accuracy: after the epoch that the search chose, a fraction.
-            ratio, ratio_low, ratio_high: from a new timing, with its 95 % interval.
+        ratio, ratio_low, ratio_high: from a new timing, with its 95 % interval.
         seconds: wall-clock seconds of the training.
-            against_teacher: counts of test images by who is right; None in runs made before they were stored.
+        against_teacher: counts of test images by who is right; None in runs made before they were stored.
     """
 
     seed: int

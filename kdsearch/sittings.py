@@ -34,8 +34,8 @@ class Sitting:
     """One timing of a student.
 
     Attributes:
-            timing: the measurement.
-            at: time of the measurement, in seconds since 1970; 0 if unknown.
+        timing: the measurement.
+        at: time of the measurement, in seconds since 1970; 0 if unknown.
     """
 
     timing: Timing
@@ -48,11 +48,11 @@ class Ratio:
 
     Attributes:
         ratio: geometric mean of the sittings' ratios.
-            low, high: 95 % interval; where `covers` is False it is that of the one sitting, too narrow for another one.
-            sittings: number of sittings; 0 for counted operations, which have no noise.
-            covers: whether the interval accounts for the spread between sittings.
-            microseconds: of the student, per image at the study's batch; NaN for counted operations.
-            microseconds_1: of the student, for a single image; NaN where it was not timed.
+        low, high: 95 % interval; where `covers` is False it is that of the one sitting, too narrow for another one.
+        sittings: number of sittings; 0 for counted operations, which have no noise.
+        covers: whether the interval accounts for the spread between sittings.
+        microseconds: of the student, per image at the study's batch; NaN for counted operations.
+        microseconds_1: of the student, for a single image; NaN where it was not timed.
     """
 
     ratio: float
@@ -86,7 +86,7 @@ def attribute(key: str) -> str:
     """Return the study attribute that holds the later sittings of an architecture.
 
     Args:
-            key: a trial's `timing_key`, shared by equal architectures.
+        key: a trial's `timing_key`, shared by equal architectures.
     """
     return f"{StudyAttr.SITTINGS}{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
@@ -130,7 +130,7 @@ def ratios(sittings: Mapping[str, Sequence[Sitting]]) -> dict[str, Ratio]:
     """Return the ratio of each architecture over its sittings.
 
     Args:
-            sittings: from `by_architecture`, at least one each.
+        sittings: from `by_architecture`, at least one each.
     """
     pooled = spread([one.timing.ratio for one in each] for each in sittings.values() if is_noisy(each))
     return {key: joined([one.timing for one in each], pooled) for key, each in sittings.items()}
@@ -145,8 +145,8 @@ def joined(timings: Sequence[Timing], pooled: Spread | None = None) -> Ratio:
     """Return the ratio over the sittings of one architecture.
 
     Args:
-            timings: one per sitting, at least one.
-            pooled: spread between sittings over all students that were timed alike.
+        timings: one per sitting, at least one.
+        pooled: spread between sittings over all students that were timed alike.
     """
     first = timings[0]
     if not first.pairs:
@@ -173,7 +173,7 @@ def front(trials: Sequence[FrozenTrial], found: Mapping[str, Ratio]) -> list[Fro
 
     Args:
         trials: of a study.
-            found: from `ratios`; a trial that is not in it keeps its own value.
+        found: from `ratios`; a trial that is not in it keeps its own value.
     """
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     points = [(trial.values[0], _ratio(trial, found)) for trial in complete]

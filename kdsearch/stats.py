@@ -21,7 +21,7 @@ class Interval:
     Attributes:
         mean: the estimate.
         low, high: ends of the interval.
-            n: number of values it rests on.
+        n: number of values it rests on.
     """
 
     mean: float
@@ -84,7 +84,7 @@ def mean_exceeds(better: Interval, worse: Interval) -> bool:
     """Return whether one mean of runs exceeds another significantly: Welch's two-sided test at 5 %.
 
     Args:
-            better, worse: from `mean_interval`, of two or more runs each; False if either has no spread.
+        better, worse: from `mean_interval`, of at least two runs each; False if either has no spread.
     """
     from scipy.stats import ttest_ind_from_stats
 
@@ -102,8 +102,8 @@ class Spread:
     """How far the sittings of one student's timing lie apart, pooled over all students of a study.
 
     Attributes:
-            variance: pooled variance of the log ratios within a student.
-            degrees: its degrees of freedom.
+        variance: pooled variance of the log ratios within a student.
+        degrees: its degrees of freedom.
     """
 
     variance: float
@@ -118,7 +118,7 @@ def spread(groups: Iterable[Sequence[float]]) -> Spread:
     """Return the pooled variance of the log ratios of students with two or more sittings.
 
     Args:
-            groups: the ratios of each student, one per sitting, all above 0.
+        groups: the ratios of each student, one per sitting, all above 0.
     """
     several = [[math.log(ratio) for ratio in group] for group in groups if len(group) > 1]
     degrees = sum(len(logs) - 1 for logs in several)
@@ -137,8 +137,8 @@ def sittings_interval(ratios: Sequence[float], pooled: Spread | None = None) -> 
     variances covered 90 to 92 %, this limit 93 % and more. A student with one sitting uses the others' variance alone.
 
     Args:
-            ratios: of one student, one per sitting, at least one, all above 0.
-            pooled: spread over all students of the study, this one included; None if there are no others.
+        ratios: of one student, one per sitting, at least one, all above 0.
+        pooled: spread over all students of the study, this one included; None if there are no others.
     """
     logs = [math.log(ratio) for ratio in ratios]
     own = len(logs) - 1
@@ -161,7 +161,7 @@ def told_apart(one: tuple[float, float, float], other: tuple[float, float, float
     each other add up (MOVER; Zou and Donner, Statistics in Medicine 27, 2008).
 
     Args:
-            one, other: (ratio, low, high), all above 0; an interval of width 0 is exact.
+        one, other: (ratio, low, high), all above 0; an interval of width 0 is exact.
     """
     slower, faster = sorted((one, other))
     gap = math.log(faster[0] / slower[0])
@@ -173,8 +173,8 @@ def proportion_interval(share: float, count: int) -> Interval:
     """Return a proportion with Wilson's score interval.
 
     Args:
-            share: the proportion, in [0, 1].
-            count: number of items, at least 1.
+        share: the proportion, in [0, 1].
+        count: number of items, at least 1.
     """
     from scipy.stats import binomtest
 
@@ -192,10 +192,10 @@ def difference_from_one_run(
     of two proportions of `count` test images each.
 
     Args:
-            values: accuracies of our runs, fractions, at least one.
+        values: accuracies of our runs, fractions, at least one.
         published: accuracy of the published run, a fraction.
-            count: number of test images.
-            confidence: of the interval; 0.9 gives two one-sided tests of equivalence at 5 % each.
+        count: number of test images.
+        confidence: of the interval; 0.9 gives two one-sided tests of equivalence at 5 % each.
     """
     n = len(values)
     mean = statistics.fmean(values)
@@ -216,9 +216,9 @@ def paired_upper_bound(only_first: float, only_second: float, count: int, *, con
     collapse where few cases differ. Cases where both are right and where both are wrong enter only through `count`.
 
     Args:
-            only_first, only_second: number of cases where the first alone, or the second alone, is right; fractions are
-                allowed, for means of several counts.
-            count: number of all cases, at least 1.
+        only_first, only_second: number of cases where the first alone, or the second alone, is right; fractions are
+            allowed, for means of several counts.
+        count: number of all cases, at least 1.
         confidence: of the bound.
 
     Returns:
@@ -250,7 +250,7 @@ def unpaired_upper_bound(first: float, second: float, count: int, *, confidence:
 
     Args:
         first, second: proportions.
-            count: number of cases of each, at least 1.
+        count: number of cases of each, at least 1.
         confidence: of the bound.
     """
     z = statistics.NormalDist().inv_cdf(confidence)
@@ -272,8 +272,8 @@ class Crossed:
     """A mean over teachers and seeds with its standard error and the error's degrees of freedom.
 
     Attributes:
-            mean, error, degrees: of the estimate; the error is 0 if there is no spread.
-            n: number of (teacher, seed) pairs it rests on.
+        mean, error, degrees: of the estimate; the error is 0 if there is no spread.
+        n: number of (teacher, seed) pairs it rests on.
     """
 
     mean: float
@@ -302,12 +302,12 @@ def crossed(rows: Sequence[Sequence[float]], images_error: float = 0.0) -> Cross
 
     Its variance is the sum of those that bootstraps over teachers, over seeds and over images each give in the limit
     (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007: the sum is conservative by their
-    interactions), with n / (n - 1) for few draws, and Satterthwaite's degrees of freedom. One teacher has no spread
-    between teachers: then the interval holds for that teacher alone.
+    interactions), with n / (n - 1) for few draws, and Satterthwaite's degrees of freedom. A single teacher has no
+    spread between teachers: then the interval holds for that teacher alone.
 
     Args:
         rows: (teachers, seeds), at least two values in all.
-            images_error: standard error of the mean over test images; 0 leaves it out.
+        images_error: standard error of the mean over test images; 0 leaves it out.
 
     Raises:
         ValueError: there are fewer than two values.
@@ -328,7 +328,7 @@ def holm(values: Sequence[float], *, tests: int | None = None) -> list[float]:
 
     Args:
         values: p of each test, in any order.
-            tests: size of the family if some of its tests were not run; None: as many as there are values.
+        tests: size of the family if some of its tests were not run; None: as many as there are values.
     """
     count = max(len(values), tests or 0)
     adjusted = [0.0] * len(values)
@@ -344,18 +344,19 @@ def rank_agreement(
 ) -> Interval:
     """Return Kendall's tau-b between the order of our means and of single figures, with a 95 % bootstrap interval.
 
-    Kendall, "A new measure of rank correlation", Biometrika 30 (1938). Each draw resamples our runs with replacement,
-    and adds the noise of one run to the single figures; the interval holds the middle 95 % of the draws' tau. Noise weakens
-    an order, so the interval may lie below the estimate. The draws are seeded: equal figures give equal intervals.
+    Kendall, "A new measure of rank correlation", Biometrika 30 (1938). Each draw resamples our runs with replacement
+    and adds the noise of one run to the single figures; the interval holds the middle 95 % of the draws' tau. Noise
+    weakens an order, so the interval may lie below the estimate. The draws are seeded: equal figures give equal
+    intervals.
 
     Args:
         ours: runs of each item, at least one.
         theirs: one figure an item, as many.
         spread: standard deviation of one run of each item.
-            draws: number of bootstrap draws.
+        draws: number of bootstrap draws.
 
     Raises:
-            ValueError: there are fewer than three items, or all values of one side are equal.
+        ValueError: there are fewer than three items, or all values of one side are equal.
     """
     import numpy as np
     from scipy.stats import kendalltau
