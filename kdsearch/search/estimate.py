@@ -196,7 +196,7 @@ class Pace:
 
     @classmethod
     def fitted(cls, measured: Sequence[tuple[Size, int, float]]) -> Pace:
-        """Fit the least squares of relative errors.
+        """Fit a pace by least squares of relative errors.
 
         Args:
             measured: size, batch and seconds of each measurement.
