@@ -82,7 +82,7 @@ class Workshop:
         return Gate(self.timed_on)
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Run the body, a measurement, without a training or timing beside it; not needed for counted operations."""
+        """Return a context for a measurement, without trainings or timings beside it; counting operations needs none."""
         return nullcontext() if self.cost == "flops" else self.gate.alone()
 
     def keep(self, *, now: bool = False, told: Callable[[str], None] = lambda text: None) -> None:

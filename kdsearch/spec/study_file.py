@@ -95,7 +95,7 @@ class Anchor(BaseModel):
 
     @property
     def config(self) -> Config:
-        """Return the configuration alone."""
+        """The configuration alone."""
         return dict(self.model_extra or {})
 
 

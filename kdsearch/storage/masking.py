@@ -69,7 +69,7 @@ def trouble(error: BaseException, url: str | None = None) -> str | None:
     while isinstance(inner, AssertionError | UnboundLocalError) and inner.__context__ is not None:
         inner = inner.__context__  # Optuna raises again if it cannot store that a trial failed
     if isinstance(inner, StorageInternalError) and inner.__cause__ is not None:
-        inner = inner.__cause__  # SQLAlchemy's own message is the same for every cause
+        inner = inner.__cause__  # Optuna's own message is the same for every cause
     details = getattr(inner, "details", None)  # grpc.RpcError, without importing grpc
     if callable(details) and callable(getattr(inner, "code", None)):
         return hidden(first_line(str(details() or type(inner).__name__)), url)

@@ -133,7 +133,7 @@ class Crew:
 
     @property
     def running(self) -> bool:
-        """Return whether any worker still runs."""
+        """Whether any worker still runs."""
         return any(child is not None for child in self._children.values())
 
     def signal(self, number: int) -> None:
