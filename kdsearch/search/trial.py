@@ -82,7 +82,7 @@ class Workshop:
         return Gate(self.timed_on)
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Return a context for a measurement, without trainings or timings beside it; counting operations needs none."""
+        """Return a context for a measurement, without trainings or timings beside it; empty for counted operations."""
         return nullcontext() if self.cost == "flops" else self.gate.alone()
 
     def keep(self, *, now: bool = False, told: Callable[[str], None] = lambda text: None) -> None:
