@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 import sys
 
-# what a terminal obeys instead of showing it, what turns text around in it, and what no file can hold
+# control characters, characters that change the direction of text, and surrogates, which no file can hold
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shown(text: str) -> str:
-    """Text for a terminal, in one line: control characters are written out, for a name in a storage may hold any."""
+    """Return a text as one line for a terminal, control characters escaped: a name in a storage may hold any."""
     return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class KdsearchError(Exception):
-    """Base of all errors a user can cause; the command line prints it and exits with code 1.
+    """Base of all errors that a user can cause; the command line prints it and exits with code 1.
 
     Args:
         rule: what must hold ("a data set must be one of digits, mnist, ...").
@@ -64,7 +64,7 @@ class RunError(KdsearchError):
 
 
 def check_platform() -> None:
-    """Refuse Windows, whose signals, file locks and open files are others: a study would half work.
+    """Refuse Windows: its signals, file locks and open files work differently, so a study would fail halfway.
 
     Raises:
         KdsearchError: this is Windows.

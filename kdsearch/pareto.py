@@ -1,4 +1,4 @@
-"""Dominance, front and hypervolume of points whose coordinates are all to be maximised."""
+"""Dominance, front and hypervolume of points whose coordinates are all maximised."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 Point = Sequence[float]
 
-LEAST_ERROR = 1e-4  # a smaller error is no smaller as a logarithm
+LEAST_ERROR = 1e-4  # lower limit of an error before its logarithm is taken
 
 
 def dominates(a: Point, b: Point) -> bool:
-    """Whether `a` is at least as good as `b` everywhere and better somewhere (Pareto dominance).
+    """Return whether `a` dominates `b`: at least as good everywhere and better somewhere (Pareto dominance).
 
     A point with a NaN dominates nothing and is dominated by every point without one.
 
@@ -35,10 +35,10 @@ def dominates(a: Point, b: Point) -> bool:
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """Indices, ascending, of the points that no other dominates; equal points are all kept, NaN never.
+    """Return the ascending indices of non-dominated points; equal points are all kept, points with NaN never.
 
-    In descending lexicographic order whoever dominates a point comes before it, so the front so far is all that a point
-    is compared with.
+    In descending lexicographic order a point comes after all that dominate it, so comparing it with the front so far is
+    enough.
     """
     valid = [i for i, p in enumerate(points) if not any(map(math.isnan, p))]
     found: list[int] = []
@@ -49,7 +49,7 @@ def front(points: Sequence[Point]) -> list[int]:
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Area that the points dominate, down to the reference point (two objectives, both maximised).
+    """Return the area that the points dominate, down to the reference point (two objectives, both maximised).
 
     Zitzler and Thiele, "Multiobjective optimization using evolutionary algorithms", PPSN 1998. Points that do not
     exceed the reference in both coordinates, and points with a NaN, add nothing. O(n log n).
@@ -64,7 +64,7 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
 
 
 def members(points: Floats) -> NDArray[np.int64]:
-    """Indices of the non-dominated among (points, objectives); of equal ones the first."""
+    """Return the indices of the non-dominated among (points, objectives); of equal ones the first."""
     import numpy as np
 
     if points.shape[1] != 2:
@@ -77,9 +77,9 @@ def members(points: Floats) -> NDArray[np.int64]:
 
 
 def volume(points: Floats, reference: Floats) -> float:
-    """Hypervolume in any number of dimensions, all maximised: slices along the last one, down to areas.
+    """Return the hypervolume in any number of dimensions, all maximised: slices along the last one, down to areas.
 
-    "Hypervolume by slicing objectives" (While, Hingston, Barone, Huband, IEEE TEC 2006): exact, and quick for the few
+    "Hypervolume by slicing objectives" (While, Hingston, Barone, Huband, IEEE TEC 2006): exact, and fast for the few
     points of a front.
 
     Args:
@@ -104,7 +104,7 @@ def volume(points: Floats, reference: Floats) -> float:
 
 
 def gains(members: Floats, points: Floats, reference: Floats) -> Floats:
-    """What each point alone would add to the hypervolume of a front (all objectives maximised).
+    """Return what each point alone would add to the hypervolume of a front (all objectives maximised).
 
     Args:
         members: (members, objectives) of the front, finite.
@@ -136,16 +136,16 @@ def gains(members: Floats, points: Floats, reference: Floats) -> Floats:
 
 
 def study_hypervolume(points: Sequence[tuple[float, float]], floor: float) -> float:
-    """Hypervolume of (accuracy, ratio) points as reports give it.
+    """Return the hypervolume of (accuracy, ratio) points as reports give it.
 
-    Taken over (how many times fewer errors than at the floor, ratio), both as log10: the area from the reference point
-    (accuracy at the floor, ratio 1). What lies below the floor is of no use to anyone and counts nothing; above it, to
-    halve the errors counts alike at 90 % and at 98 %, so the fast and useless end does not outweigh the rest. The
-    search and its pruner have references of their own (`search.scale`).
+    The axes are the reduction in error against the floor and the ratio, both as log10; the area starts at the reference
+    point (accuracy at the floor, ratio 1). Points below the floor are useless and count nothing; above it, halving the
+    error counts the same at 90 % and at 98 %, so the fast and inaccurate end does not outweigh the rest. The search and
+    its pruner use references of their own (`pruning.scale`).
 
     Args:
         points: (accuracy as a fraction, teacher time / student time).
-        floor: accuracy that counts as nothing, a fraction below 1.
+        floor: accuracy below which a point counts as nothing, a fraction below 1.
     """
 
     def scaled(accuracy: float) -> float:

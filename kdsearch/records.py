@@ -1,4 +1,4 @@
-"""What travels between the rooms of the house, and the names under which it is stored with a trial."""
+"""Records that pass between packages, and the attribute names under which they are stored."""
 
 from __future__ import annotations
 
@@ -7,61 +7,61 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16"]
-"""What convolutions compute in while a network is trained or a teacher asked; weights and losses are float32."""
+"""Precision of convolutions in training and when a teacher is asked; weights and losses are float32."""
 
 METRICS = ("accuracy", "ratio")
-"""Names of the two objectives, in their order: validation accuracy (a fraction) and teacher time / student time."""
+"""Names of the two objectives, in order: validation accuracy (a fraction) and teacher time / student time."""
 
 
 FOREIGN = "kdsearch:"
-"""Begins the names of all attributes that the pruner writes into studies of other people."""
+"""Prefix of all attributes that the pruner writes into studies not made by kdsearch."""
 
 
 class Attr:
     """Names of the user attributes of a trial."""
 
     ANCHOR = "anchor"  # the slide row: "m1", "c5"
-    CURVE = "curve"  # {"1": [validation accuracy, ratio], ...} keyed by epoch (see search.pruner)
-    TRIAL = "trial"  # whose curve it is: Optuna's retry callback copies attributes to the next trial
-    EXEMPT = "exempt"  # any value but None: never pruned nor stopped
-    PROPOSED_BY = "proposed_by"  # "model" or "sampler" (see search.proposals)
+    CURVE = "curve"  # {"1": [validation accuracy, ratio], ...} keyed by epoch (see pruning.pruner)
+    TRIAL = "trial"  # number of the trial with this curve: Optuna's retry callback copies attributes to the next trial
+    EXEMPT = "exempt"  # any value but None: never pruned or stopped
+    PROPOSED_BY = "proposed_by"  # "model" or "sampler" (see search.sampling.proposals)
     AUDIT = "audit"  # {"never_pruned": why, "would_end": step or None} of a trial drawn to check the pruner
-    CONFIG = "config"  # the whole configuration, fixed dimensions too
+    CONFIG = "config"  # the whole configuration, fixed dimensions included
     SEED = "seed"  # of the student's initialisation and training
-    PRECISION = "precision"  # that the student was trained in (see Precision); missing: the usual one of its device
+    PRECISION = "precision"  # precision of the student's training (see Precision); missing: the device's default
     BEST_EPOCH = "best_epoch"  # the epoch that validation chose
     ACCURACY = "accuracy"  # validation accuracy at that epoch, a fraction; also of pruned trials
     TEST_ACCURACY = "test_accuracy"  # test accuracy at that epoch, a fraction
-    AGAINST_TEACHER = "against_teacher"  # counts of test images by who is right (see AgainstTeacher)
+    AGAINST_TEACHER = "against_teacher"  # counts of test images by who classifies them rightly (see AgainstTeacher)
     RATIO = "ratio"
     RATIO_LOW = "ratio_low"
     RATIO_HIGH = "ratio_high"
     TIMING = "timing"  # a Timing as a dict
-    TIMING_KEY = "timing_key"  # equal keys share one timing
+    TIMING_KEY = "timing_key"  # trials with equal keys share one timing
     PARAMETERS = "parameters"
     BYTES = "bytes"
     TRAIN_SECONDS = "train_seconds"
     LOSSES = "losses"  # mean training loss of each epoch
     FAIL_REASON = "fail_reason"
-    FAILED_BY = "failed_by"  # "memory" or "loss" where its own configuration made it fail (see search.failures)
-    WORKER = "worker"  # who runs it (see search.workers.liveness)
-    BEAT = "beat"  # counted up while it runs
-    RETRY_OF = "retry_of"  # the number of the handed-back trial whose parameters it runs again
-    RESUMED = "resumed"  # epochs of its curve that the handed-back trial trained, from whose checkpoint it went on
-    PRUNED_BY = "pruned_by"  # why the pruner gave the trial up (see pruning.pruner.Verdict)
-    STOPPED_AT = "stopped_at"  # the step after which a trial on the front was ended early
-    STOPPED_BY = "stopped_by"  # why it was
+    FAILED_BY = "failed_by"  # "memory" or "loss" if its configuration made it fail (see search.failures)
+    WORKER = "worker"  # the process that runs it (see search.workers.liveness)
+    BEAT = "beat"  # counter that grows while the trial runs
+    RETRY_OF = "retry_of"  # number of the handed-back trial whose parameters it runs again
+    RESUMED = "resumed"  # epochs of its curve that the handed-back trial trained, from whose checkpoint it resumed
+    PRUNED_BY = "pruned_by"  # why the pruner pruned it (see pruning.pruner.Verdict)
+    STOPPED_AT = "stopped_at"  # the step after which a trial on the front was stopped early
+    STOPPED_BY = "stopped_by"  # why it was stopped
     WEIGHTS = "weights"  # {"file": ..., "digest": ...} of a trial that stood on the front when it ended
-    # of the slides' trainings alone:
-    ROW = "row"  # of the deck: "m1", "c5"
-    READING = "reading"  # of what the deck leaves open: "stated", "published"
+    # only in trainings of the slides' rows:
+    ROW = "row"  # row of the deck: "m1", "c5"
+    READING = "reading"  # interpretation of what the deck leaves open: "stated", "published"
     REPEAT = "repeat"  # counted from 0; it decides the seed
-    PAIRS = "pairs"  # seconds a batch: the teacher's, and the student's, timed in turn
+    PAIRS = "pairs"  # seconds per batch of teacher and student, timed in turn
     INT8 = "int8"  # of an int8 row: accuracy in training, seconds and bytes of the same student in float
 
 
 HANDED_BACK = "handed back: "
-"""Begins the reason of a trial that failed through no fault of its own: its parameters are run again."""
+"""Prefix of the failure reason of a trial whose worker was killed or interrupted: its parameters are run again."""
 
 INTERRUPTED = f"{HANDED_BACK}interrupted"
 
@@ -69,23 +69,23 @@ INTERRUPTED = f"{HANDED_BACK}interrupted"
 class StudyAttr:
     """Names of the user attributes of a study."""
 
-    KIND = "kind"  # "slides" where it holds the slides' rows; searches have none
+    KIND = "kind"  # "slides" if it holds the slides' rows; searches have none
     DEFINITION = "definition"  # what must stay the same for trials to be comparable
     STUDY_FILE = "study_file"  # the study's specification as a dict
     TEACHER = "teacher"  # TeacherFacts as a dict
-    OPTIONS = "options"  # how the search is run (see search.options), for the workers that join it
+    OPTIONS = "options"  # how the search is run (see search.options), read by workers that join it
     ENVIRONMENT = "environment"  # versions, device, threads
-    COMMAND = "command"  # the command line that ran last
-    EXPORTED = "exported:"  # begins exported:NUMBER:FORMAT, what an exported file reached in its own runtime
+    COMMAND = "command"  # the last command line
+    EXPORTED = "exported:"  # prefix of exported:NUMBER:FORMAT, measurements of an exported file in its own runtime
     CARRIED = (
-        "carried:"  # begins carried:NUMBER, the fingerprints of the folders made for a device (export.device_folder)
+        "carried:"  # prefix of carried:NUMBER, fingerprints of the folders made for a device (export.device_folder)
     )
-    MEASURED = "measured:"  # begins measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
-    SITTINGS = "sittings:"  # begins sittings:DIGEST, the later timings of an architecture (see kdsearch.sittings)
-    CONFIRMED = "confirmed:"  # begins the names under which a trial's confirmation is kept, its number follows
-    CONTROL = "control:"  # the same of the student trained on labels alone, the control of distillation
-    REPEATS = "confirm_repeats"  # the repeats that confirmation was begun with, and what they were raised to
-    SPENT = "spent"  # begins the names under which each process keeps its seconds by kind of work (see search.clock)
+    MEASURED = "measured:"  # prefix of measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
+    SITTINGS = "sittings:"  # prefix of sittings:DIGEST, the later timings of an architecture (see kdsearch.sittings)
+    CONFIRMED = "confirmed:"  # prefix of confirmed:NUMBER, the runs of a trial's confirmation
+    CONTROL = "control:"  # the same for the student trained on labels alone, the control of distillation
+    REPEATS = "confirm_repeats"  # planned number of confirmation runs, and later increases
+    SPENT = "spent"  # prefix of the names of each process's seconds by kind of work (see search.clock)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class EpochRecord:
         epoch: counted from 1.
         loss: mean training loss over the epoch's batches.
         accuracy: validation accuracy after the epoch, a fraction.
-        seconds: wall-clock seconds of the epoch's training; validation and asking the teacher are left out.
-        asking: wall-clock seconds of asking the teacher before it.
+        seconds: wall-clock seconds of the epoch's training, without validation and without asking the teacher.
+        asking: wall-clock seconds of asking the teacher before the epoch.
     """
 
     epoch: int
@@ -109,17 +109,17 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Timing:
-    """An inference ratio, teacher / student, with its 95 % interval.
+    """An inference ratio, teacher time / student time, with its 95 % interval.
 
     Attributes:
         ratio: median of the paired ratios (for counted operations, their quotient).
-        low, high: 95 % interval of the median: of this sitting, and so too narrow for another one.
-        teacher_seconds, student_seconds: median seconds a batch (operations a batch for `flops`).
+        low, high: 95 % interval of the median within this sitting, too narrow for another sitting.
+        teacher_seconds, student_seconds: median seconds per batch (operations per batch for `flops`).
         batch: images a batch.
-        pairs: how many pairs were timed; 0 for a quotient that has no noise.
-        kind: how it was taken: "latency", "flops".
+        pairs: number of timed pairs; 0 for a quotient without noise.
+        kind: method of measurement: "latency", "flops".
         eager_ratio: on CUDA, where `ratio` is of replayed graphs, the ratio of eager calls.
-        teacher_seconds_1, student_seconds_1: median seconds of one image alone, a batch of 1; None where not timed.
+        teacher_seconds_1, student_seconds_1: median seconds of a single image (a batch of 1); None where not timed.
     """
 
     ratio: float
@@ -137,16 +137,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What the report says of a teacher.
+    """Facts about a teacher, for the report.
 
     Attributes:
         family: name in the registry of teachers.
-        fingerprint: hash of data, recipe and seed (or of the weights that were given).
+        fingerprint: hash of data, recipe and seed (or of the given weights).
         accuracy: test accuracy, a fraction.
-        validation_accuracy: a fraction; None where it was trained on the whole training set.
+        validation_accuracy: a fraction; None if it was trained on the whole training set.
         parameters, bytes: size of the network.
-        seconds: wall-clock seconds of its training; 0 where weights were given.
-        precision: that it was trained in; empty where weights were given, or where it was trained before this was kept.
+        seconds: wall-clock seconds of its training; 0 if weights were given.
+        precision: of its training; empty if weights were given, or if it was trained before this was stored.
     """
 
     family: str
@@ -160,33 +160,33 @@ class TeacherFacts:
 
 
 def was_handed_back(user_attrs: dict[str, Any]) -> bool:
-    """Whether a trial that failed did so because its worker was killed or interrupted."""
+    """Return whether a failed trial failed because its worker was killed or interrupted."""
     return str(user_attrs.get(Attr.FAIL_REASON)).startswith(HANDED_BACK)
 
 
 Config = dict[str, Any]
 """A configuration: architecture (`width`, `blocks`, `stride`) and distillation (`temperature`, `loss_weight`,
-`epochs`, `batch_size`, and where the space has them `feature_weight` and `lr`). `temperature` is missing where the
-loss weight is 0: it would have no effect."""
+`epochs`, `batch_size`, and if the space has them `feature_weight` and `lr`). `temperature` is missing if the loss
+weight is 0, where it has no effect."""
 
 OPTIONAL = ("feature_weight", "lr")
-"""Keys that a space may leave out: then the feature weight is 0, and the rate that of the students' recipe."""
+"""Keys that a space may omit: the feature weight is then 0, and the learning rate that of the students' recipe."""
 
 DISTILLATION = ("loss_weight", "temperature", "epochs", "batch_size", *OPTIONAL)
-"""The keys of a configuration that say how a student is taught; all others are its architecture."""
+"""Keys of a configuration that describe the training of a student; all others describe its architecture."""
 
 
 def architecture(config: Config) -> Config:
-    """The part of a configuration that decides the student's time and size."""
+    """Return the part of a configuration that decides the student's time and size."""
     return {key: value for key, value in config.items() if key not in DISTILLATION}
 
 
 @dataclass(frozen=True)
 class AgainstTeacher:
-    """Test images by who is right, teacher and student: all that a paired bound of their difference needs.
+    """Counts of test images by whether teacher and student classify them rightly: the input of paired bounds.
 
     Attributes:
-        both, teacher, student, neither: images that both classify rightly, the teacher alone, the student alone, none.
+        both, teacher, student, neither: images that both, only one of them, or neither classifies rightly.
     """
 
     both: int
@@ -196,16 +196,16 @@ class AgainstTeacher:
 
     @property
     def images(self) -> int:
-        """Of the test set."""
+        """Number of test images."""
         return self.both + self.teacher + self.student + self.neither
 
     def stored(self) -> list[int]:
-        """As plain JSON."""
+        """Return the counts as plain JSON."""
         return [self.both, self.teacher, self.student, self.neither]
 
 
 def against_teacher(stored: object) -> AgainstTeacher | None:
-    """Stored counts; None where they are missing or malformed."""
+    """Return stored counts; None if they are missing or malformed."""
     if not isinstance(stored, list | tuple) or len(stored) != 4:
         return None
     sound = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in stored)
@@ -214,14 +214,14 @@ def against_teacher(stored: object) -> AgainstTeacher | None:
 
 @dataclass(frozen=True)
 class ConfirmedRun:
-    """A student trained once more, on the whole training set with a seed of its own.
+    """One more training of a student, on the whole training set with a seed of its own.
 
     Attributes:
-        seed: of its weights and its training.
+        seed: of its weights and training.
         test_accuracy: after the epoch that the search chose, a fraction.
-        ratio, ratio_low, ratio_high: timed anew, with the 95 % interval of that timing.
+        ratio, ratio_low, ratio_high: from a new timing, with its 95 % interval.
         seconds: wall-clock seconds of the training.
-        against_teacher: counts of test images by who is right; None in runs made before they were kept.
+        against_teacher: counts of test images by who is right; None in runs made before they were stored.
     """
 
     seed: int
@@ -233,14 +233,14 @@ class ConfirmedRun:
     against_teacher: AgainstTeacher | None = None
 
     def stored(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return the run as plain JSON."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         counts = self.against_teacher
         return kept | {"against_teacher": None if counts is None else counts.stored()}
 
 
 def confirmed_runs(stored: object) -> list[ConfirmedRun]:
-    """The runs that a study keeps of a trial's confirmation; what is malformed falls out, for a storage is anybody's.
+    """Return the confirmation runs that a study holds of a trial; malformed ones are skipped, as anyone may write them.
 
     Args:
         stored: the value of an attribute whose name begins with `StudyAttr.CONFIRMED`.
@@ -269,37 +269,37 @@ def _is_number(value: object) -> bool:
 
 
 class Progress:
-    """Receives what happens; this base class ignores it all."""
+    """Receives the events of a run; this base class ignores them all."""
 
     def warning(self, text: str) -> None:
-        """A line that must not be missed."""
+        """Report a line that must not be missed."""
 
     def note(self, text: str) -> None:
-        """A line that is good to know."""
+        """Report a line of information."""
 
     def teacher_started(self, family: str, epochs: int) -> None:
-        """A teacher's training begins."""
+        """Report that a teacher's training starts."""
 
     def resumed(self, what: str, done: int, epochs: int) -> None:
-        """An interrupted training, "teacher cnn" or "trial 7", goes on after `done` of its epochs."""
+        """Report that an interrupted training, "teacher cnn" or "trial 7", resumes after `done` of its epochs."""
 
     def teacher_batch(self, done: float) -> None:
-        """A share `done` of the teacher's training is over."""
+        """Report that a share `done` of the teacher's training is complete."""
 
     def teacher_finished(self, accuracy: float, seconds: float) -> None:
-        """A teacher stands, with its test accuracy."""
+        """Report that a teacher is trained, with its test accuracy."""
 
     def study_started(self, done: int, total: int | None, unit: str = "trials") -> None:
-        """A study that holds `done` (finished) "trials", "epochs" or "runs" goes on to `total`; None: for a time."""
+        """Report that a study with `done` "trials", "epochs" or "runs" continues to `total` (None: a time limit)."""
 
     def study_finished(self, spent: str) -> None:
-        """A run is over; `spent` says where its time went: "training 94 %, timing 3 %"."""
+        """Report the end of a run; `spent` says where its time went: "training 94 %, timing 3 %"."""
 
     def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
-        """A trial begins."""
+        """Report that a trial starts."""
 
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
-        """A trial finished an epoch."""
+        """Report that a trial finished an epoch."""
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
-        """A trial ended; `counted` tells whether it is one of the study's finished trials."""
+        """Report the end of a trial; `counted` says whether it is one of the study's finished trials."""

@@ -1,7 +1,8 @@
-"""The timings of a study's students by sitting: kept with the study, and their ratio with an interval that covers.
+"""Sittings: repeated timings of a study's students, kept with the study, and the ratio's interval over them.
 
-A trial is timed before its training: the first sitting of its architecture, whose ratio stays the trial's value in
-Optuna. Students of the front are timed again later (see `search.retime`); these sittings are attributes of the study.
+A trial is timed before its training. This is the first sitting of its architecture, and its ratio stays the trial's
+value in Optuna. Students of the front are timed again later (see `search.retime`); these later sittings are kept in
+attributes of the study.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kdsearch.records import Attr, StudyAttr, Timing
 from kdsearch.stats import Spread, sittings_interval, spread
 
 LEAST = 3
-"""Sittings that a student of the front is to have before anything is said of it."""
+"""Least number of sittings of a front student, below which nothing is claimed of its ratio."""
 
 OPTIONAL = ("eager_ratio", "teacher_seconds_1", "student_seconds_1")
 
@@ -33,8 +34,8 @@ class Sitting:
     """One timing of a student.
 
     Attributes:
-        timing: what was measured.
-        at: when, in seconds since 1970; 0 where that is not known.
+        timing: the measurement.
+        at: time of the measurement, in seconds since 1970; 0 if unknown.
     """
 
     timing: Timing
@@ -47,11 +48,11 @@ class Ratio:
 
     Attributes:
         ratio: geometric mean of the sittings' ratios.
-        low, high: 95 % interval; where `covers` is False it is the one sitting's, and too narrow for another one.
-        sittings: how many; 0 of counted operations, which have no noise.
-        covers: whether the interval knows how far sittings lie apart.
-        microseconds: of the student, an image at the study's batch; NaN of counted operations.
-        microseconds_1: of the student, one image alone; NaN where it was not timed.
+        low, high: 95 % interval; where `covers` is False it is that of the one sitting, too narrow for another one.
+        sittings: number of sittings; 0 for counted operations, which have no noise.
+        covers: whether the interval accounts for the spread between sittings.
+        microseconds: of the student, per image at the study's batch; NaN for counted operations.
+        microseconds_1: of the student, for a single image; NaN where it was not timed.
     """
 
     ratio: float
@@ -64,7 +65,7 @@ class Ratio:
 
 
 def parsed(stored: object) -> Timing | None:
-    """A stored timing; None where it is malformed, for a storage is anybody's."""
+    """Return a stored timing; None if it is malformed, for anyone may write to a storage."""
     if not isinstance(stored, Mapping):
         return None
     names = {field.name for field in dataclasses.fields(Timing)}
@@ -82,16 +83,16 @@ def _is_number(value: object) -> bool:
 
 
 def attribute(key: str) -> str:
-    """The study's attribute that keeps the later sittings of an architecture.
+    """Return the study attribute that holds the later sittings of an architecture.
 
     Args:
-        key: what equal architectures share, a trial's `timing_key`.
+        key: a trial's `timing_key`, shared by equal architectures.
     """
     return f"{StudyAttr.SITTINGS}{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def later(study_attrs: Mapping[str, Any], key: str) -> list[Sitting]:
-    """The sittings of an architecture after its first one; what is malformed falls out."""
+    """Return the sittings of an architecture after its first one; malformed ones are skipped."""
     stored = study_attrs.get(attribute(key))
     rows = stored.get("sittings") if isinstance(stored, Mapping) and stored.get("key") == key else None
     found = []
@@ -103,7 +104,7 @@ def later(study_attrs: Mapping[str, Any], key: str) -> list[Sitting]:
 
 
 def add(study: Study, key: str, timing: Timing) -> None:
-    """Keeps a further sitting of an architecture with its study; the caller sees to it that nobody else does so now."""
+    """Add a sitting of an architecture to its study; the caller makes sure that no other process does so meanwhile."""
     figures = {name: value for name, value in dataclasses.asdict(timing).items() if value is not None}
     stored = study.user_attrs.get(attribute(key))
     before = stored.get("sittings", []) if isinstance(stored, Mapping) and stored.get("key") == key else []
@@ -112,7 +113,7 @@ def add(study: Study, key: str, timing: Timing) -> None:
 
 
 def by_architecture(trials: Iterable[FrozenTrial], study_attrs: Mapping[str, Any]) -> dict[str, list[Sitting]]:
-    """All sittings of each architecture that was timed, by timing key, the first trial's before the later ones."""
+    """Return all sittings of each timed architecture by timing key, the first trial's before the later ones."""
     found: dict[str, list[Sitting]] = {}
     for trial in trials:
         key = trial.user_attrs.get(Attr.TIMING_KEY)
@@ -126,26 +127,26 @@ def by_architecture(trials: Iterable[FrozenTrial], study_attrs: Mapping[str, Any
 
 
 def ratios(sittings: Mapping[str, Sequence[Sitting]]) -> dict[str, Ratio]:
-    """The ratio of each architecture over its sittings.
+    """Return the ratio of each architecture over its sittings.
 
     Args:
-        sittings: of `by_architecture`, at least one each.
+        sittings: from `by_architecture`, at least one each.
     """
     pooled = spread([one.timing.ratio for one in each] for each in sittings.values() if is_noisy(each))
     return {key: joined([one.timing for one in each], pooled) for key, each in sittings.items()}
 
 
 def is_noisy(sittings: Sequence[Sitting]) -> bool:
-    """Whether time was measured: counted operations are the same at every sitting."""
+    """Return whether time was measured; counted operations are the same at every sitting."""
     return sittings[0].timing.pairs > 0
 
 
 def joined(timings: Sequence[Timing], pooled: Spread | None = None) -> Ratio:
-    """The ratio over the sittings of one architecture.
+    """Return the ratio over the sittings of one architecture.
 
     Args:
-        timings: one a sitting, at least one.
-        pooled: how far sittings lie apart, over all students that were timed alike.
+        timings: one per sitting, at least one.
+        pooled: spread between sittings over all students that were timed alike.
     """
     first = timings[0]
     if not first.pairs:
@@ -153,7 +154,7 @@ def joined(timings: Sequence[Timing], pooled: Spread | None = None) -> Ratio:
     found = sittings_interval([timing.ratio for timing in timings], pooled)
     middle = first.ratio if found is None else found.mean
     low, high = (first.low, first.high) if found is None else (found.low, found.high)
-    if len(timings) == 1:  # by luck others may have spread less than the pairs of this one
+    if len(timings) == 1:  # the others may by chance have spread less than the pairs of this one
         low, high = min(low, first.low), max(high, first.high)
     alone = [1e6 * timing.student_seconds_1 for timing in timings if timing.student_seconds_1]
     return Ratio(
@@ -168,11 +169,11 @@ def joined(timings: Sequence[Timing], pooled: Spread | None = None) -> Ratio:
 
 
 def front(trials: Sequence[FrozenTrial], found: Mapping[str, Ratio]) -> list[FrozenTrial]:
-    """The complete trials that no other one dominates, by validation accuracy and the ratio over all sittings.
+    """Return the non-dominated complete trials, by validation accuracy and the ratio over all sittings.
 
     Args:
         trials: of a study.
-        found: of `ratios`; a trial that has none there stands with its own value.
+        found: from `ratios`; a trial that is not in it keeps its own value.
     """
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     points = [(trial.values[0], _ratio(trial, found)) for trial in complete]
@@ -187,7 +188,7 @@ def _ratio(trial: FrozenTrial, found: Mapping[str, Ratio]) -> float:
 def lacking(
     trials: Sequence[FrozenTrial], study_attrs: Mapping[str, Any]
 ) -> dict[str, tuple[FrozenTrial, Sequence[Sitting]]]:
-    """Architectures of the front that sat fewer than `LEAST` times, by timing key: a trial of each and its sittings."""
+    """Return the front's architectures with fewer than `LEAST` sittings, by timing key: a trial and its sittings."""
     sittings = by_architecture(trials, study_attrs)
     found: dict[str, tuple[FrozenTrial, Sequence[Sitting]]] = {}
     for trial in front(trials, ratios(sittings)):

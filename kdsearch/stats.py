@@ -1,4 +1,4 @@
-"""Intervals of 95 %: of a median, a ratio over sittings, a mean over seeds, a proportion, a difference to one run."""
+"""Intervals of 95 % for medians, ratios over sittings, means over seeds, proportions, and differences from one run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Interval:
     Attributes:
         mean: the estimate.
         low, high: ends of the interval.
-        n: how many values it is from.
+        n: number of values it rests on.
     """
 
     mean: float
@@ -31,7 +31,7 @@ class Interval:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median and its distribution-free interval of at least 95 % from order statistics.
+    """Return the median and its distribution-free interval of at least 95 %, from order statistics.
 
     The interval runs from the k-th smallest to the k-th largest value, k the largest with
     2 P(Binomial(n, 1/2) < k) <= 0.05 (Conover, Practical Nonparametric Statistics, section 3.2). Below 6 values no
@@ -57,14 +57,14 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 @cache
 def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """The two-sided 95 % quantile of Student's t with so many degrees of freedom, or that of another confidence."""
+    """Return the two-sided quantile of Student's t distribution, by default that of 95 %."""
     from scipy.stats import t
 
     return float(t.ppf(0.5 + confidence / 2, degrees))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean with Student's t interval.
+    """Return the mean with Student's t interval.
 
     Args:
         values: at least two, one a seed.
@@ -81,10 +81,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def mean_exceeds(better: Interval, worse: Interval) -> bool:
-    """Whether a mean of runs lies above another one beyond chance: Welch's two-sided test at 5 %.
+    """Return whether one mean of runs exceeds another significantly: Welch's two-sided test at 5 %.
 
     Args:
-        better, worse: of `mean_interval`, of two runs or more each; where one shows no spread the answer is False.
+        better, worse: from `mean_interval`, of at least two runs each; False if either has no spread.
     """
     from scipy.stats import ttest_ind_from_stats
 
@@ -99,11 +99,11 @@ def mean_exceeds(better: Interval, worse: Interval) -> bool:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far the sittings of one student's timing lie apart, over all students of a study.
+    """How far the sittings of one student's timing lie apart, pooled over all students of a study.
 
     Attributes:
-        variance: of log ratios within a student, pooled.
-        degrees: of freedom that it has.
+        variance: pooled variance of the log ratios within a student.
+        degrees: its degrees of freedom.
     """
 
     variance: float
@@ -111,14 +111,14 @@ class Spread:
 
 
 PRIOR_DEGREES = 4
-"""At most so many degrees of freedom are lent to a student by the others (see `sittings_interval`)."""
+"""Upper limit of the degrees of freedom that a student borrows from the others (see `sittings_interval`)."""
 
 
 def spread(groups: Iterable[Sequence[float]]) -> Spread:
-    """The pooled variance of the log ratios of students that sat twice or more.
+    """Return the pooled variance of the log ratios of students with two or more sittings.
 
     Args:
-        groups: the ratios of each student, one a sitting, all above 0.
+        groups: the ratios of each student, one per sitting, all above 0.
     """
     several = [[math.log(ratio) for ratio in group] for group in groups if len(group) > 1]
     degrees = sum(len(logs) - 1 for logs in several)
@@ -127,18 +127,18 @@ def spread(groups: Iterable[Sequence[float]]) -> Spread:
 
 
 def sittings_interval(ratios: Sequence[float], pooled: Spread | None = None) -> Interval | None:
-    """The geometric mean of a ratio over sittings with its 95 % interval; None where nothing tells how they spread.
+    """Return the geometric mean of a ratio over sittings with its 95 % interval; None if their spread is unknown.
 
-    Student's t over log ratios, one value a sitting: pairs within a sitting share its disturbance, so their number
+    Student's t over log ratios, one value per sitting: pairs within a sitting share its disturbance, so their number
     does not count. Three sittings alone leave two degrees of freedom and t = 4.3. The variance is therefore moderated
     by that of the study's other students, s^2 = (d0 s0^2 + d s^2) / (d0 + d) with d0 + d degrees of freedom: the
     moderated t of Smyth, Statistical Applications in Genetics and Molecular Biology 3(1), 2004. d0 is the others'
-    degrees, at most `PRIOR_DEGREES`: Smyth's estimate of d0 from the variances covered 90 to 92 % in simulations of few
-    students whose noise differs, this 93 % and more. A student that sat once has the others' variance alone.
+    degrees, at most `PRIOR_DEGREES`: in simulations of few students with unequal noise, Smyth's estimate of d0 from the
+    variances covered 90 to 92 %, this limit 93 % and more. A student with one sitting uses the others' variance alone.
 
     Args:
-        ratios: of one student, one a sitting, at least one, all above 0.
-        pooled: of all students of the study, this one included; None: there are no others.
+        ratios: of one student, one per sitting, at least one, all above 0.
+        pooled: spread over all students of the study, this one included; None if there are no others.
     """
     logs = [math.log(ratio) for ratio in ratios]
     own = len(logs) - 1
@@ -155,13 +155,13 @@ def sittings_interval(ratios: Sequence[float], pooled: Spread | None = None) -> 
 
 
 def told_apart(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
-    """Whether two ratios differ beyond their noise: the 95 % interval of their quotient leaves out 1.
+    """Return whether two ratios differ beyond their noise: the 95 % interval of their quotient excludes 1.
 
-    That interval is recovered from the two of the ratios, on the log scale: the squares of the half widths that face
-    each other add up (Zou and Donner, Statistics in Medicine 27, 2008: MOVER).
+    The interval is recovered from those of the two ratios on the log scale: the squares of the half widths that face
+    each other add up (MOVER; Zou and Donner, Statistics in Medicine 27, 2008).
 
     Args:
-        one, other: ratio, low, high, all above 0; an interval without width is exact.
+        one, other: (ratio, low, high), all above 0; an interval of width 0 is exact.
     """
     slower, faster = sorted((one, other))
     gap = math.log(faster[0] / slower[0])
@@ -170,11 +170,11 @@ def told_apart(one: tuple[float, float, float], other: tuple[float, float, float
 
 
 def proportion_interval(share: float, count: int) -> Interval:
-    """A proportion with Wilson's score interval.
+    """Return a proportion with Wilson's score interval.
 
     Args:
-        share: in [0, 1], of whole items.
-        count: how many it is a share of, at least 1.
+        share: the proportion, in [0, 1].
+        count: number of items, at least 1.
     """
     from scipy.stats import binomtest
 
@@ -185,17 +185,17 @@ def proportion_interval(share: float, count: int) -> Interval:
 def difference_from_one_run(
     values: Sequence[float], published: float, count: int, *, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Mean of our runs minus a published figure that is one run, with the interval that one run's noise leaves.
+    """Return the mean of our runs minus a published figure from one run, with an interval that covers that run's noise.
 
-    With several runs it is Student's prediction interval, mean - published +- t s sqrt(1 + 1/n), as if the published
-    run had our runs' spread. One run shows no spread: then it is the interval of the difference of two proportions of
-    `count` test images each.
+    With several runs of ours it is Student's prediction interval, mean - published +- t s sqrt(1 + 1/n), which assumes
+    that the published run has the spread of ours. A single run has no spread: then it is the interval of the difference
+    of two proportions of `count` test images each.
 
     Args:
         values: accuracies of our runs, fractions, at least one.
         published: accuracy of the published run, a fraction.
-        count: test images.
-        confidence: of the interval; 0.9 for two one-sided tests of equivalence at 5 % each.
+        count: number of test images.
+        confidence: of the interval; 0.9 gives two one-sided tests of equivalence at 5 % each.
     """
     n = len(values)
     mean = statistics.fmean(values)
@@ -208,17 +208,17 @@ def difference_from_one_run(
 
 
 def paired_upper_bound(only_first: float, only_second: float, count: int, *, confidence: float = CONFIDENCE) -> float:
-    """One-sided upper bound of p1 - p2, two proportions of the same cases: Tango's score bound.
+    """Return the one-sided upper bound of p1 - p2 for two proportions of the same cases: Tango's score bound.
 
     Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
-    Statistics in Medicine 17 (1998): the largest difference d that a one-sided score test does not refuse, the
-    proportion of cases of one kind at its maximum likelihood under d. Unlike the normal interval of a difference it
-    does not collapse where few cases differ. Cases where both are right or both are wrong need not be told apart.
+    Statistics in Medicine 17 (1998): the largest difference d that a one-sided score test does not reject, with the
+    nuisance proportion at its maximum likelihood under d. Unlike the normal interval of a difference it does not
+    collapse where few cases differ. Cases where both are right and where both are wrong enter only through `count`.
 
     Args:
-        only_first, only_second: cases where the first alone, or the second alone, is right; means of several counts
-            may be fractions.
-        count: all cases, at least 1.
+        only_first, only_second: number of cases where the first alone, or the second alone, is right; fractions are
+            allowed, for means of several counts.
+        count: number of all cases, at least 1.
         confidence: of the bound.
 
     Returns:
@@ -230,7 +230,7 @@ def paired_upper_bound(only_first: float, only_second: float, count: int, *, con
     def score(difference: float) -> float:
         b = (2 * count - gap) * difference - only_first - only_second
         c = -only_second * difference * (1 - difference)
-        likely = (math.sqrt(max(0.0, b * b - 8 * count * c)) - b) / (4 * count)  # of the second alone being right
+        likely = (math.sqrt(max(0.0, b * b - 8 * count * c)) - b) / (4 * count)  # P(second alone right)
         variance = count * (2 * likely + difference * (1 - difference))
         return (gap - count * difference) / math.sqrt(variance) if variance > 0 else -math.inf
 
@@ -242,15 +242,15 @@ def paired_upper_bound(only_first: float, only_second: float, count: int, *, con
 
 
 def unpaired_upper_bound(first: float, second: float, count: int, *, confidence: float = CONFIDENCE) -> float:
-    """One-sided upper bound of p1 - p2 where it is not known which cases differ: Newcombe's hybrid score bound.
+    """Return the one-sided upper bound of p1 - p2 if the paired counts are unknown: Newcombe's hybrid score bound.
 
     Method 10 of Newcombe, "Interval estimation for the difference between independent proportions", Statistics in
-    Medicine 17 (1998), taken of two sets of cases although they are the same: agreement on the cases makes the truth
-    narrower, so the bound holds and is wide.
+    Medicine 17 (1998), which treats the two sets of cases as independent although they are the same: agreement between
+    them narrows the true interval, so the bound is valid and conservative.
 
     Args:
         first, second: proportions.
-        count: cases of each, at least 1.
+        count: number of cases of each, at least 1.
         confidence: of the bound.
     """
     z = statistics.NormalDist().inv_cdf(confidence)
@@ -259,7 +259,7 @@ def unpaired_upper_bound(first: float, second: float, count: int, *, confidence:
 
 
 def mean_upper_margin(values: Sequence[float], *, confidence: float = CONFIDENCE) -> float:
-    """How far a mean's one-sided bound lies above it by Student's t; 0 for one value, which shows no spread."""
+    """Return the distance from a mean to its one-sided upper bound by Student's t; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     from scipy.stats import t
@@ -269,11 +269,11 @@ def mean_upper_margin(values: Sequence[float], *, confidence: float = CONFIDENCE
 
 @dataclass(frozen=True)
 class Crossed:
-    """A mean over teachers and seeds with its standard error and that error's degrees of freedom.
+    """A mean over teachers and seeds with its standard error and the error's degrees of freedom.
 
     Attributes:
-        mean, error, degrees: of the estimate; no spread at all has the error 0.
-        n: how many pairs of teacher and seed it is from.
+        mean, error, degrees: of the estimate; the error is 0 if there is no spread.
+        n: number of (teacher, seed) pairs it rests on.
     """
 
     mean: float
@@ -282,14 +282,14 @@ class Crossed:
     n: int
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Student's interval."""
+        """Return Student's t interval."""
         from scipy.stats import t
 
         half = float(t.ppf(0.5 + confidence / 2, self.degrees)) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
     def above(self, margin: float) -> float:
-        """One-sided p of the test that the mean is above a margin; 1 less this is that it is below."""
+        """Return the one-sided p value of the test that the mean exceeds a margin; 1 - p is that of being below it."""
         from scipy.stats import t
 
         if self.error == 0:
@@ -298,16 +298,16 @@ class Crossed:
 
 
 def crossed(rows: Sequence[Sequence[float]], images_error: float = 0.0) -> Crossed:
-    """Mean of differences that were drawn by teacher, by seed and by test image, each crossed with the others.
+    """Return the mean of differences over teachers, seeds and test images, each crossed with the others.
 
-    Its variance is the sum of those that a bootstrap over teachers, over seeds and over images each gives in the limit
-    (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007: the sum errs on the safe side by their
-    interactions), with n / (n - 1) for few draws; Satterthwaite's degrees of freedom. One teacher shows no spread of
-    teachers: then the interval is of that teacher alone.
+    Its variance is the sum of those that bootstraps over teachers, over seeds and over images each give in the limit
+    (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007: the sum is conservative by their
+    interactions), with n / (n - 1) for few draws, and Satterthwaite's degrees of freedom. A single teacher has no
+    spread between teachers: then the interval holds for that teacher alone.
 
     Args:
         rows: (teachers, seeds), at least two values in all.
-        images_error: standard error of the mean over test images; 0: not counted.
+        images_error: standard error of the mean over test images; 0 leaves it out.
 
     Raises:
         ValueError: there are fewer than two values.
@@ -324,11 +324,11 @@ def crossed(rows: Sequence[Sequence[float]], images_error: float = 0.0) -> Cross
 
 
 def holm(values: Sequence[float], *, tests: int | None = None) -> list[float]:
-    """P values adjusted for their number, step by step (Holm, Scandinavian Journal of Statistics 6, 1979).
+    """Return p values adjusted for multiple tests, step-down (Holm, Scandinavian Journal of Statistics 6, 1979).
 
     Args:
         values: p of each test, in any order.
-        tests: of the family, where some of it was not run; None: as many as there are.
+        tests: size of the family if some of its tests were not run; None: as many as there are values.
     """
     count = max(len(values), tests or 0)
     adjusted = [0.0] * len(values)
@@ -342,20 +342,21 @@ def holm(values: Sequence[float], *, tests: int | None = None) -> list[float]:
 def rank_agreement(
     ours: Sequence[Sequence[float]], theirs: Sequence[float], *, spread: Sequence[float], draws: int = 1000
 ) -> Interval:
-    """Kendall's tau-b between the order of our means and that of single figures, with a 95 % bootstrap interval.
+    """Return Kendall's tau-b between the order of our means and of single figures, with a 95 % bootstrap interval.
 
-    Kendall, "A new measure of rank correlation", Biometrika 30 (1938). Each draw takes our runs with replacement and
-    gives the single figures the noise of one run; the interval holds the middle 95 % of the draws' tau. Noise weakens
-    an order, so the interval may lie below the estimate. Draws are seeded: the same figures give the same interval.
+    Kendall, "A new measure of rank correlation", Biometrika 30 (1938). Each draw resamples our runs with replacement
+    and adds the noise of one run to the single figures; the interval holds the middle 95 % of the draws' tau. Noise
+    weakens an order, so the interval may lie below the estimate. The draws are seeded: equal figures give equal
+    intervals.
 
     Args:
         ours: runs of each item, at least one.
         theirs: one figure an item, as many.
         spread: standard deviation of one run of each item.
-        draws: of the bootstrap.
+        draws: number of bootstrap draws.
 
     Raises:
-        ValueError: there are fewer than three items, or all of either side are equal.
+        ValueError: there are fewer than three items, or all values of one side are equal.
     """
     import numpy as np
     from scipy.stats import kendalltau
@@ -376,9 +377,9 @@ def rank_agreement(
 
 
 def count_of(shares: Iterable[float]) -> int | None:
-    """The fewest cases that all these proportions can be shares of: a divisor of their true number.
+    """Return the fewest cases that all these proportions can be shares of: a divisor of their true number.
 
-    None where they are no fractions of up to a million, or say nothing (all 0 or 1, or NaN).
+    None if they are not fractions of up to a million cases, or carry no information (all 0 or 1, or NaN).
     """
     least = 1
     for share in {share for share in shares if not math.isnan(share)}:

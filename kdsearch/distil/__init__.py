@@ -1,1 +1,1 @@
-"""Distillation: the loss, the one epoch loop, and the teacher."""
+"""Distillation: losses, the training loop, and the teacher."""

@@ -1,4 +1,4 @@
-"""A teacher's answers to images: logits, lengths of its embeddings and their mean directions, asked once and kept."""
+"""A teacher's answers to images: logits, embedding norms and class centres, computed once and cached."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Prepare = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a frozen teacher says of images.
+    """The answers of a frozen teacher to images.
 
     Attributes:
         logits: (count, classes), float32, in the images' order.
-        norms: (count,), float32: lengths of the embeddings, the inputs of its classifier; 0 if it has none.
-        centres: (classes, features), float32: unit vectors, the directions of the mean embedding of each class. No
+        norms: (count,), float32: norms of the embeddings, the inputs of its classifier; 0 if it has no classifier.
+        centres: (classes, features), float32: unit vectors, the directions of each class's mean embedding; without
             features if it has no classifier.
     """
 
@@ -35,22 +35,22 @@ class Answers:
     centres: Tensor
 
     def fill(self, order: Tensor, drawn: Tensor, *, between: Callable[[], None] = lambda: None) -> None:
-        """Nothing to do: an image has one view, and all were asked."""
+        """Do nothing: an image has a single view, and all were asked."""
 
     def keep(self, *, now: bool = False) -> None:
-        """Nothing to do: what was asked is kept already."""
+        """Do nothing: the answers are stored already."""
 
 
 def ask(
     network: nn.Module, data: ImageSet, prepare: Prepare, *, precision: Precision | None = None, fold: bool = True
 ) -> Answers:
-    """Asks a teacher, in evaluation mode.
+    """Compute a teacher's answers in evaluation mode.
 
     Args:
         network: on the images' device; left in evaluation mode.
-        data: images and the labels that the centres go by.
-        prepare: from images of bytes to the network's input.
-        precision, fold: as of `frozen.ready`.
+        data: images, and the labels for the class centres.
+        prepare: preprocessing, from image bytes to the network's input.
+        precision, fold: see `frozen.ready`.
     """
     asked = frozen.ready(network, prepare(data.images[: frozen.EXAMPLES]), precision, fold=fold)
     size = frozen.batch_size(data)
@@ -64,7 +64,7 @@ def ask(
             sums.index_add_(0, labels, embedding.double())
             parts.append((logits, torch.linalg.vector_norm(embedding, dim=1)))
     assert sums is not None, "there must be images"
-    # a mean's direction is its sum's; clones, for what inference mode made cannot be trained with
+    # the direction of a mean is that of the sum; clones, as tensors made in inference mode cannot be trained with
     return Answers(
         logits=torch.cat([logits for logits, _ in parts]).clone(),
         norms=torch.cat([norms for _, norms in parts]).clone(),
@@ -73,13 +73,13 @@ def ask(
 
 
 def named(name: str, network: nn.Module, data: ImageSet, precision: Precision | None) -> str:
-    """How a file of a teacher's answers to images begins: answers of another precision are others."""
+    """Return the prefix of a file of a teacher's answers, which differ by precision."""
     form = format_for(network, data.labels.device, precision)
     return f"{name}-{fingerprint([data])}" + ("-bfloat16" if form.bf16 else "")
 
 
 def kept_file(network: nn.Module, data: ImageSet, precision: Precision | None, *, folder: Path, name: str) -> Path:
-    """Where the answers to these images are kept, by the teacher's name."""
+    """Return the file of the answers to these images in the cache."""
     return folder / f"{named(name, network, data, precision)}.answers.safetensors"
 
 
@@ -93,15 +93,15 @@ def obtain(
     precision: Precision | None = None,
     fold: bool = True,
 ) -> Answers:
-    """A teacher's answers: from the cache, else asked for and kept there.
+    """Return a teacher's answers from the cache, else compute and cache them.
 
     Args:
         network: the teacher, on the images' device.
         data: images and labels.
-        prepare: from images of bytes to the network's input.
+        prepare: preprocessing, from image bytes to the network's input.
         folder: of the cache.
-        name: of the teacher, its fingerprint; the file is named after it, the images and the precision.
-        precision, fold: as of `frozen.ready`.
+        name: fingerprint of the teacher; names the file, together with the images and the precision.
+        precision, fold: see `frozen.ready`.
 
     Raises:
         KdsearchError: the cache cannot be written.
@@ -117,7 +117,7 @@ def obtain(
 
 
 def _from_cache(path: Path, device: torch.device) -> Answers | None:
-    """What the file holds; None where there is none or it is broken: then the teacher is asked again."""
+    """Return the answers in a file; None if it is missing or broken, then they are computed again."""
     try:
         return Answers(**files.load_tensors(path, device)[0]) if path.is_file() else None
     except (OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Checkpoints of trainings: written whole or not at all now and then, read again where a training was interrupted."""
+"""Checkpoints of trainings, written atomically from time to time, from which interrupted trainings resume."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from kdsearch.distil.train import State
 from kdsearch.errors import KdsearchError
 from kdsearch.system import files, machine
 
-EVERY = 60.0  # seconds of training between two writes, at the ends of epochs
-SLOW_EPOCH = 10.0  # seconds; a student whose epochs are shorter is trained anew instead
-UNUSED_DAYS = 30  # after which a checkpoint that no training has gone on from is removed
-STRUCTURE = "structure"  # in the metadata: the state as JSON, with names in place of its tensors
-NAME = "name"  # in the metadata: what the checkpoint is of
+EVERY = 60.0  # seconds of training between two writes, which happen at the ends of epochs
+SLOW_EPOCH = 10.0  # seconds; a student with shorter epochs is trained anew instead
+UNUSED_DAYS = 30  # age at which an unused checkpoint is removed
+STRUCTURE = "structure"  # in the metadata: the state as JSON, with names in place of tensors
+NAME = "name"  # in the metadata: identifies the training
 TENSOR, PAIRS = "tensor", "pairs"
 
 Begun = TypeVar("Begun")
 
 
 def folder() -> Path:
-    """Where this machine keeps checkpoints."""
+    """Return the folder of this machine's checkpoints."""
     return machine.cache_folder() / "checkpoints"
 
 
 def digest(*parts: object) -> str:
-    """A hash of what decides a training, 16 hexadecimal digits: equal parts name the same checkpoint.
+    """Return a hash of what determines a training, 16 hexadecimal digits: equal parts name the same checkpoint.
 
     Args:
-        parts: of what JSON holds.
+        parts: JSON values.
     """
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def save(path: Path, state: State, name: str) -> None:
-    """Writes a state, whole or not at all.
+    """Write a state atomically.
 
     Args:
         path: of a safetensors file.
-        state: nested dicts and lists of tensors and of what JSON holds; a tuple is read as a list.
-        name: what it is of; `load` asks for the same.
+        state: nested dicts and lists of tensors and JSON values; a tuple is read back as a list.
+        name: identifies the training; `load` requires the same.
 
     Raises:
         KdsearchError: the file cannot be written; the old one stays.
-        TypeError: the state holds something else.
+        TypeError: the state holds another type.
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_pack(state, tensors))
@@ -59,15 +59,15 @@ def save(path: Path, state: State, name: str) -> None:
 
 
 def load(path: Path, name: str, device: torch.device) -> State:
-    """Reads a state that `save` wrote.
+    """Read a state that `save` wrote.
 
     Args:
         path: of the file.
-        name: what it has to be of.
-        device: where its tensors go.
+        name: the name it must have been saved with.
+        device: of the loaded tensors.
 
     Raises:
-        ValueError: the file is broken or of something else.
+        ValueError: the file is broken or has another name.
         OSError: it cannot be read.
     """
     tensors, metadata = files.load_tensors(path, device)
@@ -80,7 +80,7 @@ def load(path: Path, name: str, device: torch.device) -> State:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON with its tensors put aside; dicts as pairs, for their keys may be numbers."""
+    """Return the value as JSON with its tensors collected; dicts as pairs, because their keys may be numbers."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value
@@ -99,12 +99,12 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 class Checkpoint:
-    """The checkpoint of one training.
+    """The checkpoint of a training.
 
     Args:
-        name: names the file; whatever has the same name would train the same way.
-        warn: told, in one line, of a broken file, or once of one that cannot be written: a training is worth more.
-        least: seconds that an epoch has to take for anything to be written.
+        name: names the file; trainings with equal names must be the same.
+        warn: gets one line about a broken file, or once about one that cannot be written: the training goes on.
+        least: minimum seconds of an epoch for anything to be written.
     """
 
     def __init__(self, name: str, warn: Callable[[str], object], *, least: float = 0.0) -> None:
@@ -114,12 +114,12 @@ class Checkpoint:
         self._works = True
 
     def resume(self, begin: Callable[[State | None], Begun], device: torch.device) -> Begun:
-        """Begins a training from the checkpoint or, where there is none or it is broken, from the beginning.
+        """Begin a training from the checkpoint, or from the beginning if it is missing or broken.
 
         Args:
-            begin: begins the training from a state that `keep` wrote, or from None; where the state does not fit it
-                raises ValueError, KeyError or TypeError with nothing changed.
-            device: where the state's tensors go.
+            begin: begins the training from a state written by `keep`, or from None; if the state does not fit, it
+                raises ValueError, KeyError or TypeError and changes nothing.
+            device: of the state's tensors.
         """
         if self.path.is_file():
             try:
@@ -130,30 +130,30 @@ class Checkpoint:
         return begin(None)
 
     def keep(self, state: Callable[[], State], seconds: float) -> None:
-        """Writes the state at an epoch's end, once a minute at most.
+        """Write the state at an epoch's end, at most once a minute.
 
         Args:
-            state: makes it; called where it is written.
-            seconds: that the epoch took.
+            state: makes the state; called only if it is written.
+            seconds: duration of the epoch.
         """
         if not self._works or seconds < self._least or time.monotonic() - self._written < EVERY:
             return
         try:
             save(self.path, state(), self._name)
             _sweep(self.path.parent)
-        except (KdsearchError, TypeError, RuntimeError) as error:  # RuntimeError: tensors that share their memory
+        except (KdsearchError, TypeError, RuntimeError) as error:  # RuntimeError: tensors that share memory
             self._works = False
             self._warn(f"no checkpoint is kept, so an interruption loses this training: {error}")
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Removes the file: the training has come to its end."""
+        """Remove the file when the training has ended."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
 
 def _sweep(place: Path) -> None:
-    """Removes what no training has gone on from for long."""
+    """Remove checkpoints that have long been unused."""
     oldest = time.time() - UNUSED_DAYS * 24 * 3600
     for path in place.glob("*.safetensors"):
         with suppress(OSError):  # another process may have removed it

@@ -1,4 +1,4 @@
-"""A frozen teacher made ready to answer fast: batch norm folded into convolutions, channels last, big batches."""
+"""Fast inference of a frozen teacher: batch norm folded into convolutions, channels last, large batches."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from kdsearch.measure.accuracy import batch_of
 from kdsearch.records import Precision
 
 Ask = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From a network's input to its logits, (batch, classes), and embeddings, (batch, features), both float32."""
+"""Function from a network's input to logits, (batch, classes), and embeddings, (batch, features), both float32."""
 
-EXACT = 1e-3  # how far a folded network's outputs may lie from its own, as a share of their largest
-EXAMPLES = 8  # images that a folded network is checked on
+EXACT = 1e-3  # tolerance of a folded network's outputs, relative to the largest one
+EXAMPLES = 8  # images on which a folded network is checked
 
 
 def batch_size(data: ImageSet) -> int:
-    """Images that are asked for at once."""
+    """Return the batch size of a teacher's forward pass."""
     size = batch_of(data.images)
     return size if data.labels.device.type == "cpu" else 4 * size
 
 
 def ready(network: nn.Module, example: Tensor, precision: Precision | None = None, *, fold: bool = True) -> Ask:
-    """What asks a network, as fast as its format allows; its answers are its own but for rounding.
+    """Return a function that computes a network's answers as fast as its format allows, equal but for rounding.
 
     Args:
-        network: on the example's device; put in evaluation mode, else left as it is.
-        example: (images, channels, height, width), some of its input.
-        precision: of its convolutions; None: the usual one of the device.
-        fold: whether a copy with folded batch norm may answer in its place; not so where weights are quantised.
+        network: on the example's device; put in evaluation mode, otherwise unchanged.
+        example: (images, channels, height, width), part of its input.
+        precision: of its convolutions; None: the device's default.
+        fold: whether a copy with folded batch norm may be used; must be False if weights are quantised.
     """
     network.eval()
     form = format_for(network, example.device, precision)
@@ -46,9 +46,9 @@ def ready(network: nn.Module, example: Tensor, precision: Precision | None = Non
 
 
 def logits_and_embedding(network: nn.Module, images: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """A network's logits, (batch, classes), and embeddings, (batch, features): of no features if it has no classifier.
+    """Return a network's float32 logits, (batch, classes), and embeddings, (batch, features).
 
-    Both are float32, whatever the format computes in.
+    Embeddings have no features if the network has no classifier.
     """
     with form.autocast(images.device):
         if networks.has_classifier(network):
@@ -59,20 +59,20 @@ def logits_and_embedding(network: nn.Module, images: Tensor, form: Format) -> tu
 
 
 def folded(network: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of a network with batch norm folded into the convolutions before it, its weights channels last.
+    """Return a copy of a network with batch norm folded into preceding convolutions and weights channels last.
 
-    The network itself is returned where nothing can be folded: where it has no batch norm, where torch.fx cannot follow
-    it (Python control flow that looks at tensors), or where the copy's outputs for the example are not its own.
+    The network itself is returned if folding is impossible: it has no batch norm, torch.fx cannot trace it (control
+    flow on tensor values), or the copy's outputs for the example differ.
 
     Args:
         network: in evaluation mode.
-        example: (images, channels, height, width), some of its input.
+        example: (images, channels, height, width), part of its input.
     """
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         return network
     plain = Format(False, torch.contiguous_format)
     try:
-        # not promised by torch, so whatever goes wrong here costs speed alone
+        # not a stable torch API; a failure only costs speed
         from torch.fx.experimental.optimization import fuse
 
         copy: nn.Module = fuse(network)
@@ -86,7 +86,7 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _near(one: Tensor, other: Tensor) -> bool:
-    """Whether two outputs are alike but for rounding; not where any is not finite."""
+    """Return whether two outputs are equal but for rounding; False if any value is not finite."""
     if one.shape != other.shape:
         return False
     if one.numel() == 0:

@@ -1,4 +1,4 @@
-"""A student and its lesson from a configuration: the distilled loss, with features where they have a weight."""
+"""A student and its lesson from a configuration: the distillation loss, with a feature loss if it has a weight."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from kdsearch.system import machine
 
 
 def build(spec: StudentSpec, config: Config, *, seed: int, split: Split) -> nn.Module:
-    """An untrained student on the split's device; the same seed gives the same weights on every device.
+    """Return an untrained student on the split's device; equal seeds give equal weights on every device.
 
     Args:
         spec: `[student]` of a study.
-        config: of which the architecture counts.
+        config: a configuration, of which the architecture is used.
         seed: of the weights.
-        split: of which the images' shape and the classes count.
+        split: gives the images' shape and the number of classes.
 
     Raises:
         StudyFileError: the family is unknown.
@@ -43,12 +43,12 @@ def build(spec: StudentSpec, config: Config, *, seed: int, split: Split) -> nn.M
 
 
 def needs_teacher(config: Config) -> bool:
-    """Whether a configuration's loss looks at the teacher."""
+    """Return whether a configuration's loss uses the teacher."""
     return bool(config["loss_weight"] > 0 or config.get("feature_weight", 0) > 0)
 
 
 def mix_of(spec: StudySpec) -> Mix:
-    """How the studies of this specification read loss weight and temperature (`StudySpec.distillation`)."""
+    """Return how the study's specification reads loss weight and temperature (`StudySpec.distillation`)."""
     if spec.distillation == 1:
         return DECK
     recipe = spec.teacher.recipe
@@ -56,12 +56,12 @@ def mix_of(spec: StudySpec) -> Mix:
 
 
 def recipe_of(spec: StudentSpec, config: Config) -> Recipe:
-    """The students' recipe, with the configuration's own rate where the space has one."""
+    """Return the students' recipe, with the configuration's learning rate if it has one."""
     return spec.recipe.model_copy(update={"lr": config["lr"]}) if "lr" in config else spec.recipe
 
 
 def feature_map(student: nn.Module, answers: Answers | ViewAnswers, *, seed: int) -> nn.Module:
-    """From the student's embeddings to the teacher's width: the identity, or a linear map that is thrown away after.
+    """Return a map from the student's embeddings to the teacher's width: the identity or, in training only, linear.
 
     Args:
         student: its classifier's input is the embedding.
@@ -99,29 +99,30 @@ def teach(
     on_step: Callable[[int], None] = lambda step: None,
     state: train.State | None = None,
 ) -> train.Run:
-    """Trains a student as its configuration says, an epoch a step of the iterator.
+    """Return the training of a student as its configuration says, one epoch per step of the iterator.
 
-    The loss is `distillation_loss`, and on top of it `feature_weight` times `nd_loss` where that weight is above 0.
+    The loss is `distillation_loss`, plus `feature_weight` times `nd_loss` if that weight is above 0.
 
     Args:
-        student: of `build`; trained in place.
-        config: a whole configuration.
+        student: from `build`; trained in place.
+        config: a complete configuration.
         seed: of the training.
         data: images and labels on the device.
-        prepare: from images of bytes to the network's input.
-        answers: the teacher's, to these images or, where the recipe augments, to their views; None is enough where
-            `needs_teacher` says no.
+        prepare: preprocessing, from image bytes to the network's input.
+        answers: the teacher's, to these images or, if the recipe augments, to their views; None where `needs_teacher`
+            is False.
         student_spec: `[student]` of a study.
-        precision: that the student's convolutions compute in; None: the usual one of the device.
+        precision: of the student's convolutions; None: the device's default.
         mix: how loss weight and temperature are read.
-        validate: accuracy of the network on the validation set, a fraction.
-        on_step: told, before each step, how many are done, and so before each batch that the teacher is asked for.
-        state: of a training of this configuration and seed that stopped (`Run.state_dict`), to go on from; or None.
+        validate: returns the network's accuracy on the validation set, a fraction.
+        on_step: called before each step, and before each batch that the teacher is asked, with the number of steps
+            done.
+        state: of an interrupted training of this configuration and seed (`Run.state_dict`) to resume, or None.
 
     Raises:
         TrialError: the loss or the weights are not finite.
         ValueError: the state is of another student.
-        StudyFileError: a feature weight above 0, and a network without a classifier.
+        StudyFileError: the feature weight is above 0 and a network has no classifier.
     """
     weight = config.get("feature_weight", 0)
     if not needs_teacher(config):
@@ -145,7 +146,7 @@ def teach(
         features = nd_loss(mapping(batch.embedding), batch.teacher_norms, answers.centres[batch.labels])
         return total + float(weight) * features
 
-    done = [0]  # steps, to tell while the teacher is asked
+    done = [0]  # steps done, reported while the teacher is asked
 
     def counted(step: int) -> None:
         done[-1] = step

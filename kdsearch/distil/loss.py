@@ -14,10 +14,10 @@ class Mix:
     """How a loss weight and a temperature are read.
 
     Attributes:
-        level: whether the weights of both terms sum to 2 whatever the loss weight, so that it does not change the size
-            of a step; the deck's do at a = 1/2 alone, and to 1 at the ends.
-        softmax_temperature: of the softmax that the teacher was trained through: its logits divided by this are
-            ordinary ones, which a temperature softens.
+        level: whether the weights of both terms always sum to 2, so that the loss weight does not change the step size;
+            the deck's sum to 2 only at a = 1/2, and to 1 at the ends.
+        softmax_temperature: of the softmax through which the teacher was trained: its logits are divided by it before
+            they are softened.
     """
 
     level: bool = False
@@ -28,11 +28,11 @@ DECK = Mix()
 
 
 def weights(loss_weight: float, *, level: bool = False) -> tuple[float, float]:
-    """Weights of cls_loss and div_loss: min(1, 2(1 - a)) and min(1, 2a), with `level` scaled to sum to 2.
+    """Return the weights of cls_loss and div_loss, min(1, 2(1 - a)) and min(1, 2a), with `level` scaled to sum to 2.
 
     a = 0 is training without a teacher, a = 1/2 the deck's CIFAR-10 loss (cls + div) in either form, a = 1 its MNIST
-    loss (the teacher alone). Under SGD a loss that is twice as large is a rate twice as large, so a search over weights
-    that do not sum to the same is one over rates, too.
+    loss (the teacher alone). Under SGD doubling the loss doubles the learning rate, so a search over weights with
+    unequal sums is also a search over rates.
 
     Raises:
         ValueError: a is outside [0, 1].
@@ -45,7 +45,7 @@ def weights(loss_weight: float, *, level: bool = False) -> tuple[float, float]:
 
 
 def cls_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the labels, mean over the batch.
+    """Return the cross-entropy with the labels, mean over the batch.
 
     Args:
         logits: (batch, classes).
@@ -55,9 +55,9 @@ def cls_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def div_loss(logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """T^2 KL(teacher_T || student_T), mean over the batch (Hinton, Vinyals, Dean, arXiv 1503.02531).
+    """Return T^2 KL(teacher_T || student_T), mean over the batch (Hinton, Vinyals, Dean, arXiv 1503.02531).
 
-    The factor T^2 keeps the gradient's size comparable across temperatures; `batchmean` divides by the batch alone,
+    The factor T^2 keeps the gradient's size comparable across temperatures; `batchmean` divides by the batch size only,
     not by the classes.
 
     Args:
@@ -72,10 +72,10 @@ def div_loss(logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor
 def soft_cross_entropy(
     logits: Tensor, teacher_logits: Tensor, temperature: float, *, teacher_temperature: float | None = None
 ) -> Tensor:
-    """Cross-entropy of softmax(student / T) against the teacher's softmax, mean over the batch: the deck's MNIST loss.
+    """Return the cross-entropy of softmax(student / T) with the teacher's softmax, mean over the batch.
 
-    It has no factor T^2, so at one T its gradient is that of `div_loss` divided by T^2: the same under Adam, another
-    thing under SGD.
+    This is the deck's MNIST loss. It has no factor T^2, so at one T its gradient is that of `div_loss` divided by T^2:
+    equivalent under Adam, but not under SGD.
 
     Args:
         logits, teacher_logits: (batch, classes), student's and teacher's.
@@ -87,10 +87,10 @@ def soft_cross_entropy(
 
 
 def nd_loss(embedding: Tensor, teacher_norms: Tensor, centres: Tensor) -> Tensor:
-    """1 - s.c / max(|s|, |t|), mean over the batch: the ND loss (Wang et al., arXiv 2305.17007).
+    """Return the ND loss 1 - s.c / max(|s|, |t|), mean over the batch (Wang et al., arXiv 2305.17007).
 
-    It asks an embedding s to point at its class's centre c and to be at least as long as the teacher's embedding t of
-    the same image; it is 0 exactly then.
+    It is 0 exactly if the embedding s points at its class's centre c and is at least as long as the teacher's embedding
+    t of the same image.
 
     Args:
         embedding: (batch, features), the student's before its classifier, mapped to the teacher's width.
@@ -111,18 +111,18 @@ def distillation_loss(
     temperature: float | None,
     mix: Mix = DECK,
 ) -> Tensor:
-    """cls_loss and div_loss by their `weights`, a term of weight 0 not computed.
+    """Return the sum of cls_loss and div_loss with their `weights`; a term of weight 0 is not computed.
 
     Args:
         logits: (batch, classes), the student's.
-        labels: (batch,), int64; not looked at for a = 1.
-        teacher_logits: (batch, classes); not needed for a = 0.
+        labels: (batch,), int64; unused for a = 1.
+        teacher_logits: (batch, classes); unused for a = 0.
         loss_weight: a in [0, 1].
-        temperature: T > 0; not needed for a = 0.
-        mix: how both are read.
+        temperature: T > 0; unused for a = 0.
+        mix: how loss weight and temperature are read.
 
     Raises:
-        ValueError: a is outside [0, 1], or a > 0 comes without teacher logits or temperature.
+        ValueError: a is outside [0, 1], or a > 0 without teacher logits or temperature.
     """
     label_weight, teacher_weight = weights(loss_weight, level=mix.level)
     terms = []

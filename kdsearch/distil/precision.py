@@ -1,4 +1,4 @@
-"""Which precision convolutions are trained in: bfloat16 where the device has it and is faster with it, else float32."""
+"""Choice of the training precision of convolutions: bfloat16 if the device supports it and is faster, else float32."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from kdsearch.system import files, machine
 
 Wanted = Literal["auto", "float32", "bfloat16"]
 WANTED: tuple[Wanted, ...] = get_args(Wanted)
-BATCH, STEPS, ROUNDS = 64, 3, 2  # of what is timed: the quickest step of all rounds counts
-FASTER = 1.05  # than float32, at least: else its rounding buys nothing
+BATCH, STEPS, ROUNDS = 64, 3, 2  # of a timed run: the fastest step of all rounds counts
+FASTER = 1.05  # minimum speed-up over float32: below it bfloat16's rounding is not worth it
 RECIPE = Recipe(optimizer="sgd", lr=1e-3, momentum=0.9)  # of the timed steps
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and where it comes from.
+    """A precision and the reason for it.
 
     Attributes:
-        name: what convolutions are trained in, and what the teacher's compute in when it is asked.
-        why: in words, for the report.
+        name: precision of convolutions in training, and of the teacher's when it is asked.
+        why: the reason in words, for the report.
         given: whether the user named it.
     """
 
@@ -48,10 +48,10 @@ class Choice:
 
 
 def check(wanted: str) -> None:
-    """Refuses a precision that is unknown.
+    """Refuse an unknown precision.
 
     Raises:
-        KdsearchError: it is.
+        KdsearchError: it is unknown.
     """
     if wanted not in WANTED:
         raise KdsearchError("--precision must be known", got=wanted, remedy=f"choose one of {', '.join(WANTED)}")
@@ -60,14 +60,14 @@ def check(wanted: str) -> None:
 def choose(
     wanted: str, *, device: torch.device, kind: str, shape: tuple[int, int, int], build: Callable[[], nn.Module]
 ) -> Choice:
-    """The precision for networks of a kind on a device; where it has to be timed, once, and kept in the cache.
+    """Return the precision for a kind of network on a device; if timing decides, it is timed once and cached.
 
     Args:
-        wanted: "auto", or the precision that the user names: then it is that one.
-        device: to train on.
-        kind: of networks: the family's name.
+        wanted: "auto", or the precision that the user names, which is then used.
+        device: for training.
+        kind: kind of network: the family's name.
         shape: channels, height and width of an image.
-        build: makes a network of that kind; called where something has to be timed.
+        build: makes a network of that kind; called only if timing is needed.
 
     Raises:
         KdsearchError: `wanted` is unknown.
@@ -86,13 +86,13 @@ def choose(
 
 
 def adopted(choice: Choice, stored: Mapping[str, Any] | None, device: torch.device) -> Choice:
-    """The precision of a study that is there, where the user names none; else the choice.
+    """Return the precision of an existing study if the user names none, else the choice.
 
     Args:
-        choice: of `choose`.
-        stored: the study's definition; None: there is no study yet. One made before it held a precision was trained in
-            the usual one of its device.
-        device: to train on.
+        choice: from `choose`.
+        stored: the study's definition; None if there is no study yet. One without a precision is older than that key,
+            and was trained in its device's default.
+        device: for training.
     """
     if stored is None or choice.given:
         return choice
@@ -100,12 +100,12 @@ def adopted(choice: Choice, stored: Mapping[str, Any] | None, device: torch.devi
 
 
 def kept_by(stored: Mapping[str, Any], device: torch.device) -> Choice:
-    """The precision that a study's definition holds, or the usual one of the device where it is older than that."""
+    """Return the precision in a study's definition, or the device's default if the definition is older than that."""
     return Choice(stored.get("precision") or usual_precision(device), "as the study was begun")
 
 
 def warnings(choice: Choice, device: torch.device) -> list[str]:
-    """A line where the precision costs time on this machine."""
+    """Return warnings where the precision costs time on this machine."""
     if choice.name == "float32" or device.type != "cpu" or machine.bf16_instructions():
         return []
     return [
@@ -115,12 +115,12 @@ def warnings(choice: Choice, device: torch.device) -> list[str]:
 
 
 def file() -> Path:
-    """Where choices are kept."""
+    """Return the file of cached choices."""
     return machine.cache_folder() / "precision.json"
 
 
 def kept() -> dict[str, dict[str, Any]]:
-    """The choices that were timed, by kind of network and device: "precision", and seconds a step of both."""
+    """Return the timed choices by kind of network and device: "precision", and seconds per step of both."""
     try:
         found = json.loads(file().read_text(encoding="utf-8"))
         return {key: value for key, value in found.items() if value["precision"] in WANTED and _gain(value) > 0}
@@ -129,7 +129,7 @@ def kept() -> dict[str, dict[str, Any]]:
 
 
 def in_words(timed: Mapping[str, Any]) -> str:
-    """What was timed of one entry of `kept`."""
+    """Describe the timing of an entry of `kept`."""
     return f"bfloat16 is {_gain(timed):.2f} times as fast as float32 in a few timed steps"
 
 
@@ -153,14 +153,14 @@ def _timed_once(
                 if not convolves(network):
                     return Choice("float32", "dense students")
                 timed = _compared(network, device, shape)
-            except Exception as error:  # the network's own, which its trials will say better
+            except Exception as error:  # the network's own error, which its trials report better
                 return Choice("float32", f"steps could not be timed: {type(error).__name__}")
             files.write_text(file(), json.dumps(kept() | {key: timed}, indent=1))
     return Choice(timed["precision"], f"{in_words(timed)}; {', '.join(instructions)}")
 
 
 def _compared(network: nn.Module, device: torch.device, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Seconds a step in each precision, by turns, and the precision to take."""
+    """Time steps in each precision alternately; return the seconds per step and the faster precision."""
     network = network.to(device)
     seconds: dict[Precision, float] = {"float32": float("inf"), "bfloat16": float("inf")}
     for _, name in itertools.product(range(ROUNDS), seconds):
@@ -170,7 +170,7 @@ def _compared(network: nn.Module, device: torch.device, shape: tuple[int, int, i
 
 
 def step_seconds(network: nn.Module, device: torch.device, shape: tuple[int, int, int], name: Precision) -> float:
-    """Seconds of the quickest of a few training steps, on random images; the network is trained a little."""
+    """Return the seconds of the fastest of a few training steps on random images; this changes the network."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (BATCH * (STEPS + 1), *shape), generator=generator, dtype=torch.uint8)
     data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64)).to(device)
@@ -190,5 +190,5 @@ def step_seconds(network: nn.Module, device: torch.device, shape: tuple[int, int
 
 
 def trained_in(network: nn.Module, device: torch.device, choice: Precision | None) -> Precision:
-    """What a network is trained in under a choice: dense ones stay in float32."""
+    """Return the training precision of a network under a choice: dense networks stay in float32."""
     return format_for(network, device, choice).precision

@@ -1,8 +1,8 @@
 """Quantisation-aware training by torchao's pt2e flow, and a teacher whose feature maps are quantised.
 
-The scheme: activations are uint8, one range a tensor (a moving average); weights are int8 of 7 bits, symmetric, one
-range a channel; biases int32. 7 bits, because kernels without VNNI add two uint8 x int8 products in 16 bits, which 8
-bits overflow.
+Activations are uint8 with one range per tensor (a moving average); weights are int8 of 7 bits, symmetric, with one
+range per channel; biases are int32. 7 bits, because kernels without VNNI add two uint8 x int8 products in 16 bits,
+which overflow with 8.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kdsearch import networks
 
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao's import logs a deprecation of its own
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao logs a deprecation at import
 
 from torchao.quantization.pt2e import (  # noqa: E402 -- after the line above
     FakeQuantize,
@@ -42,7 +42,7 @@ KEY = "quantization_annotation"
 WEIGHTED = {aten.conv2d.default, aten.linear.default}
 NORM = aten.batch_norm.default
 DROPOUT = aten.dropout.default
-MODE = {NORM: 5, DROPOUT: 2}  # which argument of an exported node says whether it trains
+MODE = {NORM: 5, DROPOUT: 2}  # index of the argument that says whether an exported node is in training mode
 RELUS = {aten.relu.default, aten.relu_.default}
 ADDS = {aten.add.Tensor, aten.add_.Tensor}
 BATCH = ({0: Dim.DYNAMIC},)
@@ -54,7 +54,7 @@ ACTIVATION = QuantizationSpec(
     quant_max=255,
     qscheme=torch.per_tensor_affine,
 )
-WEIGHT = QuantizationSpec(  # the range of the weights as they are: no average over steps
+WEIGHT = QuantizationSpec(  # the range of the current weights: no average over steps
     torch.int8,
     FakeQuantize.with_args(observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0, eps=2**-20),
     quant_min=-63,
@@ -65,7 +65,7 @@ WEIGHT = QuantizationSpec(  # the range of the weights as they are: no average o
 
 
 def _bias_scale(sources: list[ObserverOrFakeQuantize]) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of an int32 bias: the input's scale times the weight's, a channel."""
+    """Return scale and zero point of an int32 bias: the input's scale times the weight's, per channel."""
     of_input, of_weight = (source.calculate_qparams()[0] for source in sources)
     scale = of_input * of_weight
     return scale, torch.zeros_like(scale, dtype=torch.int32)
@@ -80,7 +80,7 @@ def _bias(node: fx.Node) -> DerivedQuantizationSpec:
 
 
 def _last(node: fx.Node) -> fx.Node:
-    """The node whose output is quantised: past the batch norm and the ReLU that one kernel takes in."""
+    """Return the node whose output is quantised: after the batch norm and ReLU that one kernel includes."""
     for followers in ({NORM}, RELUS):
         if len(node.users) == 1 and next(iter(node.users)).target in followers:
             node = next(iter(node.users))
@@ -95,7 +95,7 @@ class RuntimeQuantizer(Quantizer):  # type: ignore[misc]
     """Quantises what ONNX Runtime has integer kernels for: convolutions, dense layers, additions and max-pools."""
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Marks inputs and outputs of each such node; the logits stay float."""
+        """Annotate inputs and outputs of these nodes; the logits stay float."""
         for node in model.graph.nodes:
             if node.target in WEIGHTED:
                 self._mark_weighted(node)
@@ -125,33 +125,33 @@ class RuntimeQuantizer(Quantizer):  # type: ignore[misc]
         mark.output_qspec = output or mark.output_qspec
 
     def validate(self, model: fx.GraphModule) -> None:
-        """Nothing to refuse."""
+        """Accept any model."""
 
 
 class FakeQuantised(nn.Module):
-    """A network that trains as if it were int8.
+    """A network that trains with simulated int8 arithmetic.
 
-    `train()` and `eval()` work as in any module, and nothing is observed in evaluation mode.
+    `train()` and `eval()` work as in any module; activations are observed in training mode only.
     """
 
-    capturable = False  # its observers ask the device whether they are on
+    capturable = False  # its observers read on the host whether they are enabled
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
         self.graph = graph
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, classes)."""
+        """Return logits, (batch, classes)."""
         logits: Tensor = self.graph(images)
         return logits
 
     def train(self, mode: bool = True) -> FakeQuantised:
-        """Sets the mode: an exported graph holds it in its nodes, and observers do not look at it by themselves."""
+        """Set the mode in the nodes of the exported graph and in the observers, which do not follow it themselves."""
         for node in self.graph.graph.nodes:
             if node.target in MODE:
                 node.update_arg(MODE[node.target], mode)
         self.graph.recompile()
-        for module in self.graph.modules():  # a weight's range is that of the weights now, so it stays observed
+        for module in self.graph.modules():  # a weight's range always follows the current weights, so it stays observed
             if isinstance(module, FakeQuantize) and not module.is_per_channel:
                 module.enable_observer(mode)
         self.training = mode
@@ -159,11 +159,11 @@ class FakeQuantised(nn.Module):
 
 
 def prepare(student: nn.Module, example: Tensor) -> FakeQuantised:
-    """A fake-quantised copy of a student, in training mode.
+    """Return a fake-quantised copy of a student, in training mode.
 
-    `prepare_qat_pt2e` without its fusion of convolution and batch norm, which costs seconds here and a minute in
-    `convert_pt2e`. With symmetric weights a channel it changes nothing: quantising w k with the scale s |k| is
-    quantising w with s.
+    This is `prepare_qat_pt2e` without its fusion of convolution and batch norm, which takes seconds here and a minute
+    in `convert_pt2e`. With symmetric weights per channel the fusion changes nothing: quantising w k with the scale s
+    |k| is quantising w with s.
 
     Args:
         student: on the CPU; not changed.
@@ -175,25 +175,25 @@ def prepare(student: nn.Module, example: Tensor) -> FakeQuantised:
 
 
 def convert(trained: FakeQuantised, example: Tensor) -> fx.GraphModule:
-    """A copy with integer weights, quantise and dequantise nodes, and no batch norm: to be exported.
+    """Return a copy to export, with integer weights, quantise and dequantise nodes, and no batch norm.
 
     Args:
-        trained: of `prepare`, after at least one forward pass in training mode.
+        trained: from `prepare`, after at least one forward pass in training mode.
         example: (batch, channels, height, width), its input.
     """
     graph = copy.deepcopy(trained).cpu().eval().requires_grad_(False).graph
     _fold_norms(graph)
-    graph(example)  # the weights' observers see what was folded; those of activations are off
+    graph(example)  # updates the weights' observers after folding; those of activations are off
     converted: fx.GraphModule = convert_pt2e(graph)
     return converted
 
 
 def _fold_norms(graph: fx.GraphModule) -> None:
-    """Folds each batch norm into its convolution's weight and bias, in place."""
+    """Fold each batch norm into its convolution's weight and bias, in place."""
     for norm in [node for node in graph.graph.nodes if node.target is NORM]:
         conv, statistics, eps = norm.args[0], norm.args[1:5], norm.args[7]
         gamma, beta, mean, variance = (_value(graph, node) for node in statistics)
-        weight = _value(graph, conv.args[1].args[0])  # below its fake-quantise
+        weight = _value(graph, conv.args[1].args[0])  # the input of its fake-quantise node
         bias = _value(graph, conv.args[2]) if len(conv.args) > 2 else None
         folded, shift = fuse_conv_bn_weights(weight, bias, mean, variance, eps, gamma, beta)
         weight.data = folded.data
@@ -210,7 +210,7 @@ def _fold_norms(graph: fx.GraphModule) -> None:
 
 
 def _value(graph: fx.GraphModule, node: fx.Node | None) -> Any:
-    """The parameter or buffer that a node stands for."""
+    """Return the parameter or buffer of a node."""
     if node is None:
         return None
     module, _, name = str(node.target).rpartition(".")
@@ -218,12 +218,12 @@ def _value(graph: fx.GraphModule, node: fx.Node | None) -> Any:
 
 
 class QuantisedFeatures(nn.Module):
-    """A teacher whose last feature map is quantised (Wei et al., arXiv 1805.02152): uniformly over [0, top].
+    """A teacher with its last feature map quantised uniformly over [0, top] (Wei et al., arXiv 1805.02152).
 
     Args:
-        teacher: its classifier's input is the feature map, not negative.
+        teacher: the input of its classifier is the feature map, which is not negative.
         top: the largest feature.
-        bits: of a feature.
+        bits: per feature.
     """
 
     def __init__(self, teacher: nn.Module, top: float, bits: int) -> None:
@@ -231,7 +231,7 @@ class QuantisedFeatures(nn.Module):
         self.teacher, self.top, self.levels = teacher, top, 2**bits - 1
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, classes), of the quantised features."""
+        """Return logits, (batch, classes), of the quantised features."""
         handle = networks.classifier(self.teacher).register_forward_pre_hook(
             lambda _, inputs: (self.quantise(inputs[0]),)
         )
@@ -242,5 +242,5 @@ class QuantisedFeatures(nn.Module):
         return logits
 
     def quantise(self, features: Tensor) -> Tensor:
-        """Each feature at the nearest of its levels."""
+        """Round each feature to the nearest level."""
         return torch.fake_quantize_per_tensor_affine(features, self.top / self.levels, 0, 0, self.levels)

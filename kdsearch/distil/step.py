@@ -1,4 +1,4 @@
-"""One training step over images by index: the same on every device, and on CUDA captured in a graph and replayed."""
+"""One training step over images by index, the same on every device; on CUDA captured in a graph and replayed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from kdsearch.records import Precision
 
-EAGER_STEPS = 3  # before the capture: kernels are chosen, and the optimiser makes its states
+EAGER_STEPS = 3  # before the capture: kernels are chosen and the optimiser creates its states
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a network computes where speed counts: in training, and when a teacher is asked.
+    """Compute format of a network, in training and when a teacher is asked.
 
     Attributes:
         bf16: whether forward passes run under autocast to bfloat16; weights and losses stay float32.
-        memory: of images and of weights.
+        memory: memory format of images and weights.
     """
 
     bf16: bool
@@ -29,39 +29,39 @@ class Format:
 
     @property
     def precision(self) -> Precision:
-        """What forward passes compute in."""
+        """Precision of forward passes."""
         return "bfloat16" if self.bf16 else "float32"
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The context of a forward pass on a device."""
-        # torch's own costs a small student on a CPU a twentieth of its step even where it is off
+        """Return the context of a forward pass on a device."""
+        # torch's autocast, even disabled, costs a small student on a CPU a twentieth of its step
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def lay_out(self, images: Tensor) -> Tensor:
-        """A network's input, (batch, channels, height, width), as it is read fastest."""
+        """Return a network's input, (batch, channels, height, width), in the memory format."""
         return images.contiguous(memory_format=self.memory) if images.ndim == 4 else images
 
 
 def usual_precision(device: torch.device) -> Precision:
-    """What convolutions compute in where nothing was timed: bfloat16 on CUDA where the device has it, else float32."""
+    """Return the default precision of convolutions: bfloat16 on CUDA devices that support it, else float32."""
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
 def convolves(network: nn.Module) -> bool:
-    """Whether a network has convolutions of images."""
+    """Return whether a network has image convolutions."""
     return any(isinstance(module, nn.Conv2d) for module in network.modules())
 
 
 def format_for(network: nn.Module, device: torch.device, precision: Precision | None = None) -> Format:
-    """The format of a network: convolutions want channels last, and may compute in bfloat16; a dense network neither.
+    """Return a network's format: channels last and possibly bfloat16 for convolutions, neither for dense networks.
 
-    A CPU without bfloat16 instructions would be ten times slower with it, and small dense layers on CUDA are bound by
-    launches, of which casts are more.
+    On a CPU without bfloat16 instructions, bfloat16 would be ten times slower. Small dense layers on CUDA are bound by
+    kernel launches, which casts add to.
 
     Args:
         network: to be trained or asked.
         device: where it is.
-        precision: of convolutions (`distil.precision` chooses it); None: the usual one of the device.
+        precision: of convolutions (chosen by `distil.precision`); None: the device's default.
     """
     if not convolves(network):
         return Format(False, torch.contiguous_format)
@@ -69,17 +69,17 @@ def format_for(network: nn.Module, device: torch.device, precision: Precision | 
 
 
 class Steps:
-    """Takes steps: `take` as it is, or on CUDA as a graph of all its kernels, captured once and replayed.
+    """Takes training steps: directly, or on CUDA as a graph of all their kernels, captured once and replayed.
 
-    The first steps of a training are taken as they are, which warms up what a capture needs warm; a last batch of
-    another size is, too. So no step is taken twice and none is lost: a captured training is the plain one, but for
-    rounding where kernels are chosen anew. What changes from step to step lies in tensors: indices, rate and epoch.
+    The first steps of a training are taken directly, which warms up what a capture needs; so is a last batch of another
+    size. No step is taken twice or lost, so a captured training equals the plain one, but for rounding if kernels are
+    chosen anew. Everything that changes from step to step is in tensors: indices, rate and epoch.
 
     Args:
-        take: a step from indices, (batch,) int64, and views, (batch,) int64; it must not wait for the device.
-        batch_size: of the batches that are captured.
-        device: where the indices are.
-        capture: whether a graph is wanted on CUDA.
+        take: takes a step from indices, (batch,) int64, and views, (batch,) int64; must not wait for the device.
+        batch_size: of the captured batches.
+        device: of the indices.
+        capture: whether to capture a graph on CUDA.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Steps:
         self._chosen, self._drawn = (torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in range(2))
 
     def __call__(self, chosen: Tensor, drawn: Tensor) -> None:
-        """Takes a step.
+        """Take a step.
 
         Args:
-            chosen: (batch,), int64: which images.
-            drawn: (batch,), int64: which view of each.
+            chosen: (batch,), int64: indices of the images.
+            drawn: (batch,), int64: the view of each.
         """
         if not self._wanted or len(chosen) != len(self._chosen):
             self._take(chosen, drawn)
@@ -115,7 +115,7 @@ class Steps:
         self._graph.replay()
 
     def _aside(self, call: Callable[[], None]) -> None:
-        """Runs a call on the stream that the capture will be made on."""
+        """Run a call on the stream of the capture."""
         self._stream = self._stream or torch.cuda.Stream(self._device)
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
@@ -124,14 +124,14 @@ class Steps:
         current.wait_stream(self._stream)
 
     def _capture(self) -> bool:
-        """Captures a step without taking it; whether it could be captured."""
+        """Capture a step without taking it; return whether that was possible."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._take(self._chosen, self._drawn)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # a network from elsewhere may wait for the device within its forward pass
+        except RuntimeError as error:  # a user's network may wait for the device in its forward pass
             reason = str(error).splitlines()[0]
             warnings.warn(f"a step that cannot be captured in a CUDA graph runs as it is: {reason}", stacklevel=2)
             self._wanted = False

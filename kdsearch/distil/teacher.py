@@ -1,4 +1,4 @@
-"""The teacher: trained once, found again by its fingerprint, its answers to the training set asked once."""
+"""The teacher: trained once, cached by its fingerprint, and asked once for its answers to the training set."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kdsearch.stats import proportion_interval
 from kdsearch.system import files, machine
 
 FACTS = "facts"
-NETWORK = ("family", "build", "options", "mean", "std", "size")  # keys of [teacher] that say what is computed
+NETWORK = ("family", "build", "options", "mean", "std", "size")  # keys of [teacher] that decide the computation
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Teacher:
 
     Attributes:
         network: in evaluation mode, on the split's device.
-        prepare: from images of bytes to its input.
-        facts: what the report says of it.
-        precision: that its convolutions answer in; None: the usual one of the device.
+        prepare: preprocessing, from image bytes to its input.
+        facts: for the report.
+        precision: of its convolutions when it is asked; None: the device's default.
     """
 
     network: nn.Module
@@ -51,12 +51,12 @@ class Teacher:
     precision: Precision | None = None
 
     def view_answers(self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None) -> ViewAnswers:
-        """Its answers to the augmented views of images, to be filled as views are drawn.
+        """Return the table of its answers to augmented views of images, filled as views are drawn.
 
         Args:
-            data: images, on its device, and their labels.
-            augment: whose views there are.
-            begins: images that the data begin with, whose answers are taken over; None: none.
+            data: images on its device, and their labels.
+            augment: defines the views.
+            begins: images at the beginning of the data, whose answers are reused; None: none.
         """
         return view_answers.obtain(
             self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint,
@@ -66,18 +66,18 @@ class Teacher:
     def answers_to_shown(
         self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None
     ) -> Answers | ViewAnswers:
-        """Its answers to what a student sees of images: the images, or their views where the recipe augments."""
+        """Return its answers to what a student sees: the images, or their views if the recipe augments."""
         if views.count(augment) == 1:
             return self.answers(data)
         return self.view_answers(data, augment, begins=begins)
 
     def answers(self, data: ImageSet, *, network: nn.Module | None = None, kind: str = "") -> Answers:
-        """Its answers to images, from the cache where it was asked before.
+        """Return its answers to images, from the cache if possible.
 
         Args:
-            data: images, on its device, and their labels.
-            network: a changed form of it that is to answer; None: itself.
-            kind: what that form is called in the cache.
+            data: images on its device, and their labels.
+            network: a modified form of it to ask; None: itself.
+            kind: name of that form in the cache.
 
         Raises:
             KdsearchError: the cache cannot be written.
@@ -91,7 +91,7 @@ class Teacher:
 
 
 def fingerprint(spec: TeacherSpec, split: Split) -> str:
-    """Hash of data, network, recipe and seed, or of data, network and the weights given; 16 hexadecimal digits.
+    """Return a hash of data and network with recipe and seed, or with the given weights; 16 hexadecimal digits.
 
     Raises:
         TeacherError: the weights cannot be read.
@@ -121,27 +121,27 @@ def _folder(name: str) -> Path:
 
 
 def cached_file(spec: TeacherSpec, split: Split) -> Path:
-    """Where this teacher is kept, whether or not it is there yet."""
+    """Return the file of this teacher in the cache, existing or not."""
     return _folder("teachers") / f"{spec.title.replace(':', '.')}-{fingerprint(spec, split)}.safetensors"
 
 
 def obtain(
     spec: TeacherSpec, split: Split, *, precision: Precision | None = None, progress: Progress | None = None
 ) -> Teacher:
-    """The study's teacher: from the cache, else from its `weights`, else trained; then kept in the cache.
+    """Return the study's teacher: from the cache, else from its `weights`, else trained; then cached.
 
-    Processes that want the same teacher at once wait for the first one.
+    Processes that need the same teacher at once wait for the first one.
 
     Args:
         spec: `[teacher]` of a study.
         split: the study's data on the device to use.
-        precision: that its convolutions are trained and asked in; None: the usual one of the device. One that is kept
-            is taken whatever it was trained in.
-        progress: told of the training.
+        precision: of its convolutions in training and when it is asked; None: the device's default. A cached teacher is
+            used whatever its training precision.
+        progress: receives the training's events.
 
     Raises:
-        TeacherError: a function, network or weights that do not fit, a training that did not stay finite, or a teacher
-            that the user brought and that is near chance (`check_accuracy`).
+        TeacherError: a function, network or weights do not fit, the training did not stay finite, or a teacher that the
+            user brought is near chance (`check_accuracy`).
     """
     progress = progress or Progress()
     path = cached_file(spec, split)
@@ -167,7 +167,7 @@ def obtain(
 def has_answered(
     spec: TeacherSpec, split: Split, augment: Augment, network: nn.Module, precision: Precision | None
 ) -> bool:
-    """Whether all that the teacher says of the training images is kept from an earlier study."""
+    """Return whether all the teacher's answers to the training images are cached from an earlier study."""
     if views.count(augment) > 1:
         return False  # a table of views is filled as they are drawn
     name = fingerprint(spec, split)
@@ -175,13 +175,13 @@ def has_answered(
 
 
 def check_accuracy(facts: TeacherFacts, split: Split) -> None:
-    """Refuse a teacher that is not surely better than always naming the most frequent class.
+    """Refuse a teacher that is not significantly better than always predicting the most frequent class.
 
-    It is refused unless all of the 95 % interval of its validation accuracy (Wilson's) lies above that class's share of
-    the validation images. Without validation images there is nothing to go by.
+    The whole 95 % interval (Wilson's) of its validation accuracy must lie above that class's share of the validation
+    images. Without validation images nothing is checked.
 
     Raises:
-        TeacherError: it is not.
+        TeacherError: it is not better.
     """
     if facts.validation_accuracy is None:
         return
@@ -198,11 +198,11 @@ def check_accuracy(facts: TeacherFacts, split: Split) -> None:
 
 
 def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
-    """The teacher's network as it is before training or weights, on the split's device.
+    """Return the teacher's network before training or weights, on the split's device.
 
     Raises:
         StudyFileError: its family is unknown.
-        TeacherError: its function cannot be found or fails, or its network makes no logits of the data's classes.
+        TeacherError: its function is missing or fails, or its network does not return logits of the data's classes.
     """
     device = split.train.labels.device
     with machine.seeded(machine.derive_seed("teacher", spec.seed), torch.device("cpu")):
@@ -250,7 +250,7 @@ def _checkpoint(spec: TeacherSpec, split: Split, precision: Precision | None, pr
 def _train(
     network: nn.Module, spec: TeacherSpec, split: Split, precision: Precision | None, progress: Progress
 ) -> float:
-    """Trains the teacher, from its checkpoint on where an earlier training was interrupted; seconds in all."""
+    """Train the teacher, resuming from its checkpoint if there is one; return the seconds in all."""
     recipe = spec.recipe
     assert recipe is not None, "a teacher without weights has a recipe"
     lesson = train.Lesson(
@@ -267,7 +267,7 @@ def _train(
 
     def begin(state: train.State | None) -> tuple[train.Run, float]:
         before = 0.0 if state is None else float(state["seconds"])
-        # A teacher is taken as its recipe leaves it: nothing is chosen by validation, so none is run on the way.
+        # The teacher is taken as its recipe leaves it: validation chooses nothing, so it is not run on the way.
         return train.train(network, lesson, recipe, validate=lambda _: math.nan, state=state and state["run"]), before
 
     progress.teacher_started(spec.title, recipe.epochs)
@@ -292,7 +292,7 @@ def _save(teacher: Teacher, path: Path) -> None:
 
 
 def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress) -> Teacher | None:
-    """The teacher that the file holds; None where there is none or it is broken (then it is made again)."""
+    """Return the teacher in a file; None if it is missing or broken, then the teacher is made again."""
     if not path.is_file():
         return None
     device = split.train.labels.device

@@ -1,4 +1,4 @@
-"""The one epoch loop: a generator that yields each epoch's record; whoever drives it prints, prunes, saves or stops."""
+"""The training loop: an iterator over epochs, whose consumer prints, prunes, saves or stops."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from kdsearch.system import machine
 
 @dataclass(frozen=True)
 class Batch:
-    """What the loss of a batch may look at.
+    """The inputs of a batch's loss.
 
     Attributes:
         logits: (batch, classes), the student's.
         labels: (batch,), int64.
-        teacher_logits: (batch, classes), or None where the lesson has none.
+        teacher_logits: (batch, classes), or None if the lesson has none.
         epoch: (), counted from 1: a tensor, so that a captured step sees it change.
-        embedding: (batch, features), the input of the student's classifier; None where the lesson has no teacher norms.
-        teacher_norms: (batch,), lengths of the teacher's embeddings, or None.
+        embedding: (batch, features), the input of the student's classifier; None if the lesson has no teacher norms.
+        teacher_norms: (batch,), norms of the teacher's embeddings, or None.
     """
 
     logits: Tensor
@@ -43,33 +43,35 @@ class Batch:
 
 
 Loss = Callable[[Batch], Tensor]
-"""From a batch to a scalar."""
+"""Function from a batch to a scalar."""
 
 State = dict[str, Any]
-"""A training's state: dicts and lists of tensors and plain values."""
+"""A training's state: dicts and lists of tensors and JSON values."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a network is taught with.
+    """The data, loss and length of a network's training.
 
     Attributes:
         data: images and labels on their device.
-        prepare: from images of bytes to the network's input.
+        prepare: preprocessing, from image bytes to the network's input.
         loss: the loss of a batch.
-        teacher_logits: (count, classes) in the order of `data`, where the recipe augments (count, views, classes) with
+        teacher_logits: (count, classes) in the order of `data` or, if the recipe augments, (count, views, classes) with
             as many views as are shown (`views.shown`), or None.
-        teacher_norms: (count,) or (count, views), lengths of the teacher's embeddings, or None: then no loss sees an
+        teacher_norms: (count,) or (count, views), norms of the teacher's embeddings, or None: then losses get no
             embedding.
-        before_epoch: told the order of the images, (count,), and the view of each, its place in the pool where there is
-            one, before they are used; or None.
-        companion: what is trained along with the network and thrown away after, such as a map between embeddings.
+        before_epoch: called before each epoch with the order of the images, (count,), and the view of each (its place
+            in the pool, if there is one); or None.
+        companion: a module trained together with the network and discarded afterwards, such as a map between
+            embeddings.
         epochs, batch_size: length and step of the training.
         seed: of the order of images and views, and of dropout.
-        threads: CPU threads inside an operation; None: as many as torch takes.
-        capture: whether a step may be captured in a CUDA graph: it may where the network never waits for the device.
-        precision: that convolutions compute in; None: the usual one of the device.
-        on_step: told, before each step, how many steps are done.
+        threads: CPU threads per operation; None: torch's default.
+        capture: whether a step may be captured in a CUDA graph, which requires that the network never waits for the
+            device.
+        precision: of convolutions; None: the device's default.
+        on_step: called before each step with the number of steps done.
     """
 
     data: ImageSet
@@ -89,15 +91,15 @@ class Lesson:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps an epoch; a last batch of one image is left out, for batch norm cannot take it."""
+        """Optimiser steps per epoch; a last batch of one image is left out, as batch norm does not accept it."""
         whole, rest = divmod(len(self.data), self.batch_size)
         return max(1, whole + (rest > 1))
 
 
 def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor]:
-    """A permutation of the images, and a view for each place in it; drawn on the CPU, so alike on every device.
+    """Return a permutation of the images and a view for each; drawn on the CPU, so equal on every device.
 
-    A view is given by its place in the image's pool, where there are pools.
+    If there are pools, a view is given by its place in the image's pool.
     """
     generator = torch.Generator().manual_seed(machine.derive_seed("order", lesson.seed, epoch))
     order = torch.randperm(len(lesson.data), generator=generator)
@@ -110,7 +112,7 @@ def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor
 
 
 def _of(table: Tensor | None, chosen: Tensor, drawn: Tensor | None) -> Tensor | None:
-    """The teacher's rows of images or, where they were drawn, of their views, float32."""
+    """Return the teacher's rows, float32, of images or, if views were drawn, of these."""
     if table is None:
         return None
     return table.index_select(0, chosen) if drawn is None else table[chosen, drawn].float()
@@ -125,16 +127,16 @@ def forward(
     epoch: Tensor,
     form: Format,
 ) -> Batch:
-    """A forward pass, with all that the lesson's loss may look at, float32.
+    """Run a forward pass; return the inputs of the lesson's loss, float32.
 
     Args:
         network: in training mode.
         images: (batch, channels, height, width), its input.
         lesson: what it is taught with.
-        chosen: (batch,), int64: which images of the lesson's data these are.
-        drawn: (batch,), int64: which view of each, None where the recipe does not augment.
+        chosen: (batch,), int64: indices of these images in the lesson's data.
+        drawn: (batch,), int64: the view of each; None if the recipe does not augment.
         epoch: (), counted from 1.
-        form: how the network computes.
+        form: the network's format.
     """
     labels = lesson.data.labels.index_select(0, chosen)
     targets, norms = (_of(table, chosen, drawn) for table in (lesson.teacher_logits, lesson.teacher_norms))
@@ -146,10 +148,10 @@ def forward(
 
 
 class Training:
-    """A training under way: network, optimiser, and what a step writes for the host to read at an epoch's end.
+    """A training in progress: network, optimiser, and the tensors that a step writes for the host to read per epoch.
 
     Args:
-        network: on the lesson's device; its weights are laid out anew.
+        network: on the lesson's device; its memory layout is changed.
         lesson: data, loss and length.
         recipe: optimiser, rate and augmentation.
     """
@@ -166,10 +168,10 @@ class Training:
         self._optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
         self._epoch = torch.zeros((), device=self._device)
         self._total = torch.zeros((), device=self._device)
-        # schedule-free SGD counts its steps on the host; a network may say that it waits for the device itself
+        # schedule-free SGD counts its steps on the host; a network may declare that it waits for the device
         capture = lesson.capture and recipe.optimizer != "schedulefree" and getattr(network, "capturable", True)
         self._steps = Steps(self._step, batch_size=lesson.batch_size, device=self._device, capture=capture)
-        # images that lie in a file are fetched beside the steps, into the place that a captured step reads
+        # images in a file are fetched during the steps, into the tensor that a captured step reads
         self._fetched: Tensor | None = None
         if isinstance(lesson.data.images, Stored):
             size = (lesson.batch_size, *lesson.data.images.shape[1:])
@@ -177,9 +179,9 @@ class Training:
         self._shown = shown_weights(self._optimizer, network, recipe, lesson.steps, self._inputs)
 
     def epoch(self, epoch: int) -> float:
-        """Trains an epoch, counted from 1; the mean loss of its batches, NaN where a weight is not finite.
+        """Train an epoch, counted from 1; return the mean loss of its batches, NaN if a weight is not finite.
 
-        The network then holds the weights that stand for the training so far; no host waits for the device before.
+        Afterwards the network holds the weights that represent the training so far. The host waits for the device once.
         """
         lesson, recipe = self._lesson, self._recipe
         order, drawn = _order(lesson, recipe.augment, epoch)
@@ -208,22 +210,22 @@ class Training:
         return torch.where(finite, self._total / steps, torch.nan).item()  # the epoch's only wait for the device
 
     def _fetch(self, order: Tensor, parts: list[slice]) -> Iterator[Tensor | None]:
-        """The images of each batch, read ahead, where they lie in a file; None where a step finds them in memory."""
+        """Yield the images of each batch, read ahead, if they are in a file; None if a step finds them in memory."""
         images = self._lesson.data.images
         if not isinstance(images, Stored):
             return iter([None] * len(parts))
-        places = order.cpu()  # once an epoch
+        places = order.cpu()  # once per epoch
         return images.batches(places[part] for part in parts)
 
     def _images(self, chosen: Tensor, drawn: Tensor, fetched: Tensor | None = None) -> Tensor:
-        """The network's input for views of images."""
-        # index_select: several times as fast as images[chosen] on a CPU
+        """Return the network's input for views of images."""
+        # index_select is several times as fast as images[chosen] on a CPU
         shown = self._lesson.data.images.index_select(0, chosen) if fetched is None else fetched[: len(chosen)]
         which = drawn if self._pool is None else self._pool[chosen, drawn].long()
         return self._lesson.prepare(views.make(shown, which, self._recipe.augment))
 
     def _step(self, chosen: Tensor, drawn: Tensor) -> None:
-        """Views, forward, loss, backward, optimiser; nothing here waits for the device."""
+        """Take a step: views, forward, loss, backward, optimiser; without waiting for the device."""
         which = drawn if self._augmented else None
         images = self._images(chosen, drawn, self._fetched)
         batch = forward(self._network, images, self._lesson, chosen, which, self._epoch, self._form)
@@ -234,7 +236,7 @@ class Training:
         self._total += loss.detach()
 
     def state_dict(self) -> State:
-        """All that the next epoch depends on but its number: weights, optimiser, averages; taken between two epochs."""
+        """Return the state that, with its number, determines the next epoch: weights, optimiser, averages."""
         return {
             "weights": self._tensors(),
             "optimizer": self._optimizer.state_dict(),
@@ -242,10 +244,10 @@ class Training:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Goes on from a state of `state_dict`, in place.
+        """Resume from a state of `state_dict`, in place.
 
         Raises:
-            ValueError: it is of another network or recipe; nothing was changed.
+            ValueError: the state belongs to another network or recipe; nothing was changed.
         """
         own, given = self._tensors(), state["weights"]
         if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in given.items()}:
@@ -259,7 +261,7 @@ class Training:
         self._shown.load_state_dict(state["shown"])
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the network and its companion by name, buffers that no file holds included."""
+        """Return parameters and buffers of the network and its companion by name, non-persistent buffers included."""
         modules = {"network": self._network, "companion": self._lesson.companion or nn.Identity()}
         return {
             f"{prefix}.{name}": tensor.detach()
@@ -268,7 +270,7 @@ class Training:
         }
 
     def _inputs(self, count: int) -> list[Tensor]:
-        """At most so many batches of inputs, the same ones each time."""
+        """Return up to `count` input batches, the same ones each time."""
         order, drawn = _order(self._lesson, self._recipe.augment, 0)
         taken = min(count, self._lesson.steps) * self._lesson.batch_size
         parts = (each[:taken].split(self._lesson.batch_size) for each in (order, drawn))
@@ -276,7 +278,7 @@ class Training:
 
 
 def _check_views(lesson: Lesson, recipe: Recipe) -> None:
-    """Refuses logits of images as they are for a recipe that shows other views: they would be stale."""
+    """Refuse teacher logits of unaugmented images if the recipe augments: they would belong to other inputs."""
     many = views.shown(recipe.augment)
     expected = (len(lesson.data), many) if views.count(recipe.augment) > 1 else (len(lesson.data),)
     for table, rank in ((lesson.teacher_logits, len(expected) + 1), (lesson.teacher_norms, len(expected))):
@@ -288,20 +290,20 @@ def _check_views(lesson: Lesson, recipe: Recipe) -> None:
 
 
 class Run(Iterator[EpochRecord]):
-    """A training as an iterator: an epoch is trained when its record is asked for.
+    """A training as an iterator: each record requested trains an epoch.
 
-    Between two epochs its state can be taken; a run of the same network, lesson and recipe that is given that state
-    goes on from there and ends, on a CPU, with the same weights bit by bit.
+    Between two epochs its state can be taken; a run of the same network, lesson and recipe that resumes from it ends,
+    on a CPU, with bitwise the same weights.
 
     Args:
-        network, lesson, recipe, validate: as of `train`.
-        state: of `state_dict`, on any device; None: from the beginning.
+        network, lesson, recipe, validate: see `train`.
+        state: from `state_dict`, on any device; None: from the beginning.
 
     Attributes:
-        done: epochs so far.
+        done: number of epochs so far.
 
     Raises:
-        ValueError: as of `train`.
+        ValueError: see `train`.
     """
 
     def __init__(
@@ -325,7 +327,7 @@ class Run(Iterator[EpochRecord]):
             self.done = int(state["epoch"])
 
     def __next__(self) -> EpochRecord:
-        """Trains an epoch.
+        """Train an epoch.
 
         Raises:
             TrialError: the loss or the weights are not finite.
@@ -351,10 +353,10 @@ class Run(Iterator[EpochRecord]):
         return EpochRecord(epoch, loss, accuracy, seconds, self._training.asking)
 
     def state_dict(self) -> State:
-        """The state between two epochs; its tensors are those that the training goes on with, no copies.
+        """Return the state between two epochs; its tensors are not copied.
 
         `checkpoint.save` writes it, `copy.deepcopy` keeps it. The order of images and views, dropout and the learning
-        rate follow from the seed and the epoch's number, so no generator's state is part of it.
+        rate follow from the seed and the epoch's number, so no generator's state is needed.
         """
         return {"epoch": self.done, "training": self._training.state_dict()}
 
@@ -367,21 +369,21 @@ def train(
     validate: Callable[[nn.Module], float],
     state: State | None = None,
 ) -> Run:
-    """Trains a network, an epoch each time the next record is asked for.
+    """Return the training of a network, which runs an epoch for each record requested.
 
     Args:
         network: on the lesson's device; trained in place.
         lesson: data, loss and length.
         recipe: optimiser, rate and augmentation.
-        validate: accuracy of the network on the validation set, a fraction.
-        state: of a run that stopped (`Run.state_dict`), to go on from; None: from the beginning.
+        validate: returns the network's accuracy on the validation set, a fraction.
+        state: of an interrupted run (`Run.state_dict`) to resume; None: from the beginning.
 
     Returns:
-        An iterator over the record of each epoch that is left, from epoch 1 on without a state.
+        An iterator over the records of the remaining epochs, from epoch 1 without a state.
 
     Raises:
         TrialError: the loss or the weights are not finite.
-        ValueError: the lesson's teacher's logits or norms are not of every view that the recipe shows, or the state is
-            of another network or recipe; nothing was changed then.
+        ValueError: the lesson lacks teacher logits or norms for some of the recipe's views, or the state belongs to
+            another network or recipe; nothing was changed then.
     """
     return Run(network, lesson, recipe, validate=validate, state=state)

@@ -1,4 +1,4 @@
-"""A teacher's answers to the augmented views of images: asked once each, as they are drawn, and kept on disk."""
+"""A teacher's answers to augmented views of images: computed once each, as they are drawn, and kept on disk."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from kdsearch.records import Precision
 from kdsearch.spec import Augment
 from kdsearch.system import files, machine
 
-KEEP_SECONDS = 300.0  # between two writes of a table that can have 200 MB, where nothing much was asked meanwhile
-ASKED_SECONDS = 10.0  # of asking that are not to be lost, nor done by another worker again: then the table is written
-WRITE_SHARE = 20.0  # times what a write took, in seconds of asking, before the next
+KEEP_SECONDS = 300.0  # between two writes of a table of up to 200 MB, if little was asked meanwhile
+ASKED_SECONDS = 10.0  # of asking that must not be lost or repeated by another worker: then the table is written
+WRITE_SHARE = 20.0  # seconds of asking before the next write, as a multiple of the last write's duration
 
 
 class ViewAnswers:
-    """What a frozen teacher says of the views of its images, a view at a time as they are drawn.
+    """Table of a frozen teacher's answers to views of its images, filled as views are drawn.
 
-    A student is shown one of finitely many views, and reads that very view's logits: no teacher runs in a step, and
-    none of its answers is of another view. Filling as views are drawn never asks more than a teacher in the loop would,
-    and in a long search it asks each view once. Processes that share the folder find each other's answers there.
+    A student sees one of finitely many views and reads that view's own logits: no teacher runs in a training step. The
+    teacher is never asked more than it would be in the training loop, and in a long search only once per view.
+    Processes that share the folder share the answers.
 
     Attributes:
         logits: (count, views, classes), float16: 14 MB for CIFAR-10 with pools of 15 views, 162 MB with all views of
-            flips and shifts of 4 pixels. The second axis is the place in the pool, where there are pools.
-        norms: (count, views), float32, lengths of the embeddings.
-        known: (count, views), bool: which views were asked.
+            flips and shifts of 4 pixels. The second axis is the place in the pool, if there are pools.
+        norms: (count, views), float32, norms of the embeddings.
+        known: (count, views), bool: which views have been asked.
 
     Args:
-        ask: asks the teacher, of `frozen.ready`.
+        ask: computes the teacher's answers, from `frozen.ready`.
         data: images and labels.
-        prepare: from images of bytes to the network's input.
-        augment: whose views there are.
-        classes: how many logits there are.
-        path: where the table is kept.
-        plain: gives the teacher's answers to the images as they are; asked for the centres alone.
+        prepare: preprocessing, from image bytes to the network's input.
+        augment: defines the views.
+        classes: number of logits.
+        path: file of the table.
+        plain: returns the teacher's answers to the unaugmented images; used only for the centres.
     """
 
     def __init__(
@@ -68,24 +68,24 @@ class ViewAnswers:
         self.norms = torch.zeros(len(data), count, device=device)
         self.known = torch.zeros(len(data), count, dtype=torch.bool, device=device)
         self._asked = False
-        self._asking = 0.0  # seconds since the last write
-        self._write_seconds = 0.0  # of the last write
+        self._asking = 0.0  # seconds of asking since the last write
+        self._write_seconds = 0.0  # duration of the last write
         self._kept_at = time.monotonic()
-        self._seen: float | None = None  # when the file that was merged last had been written
+        self._seen: float | None = None  # modification time of the file that was merged last
         with files.locked(path):
             self._merge()
 
     @cached_property
     def centres(self) -> Tensor:
-        """(classes, features), float32: as of `Answers`, of the images as they are."""
+        """Class centres of the unaugmented images, (classes, features), float32 (see `Answers`)."""
         return self._plain().centres
 
     def fill(self, order: Tensor, drawn: Tensor, *, between: Callable[[], None] = lambda: None) -> None:
-        """Asks the teacher for those of these views that nobody asked before.
+        """Ask the teacher for those of these views that have not been asked before.
 
         Args:
-            order: (images,), int64: which images.
-            drawn: (images,), int64: which view of each, its place in the pool where there are pools.
+            order: (images,), int64: indices of images.
+            drawn: (images,), int64: the view of each, its place in the pool if there are pools.
             between: called before each batch.
         """
         if self.known[order, drawn].all():
@@ -100,11 +100,11 @@ class ViewAnswers:
             self._ask_for(indices, wanted)
             self._asking += time.monotonic() - begin
             if self._asking > max(ASKED_SECONDS, WRITE_SHARE * self._write_seconds):
-                with suppress(KdsearchError):  # `keep` says so after the trial
+                with suppress(KdsearchError):  # `keep` reports it after the trial
                     self.keep(now=True)
 
     def _ask_for(self, indices: Tensor, wanted: Tensor) -> None:
-        """Asks for a batch of views and waits for the device."""
+        """Ask for a batch of views and wait for the device."""
         which = wanted if self._pool is None else self._pool[indices, wanted].long()
         with torch.no_grad():
             images = views.make(self._data.images[indices], which, self._augment)
@@ -116,10 +116,10 @@ class ViewAnswers:
         machine.synchronize(self.known.device)
 
     def keep(self, *, now: bool = False) -> None:
-        """Writes the table together with what other processes have kept meanwhile, if it has grown.
+        """Write the table, merged with what other processes have written meanwhile, if it has grown.
 
         Args:
-            now: else only where the last time is minutes ago.
+            now: whether to write even if the last write is less than minutes ago.
 
         Raises:
             KdsearchError: it cannot be written.
@@ -136,19 +136,19 @@ class ViewAnswers:
         self._write_seconds = self._kept_at - begin
 
     def adopt(self, path: Path) -> None:
-        """Takes over what the table of this table's first images knows, if there is one; their pools are the same."""
+        """Copy the answers from the table of this data's first images, if there is one; their pools are the same."""
         with files.locked(path):
             self._merge(path)
         self._asked = bool(self.known.any())
 
     def _look(self) -> None:
-        """Takes over what another process has written since this one looked."""
+        """Merge what another process has written since the last look."""
         if _written(self._path) not in (None, self._seen):
             with files.locked(self._path):
                 self._merge()
 
     def _merge(self, path: Path | None = None) -> None:
-        """Takes over what a file, by default this table's own, knows beyond the table; a broken one is as none."""
+        """Merge a file, by default this table's own; a broken one is ignored."""
         source = path or self._path
         if not source.is_file():
             return
@@ -167,7 +167,7 @@ class ViewAnswers:
 
 
 def _written(path: Path) -> float | None:
-    """When a file was written; None where there is none."""
+    """Return a file's modification time; None if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -185,15 +185,15 @@ def obtain(
     precision: Precision | None = None,
     begins: ImageSet | None = None,
 ) -> ViewAnswers:
-    """The table of a teacher's answers to views, with what was kept of it.
+    """Return the table of a teacher's answers to views, with those kept on disk.
 
     Args:
         network: the teacher, on the images' device.
-        data, prepare, augment: as of `ViewAnswers`.
+        data, prepare, augment: see `ViewAnswers`.
         folder: of the cache.
-        name: of the teacher, its fingerprint; the file is named after it, the images, the precision and the views.
-        precision: of the teacher's convolutions; None: the usual one of the device.
-        begins: images that the data begin with and that may have a table of their own; None: there are none.
+        name: fingerprint of the teacher; names the file, together with the images, the precision and the views.
+        precision: of the teacher's convolutions; None: the device's default.
+        begins: images at the beginning of the data that may have a table of their own; None: none.
     """
 
     def path(images: ImageSet) -> Path:

@@ -1,4 +1,4 @@
-"""Weights as people save them: bare or wrapped, with the prefixes that wrappers leave, whole or broken."""
+"""Weight files as people save them: bare or in a checkpoint, with wrappers' prefixes, intact or broken."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ WRAPPERS = (  # keys that hold a state dict, the averaged one last
 )  # fmt: skip
 PREFIXES = ("module.", "model.", "network.", "net.")  # of DataParallel, Lightning and the like
 COMPILED = "_orig_mod."  # of torch.compile, anywhere in a key
-AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts with it, beside "module."
-KEYS_SHOWN = 3  # of weights that do not fit
+AVERAGED = "n_averaged"  # AveragedModel of torch.optim.swa_utils stores this counter, beside "module."
+KEYS_SHOWN = 3  # in the error about weights that do not fit
 AGAIN = "download it again"
 
 
 def load_weights(network: nn.Module, path: Path) -> list[str]:
-    """Loads weights into a network: safetensors, or what torch saved (`weights_only`).
+    """Load weights into a network, from safetensors or a torch file (`weights_only`).
 
-    A state dict inside a checkpoint is taken out of it, and the prefixes of wrappers are removed from its keys; whether
-    it fits then is for torch's strict `load_state_dict` to say.
+    A state dict inside a checkpoint is extracted, and wrappers' prefixes are removed from its keys; torch's strict
+    `load_state_dict` decides whether it fits.
 
     Returns:
-        Lines on what was unwrapped.
+        Lines about what was unwrapped.
 
     Raises:
         TeacherError: the file cannot be read or does not fit the network.
@@ -53,7 +53,7 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what a download left in the place of weights.
+    """Refuse files that a failed download left in place of weights.
 
     Raises:
         TeacherError: the file cannot be opened, or is empty, a Git LFS pointer or a web page.
@@ -77,10 +77,10 @@ def _check_file(path: Path) -> None:
 
 
 def _read(path: Path) -> Any:
-    """What a file of weights holds, on the CPU.
+    """Return the contents of a weight file, on the CPU.
 
     Raises:
-        TeacherError: it is broken, or is neither safetensors nor tensors that torch saved.
+        TeacherError: it is broken, or is neither safetensors nor tensors saved by torch.
     """
     with path.open("rb") as file:
         head = file.read(9)
@@ -96,12 +96,12 @@ def _read(path: Path) -> Any:
         if not is_zip:
             raise _foreign(path, error) from None
         raise _broken(path, error) from None
-    except Exception as error:  # unpickling raises anything
+    except Exception as error:  # unpickling may raise anything
         raise _foreign(path, error) from None
 
 
 def _harmless() -> list[Any]:
-    """What training scripts save beside weights and unpickling it runs no code: numbers of numpy, parsed arguments."""
+    """Return the types that training scripts save beside weights and whose unpickling runs no code."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")}
     names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
@@ -119,7 +119,7 @@ def _foreign(path: Path, error: Exception) -> TeacherError:
     name = type(error).__name__
     try:
         others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # it is no file of torch
+    except Exception:  # it is not a torch file
         others = []
     held = f"it holds {', '.join(others[:KEYS_SHOWN])}, and loading that could run code" if others else name
     if isinstance(error, pickle.UnpicklingError) and not others:
@@ -132,11 +132,11 @@ def _foreign(path: Path, error: Exception) -> TeacherError:
 
 
 def unwrapped(state: Any, own: set[str]) -> tuple[Any, list[str]]:
-    """A checkpoint's state dict with the prefixes of wrappers removed from its keys, and lines that say so.
+    """Return a checkpoint's state dict without wrappers' prefixes, and lines about what was removed.
 
     Args:
-        state: what a file held.
-        own: keys of the network's state dict: a prefix that it has itself stays.
+        state: the contents of a file.
+        own: keys of the network's state dict, whose own prefixes stay.
     """
     notes = []
     while isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
@@ -162,7 +162,7 @@ def unwrapped(state: Any, own: set[str]) -> tuple[Any, list[str]]:
 
 
 def _common(state: Mapping[str, Any], own: set[str]) -> str | None:
-    """The prefix of a wrapper that all keys have and none of the network's own."""
+    """Return a wrapper's prefix that all keys have and none of the network's own."""
     return next(
         (
             prefix
@@ -174,7 +174,7 @@ def _common(state: Mapping[str, Any], own: set[str]) -> str | None:
 
 
 def _misfits(network: nn.Module, state: Any) -> str:
-    """What of a state dict does not fit a network, the first keys named; empty where nobody can tell."""
+    """Describe how a state dict does not fit a network, with the first keys named; empty if unknown."""
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         return ""
     own = network.state_dict()

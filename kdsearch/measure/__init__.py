@@ -1,4 +1,4 @@
-"""What is measured of a network: accuracy, and one file a cost."""
+"""Measurements of a network: accuracy, and costs, one file each."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from kdsearch.records import Timing
 from kdsearch.system import plugins
 
 Cost = Callable[[nn.Module, nn.Module, Tensor], Timing]
-"""From teacher, student and a batch of input to the inference ratio."""
+"""Function from teacher, student and an input batch to the inference ratio."""
 
 COSTS = {"latency": "kdsearch.measure.latency:measure", "flops": "kdsearch.measure.flops:measure"}
 
 ONNX = "onnx"
-"""The cost of `deployed`, which is measured from bytes to logits, for an exported file holds both: no `Cost`."""
+"""Name of the cost in `deployed`. It is no `Cost`: an exported file includes preprocessing, so it takes raw bytes."""
 
 
 def cost_names() -> list[str]:
-    """Names of all costs, those of other packages too."""
+    """Return the names of all costs, plugins included."""
     return [*plugins.names("costs", COSTS), ONNX]
 
 
 def cost(name: str) -> Cost:
-    """The cost of that name.
+    """Return the cost of that name.
 
     Raises:
         StudyFileError: it is unknown, or its package is broken.
@@ -40,10 +40,10 @@ def cost(name: str) -> Cost:
 
 
 def checked(timing: object, name: str) -> Timing:
-    """What a cost returned, if it is an inference ratio.
+    """Return the result of a cost after checking that it is an inference ratio.
 
     Raises:
-        StudyFileError: it is none.
+        StudyFileError: it is not one.
     """
     if isinstance(timing, Timing) and 0 < timing.low <= timing.ratio <= timing.high < math.inf:
         return timing

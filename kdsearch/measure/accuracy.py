@@ -1,4 +1,4 @@
-"""Accuracy, and a network's outputs over a whole set."""
+"""Accuracy, and a network's logits over a whole set."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from kdsearch.data import Images, ImageSet
 
 BATCH = 500
-PIXELS = 2**21  # of a batch, at most: a layer of 64 channels at an image's full size takes 512 MB
+PIXELS = 2**21  # upper limit of a batch: a layer of 64 channels at full image size then takes 512 MB
 LEAST = 16
 
 
 def batch_of(images: Images) -> int:
-    """How many of these images make a batch that is scored at once: 500, fewer of more than 64x64 pixels."""
+    """Return the batch size for scoring these images: 500, fewer for more than 64x64 pixels."""
     return max(LEAST, min(BATCH, PIXELS // max(1, images.shape[-2] * images.shape[-1])))
 
 
 def logits(network: nn.Module, images: Images, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    """A network's outputs, in evaluation mode, over images of bytes.
+    """Return a network's logits, in evaluation mode, over images of bytes.
 
     Args:
         network: on the images' device; left in evaluation mode.
@@ -37,10 +37,10 @@ def logits(network: nn.Module, images: Images, prepare: Callable[[Tensor], Tenso
 
 
 def hits(network: nn.Module, data: ImageSet, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    """(images,), bool: whether the label has the largest logit."""
+    """Return which images have the largest logit at their label: (images,), bool."""
     return logits(network, data.images, prepare).argmax(1) == data.labels
 
 
 def accuracy(network: nn.Module, data: ImageSet, prepare: Callable[[Tensor], Tensor]) -> float:
-    """Fraction of the images whose label has the largest logit."""
+    """Return the fraction of images with the largest logit at their label."""
     return hits(network, data, prepare).float().mean(dtype=torch.float64).item()

@@ -1,4 +1,4 @@
-"""Networks as they are shipped, from images of bytes to logits; their ratio in ONNX Runtime on the CPU."""
+"""Networks as shipped, from image bytes to logits, and their ratio in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Prepared(nn.Module):
-    """A network with what makes its input before it: scaling and normalisation are in the file that is shipped.
+    """A network preceded by its preprocessing, so that scaling and normalisation are part of the shipped file.
 
     Args:
         network: takes float32.
-        split: says how bytes become that.
+        split: defines the preprocessing.
     """
 
     def __init__(self, network: nn.Module, split: Split) -> None:
@@ -32,14 +32,14 @@ class Prepared(nn.Module):
         self.scale, self.shift = 1.0 / (split.top * split.std), split.mean / split.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, classes), of images, (batch, channels, height, width), uint8."""
+        """Return logits, (batch, classes), of images, (batch, channels, height, width), uint8."""
         scaled = images.float() * self.scale
         logits: Tensor = self.network(scaled - self.shift if self.shift else scaled)
         return logits
 
 
 def require(what: str) -> None:
-    """Refuses what needs ONNX Runtime where it is not installed, before anything is trained.
+    """Refuse to go on without ONNX Runtime, before anything is trained.
 
     Raises:
         KdsearchError: a package is missing.
@@ -54,17 +54,17 @@ def require(what: str) -> None:
 
 
 def version() -> str:
-    """The runtime, as figures that were measured in it quote it."""
+    """Return the runtime's name and version, as quoted beside measurements."""
     return f"onnxruntime {machine.package_version('onnxruntime')}"
 
 
 def measure(teacher: nn.Module, student: nn.Module, split: Split, how: LatencySpec) -> Timing:
-    """The inference ratio of two networks, exported alike, in ONNX Runtime on the CPU.
+    """Measure the inference ratio of two networks, exported alike, in ONNX Runtime on the CPU.
 
     Args:
         teacher, student: not changed.
-        split: of the images timed, and of how they become input.
-        how: threads and images a batch.
+        split: gives the timed images and the preprocessing.
+        how: CPU threads and batch size.
     """
     from kdsearch.measure import onnx
 
@@ -77,7 +77,7 @@ def measure(teacher: nn.Module, student: nn.Module, split: Split, how: LatencySp
 
 
 def timed(teacher: Path, student: Path, batch: Tensor, how: LatencySpec) -> Timing:
-    """The ratio of two ONNX files that take a batch, (batch, channels, height, width), as it is."""
+    """Measure the ratio of two ONNX files on an input batch, (batch, channels, height, width)."""
     from kdsearch.measure import onnx
 
     def calls(path: Path) -> tuple[latency.Call, latency.Call]:

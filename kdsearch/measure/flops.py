@@ -1,4 +1,4 @@
-"""The ratio of counted operations: the deterministic stand-in for time, for tests and simulation."""
+"""Ratio of counted operations: a deterministic stand-in for time, for tests and simulation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdsearch.records import Timing
 
 
 def count(network: nn.Module, batch: Tensor) -> int:
-    """Operations of one forward pass, a multiply-add counted as 2; of matrix products and convolutions only."""
+    """Count the operations of a forward pass, a multiply-add as 2; only of matrix products and convolutions."""
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(batch)
@@ -18,7 +18,7 @@ def count(network: nn.Module, batch: Tensor) -> int:
 
 
 def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
-    """Teacher's operations / student's, exact, so its interval is a point."""
+    """Return the teacher's operations / the student's; exact, so the interval is a point."""
     of_teacher, of_student = count(teacher, batch[:1]), count(student, batch[:1])
     ratio = of_teacher / of_student
     return Timing(ratio, ratio, ratio, of_teacher, of_student, batch=1, pairs=0, kind="flops")

@@ -1,4 +1,4 @@
-"""One timing at a time on a device, and no training of ours beside it: readers and a writer, on two locked files."""
+"""A lock that keeps timings on a device apart from other timings and from training, using two locked files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kdsearch.system import machine
 
 try:
     import fcntl
-except ImportError:  # Windows: several workers of one machine are not kept apart there
+except ImportError:  # Windows: workers on one machine are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
-EVERY = 0.02  # seconds between two looks, from the steps of a training, whether somebody wants to time
+EVERY = 0.02  # seconds between two checks, during training, for a process that wants to time
 
 
 def _name(device: torch.device) -> str:
@@ -29,17 +29,18 @@ def _name(device: torch.device) -> str:
 
 
 class Gate:
-    """What a process does on a device, so that its timings and others' trainings do not meet.
+    """A readers-writer lock on a device between this user's processes: trainings share it, a timing has it alone.
 
-    Who trains holds `busy` shared. Who times takes `turn` for itself, which is the sign to the others, and then `busy`
+    A process that trains holds `busy` shared. One that times takes `turn` exclusively, which asks the others to pause,
+    and then `busy` exclusively once all have paused. Both are kernel locks, so a process that dies releases them.
     for itself, once all have paused. Both are locks of the kernel: a process that dies holds nothing.
 
     Args:
-        device: the locks are this device's, for all studies of this user on this machine.
-        folder: of the locks; None: one in the system's folder for temporary files, for a cache may be a network's.
+        device: the device of the locks, for all studies of this user on this machine.
+        folder: of the lock files; None: one in the system's temporary folder, as the cache may be on a network.
 
     Attributes:
-        paused: seconds that this process has waited for others' timings.
+        paused: seconds that this process has waited for the timings of others.
     """
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
@@ -51,7 +52,7 @@ class Gate:
             return
         owner = getattr(os, "getuid", lambda: 0)()
         folder = folder or Path(tempfile.gettempdir()) / f"kdsearch-{owner}"
-        with suppress(OSError):  # no such folder can be had: then workers are not kept apart
+        with suppress(OSError):  # without a writable folder workers are not kept apart
             folder.mkdir(mode=0o700, exist_ok=True)
             for kind in ("turn", "busy"):
                 file = os.open(folder / f"{_name(device)}.{kind}", os.O_RDWR | os.O_CREAT, 0o600)
@@ -64,7 +65,7 @@ class Gate:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Runs its body, which calls `step` now and then, while nobody times."""
+        """Run the body, which calls `step` regularly, while no process times."""
         self._enter()
         try:
             yield
@@ -73,13 +74,13 @@ class Gate:
 
     def _enter(self) -> None:
         begin = time.monotonic()
-        self._lock("turn", "SH")  # waits for whoever times
+        self._lock("turn", "SH")  # waits for a process that times
         self._lock("busy", "SH")
         self._lock("turn", "UN")
         self.paused += time.monotonic() - begin
 
     def step(self) -> None:
-        """Lets others time, if they want to; between two batches."""
+        """Pause for a process that waits to time; called between two batches."""
         now = time.monotonic()
         if now < self._next or "busy" not in self._files:
             return
@@ -87,7 +88,7 @@ class Gate:
         try:
             fcntl.flock(self._files["turn"], fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            machine.synchronize(self._device)  # what was sent to a GPU still runs there
+            machine.synchronize(self._device)  # queued work may still run on a GPU
             self._lock("busy", "UN")
             self._enter()
         else:
@@ -95,7 +96,7 @@ class Gate:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Runs its body, a timing, while nobody else of us times or trains on the device."""
+        """Run the body, a timing, while no other process of this user times or trains on the device."""
         self._lock("turn", "EX")
         try:
             self._lock("busy", "EX")

@@ -1,8 +1,8 @@
-"""The measured inference ratio of one sitting: teacher and student timed in turn, medians of paired ratios.
+"""The measured inference ratio of one sitting: teacher and student timed alternately, median of the paired ratios.
 
-How many pairs are taken is settled before the first one: to stop where the interval is narrow, or to keep the narrowest
-of several timings, makes an interval that covers less than it says. What one sitting cannot show is how far the next
-one lies from it: see `kdsearch.sittings`.
+The number of pairs is fixed before the first one: stopping at a narrow interval, or keeping the narrowest of several
+timings, would make intervals that cover less than they claim. The spread between sittings does not show within one: see
+`kdsearch.sittings`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from kdsearch.system import machine
 
 Call = Callable[[], object]
 Pairs = tuple[list[float], list[float]]
-"""Seconds a batch of teacher and student, pair by pair."""
+"""Seconds per batch of teacher and student, pair by pair."""
 
-MIN_PAIRS = 7  # from 6 on the range of the ratios is an interval of 95 % for their median
+MIN_PAIRS = 7  # from 6 pairs on, the range of the ratios is a 95 % interval of their median
 MAX_PAIRS = 31
-SITTING_SECONDS = 1.5  # of one sitting, unless fewest pairs take longer: more sittings tell more than longer ones
-SITTINGS, APART = 3, 2.0  # of a student that is timed for itself; seconds of rest between them
-SAMPLE_SECONDS = 0.004  # a sample repeats a call until it lasts at least this long: the clock is noisy below
-SAMPLE_SHARE = 0.1  # and this part of the other network's call: a moment of a busy machine is not what the other saw
+SITTING_SECONDS = 1.5  # of one sitting, if MIN_PAIRS do not take longer: more sittings are better than longer ones
+SITTINGS, APART = 3, 2.0  # of a student that is timed by itself; seconds of rest between sittings
+SAMPLE_SECONDS = 0.004  # a sample repeats a call for at least this long, below which the clock is noisy
+SAMPLE_SHARE = 0.1  # and for this share of the other network's call, so that a brief disturbance weighs alike in both
 ALONE_SECONDS = 0.001  # of a sample of single images: shorter than a busy machine's slices, so the median escapes them
 WARM_UP_CALLS = 2
-SLOW_SECONDS = 0.5  # a call of that length is warm after one
+SLOW_SECONDS = 0.5  # a call that takes this long needs no further warm-up
 
 
 def _seconds(call: Call, repeats: int, device: torch.device) -> float:
-    """Seconds a call, of `repeats` calls in a row."""
+    """Return the seconds per call, over `repeats` calls in a row."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -53,7 +53,7 @@ def _seconds(call: Call, repeats: int, device: torch.device) -> float:
 
 
 def _once(call: Call, device: torch.device) -> float:
-    """Seconds of a warm call; one that is slow is not called again to see that."""
+    """Return the seconds of a warm call; a slow one is called only once."""
     for _ in range(WARM_UP_CALLS):
         if (seconds := _seconds(call, 1, device)) > SLOW_SECONDS:
             return seconds
@@ -61,12 +61,12 @@ def _once(call: Call, device: torch.device) -> float:
 
 
 def _pairs(teacher: Call, student: Call, device: torch.device, least: float = SAMPLE_SECONDS) -> Pairs:
-    """Seconds of teacher and student, sampled in turn: as many pairs as fit in `SITTING_SECONDS`, within limits.
+    """Return alternating samples of teacher and student: as many pairs as fit in `SITTING_SECONDS`, within limits.
 
     Args:
         teacher, student: one inference of a batch each.
-        device: that they run on.
-        least: seconds that a sample lasts.
+        device: where they run.
+        least: minimum seconds of a sample.
     """
     once = _once(teacher, device), _once(student, device)
     sample = max(least, SAMPLE_SHARE * max(once))
@@ -78,23 +78,23 @@ def _pairs(teacher: Call, student: Call, device: torch.device, least: float = SA
 
 
 def sitting_seconds(teacher: float) -> float:
-    """About how long a sitting takes.
+    """Estimate the seconds of a sitting.
 
     Args:
         teacher: seconds of its call on a batch, most of a pair.
     """
     pair = (1 + SAMPLE_SHARE) * max(teacher, SAMPLE_SECONDS)
     fit = max(MIN_PAIRS, min(MAX_PAIRS, int(SITTING_SECONDS / pair)))
-    return fit * pair + 0.2  # the warm-up and single images
+    return fit * pair + 0.2  # 0.2: warm-up and single images
 
 
 def several(take: Callable[[], Timing]) -> Timing:
-    """A timing over `SITTINGS` sittings with a rest between them, and Student's interval over these.
+    """Time a student over `SITTINGS` sittings with rests between them, with Student's interval over these.
 
-    For a student that is timed for itself, where nothing else of a study comes between.
+    This is for a student that is timed by itself, without other work of a study between the sittings.
 
     Args:
-        take: one sitting.
+        take: takes one sitting.
     """
     timings = [take()]
     while len(timings) < SITTINGS:
@@ -104,11 +104,11 @@ def several(take: Callable[[], Timing]) -> Timing:
 
 
 def over_sittings(timings: Sequence[Timing], pooled: Spread | None = None) -> Timing:
-    """Several sittings of one student as one timing, with the interval over sittings (`stats.sittings_interval`).
+    """Combine the sittings of one student, with the interval over sittings (`stats.sittings_interval`).
 
     Args:
-        timings: at least one; one alone keeps its own interval.
-        pooled: how far sittings lie apart, over all students that were timed alike.
+        timings: at least one; a single one keeps its own interval.
+        pooled: spread between sittings, over all students that were timed alike.
     """
     if len(timings) == 1:
         return timings[0]
@@ -126,13 +126,13 @@ def over_sittings(timings: Sequence[Timing], pooled: Spread | None = None) -> Ti
 
 
 def compare(teacher: Call, student: Call, *, batch: int, kind: str, alone: tuple[Call, Call] | None = None) -> Timing:
-    """The ratio of two calls on the CPU, in any runtime, in turn, with freed memory kept between them.
+    """Measure the ratio of two calls on the CPU, in any runtime, alternately, with freed memory kept between them.
 
     Args:
         teacher, student: one inference of a batch each.
-        batch: its images.
-        kind: what the timing is called.
-        alone: one inference each of a single image, timed too where given.
+        batch: its number of images.
+        kind: name of the method in the timing.
+        alone: one inference of a single image each, timed too if given.
     """
     machine.keep_freed_memory()
     cpu = torch.device("cpu")
@@ -141,25 +141,25 @@ def compare(teacher: Call, student: Call, *, batch: int, kind: str, alone: tuple
 
 
 def _with_alone(found: Timing, pairs: Pairs) -> Timing:
-    """A timing with the seconds of single images beside it."""
+    """Return a timing with the seconds of single images added."""
     teacher, student = map(statistics.median, pairs)
     return dataclasses.replace(found, teacher_seconds_1=teacher, student_seconds_1=student)
 
 
 def summary(of_teacher: Sequence[float], of_student: Sequence[float], *, batch: int, kind: str) -> Timing:
-    """The ratio and its interval of seconds taken in pairs, at least one."""
+    """Return the ratio and its interval from seconds taken in pairs, at least one."""
     ratio, low, high = median_interval(ratios(of_teacher, of_student))
     middle = statistics.median(of_teacher), statistics.median(of_student)
     return Timing(ratio, low, high, *middle, batch=batch, pairs=len(of_teacher), kind=kind)
 
 
 def ratios(of_teacher: Sequence[float], of_student: Sequence[float]) -> list[float]:
-    """Teacher's seconds / student's, pair by pair."""
+    """Return the teacher's seconds / the student's, pair by pair."""
     return [t / s for t, s in zip(of_teacher, of_student, strict=True)]
 
 
 def _graphed(network: nn.Module, batch: Tensor) -> Call:
-    """One forward pass as a CUDA graph: what a deployed runtime replays."""
+    """Return a forward pass as a CUDA graph, which is what a deployed runtime replays."""
     static = batch.clone()
     side = torch.cuda.Stream(device=batch.device)
     side.wait_stream(torch.cuda.current_stream(batch.device))
@@ -172,25 +172,26 @@ def _graphed(network: nn.Module, batch: Tensor) -> Call:
         network(static)
 
     def replay() -> None:
-        assert static.numel()  # the graph reads this memory: it has to live as long as the graph
+        assert static.numel()  # the graph reads this memory, which has to live as long as the graph
         graph.replay()
 
     return replay
 
 
 def _alike(*networks: nn.Module) -> None:
-    """Evaluation mode, and weights laid out alike: training lays them out for its own speed."""
+    """Set evaluation mode and the same memory layout for all weights: training changes the layout for its own speed."""
     for network in networks:
         network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
-    """The inference ratio, teacher time / student time, on one batch.
+    """Measure the inference ratio, teacher time / student time, on one batch.
 
-    Interleaved, warmed up and synchronised, with freed memory kept (`machine.keep_freed_memory`) as training keeps it:
-    else the MNIST teacher's call takes 0.83 s in a fresh process and 0.68 s in one that has trained. On a CPU the calls
-    are eager, with as many threads as the caller has set; on CUDA the ratio is of replayed graphs, with that of eager
-    calls beside it. A single image is timed in the same way after the batch.
+    The calls are interleaved, warmed up and synchronised, and freed memory is kept (`machine.keep_freed_memory`) as in
+    training: otherwise the MNIST teacher's call takes 0.83 s in a fresh process and 0.68 s in one that has trained. On
+        a
+    CPU the calls are eager, with the caller's number of threads; on CUDA the ratio is of replayed graphs, with that of
+    eager calls beside it. A single image is timed in the same way after the batch.
 
     Args:
         teacher, student: on the batch's device; left in evaluation mode.
@@ -213,15 +214,15 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
 
 
 def eager_pairs(teacher: nn.Module, student: nn.Module, batch: Tensor, *, to_host: bool) -> Pairs:
-    """Seconds a batch of eager forward passes of teacher and student in turn: the slide deck's inference time.
+    """Measure eager forward passes of teacher and student alternately, as the slide deck timed inference.
 
     Args:
         teacher, student: on the batch's device; left in evaluation mode.
         batch: (batch, channels, height, width), the networks' input.
-        to_host: whether bringing the predictions, (batch,), back to the host is part of it.
+        to_host: whether copying the predictions, (batch,), to the host is timed, too.
 
     Returns:
-        The teacher's seconds and the student's, pair by pair.
+        The teacher's seconds per batch and the student's, pair by pair.
     """
     _alike(teacher, student)
 

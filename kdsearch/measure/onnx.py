@@ -1,4 +1,4 @@
-"""Networks as ONNX files: written, scored and timed in ONNX Runtime on a CPU."""
+"""Networks as ONNX files: written, scored and timed in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ERRORS_ONLY = 3
 
 
 def write(network: nn.Module, example: Tensor, path: Path) -> Path:
-    """Writes a network as one ONNX file that takes any batch, from `images` to `logits`.
+    """Write a network as one ONNX file for any batch size, from `images` to `logits`.
 
     Args:
-        network: not changed; written in evaluation mode where it has one.
+        network: not changed; written in evaluation mode if it has one.
         example: (batch, channels, height, width), at least two images of its input.
-        path: where to.
+        path: of the file.
     """
     still = copy.deepcopy(network).cpu()
     if not isinstance(still, torch.fx.GraphModule):  # an exported graph has no modes
@@ -41,7 +41,7 @@ def write(network: nn.Module, example: Tensor, path: Path) -> Path:
 
 
 def describe(path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes metadata into an ONNX file, beside what its exporter says."""
+    """Write metadata into an ONNX file, beside those of its exporter."""
     import onnx
 
     model = onnx.load(path)
@@ -50,19 +50,19 @@ def describe(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def opset(path: Path) -> int:
-    """The version of ONNX's own operators that a file asks for."""
+    """Return the version of ONNX's operator set that a file requires."""
     import onnx
 
     return max(int(used.version) for used in onnx.load(path).opset_import if used.domain in ("", "ai.onnx"))
 
 
 def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> onnxruntime.InferenceSession:
-    """A file ready to run on the CPU.
+    """Return an ONNX Runtime session of a file on the CPU.
 
     Args:
         path: of the ONNX file.
-        threads: inside an operation.
-        profile: how the names of profiles begin; None: none is taken.
+        threads: per operation.
+        profile: prefix of the profiles' file names; None: no profiling.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -75,14 +75,14 @@ def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> onn
 
 
 def logits(ready: onnxruntime.InferenceSession, images: Tensor) -> Tensor:
-    """Logits, (count, classes), of prepared images, (count, channels, height, width), asked in batches."""
+    """Return logits, (count, classes), of preprocessed images, (count, channels, height, width), in batches."""
     name = ready.get_inputs()[0].name
     parts = [ready.run(None, {name: part.numpy()})[0] for part in images.split(batch_of(images))]
     return torch.from_numpy(np.concatenate(parts))
 
 
 def kernels(path: Path, images: Tensor) -> Counter[str]:
-    """Which kernels run, and how many of each, by ONNX Runtime's own profile of one call."""
+    """Return the kernels that run and their counts, from ONNX Runtime's own profile of one call."""
     with tempfile.TemporaryDirectory() as folder:
         ready = session(path, profile=Path(folder) / "profile")
         ready.run(None, {ready.get_inputs()[0].name: images.numpy()})
@@ -91,12 +91,12 @@ def kernels(path: Path, images: Tensor) -> Counter[str]:
 
 
 def float_products(path: Path, images: Tensor) -> Counter[str]:
-    """Convolutions and matrix products that run in float: none in a network that really is int8."""
+    """Return the convolutions and matrix products that run in float: none in a network that really is int8."""
     return Counter({name: count for name, count in kernels(path, images).items() if name in FLOAT_PRODUCTS})
 
 
 def timed(sessions: Sequence[onnxruntime.InferenceSession], batch: Tensor, *, rounds: int) -> list[list[float]]:
-    """Seconds a batch of each session, `rounds` times in turn after one call to warm up.
+    """Return the seconds per batch of each session, timed `rounds` times alternately after one warm-up call.
 
     Args:
         sessions: of networks with the same input.

@@ -1,1 +1,1 @@
-"""ParetoPruner, for any Optuna study of several objectives; needs optuna, numpy and `kdsearch.pareto` only."""
+"""ParetoPruner, for any multi-objective Optuna study; needs optuna, numpy and `kdsearch.pareto` only."""

@@ -1,4 +1,4 @@
-"""Forecasts of learning curves from those of similar trials, and what they would add to the front."""
+"""Forecasts of learning curves from those of similar trials, and their expected gain on the front."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kdsearch.pruning.scale import Scale
 
 Floats = NDArray[np.float64]
 
-FEWEST = 2  # trials that went further, without which nothing is forecast
-RECENT_SHARE, RECENT_LEAST = 1 / 3, 8  # of the ended trials: those whose gain is the study's present pace
-STAND_IN_MOST = 15.0  # trials that were ended, for one that was audited
-PACE_LEAST = 3  # ended trials, without which there is no pace
+FEWEST = 2  # trials that trained further, required for a forecast
+RECENT_SHARE, RECENT_LEAST = 1 / 3, 8  # of the ended trials: the recent ones, whose gain is the study's present pace
+STAND_IN_MOST = 15.0  # upper limit of the ended trials that one audited trial stands for
+PACE_LEAST = 3  # ended trials required for a pace
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a trial may hope for: what it would come to if it went on as each of the trials most like it.
+    """Forecast of a trial: the value it would reach if it continued as each of the trials most like it did.
 
     Attributes:
         steps: (horizons,), ascending, beyond the trial's last step.
         values: (neighbours, horizons), observed value by each step, more is better.
-        weights: (neighbours,), how much each counts; they sum to 1.
+        weights: (neighbours,), the weight of each; they sum to 1.
     """
 
     steps: NDArray[np.int64]
@@ -34,7 +34,7 @@ class Forecast:
     weights: Floats
 
     def quantile(self, level: float) -> Floats:
-        """(horizons,): weighted quantile of the values, interpolated between the middles of their weights."""
+        """Return a weighted quantile of the values, (horizons,), interpolated between the middles of their weights."""
         order = np.argsort(self.values, axis=0, kind="stable")
         ranked = np.take_along_axis(self.values, order, axis=0)
         weights = self.weights[order]
@@ -46,13 +46,13 @@ class Forecast:
 
 
 def log_steps(steps: NDArray[np.int64], grid: NDArray[np.int64]) -> Floats:
-    """Logarithm of steps counted from 1, whether the study counts from 0 or from 1."""
+    """Return the logarithm of steps counted from 1, whether the study counts from 0 or from 1."""
     found: Floats = np.log(steps - min(int(grid[0]), 1) + 1.0)
     return found
 
 
 def extended(errors: Floats, clock: Floats, wanted: Floats) -> Floats:
-    """Log errors at wanted times; beyond its last point a curve goes on as the power law of its second half.
+    """Return log errors at wanted times; beyond its last point a curve continues as the power law of its second half.
 
     Args:
         errors: (points,), log errors.
@@ -71,14 +71,14 @@ def extended(errors: Floats, clock: Floats, wanted: Floats) -> Floats:
 
 
 def distances(others: Stack, scale: Scale, point: Floats, features: Floats, column: int) -> Floats:
-    """(others,): how unlike one each trial is: in parameters, in known objectives and in error at the same step.
+    """Return each trial's distance from one, (others,): in parameters, known objectives and error at the same step.
 
     Args:
         others: trials, each with a value at the column.
         scale: of the objectives.
         point: (objectives,), the trial's best checkpoint.
         features: (columns,), its parameters from 0 to 1.
-        column: of the history's grid, where errors are compared.
+        column: of the history's grid, at which errors are compared.
     """
     known = np.arange(len(point)) != scale.observed
     here, there = scale.transform(point[None]), scale.transform(others.points)
@@ -89,20 +89,20 @@ def distances(others: Stack, scale: Scale, point: Floats, features: Floats, colu
 
 
 def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int) -> Forecast | None:
-    """The forecast of the trial asked about: its error falls as that of each of the trials most like it fell.
+    """Forecast the trial in question: its error falls as that of each of the trials most like it fell.
 
-    A curve that was cut short goes on as a power law, and counts as far as it was seen. One that was seen to its end
-    although the pruner would have ended it counts for those that were ended like it, too: inverse probability of
-    censoring weights (Robins and Rotnitzky 1992). So what pruning does not let happen is not forecast never to happen.
+    A curve that was cut short continues as a power law, and counts as far as it was seen. An audited curve that the
+    pruner would have ended also counts for those that were ended like it: inverse probability of censoring weights
+    (Robins and Rotnitzky 1992). So outcomes that pruning prevents are not forecast to be impossible.
 
     Args:
         history: updated, with an own curve.
         scale: of the objectives.
         last_step: of the trial.
-        neighbours: how many similar trials are asked, and half as many more that were seen to their end.
+        neighbours: number of similar trials used, and half as many more that were seen to their end.
 
     Returns:
-        None where too few trials went beyond the trial's last step, or the trial is at its end.
+        None if too few trials went beyond the trial's last step, or the trial is at its end.
     """
     own = history.own
     assert own is not None
@@ -136,7 +136,7 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
 
 
 def _weights(history: History, chosen: Stack, step: int, steps: NDArray[np.int64]) -> Floats:
-    """(chosen,): how much each curve counts, by what was seen of it and by how many were ended like it."""
+    """Return the weight of each curve, (chosen,), by what was seen of it and by how many were ended like it."""
     here, there = log_steps(np.array([step, steps[-1]]), history.grid)
     seen = (log_steps(chosen.last, history.grid) - here) / max(there - here, 1e-9)
     found: Floats = np.where(chosen.whole, 1.0, np.clip(seen, 0.05, 1.0))
@@ -145,21 +145,21 @@ def _weights(history: History, chosen: Stack, step: int, steps: NDArray[np.int64
 
 
 def stand_in(ended: Stack) -> float:
-    """How many trials one that was audited, and would have been ended, stands for: itself and those that were ended."""
+    """Return how many trials an audited one that would have been ended stands for: itself and those that were ended."""
     audited = int((ended.audited & (ended.would_end >= 0)).sum())
     cut = int((~ended.whole & ~ended.audited).sum())
     return 1.0 + min(cut / audited, STAND_IN_MOST) if audited else 1.0
 
 
 def mistaken(history: History, scale: Scale, bar: float) -> float:
-    """Share of the audited trials that would have been ended, and then gained more a step than was asked of them.
+    """Return the share of audited trials that would have been ended and later gained more per step than required.
 
-    One trial that was rightly given up is added (Laplace's rule, one-sided): no audit, no mistake.
+    One rightly ended trial is added (Laplace's rule, one-sided), so that without an audit there is no mistake.
 
     Args:
         history: of the study.
         scale: of the objectives.
-        bar: gain in hypervolume a step.
+        bar: required gain in hypervolume per step.
     """
     ended = history.ended
     rows = np.flatnonzero(ended.audited & (ended.would_end >= 0) & (ended.last > ended.would_end))
@@ -181,7 +181,7 @@ def mistaken(history: History, scale: Scale, bar: float) -> float:
 
 
 def own_point(history: History) -> Floats:
-    """(objectives,): best checkpoint of the trial asked about, more is better, as reported."""
+    """Return the best checkpoint of the trial in question, (objectives,), as reported, more is better."""
     assert history.own is not None
     point: Floats = history.own.known.copy()
     point[history.observed] = history.own.best[-1]
@@ -189,7 +189,7 @@ def own_point(history: History) -> Floats:
 
 
 def pace(history: History, scale: Scale) -> float:
-    """Hypervolume a step that the study's recent trials added; 0 while there are too few."""
+    """Return the hypervolume per step that the study's recent trials added; 0 while there are too few."""
     ended = history.ended
     if len(ended) < PACE_LEAST:
         return 0.0

@@ -1,4 +1,4 @@
-"""What a study has seen so far, as arrays: learning curves, known objectives, parameters; all to be maximised."""
+"""A study's history as arrays: learning curves, known objectives, parameters; all to be maximised."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kdsearch.records import FOREIGN, Attr
 Floats = NDArray[np.float64]
 
 DECADE = 10.0  # numeric choices that span this factor are ordered on a log scale
-MISSING = 0.5  # of a parameter that was not sampled
+MISSING = 0.5  # value of a parameter that was not sampled
 
 
 def signs(directions: Sequence[StudyDirection]) -> Floats:
-    """(objectives,): 1 where more is better, else -1."""
+    """Return 1 where more is better, else -1: (objectives,)."""
     return np.array([1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions])
 
 
@@ -35,14 +35,14 @@ class Curve:
     Attributes:
         number: of the trial.
         steps: (checkpoints,), ascending, with something observed at each.
-        best: (checkpoints,), the best observed value so far as far as it is credited (see `credited`), more is better.
+        best: (checkpoints,), the best observed value so far, discounted by `credited`, more is better.
         reported: the best observed value as reported, more is better; NaN where nothing was observed.
         known: (objectives,), the latest values with NaN for the observed objective, more is better.
-        diverged: the last value of the observed objective is NaN.
-        recovered: a finite value followed a NaN.
-        feasible: whether it may stand on the front, by the study's constraints.
-        whole: nothing cut it short: what it did after any of its steps is known.
-        audited: it was drawn never to be pruned.
+        diverged: whether the last value of the observed objective is NaN.
+        recovered: whether a finite value followed a NaN.
+        feasible: whether it may be on the front, by the study's constraints.
+        whole: whether nothing cut it short, so that its values after any of its steps are known.
+        audited: whether it was drawn never to be pruned.
         would_end: of an audited trial, the step at which it would have been ended, else -1.
         params: of the trial.
     """
@@ -62,9 +62,9 @@ class Curve:
 
 
 def stored_curve(trial: BaseTrial) -> dict[str, list[float | None]]:
-    """A trial's curve as `report` stored it, by step; empty where it was copied from another trial.
+    """Return a trial's curve as `report` stored it, by step; empty if it was copied from another trial.
 
-    Studies of `kdsearch` itself, and those made by older versions, hold it under its plain name.
+    `kdsearch`'s own studies, also those of older versions, store it under its plain name.
     """
     attrs = trial.user_attrs
     curve = attrs.get(FOREIGN + Attr.CURVE)
@@ -75,20 +75,20 @@ def stored_curve(trial: BaseTrial) -> dict[str, list[float | None]]:
 
 
 def stored(trial: BaseTrial, name: str) -> Any:
-    """A user attribute of the pruner's, by its plain name or by that which it has in studies of other people."""
+    """Return a user attribute of the pruner, under its plain name or with the prefix used in other studies."""
     attrs = trial.user_attrs
     return attrs.get(FOREIGN + name, attrs.get(name))
 
 
 class Evidence:
-    """Which objective is observed step by step: the one that changes within a trial, else the one that was None."""
+    """Finds the objective observed step by step: the one that changes within a trial, else the one that was None."""
 
     def __init__(self) -> None:
         self._changed: dict[int, int] = {}  # by objective: a trial in which it changed
-        self._missing: set[int] = set()  # was None in a trial's first report, where others were known
+        self._missing: set[int] = set()  # None in a trial's first report, in which others were known
 
     def see(self, number: int, curve: Mapping[str, Sequence[float | None]]) -> None:
-        """Takes note of a trial's curve."""
+        """Record a trial's curve."""
         if not curve:
             return
         rows = [curve[step] for step in sorted(curve, key=int)]
@@ -102,7 +102,7 @@ class Evidence:
                 self._changed[index] = number
 
     def observed(self) -> int | None:
-        """Index of the objective; None while nothing tells.
+        """Return the objective's index; None while it is not determined.
 
         Raises:
             KdsearchError: several objectives change and none of these, or more than one, was None at first.
@@ -126,11 +126,11 @@ class Evidence:
 
 
 def credited(values: Floats) -> Floats:
-    """Checkpoints as far as their neighbours bear them out, so that a lucky one is not taken at face value.
+    """Discount checkpoints that their neighbours do not support, so that a lucky one is not taken at face value.
 
-    A value that is higher than both neighbours counts as the higher of these. The last one, which has no successor yet,
-    is lowered by the size of the drops seen in the curve, but not below the one before. A curve that never falls stays
-    exactly as it is.
+    A value higher than both neighbours counts as the higher of these. The last one, which has no successor yet, is
+    lowered by the size of the drops seen in the curve, but not below the one before. A curve that never falls stays
+    unchanged.
 
     Args:
         values: (checkpoints,), more is better, finite.
@@ -148,14 +148,14 @@ def credited(values: Floats) -> Floats:
 
 
 def read(trial: FrozenTrial, sign: Floats, observed: int, *, constrained: bool = False) -> Curve:
-    """A trial's curve; a checkpoint without a finite observed value is left out.
+    """Return a trial's curve; checkpoints without a finite observed value are left out.
 
     Args:
         trial: as stored.
         sign: (objectives,), 1 where more is better, else -1.
         observed: index of the objective observed step by step.
-        constrained: whether the study has constraints: then a running trial whose own are not stored is not feasible
-            yet.
+        constrained: whether the study has constraints: a running trial whose constraints are not stored is then not
+            feasible yet.
     """
     known = np.full(len(sign), math.nan)
     steps: list[int] = []
@@ -163,7 +163,7 @@ def read(trial: FrozenTrial, sign: Floats, observed: int, *, constrained: bool =
     diverged = recovered = False
     for step, row in sorted(stored_curve(trial).items(), key=lambda item: int(item[0])):
         if len(row) != len(sign):
-            continue  # no curve of ours
+            continue  # not a curve of ours
         for index, value in enumerate(row):
             if index != observed and value is not None and math.isfinite(value):
                 known[index] = sign[index] * value
@@ -198,22 +198,22 @@ def read(trial: FrozenTrial, sign: Floats, observed: int, *, constrained: bool =
 
 
 class Encoder:
-    """Parameters as numbers from 0 to 1, by the distributions first seen.
+    """Encodes parameters as numbers from 0 to 1, by the distributions first seen.
 
-    Numbers keep their order (logarithms where the distribution or the choices say so), other categories become one
-    column a choice; a parameter that was not sampled is in the middle.
+    Numbers keep their order (on a log scale if the distribution or the choices suggest it), other categories are
+    one-hot encoded; a parameter that was not sampled is in the middle.
     """
 
     def __init__(self) -> None:
         self.distributions: dict[str, BaseDistribution] = {}
 
     def see(self, distributions: Mapping[str, BaseDistribution]) -> None:
-        """Takes note of parameters; rows that were encoded before new ones lack their columns."""
+        """Record parameters; rows that were encoded before new ones lack their columns."""
         for name, distribution in distributions.items():
             self.distributions.setdefault(name, distribution)
 
     def encode(self, params: Mapping[str, Any]) -> list[float]:
-        """One row: as many numbers as the parameters seen so far need."""
+        """Return one row: as many numbers as the parameters seen so far need."""
         row: list[float] = []
         for name, distribution in self.distributions.items():
             row += _columns(distribution, params.get(name))
@@ -243,14 +243,14 @@ def _share(value: Any, low: float, high: float, *, log: bool) -> float:
 
 @dataclass(frozen=True)
 class Stack:
-    """Many curves as arrays, in one order.
+    """Many curves as arrays, in a common order.
 
     Attributes:
         number: (curves,), of the trials.
         last: (curves,), the last step with a checkpoint.
-        best: (curves, steps), best credited value up to each step of the history's grid; NaN before a curve's first
+        best: (curves, steps), best discounted value up to each step of the history's grid; NaN before a curve's first
             and after its last checkpoint.
-        points: (curves, objectives), the best checkpoint, more is better, no logarithm, as far as it is credited.
+        points: (curves, objectives), the best checkpoint, discounted, more is better, no logarithm.
         reported: (curves, objectives), the same as reported.
         features: (curves, columns), parameters as numbers from 0 to 1.
         feasible, whole, audited, would_end: (curves,), see `Curve`.
@@ -271,11 +271,11 @@ class Stack:
         return len(self.number)
 
     def where(self, rows: NDArray[Any]) -> Stack:
-        """The chosen rows, by mask or indices."""
+        """Return the selected rows, by mask or indices."""
         return Stack(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def joined(self, other: Stack) -> Stack:
-        """These rows, then the other's."""
+        """Return these rows followed by the other's."""
         if not len(other):
             return self
         if not len(self):
@@ -286,15 +286,15 @@ class Stack:
 
 
 class History:
-    """The curves of a study's trials, kept from call to call: a finished trial is read once.
+    """The curves of a study's trials, cached between calls: a finished trial is read once.
 
     Attributes:
-        observed: index of the objective that is observed step by step; None while nothing tells which.
+        observed: index of the objective observed step by step; None while it is not determined.
         sign: (objectives,), 1 where more is better, else -1.
         grid: (steps,), ascending: every step at which something was observed.
-        ended: COMPLETE and PRUNED trials with a checkpoint, in the order in which they were found ended.
+        ended: COMPLETE and PRUNED trials with a checkpoint, in the order in which their end was noticed.
         running: RUNNING trials with a checkpoint.
-        own: curve of the trial asked about, which is in neither.
+        own: curve of the trial in question, which is in neither.
         recovers: whether any trial had a finite value after a NaN.
     """
 
@@ -315,14 +315,14 @@ class History:
         self.ended = self.running = self._stack([])
 
     def update(self, study: Study, number: int | None = None) -> None:
-        """Reads what is new in the storage; a failed trial's checkpoints will not stand on the front: left out.
+        """Read new data from the storage; failed trials are left out, as their checkpoints cannot be on the front.
 
         Args:
-            study: the one that this history is of.
-            number: of the trial asked about, or None.
+            study: the study of this history.
+            number: of the trial in question, or None.
 
         Raises:
-            KdsearchError: nobody can tell which objective is observed step by step (see `Evidence`).
+            KdsearchError: the objective observed step by step is ambiguous (see `Evidence`).
         """
         trials = study.get_trials(deepcopy=False)
         new = [trial for trial in trials if trial.number not in self._passed and trial.state != TrialState.WAITING]
@@ -394,12 +394,12 @@ class History:
         )
 
     def features(self, parameters: Sequence[Mapping[str, Any]]) -> Floats:
-        """(rows, columns): parameters as numbers from 0 to 1."""
+        """Return parameters as numbers from 0 to 1: (rows, columns)."""
         rows = [self.encoder.encode(params) for params in parameters]
         return np.array(rows, dtype=np.float64).reshape(len(rows), -1 if rows else 0)
 
     def curves(self) -> Stack:
-        """All curves but that of the trial asked about."""
+        """Return all curves but that of the trial in question."""
         return self.ended.joined(self.running)
 
 

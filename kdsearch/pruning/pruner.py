@@ -1,4 +1,4 @@
-"""Pruning on several objectives at once, and the calls that stand in for the methods of Trial that refuse."""
+"""Pruning on several objectives at once, and replacements for the methods of Trial that refuse several objectives."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a pruner thinks of a running trial.
+    """A pruner's decision on a running trial.
 
     Attributes:
         action: "go" on; "prune": hopeless, its best checkpoint is dominated; "stop": more steps add nothing, but its
-            best checkpoint stands on the front.
+            best checkpoint is on the front.
         reason: None for "go", else `step` (of the decision), `at` (the last step forecast), `forecast` (the best value
-            of the observed objective that it may hope for by then), `trials` (numbers of those it could not beat) and
-            `reason`, a sentence.
+            of the observed objective expected by then), `trials` (numbers of those it could not beat) and `reason`, a
+            sentence.
     """
 
     action: Literal["go", "prune", "stop"]
@@ -41,36 +41,36 @@ class Verdict:
 
 
 GO = Verdict("go")
-AUDIT_MOST = 1 / 3  # of all steps, by audited trials: more are not begun beyond that
-NOTHING = 1e-12  # of the hypervolume: a gain a step that is no more than what sums of products are off by
-HORIZONS = 6  # steps to come that are looked at where there are more than two objectives
+AUDIT_MOST = 1 / 3  # of all steps, by audited trials: beyond it no more are begun
+NOTHING = 1e-12  # of the hypervolume: a gain per step within the rounding error of sums of products
+HORIZONS = 6  # future steps that are evaluated if there are more than two objectives
 
 
 _warned: weakref.WeakKeyDictionary[Study, set[str]] = weakref.WeakKeyDictionary()
 
 
 def _warn_once(study: Study, kind: str, text: str) -> None:
-    """Warns of one kind of mistake once a study."""
+    """Warn of one kind of mistake once per study."""
     if kind not in _warned.setdefault(study, set()):
         _warned[study].add(kind)
         warnings.warn(f"kdsearch: {text}", UserWarning, stacklevel=4)
 
 
 def report(trial: BaseTrial, values: Values, step: int, *, prefix: str = FOREIGN) -> None:
-    """Tells the pruner where a trial stands; `Trial.report` refuses where there are several objectives.
+    """Report a trial's values to the pruner; `Trial.report` refuses several objectives.
 
-    The curve is kept in one user attribute, for intermediate values in the storage break Optuna's TPE sampler on
-    studies with several objectives. It does nothing on a trial without a study (FrozenTrial, FixedTrial).
+    The curve is stored in one user attribute, because intermediate values break Optuna's TPE sampler on studies with
+    several objectives. On a trial without a study (FrozenTrial, FixedTrial) this does nothing.
 
     Args:
         trial: the running trial.
-        values: one an objective, in the order of the study's directions; None for what is not observed yet, so
-            `(None, ratio)` at step 0 and `(accuracy, ratio)` from step 1 on.
-        step: any whole number, counted up within the trial; a step reported twice keeps the last values.
-        prefix: begins the names of the attributes; `kdsearch`'s own studies have none.
+        values: one per objective, in the order of the study's directions; None if not observed yet, so `(None, ratio)`
+            at step 0 and `(accuracy, ratio)` from step 1 on.
+        step: any whole number, increasing within the trial; a step reported twice keeps the last values.
+        prefix: of the attributes' names; empty in `kdsearch`'s own studies.
 
     Raises:
-        ValueError: the number of values is not that of the study's objectives, or the step is no whole number.
+        ValueError: the number of values is not that of the objectives, or the step is not a whole number.
     """
     study = getattr(trial, "study", None)
     if study is None:
@@ -106,11 +106,11 @@ def _check_order(study: Study, curve: dict[str, Any], step: int, row: list[float
 
 
 def should_prune(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
-    """Whether the study's pruner calls the trial hopeless; `Trial.should_prune` refuses with several objectives.
+    """Return whether the study's pruner calls the trial hopeless; `Trial.should_prune` refuses several objectives.
 
-    Hopeless: its best checkpoint is dominated and forecast to stay so. The reason is stored with the trial (attribute
-    `kdsearch:pruned_by`). The caller raises `optuna.TrialPruned`. False on a trial without a study (FrozenTrial,
-    FixedTrial).
+    Hopeless means that its best checkpoint is dominated and forecast to stay so. The reason is stored with the trial
+    (attribute `kdsearch:pruned_by`). The caller raises `optuna.TrialPruned`. False on a trial without a study
+    (FrozenTrial, FixedTrial).
 
     Args:
         trial: the running trial.
@@ -126,7 +126,7 @@ def should_prune(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
 
 
 def should_stop(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
-    """Whether more steps would add nothing to the front, although the trial's best checkpoint stands on it.
+    """Return whether more steps would add nothing to the front, although the trial's best checkpoint is on it.
 
     The caller returns that checkpoint's values, so that the trial is COMPLETE and stays in `study.best_trials`. The
     step (attribute `kdsearch:stopped_at`) and the reason (`kdsearch:stopped_by`) are stored with the trial. False on a
@@ -155,12 +155,12 @@ def _verdict(trial: BaseTrial) -> Verdict:
         _warn_of_pruner(study)
         frozen = study.get_trials(deepcopy=False)[trial.number]
         return Verdict("prune") if study.pruner.prune(study, frozen) else GO
-    found: Verdict = verdict(study, trial)  # which reads the storage itself, where it has to
+    found: Verdict = verdict(study, trial)  # which reads the storage if it has to
     return found
 
 
 def _warn_of_pruner(study: Study) -> None:
-    """Optuna's own pruners read intermediate values, which a study with several objectives does not have."""
+    """Warn that Optuna's own pruners need intermediate values, which studies with several objectives do not have."""
     kind = type(study.pruner)
     if isinstance(study.pruner, NopPruner) or not kind.__module__.startswith("optuna.pruners"):
         return
@@ -173,49 +173,48 @@ def _warn_of_pruner(study: Study) -> None:
 
 
 class ParetoPruner(BasePruner):
-    """Stops a trial that can no longer add enough to the front, on all objectives at once.
+    """Stops trials that can no longer add enough to the front, on all objectives at once.
 
     For studies with two or more objectives of which one is observed step by step (an accuracy) and the others are known
     when the trial starts (a ratio); trials call `kdsearch.report`, `kdsearch.should_prune` and `kdsearch.should_stop`.
-    The observed objective is the one whose values change within a trial, wherever it stands; until that is seen,
-    nothing is pruned.
+    The observed objective is the one whose values change within a trial, at any index; until one has changed, nothing
+    is pruned.
 
-    After each step, the trials most like this one are found: in parameters, in known objectives and in the error at the
-    same step. What it would gain in hypervolume, a step, if its error fell as theirs did, is compared with what the
-    study's recent trials gained a step: a trial that promises less than a share `pace` of that, both on average and in
-    an optimistic case, is not worth its steps (the marginal value theorem of foraging: Charnov, Theoretical Population
-    Biology 1976). As the study gains less and less, less is enough, so the front's resolution has no floor.
+    After each step, the most similar trials are selected: by parameters, known objectives and the error at the same
+    step. The hypervolume per step that this trial would gain if its error fell as theirs did is compared with what the
+    study's recent trials gained per step. A trial whose gain is below a share `pace` of that, both on average and in an
+    optimistic case, is not worth its steps (the marginal value theorem of foraging: Charnov, Theoretical Population
+    Biology 1976). The required gain falls with the study's own, so the front's resolution has no floor.
 
-    An audit shows whether pruning is right: some trials, drawn at random beforehand, are never pruned, and say so in
-    the attribute `kdsearch:audit`. One that would have been ended stands, in forecasts, for all that were; and the more
-    of them went on to gain, the more optimistic the forecast is and the less is asked of a trial.
+    An audit measures whether pruning is right: some trials, drawn at random beforehand, are never pruned (attribute
+    `kdsearch:audit`). In forecasts, one that would have been ended represents all that were; the more of them gained
+    later, the more optimistic the forecast and the lower the required gain.
 
     Args:
         optimism: quantile, 0 to 1, of the neighbours' progress that is the optimistic case.
-        neighbours: how many similar trials are asked.
-        pace: share of the study's present gain a step that a trial must promise; 0: anything above no gain.
-        max_steps: steps of a whole trial, or the name of the parameter that says so for each trial; None: the longest
-            curve seen.
-        log: indices of the objectives to be taken on a log scale; None: none, and a known objective most of whose
-            values lie near one end of its range is compared by rank.
-        reference: where hypervolume is counted from, one an objective in its own unit; None: a little worse than
-            the worst seen.
-        ideal: the best possible value of the observed objective; None: a little better than the best seen.
-        exempt: trials with a user attribute of this name (and any value but None) are never pruned or stopped; None:
-            `kdsearch:exempt`.
-        audit: share of trials that are never pruned, twice as many at the start; they are spared while audits have
+        neighbours: number of similar trials used.
+        pace: share of the study's present gain per step that a trial must promise; 0: any gain is enough.
+        max_steps: steps of a whole trial, or the name of the parameter that holds them; None: the longest curve seen.
+        log: indices of the objectives on a log scale; None: none, and a known objective most of whose values lie near
+            one end of its range is compared by rank.
+        reference: reference point of the hypervolume, one value per objective in its own unit; None: slightly worse
+            than the worst seen.
+        ideal: the best possible value of the observed objective; None: slightly better than the best seen.
+        exempt: name of a user attribute; trials that have it (with any value but None) are never pruned or stopped;
+            None: `kdsearch:exempt`.
+        audit: share of trials that are never pruned, twice that at the start; none are drawn while audited trials have
             taken more than a third of all steps. 0: none.
         seed: of the audit's draws.
-        prefix: begins the names of the attributes that the pruner writes.
+        prefix: of the names of the attributes that the pruner writes.
 
-    Where `log`, `reference` and `ideal` are not given, units do not matter: any increasing affine map of an objective
-    leaves every decision as it is.
+    Without `log`, `reference` and `ideal`, units do not matter: any increasing affine map of an objective leaves every
+    decision unchanged.
 
-    A trial whose last observed value is NaN has diverged and is hopeless, unless a trial of the study ever recovered
-    from that. Infeasible trials (Optuna's constraints) do not count as rivals.
+    A trial whose last observed value is NaN has diverged and is hopeless, unless a trial of the study has recovered
+    from NaN before. Infeasible trials (Optuna's constraints) do not count as rivals.
 
     Raises:
-        ValueError: a number lies outside its range.
+        ValueError: a number is outside its range.
     """
 
     def __init__(
@@ -250,8 +249,8 @@ class ParetoPruner(BasePruner):
     def _forget(self, study: Study | None) -> None:
         self._study = study
         self._history = History()
-        self._said: dict[int, tuple[int, Verdict]] = {}  # by trial: step and verdict, for asked twice is answered alike
-        self._audits: dict[int, dict[str, Any]] = {}  # by trial: what is stored of its audit; empty: it has none
+        self._said: dict[int, tuple[int, Verdict]] = {}  # by trial: step and verdict, repeated if asked again
+        self._audits: dict[int, dict[str, Any]] = {}  # by trial: the stored record of its audit; empty: not audited
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -266,11 +265,11 @@ class ParetoPruner(BasePruner):
         self._forget(None)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the trial is hopeless: see the class."""
+        """Return whether the trial is hopeless (see the class)."""
         return self.verdict(study, trial).action == "prune"
 
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
-        """Whether the trial should go on, and why not.
+        """Decide whether the trial goes on, and if not, why.
 
         Raises:
             KdsearchError: several objectives change from step to step.
@@ -289,7 +288,7 @@ class ParetoPruner(BasePruner):
         return said[1]
 
     def _audited(self, study: Study, trial: BaseTrial, step: int) -> Verdict:
-        """The verdict; that a trial which is never pruned would have been ended is stored with it."""
+        """Return the verdict; store with a trial that is never pruned that it would have been ended."""
         if trial.number not in self._audits:
             self._audits[trial.number] = self._begin_audit(study, trial)
         audit = self._audits[trial.number]
@@ -301,7 +300,7 @@ class ParetoPruner(BasePruner):
         return GO
 
     def _begin_audit(self, study: Study, trial: BaseTrial) -> dict[str, Any]:
-        """What is stored of a trial that is audited; empty for one that is not."""
+        """Return the record stored with an audited trial; empty for one that is not audited."""
         stored = trial.user_attrs.get(self._prefix + Attr.AUDIT)
         if isinstance(stored, dict) and stored.get("trial") == trial.number:
             return dict(stored)
@@ -347,7 +346,7 @@ class ParetoPruner(BasePruner):
         return _no_hope(scale, others, own, point, hope.steps[-1], float(optimistic.max()), step)
 
     def _promise(self, hope: Forecast, optimistic: Floats, everyone: Floats, point: Floats, scale: Scale) -> float:
-        """The highest gain in hypervolume a step, on average or in the optimistic case, by any step to come."""
+        """Return the highest gain in hypervolume per step, on average or in the optimistic case, by any future step."""
         assert self._history.own is not None
         front = everyone[pareto.members(everyone)]
         columns = np.arange(len(hope.steps))
@@ -380,7 +379,7 @@ class ParetoPruner(BasePruner):
 
 
 def drawn(number: int, share: float, seed: int) -> bool:
-    """Whether a trial is drawn for the audit: one of each 1 / share trials, at first of each half as many.
+    """Return whether a trial is drawn for the audit: one in each 1 / share trials, twice as often at first.
 
     Args:
         number: of the trial.
@@ -397,7 +396,7 @@ def drawn(number: int, share: float, seed: int) -> bool:
 
 
 def _stands(others: Stack, own: Curve, observed: int) -> bool:
-    """Whether the trial's best checkpoint, as reported, is on the front that Optuna shows."""
+    """Return whether the trial's best checkpoint, as reported, is on the front that Optuna shows."""
     reported = own.known.copy()
     reported[observed] = own.reported
     rivals = others.reported[others.feasible].tolist()
@@ -411,7 +410,7 @@ def _diverged(others: Stack, own: Curve, history: History, step: int) -> Verdict
 
 
 def _no_hope(scale: Scale, others: Stack, own: Curve, point: Floats, last: int, hoped_for: float, step: int) -> Verdict:
-    """Hopeless, or finished early on the front; with the reason."""
+    """Return "prune" or, if the trial is on the front, "stop"; with the reason."""
     hoped = point.copy()
     hoped[scale.observed] = max(hoped_for, own.reported)
     beaten_by = others.number[(others.reported >= hoped).all(axis=1) & others.feasible].tolist()

@@ -1,4 +1,4 @@
-"""How objectives are compared: by rank where they are lopsided, errors counted from an ideal; units do not matter."""
+"""Scales on which objectives are compared: ranks if lopsided, errors as distances from an ideal; units do not count."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-LOPSIDED = 0.25  # of the range: a known objective whose median lies nearer to an end is compared by rank
-IDEAL = 0.25  # of the span: how far the ideal lies beyond the best seen
-MARGIN = 0.1  # of the span: how far the reference lies below the worst seen, the ideal beyond the best
-LEAST_ERROR = 1e-4  # share of the largest error: a smaller one is no smaller as a logarithm
+LOPSIDED = 0.25  # of the range: a known objective whose median is nearer to an end is compared by rank
+IDEAL = 0.25  # of the span: distance of the ideal beyond the best seen
+MARGIN = 0.1  # of the span: distance of the reference below the worst seen
+LEAST_ERROR = 1e-4  # share of the largest error: lower limit before the logarithm
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How objectives are compared; where nothing is given, any increasing affine map of one leaves all as it is.
+    """Scales of the objectives; by default invariant under increasing affine maps of each.
 
     Attributes:
         sign: (objectives,), 1 or -1.
         observed: index of the objective observed step by step.
         log: (objectives,), whether the logarithm is taken.
-        knots: of each objective, the values that lie equally far apart (its ranks), or None.
+        knots: for each objective, the values that are placed at equal distances (its ranks), or None.
         low, span: (objectives,), of the known objectives' transformed values.
         ideal: of the observed objective, more is better.
-        reference: (objectives,), transformed: where hypervolume is counted from.
-        unit: the largest error: of the observed objective's reference, as reported.
+        reference: (objectives,), transformed: reference point of the hypervolume.
+        unit: the largest error, that of the observed objective's reference, as reported.
     """
 
     sign: Floats
@@ -42,15 +42,15 @@ class Scale:
     unit: float
 
     def transform(self, points: Floats) -> Floats:
-        """(points, objectives) from as reported, more is better, to the scale; still more is better."""
+        """Transform points, (points, objectives), as reported, to the scale; more is better in both."""
         return _transform(points, self.sign, self.log, self.knots)
 
     def errors(self, values: Floats) -> Floats:
-        """Logarithm of the distance from the ideal, of observed values (any shape)."""
+        """Return the logarithm of the distance from the ideal, for observed values of any shape."""
         return np.log(np.maximum(self.ideal - values, LEAST_ERROR * self.unit))
 
     def values(self, errors: Floats) -> Floats:
-        """Observed values of log errors."""
+        """Return the observed values of log errors."""
         return self.ideal - np.exp(errors)
 
 
@@ -64,7 +64,7 @@ def _transform(points: Floats, sign: Floats, log: NDArray[np.bool_], knots: Sequ
 
 
 def _knots(values: Floats) -> Floats | None:
-    """The different values of a lopsided objective, ascending; None where it is not."""
+    """Return the distinct values of a lopsided objective, ascending; None if it is not lopsided."""
     knots = np.unique(values)
     if len(knots) < 3:
         return None
@@ -82,20 +82,20 @@ def make_scale(
     reference: Sequence[float] | None = None,
     ideal: float | None = None,
 ) -> Scale:
-    """A scale from what was seen and from what the user knows.
+    """Make a scale from what was seen and from the user's settings.
 
     Args:
         points: (points, objectives), as reported, more is better, finite.
         sign: (objectives,), 1 or -1.
         observed: index of the objective observed step by step.
         lowest: the worst observed value of any checkpoint, more is better.
-        log: indices of objectives on a log scale; None: none, but the known ones that are lopsided (the median in an
-            outer quarter of the range) are compared by rank, if no reference is given.
+        log: indices of objectives on a log scale; None: none, but lopsided known ones (the median in an outer quarter
+            of the range) are compared by rank, if no reference is given.
         reference: in the objectives' own units and directions; None: the worst seen, less a tenth of the span.
-        ideal: of the observed objective; None: the best seen and a quarter of the span.
+        ideal: of the observed objective; None: the best seen plus a quarter of the span.
 
     Raises:
-        ValueError: an objective on a log scale, or its reference, is not positive; the reference is of another length.
+        ValueError: an objective on a log scale, or its reference, is not positive; the reference has another length.
     """
     if reference is not None and len(reference) != len(sign):
         raise ValueError(f"reference must hold one for each of the {len(sign)} objectives (got {len(reference)})")

@@ -1,1 +1,1 @@
-"""The search: space, anchors, pruner, one trial, the study."""
+"""The search: space, anchors, sampling, trials, budgets, studies, workers, confirmation."""

@@ -1,4 +1,4 @@
-"""The slides' configurations as ordinary trials that run first and are never pruned."""
+"""The slides' configurations as trials that run first and are never pruned."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from kdsearch.records import Attr, was_handed_back
 from kdsearch.search.space import trial_parameters
 from kdsearch.spec import StudySpec
 
-MAX_FAILURES = 3  # of one anchor; then it is not tried again
+MAX_FAILURES = 3  # of one anchor, after which it is not tried again
 
 
 def enqueue_missing(
     study: Study, spec: StudySpec, *, at_most: int | None, trials: Sequence[FrozenTrial] | None = None
 ) -> bool:
-    """Enqueues the first `at_most` anchors (None: all) as far as they are neither waiting, running nor complete.
+    """Enqueue the first `at_most` anchors (None: all) that are neither waiting, running nor complete.
 
-    One that failed three times is not enqueued again; that its worker was killed is no failure of its own.
+    An anchor that failed three times is not enqueued again; a killed worker does not count as a failure.
 
     Args:
-        study: of the anchors.
-        spec: names them.
-        at_most: so many.
-        trials: of the study, as just read; None: they are read here.
+        study: the study to enqueue them in.
+        spec: holds the anchors.
+        at_most: how many of the anchors, in their order.
+        trials: of the study, if just read; None: they are read here.
 
     Returns:
         Whether any was enqueued.

@@ -1,4 +1,4 @@
-"""When a study ends: finished trials, epochs of training over all trials, seconds."""
+"""Budgets of a study: finished trials, epochs of training over all trials, seconds."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch.errors import KdsearchError
 from kdsearch.records import Attr
 
-DEFAULT_TRIALS = 50  # where nothing else ends a study
+DEFAULT_TRIALS = 50  # if no other limit is given
 EPOCHS_SPENT = "the epochs budget was spent"
 TIME_OVER = "the timeout had passed"
 
 
 def epochs_run(trial: FrozenTrial) -> int:
-    """Epochs a trial trained for, whatever became of it."""
+    """Return the number of epochs that a trial trained, whatever its state."""
     return max(map(int, trial.user_attrs.get(Attr.CURVE, {})), default=0)
 
 
 def is_finished(trial: FrozenTrial) -> bool:
-    """Whether a trial counts: COMPLETE or PRUNED, and trained for at least one epoch."""
+    """Return whether a trial counts as finished: COMPLETE or PRUNED, with at least one epoch of training."""
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and epochs_run(trial) >= 1
 
 
 def finished_count(trials: Iterable[FrozenTrial]) -> int:
-    """How many of a study's trials are finished."""
+    """Return the number of finished trials."""
     return sum(map(is_finished, trials))
 
 
 def epochs_spent(trials: Iterable[FrozenTrial]) -> int:
-    """Epochs of training over all trials of a study: pruned, failed, killed and running ones too.
+    """Return the epochs of training over all trials of a study, also pruned, failed, killed and running ones.
 
-    Those that a trial took over from the checkpoint of a handed-back one count once, with that one.
+    Epochs that a trial took over from the checkpoint of a handed-back one count once, for the handed-back one.
     """
     return sum(max(0, epochs_run(trial) - int(trial.user_attrs.get(Attr.RESUMED, 0))) for trial in trials)
 
 
 class Budget:
-    """What a study may spend.
+    """The limits of a study.
 
     Args:
-        trials: finished trials the study ends with; None: 50, or no limit where another one is given.
-        epochs: of training over all trials of the study, anchors, pruned, failed and killed ones included.
+        trials: number of finished trials that ends the study; None: 50, or no limit if another one is given.
+        epochs: of training over all trials of the study, also anchors, pruned, failed and killed ones.
         seconds: of this run, from `start` on.
 
     Attributes:
@@ -66,30 +66,30 @@ class Budget:
         self._end: float | None = None
 
     def start(self) -> None:
-        """Lets the seconds run."""
+        """Start the time limit."""
         self._end = None if self.seconds is None else time.monotonic() + self.seconds
 
     def spent(self, study: Study) -> str | None:
-        """Why no epoch may be trained any more, or None."""
+        """Return the limit that forbids further epochs, in words, or None."""
         return self._spent(lambda: study.get_trials(deepcopy=False))
 
     def over(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether no new trial may start in a study with these."""
+        """Return whether no new trial may start in a study with these trials."""
         enough = self.trials is not None and finished_count(trials) >= self.trials
         return enough or self._spent(lambda: trials) is not None
 
     def _spent(self, trials: Callable[[], Sequence[FrozenTrial]]) -> str | None:
-        """Reads trials only where epochs are limited: a running trial asks after every epoch."""
+        """Read the trials only if epochs are limited, because a running trial asks after every epoch."""
         if self._end is not None and time.monotonic() >= self._end:
             return TIME_OVER
         return EPOCHS_SPENT if self.epochs is not None and epochs_spent(trials()) >= self.epochs else None
 
     def cut(self, trial: Trial) -> str | None:
-        """Why a running trial has to end after this epoch, or None; an anchor is measured to its end."""
+        """Return why a running trial has to end after this epoch, or None; anchors are always trained to their end."""
         return None if trial.user_attrs.get(Attr.ANCHOR) else self.spent(trial.study)
 
     def progress(self, study: Study) -> tuple[int, int | None, str]:
-        """How far a study is, of how much, in "trials" or "epochs"; None where only time ends it."""
+        """Return how much is done, the total (None if only time ends the study), and the unit: "trials" or "epochs"."""
         trials = study.get_trials(deepcopy=False)
         if self.trials is None and self.epochs is not None:
             return epochs_spent(trials), self.epochs, "epochs"

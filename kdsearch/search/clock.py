@@ -1,4 +1,4 @@
-"""Where a run's time goes: training, asking the teacher, scoring, timing, search, and the rest: mostly storage."""
+"""Accounting of a run's time: training, asking the teacher, scoring, timing, search, and the rest, mostly storage."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ REST: Work = "storage and the rest"
 
 
 class Clock:
-    """Counts wall-clock seconds by what they were spent on: each second once, on the innermost kind of work.
+    """Counts wall-clock seconds by kind of work, each second once, for the innermost kind.
 
     Attributes:
-        seconds: spent on each kind of work so far.
+        seconds: by kind of work so far.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Clock:
 
     @contextmanager
     def spent_on(self, work: Work) -> Iterator[None]:
-        """Counts its body's seconds as this kind of work, but for what is counted inside as another."""
+        """Count the body's seconds as this kind of work, except those of nested kinds."""
         outer = self._switch(work)
         try:
             yield
@@ -49,13 +49,13 @@ class Clock:
         return before
 
     def move(self, seconds: float, source: Work, target: Work) -> None:
-        """Counts seconds as another kind of work than they were spent as."""
+        """Reassign seconds from one kind of work to another."""
         self.seconds[source] -= seconds
         self.seconds[target] += seconds
 
 
 def shares(seconds: Mapping[Any, float]) -> str:
-    """Shares of the time in words, the largest first: "training 94 %, timing 3 %"; empty where no time was spent."""
+    """Return the shares of the time in words, largest first: "training 94 %, timing 3 %"; empty for no time."""
     total = sum(seconds.values())
     if total <= 0:
         return ""
@@ -64,12 +64,12 @@ def shares(seconds: Mapping[Any, float]) -> str:
 
 
 def keep(study: Study, run: str, seconds: Mapping[Any, float]) -> None:
-    """Keeps a run's seconds by kind of work with its study, under a name of its own: several may run at once."""
+    """Store a run's seconds by kind of work with its study, under a unique name, as several runs may be active."""
     study.set_user_attr(f"{StudyAttr.SPENT} {run}", dict(seconds))
 
 
 def spent(study: Study) -> dict[str, float]:
-    """A study's seconds by kind of work, over all runs and workers that came to their end."""
+    """Return a study's seconds by kind of work, over all runs and workers that have ended."""
     kept = [value for name, value in study.user_attrs.items() if name.split(" ")[0] == StudyAttr.SPENT]
     return {work: sum(each.get(work, 0.0) for each in kept) for work in WORK}
 
@@ -78,8 +78,8 @@ class TimedSampler(WrappedSampler):
     """Counts an inner sampler's seconds as search.
 
     Args:
-        inner: the sampler that is asked.
-        clock: that counts.
+        inner: the sampler that does the work.
+        clock: counts the seconds.
     """
 
     def __init__(self, inner: BaseSampler, clock: Clock) -> None:
@@ -87,30 +87,25 @@ class TimedSampler(WrappedSampler):
         self._clock = clock
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """As the inner sampler does."""
         with self._clock.spent_on("search"):
             super().before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the inner sampler does."""
         with self._clock.spent_on("search"):
             return super().infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the inner sampler does."""
         with self._clock.spent_on("search"):
             return super().sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """As the inner sampler does."""
         with self._clock.spent_on("search"):
             return super().sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As the inner sampler does."""
         with self._clock.spent_on("search"):
             super().after_trial(study, trial, state, values)

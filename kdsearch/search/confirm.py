@@ -1,6 +1,6 @@
-"""The front's students trained again on the whole training set, with new seeds: what a search's choice is worth.
+"""Confirmation: the front's students trained again on the whole training set with new seeds.
 
-With a control, each is trained once more without the teacher: same seeds, architecture, epochs, batch size and rate.
+With a control, each student is also trained without the teacher: same seeds, architecture, epochs, batch size and rate.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from kdsearch.stats import count_of
 from kdsearch.system import machine, signals
 
 MAX_REPEATS = 1000
-REPEATS = 5  # where nobody says
-MATTERS = ("kdsearch", "torch", "device_model", "threads", "precision")  # of an environment, to accuracies and ratios
+REPEATS = 5  # default number of runs
+MATTERS = ("kdsearch", "torch", "device_model", "threads", "precision")  # of an environment, that affect results
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to do.
+    """One confirmation run to do.
 
     Attributes:
         trial: complete, with the epoch that validation chose.
-        repeat: counted from 0; it decides the seed.
+        repeat: counted from 0; determines the seed.
         control: whether the student is trained on labels alone.
     """
 
@@ -49,37 +49,37 @@ class Job:
 
     @property
     def seed(self) -> int:
-        """Of this run: the same at every start of the command, and no trial's."""
+        """Seed of this run: the same at every start of the command, and different from those of trials."""
         return machine.derive_seed("confirm", self.trial.user_attrs[Attr.SEED], self.trial.number, self.repeat)
 
     @property
     def key(self) -> str:
-        """The study's attribute that keeps the trial's runs."""
+        """Name of the study attribute that holds the trial's runs."""
         return f"{StudyAttr.CONTROL if self.control else StudyAttr.CONFIRMED}{self.trial.number}"
 
     @property
     def config(self) -> Config:
-        """The student's configuration, without its teacher for a control."""
+        """The student's configuration, without the teacher for a control."""
         config: Config = self.trial.user_attrs[Attr.CONFIG]
         return labels_only(config) if self.control else config
 
 
 def labels_only(config: Config) -> Config:
-    """The same configuration without a teacher."""
+    """Return the same configuration without a teacher."""
     kept = {key: value for key, value in config.items() if key != "temperature"}
     return kept | {"loss_weight": 0.0} | ({"feature_weight": 0.0} if "feature_weight" in kept else {})
 
 
 def choose(study: Study, text: str | None = None, *, band: bool = False) -> list[FrozenTrial]:
-    """The trials to confirm or to measure, by number.
+    """Return the trials to confirm or to measure, by number.
 
     Args:
         study: made by kdsearch.
-        text: numbers with commas between; None: the whole front, by the ratios over all sittings.
-        band: whether trials within noise of the front belong to the whole of it (`near_front`).
+        text: trial numbers separated by commas; None: the whole front, by the ratios over all sittings.
+        band: whether the whole front includes trials within noise of it (`near_front`).
 
     Raises:
-        KdsearchError: the text is no such list, a trial cannot be confirmed, or there is no front.
+        KdsearchError: the text is not such a list, a trial cannot be confirmed, or there is no front.
     """
     check_own(study)
     if text is None:
@@ -102,11 +102,13 @@ def choose(study: Study, text: str | None = None, *, band: bool = False) -> list
 
 
 def near_front(study: Study) -> set[int]:
-    """Numbers of trials that are on the front, or may be but for the noise of the validation images.
+    """Return the numbers of trials on the front or within the validation noise of it.
 
-    A trial is near it if no trial at least as fast is more than a standard error of its validation accuracy ahead: the
-    one-standard-error rule of Breiman, Friedman, Olshen and Stone, Classification and Regression Trees (1984). Where
-    the number of validation images cannot be read from the accuracies, it is the front alone.
+    A trial is near the front if no trial that is at least as fast is more than a standard error of its validation
+    accuracy
+    ahead: the one-standard-error rule of Breiman, Friedman, Olshen and Stone, Classification and Regression Trees
+        (1984).
+    If the number of validation images cannot be derived from the accuracies, this is the front alone.
     """
     front = study.best_trials
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -122,9 +124,9 @@ def near_front(study: Study) -> set[int]:
 
 
 def missing(study: Study, trials: Sequence[FrozenTrial], repeats: int, *, control: bool = False) -> list[Job]:
-    """The runs that the study does not hold yet, all trials of a repeat before the next one, controls after theirs.
+    """Return the runs that the study does not hold yet, repeat by repeat over all trials, each followed by its control.
 
-    A student that learnt from labels alone is its own control.
+    A student trained on labels alone is its own control.
     """
     attrs = study.user_attrs
     jobs = [
@@ -150,25 +152,25 @@ def confirm(
     command: str = "",
     progress: Progress | None = None,
 ) -> None:
-    """Trains students again and keeps each run with the study as soon as it is whole; goes on where it stopped.
+    """Train students again and store each run with the study as soon as it is complete; resumes where it stopped.
 
-    A run trains on training and validation images together, to the epoch that the search chose, with a seed of its
-    own; the test set is scored after that epoch alone, and the ratio is timed anew.
+    A run trains on training and validation images together, to the epoch that the search chose, with a seed of its own.
+    The test set is scored after that epoch only, and the ratio is timed anew.
 
     Args:
         study: made by kdsearch.
-        trials: of `choose`.
-        repeats: runs of each that the study is to hold; None: as many as it was begun with, else 5. The number is kept
-            with the study when the first run begins, and so is what it is raised to later.
-        control: whether each is also trained without the teacher.
+        trials: from `choose`.
+        repeats: runs per trial that the study is to hold; None: as many as confirmation began with, else 5. The number
+            is stored with the study when the first run begins, and later increases are, too.
+        control: whether each student is also trained without the teacher.
         data_dir: where data sets lie.
-        device: as of `optimize`.
-        precision: that convolutions are trained in; "auto": the study's.
-        command: to keep with the runs.
-        progress: told of each.
+        device: see `optimize`.
+        precision: of convolutions in training; "auto": the study's.
+        command: command line to store with the runs.
+        progress: receives the events.
 
     Raises:
-        KdsearchError: the data, the teacher or, where time is measured, the device are not the study's.
+        KdsearchError: the data or the teacher are not the study's or, if time is measured, the device is not.
     """
     progress = progress or Progress()
     planned = study.user_attrs.get(StudyAttr.REPEATS) or []
@@ -182,7 +184,7 @@ def confirm(
         return
     plan = rejoin(study, url="", data_dir=data_dir, device=device, precision=precision)
     remedy = "confirm with the study's data and teacher and on its device (studies of --cost flops take any device)"
-    own = study.user_attrs[StudyAttr.DEFINITION].get("precision")  # may be another one than the runs', which say theirs
+    own = study.user_attrs[StudyAttr.DEFINITION].get("precision")  # may differ from the runs' own, which they store
     check(study, definition(plan) | {"precision": own}, remedy=remedy)
     for note in precisions.warnings(plan.precision, plan.device):
         progress.warning(note)
@@ -197,7 +199,7 @@ def confirm(
 
 
 def _fix(study: Study, planned: list[int], repeats: int, progress: Progress) -> None:
-    """Keeps with the study how many repeats were wanted before any was seen, and what they are raised to."""
+    """Store with the study the number of repeats planned before any was seen, and later increases."""
     if planned and repeats > max(planned):
         progress.warning(f"confirmation was begun with {planned[0]} repeats and is raised to {repeats}: reports say so")
     if planned and repeats < max(planned):
@@ -230,9 +232,9 @@ def _run_all(
 
 
 def _run(study: Study, job: Job, divided: Workshop, whole: Workshop, progress: Progress) -> ConfirmedRun:
-    """One student timed, as the search times: before its training; then taught and scored.
+    """Time a student before its training, as the search does; then train and score it.
 
-    A control has the ratio of its pair: the same network, but for its weights.
+    A control takes the ratio of its pair: the same network with other weights.
     """
     config, last = job.config, job.trial.user_attrs[Attr.BEST_EPOCH]
     pair = _pair(study, job)
@@ -255,7 +257,7 @@ def _run(study: Study, job: Job, divided: Workshop, whole: Workshop, progress: P
 
 
 def _pair(study: Study, job: Job) -> ConfirmedRun | None:
-    """The confirmed run that a control is the control of, if it is there."""
+    """Return the confirmed run that a control belongs to, if it exists."""
     if not job.control:
         return None
     known = confirmed_runs(study.user_attrs.get(Job(job.trial, job.repeat).key))
@@ -263,7 +265,7 @@ def _pair(study: Study, job: Job) -> ConfirmedRun | None:
 
 
 def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> None:
-    """Adds a run to those that the study holds now: another process may have added some meanwhile."""
+    """Add a run to those that the study holds now, as another process may have added some meanwhile."""
     before = study.user_attrs.get(job.key)
     runs = [*confirmed_runs(before), run]
     changes = _changes(before, about["environment"])
@@ -280,11 +282,11 @@ def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> N
 
 
 def _changes(before: object, environment: dict[str, Any]) -> list[str]:
-    """What differs between the environment of the runs that are there and this one, as lines `torch: 2.1 -> 2.2`."""
+    """Return lines `torch: 2.1 -> 2.2` for differences between the environment of earlier runs and this one."""
     old = before.get("environment") if isinstance(before, dict) and confirmed_runs(before) else None
     if not isinstance(old, dict):
         return []
-    old = {"precision": environment.get("precision"), **old}  # not kept by earlier versions
+    old = {"precision": environment.get("precision"), **old}  # not stored by earlier versions
     return differences({key: old.get(key) for key in MATTERS}, {key: environment.get(key) for key in MATTERS})
 
 

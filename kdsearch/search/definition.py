@@ -1,4 +1,4 @@
-"""What must stay the same for the trials of a study to be comparable, stored with it and checked when it goes on."""
+"""Study definitions: what must stay the same for a study's trials to be comparable; stored, and checked on resuming."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from kdsearch.search.plan import Plan
 from kdsearch.system import machine
 
 DIFFERENCES_SHOWN = 4
-BEING_MADE = 0.5  # seconds at most from a study's creation to its definition
+BEING_MADE = 0.5  # maximum seconds between a study's creation and its definition
 
 
 def definition(plan: Plan) -> dict[str, Any]:
-    """All that must stay the same for two trials of a search to be comparable, as JSON.
+    """Return all that must stay the same for two trials of a search to be comparable, as JSON.
 
     Raises:
         TeacherError: the teacher's weights cannot be read.
@@ -36,11 +36,11 @@ def definition(plan: Plan) -> dict[str, Any]:
     described = plan.spec.model_dump(mode="json", exclude={"anchors", "report"})
     described["data"] |= {"fingerprint": plan.split.fingerprint, "classes": list(plan.split.classes)}
     described["teacher"] |= {"fingerprint": teacher.fingerprint(plan.spec.teacher, plan.split)}
-    described["teacher"].pop("weights")  # the fingerprint tells; the same file may move
+    described["teacher"].pop("weights")  # the fingerprint identifies the weights; their file may move
     described["cost"] = plan.cost
     described["precision"] = plan.precision.name
     if plan.spec.distillation == 1:
-        described.pop("distillation")  # as studies have it that were begun before it was a key
+        described.pop("distillation")  # studies begun before it was a key do not have it
     if plan.cost != "flops":
         described["device_model"] = machine.cpu_model() if plan.cost == "onnx" else machine.device_model(plan.device)
     plain: dict[str, Any] = json.loads(json.dumps(described))
@@ -56,14 +56,14 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines `key: old -> new` for what differs between two definitions."""
+    """Return lines `key: old -> new` for differences between two definitions."""
     before, after = dict(_flat(old)), dict(_flat(new))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}" for key in keys]
 
 
 def comparable(definition: dict[str, Any]) -> dict[str, Any]:
-    """A definition without what may differ in the same study: the path of a folder of images, known by fingerprint."""
+    """Return a definition without the path of a folder of images, which may change: its fingerprint identifies it."""
     data = definition.get("data")
     if not isinstance(data, dict) or not str(data.get("name")).startswith("folder:"):
         return definition
@@ -72,10 +72,10 @@ def comparable(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_defined(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Study:
-    """Makes a study of our two objectives with a definition, or finds it again.
+    """Create a study of our two objectives with a definition, or open the existing one.
 
     Args:
-        backend: of the study.
+        backend: storage of the study.
         name: of the study.
         wanted: its definition, plain JSON.
 
@@ -83,7 +83,7 @@ def open_defined(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Stu
         DefinitionError: a study of another definition has that name.
     """
     if name not in storage.study_names(backend):
-        with suppress(optuna.exceptions.DuplicatedStudyError):  # another process was quicker
+        with suppress(optuna.exceptions.DuplicatedStudyError):  # another process was faster
             return _make(backend, name, wanted)
     study = storage.load_study(backend, name)
     check(study, wanted)
@@ -100,7 +100,7 @@ def _make(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Study:
 
 
 def _stored(study: Study) -> dict[str, Any] | None:
-    """A study's definition; one made just now by another process gets a while to be given it."""
+    """Return a study's definition; wait a moment if another process has just created the study."""
     end = time.monotonic() + BEING_MADE
     while (found := study.user_attrs.get(StudyAttr.DEFINITION)) is None and time.monotonic() < end:
         time.sleep(BEING_MADE / 10)
@@ -108,15 +108,15 @@ def _stored(study: Study) -> dict[str, Any] | None:
 
 
 def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
-    """Refuses a study whose definition is another one.
+    """Refuse a study with another definition.
 
     Args:
-        study: found in a storage.
+        study: from a storage.
         wanted: the definition it should have, plain JSON.
-        remedy: what to do where it differs.
+        remedy: what to do if it differs.
 
     Raises:
-        DefinitionError: it differs, or the study is not of kdsearch.
+        DefinitionError: it differs, or the study was not made by kdsearch.
     """
     stored = _stored(study)
     if stored is None:
@@ -125,7 +125,7 @@ def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
             got=study.study_name,
             remedy="choose another --name",
         )
-    if isinstance(stored, dict) and "precision" not in stored:  # of a study made before it was kept; `begun` sees to it
+    if isinstance(stored, dict) and "precision" not in stored:  # made before precision was stored; `begun` handles it
         wanted = {key: value for key, value in wanted.items() if key != "precision"}
     changed = differences(comparable(stored), comparable(wanted))
     if changed:
@@ -138,16 +138,16 @@ def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
 
 
 def begun(backend: BaseStorage, name: str, choice: Choice, device: torch.device) -> dict[str, Any] | None:
-    """The definition of the study of that name; None where there is none yet, or it is not of kdsearch.
+    """Return the definition of the study of that name; None if it does not exist or was not made by kdsearch.
 
     Args:
-        backend: of the study.
+        backend: storage of the study.
         name: of the study.
-        choice: the precision that a run would have.
-        device: to train on.
+        choice: the precision that a run would use.
+        device: for training.
 
     Raises:
-        DefinitionError: the user names another precision than that of a study made before it was kept.
+        DefinitionError: the user names another precision than that of a study made before precision was stored.
     """
     stored = _stored(storage.load_study(backend, name)) if name in storage.study_names(backend) else None
     if isinstance(stored, dict) and choice.given and choice.name != (own := kept_by(stored, device).name):
@@ -160,10 +160,10 @@ def begun(backend: BaseStorage, name: str, choice: Choice, device: torch.device)
 
 
 def check_definition(study: Study, plan: Plan) -> None:
-    """Refuses to join a study with a plan of this machine that is not the study's own.
+    """Refuse to join a study whose definition this machine's plan does not match.
 
     Raises:
-        DefinitionError: data, teacher or, where time is measured, the model of the device differ.
+        DefinitionError: data, teacher or, if time is measured, the model of the device differ.
     """
     remedy = (
         "join from a machine with the study's data (--data-dir names their folder) and device (studies of --cost flops "
@@ -173,7 +173,7 @@ def check_definition(study: Study, plan: Plan) -> None:
 
 
 def open_study(plan: Plan, backend: BaseStorage) -> Study:
-    """Makes the plan's study, or finds it again.
+    """Create the plan's study, or open the existing one.
 
     Raises:
         DefinitionError: a study of another definition has that name.

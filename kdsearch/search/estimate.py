@@ -1,8 +1,8 @@
-"""What a run is going to do and how long it takes, from a few timed steps and passes; nothing is trained.
+"""The plan of a run with estimated times, from a few timed steps and forward passes; nothing is trained to its end.
 
 The seconds of a training step and of a forward pass are measured for some configurations, spread over the search
-space, with their own batch sizes. A model of four terms, none of them negative (a constant for each layer, the update
-of each parameter, operations, values written), carries them to all others (`Pace`).
+space, with their own batch sizes. A linear model with four non-negative terms (a constant per layer, an update per
+parameter, operations, values written) extrapolates them to all others (`Pace`).
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from kdsearch.sittings import LEAST as SITTINGS
 from kdsearch.spec import Recipe
 from kdsearch.system import machine
 
-DRAWS = 100  # configurations that stand for what a sampler draws
-MEASURED, LEAST = 10, 5  # configurations whose steps are timed, and how many of them whatever the time
+DRAWS = 100  # configurations that represent a sampler's draws
+MEASURED, LEAST = 10, 5  # configurations whose steps are timed, and how many at least whatever the time
 SECONDS = 10.0  # after which no further configuration is timed
 WARM_UP = {"cpu": 1, "cuda": EAGER_STEPS + 1}  # steps that are not counted
 STEPS = {"cpu": 6, "cuda": 4 * EAGER_STEPS}  # timed steps
-ENOUGH_STEPS, ENOUGH_SECONDS = 2, 1.0  # of timed steps, where a step takes long
-MOST_OPERATIONS = 2e11  # of a timed batch's forward pass on a CPU: a larger batch costs as much an image, and minutes
-ASKED = {"cpu": 100, "cuda": BATCH}  # images of the pass that the teacher's and the students' passes are timed on
-FRONT = 10  # members that are timed again, about
-SLOW_CALL = 0.3  # seconds of a teacher's timed call, from which a timing's length is known without one
-TRIAL_SECONDS, EPOCH_SECONDS = 0.4, 0.04  # search and storage of a trial and of an epoch (MNIST's 100 trials: 91 s)
-PRUNED_SHARE = 182 / 710  # of the planned epochs that pruning saved in MNIST's 100 trials (reports/examples/mnist.md)
+ENOUGH_STEPS, ENOUGH_SECONDS = 2, 1.0  # of timed steps, if a step takes long
+MOST_OPERATIONS = 2e11  # of a timed batch's forward pass on a CPU: more would take minutes at the same cost per image
+ASKED = {"cpu": 100, "cuda": BATCH}  # images in the timed passes of teacher and students
+FRONT = 10  # approximate number of front members that are timed again
+SLOW_CALL = 0.3  # seconds of a teacher's call, from which a sitting's length is known without taking one
+TRIAL_SECONDS, EPOCH_SECONDS = 0.4, 0.04  # search and storage per trial and per epoch (MNIST's 100 trials: 91 s)
+PRUNED_SHARE = 182 / 710  # of the planned epochs, saved by pruning in MNIST's 100 trials (reports/examples/mnist.md)
 PRUNING_SEEN = "as in MNIST's 100 trials, reports/examples/mnist.md"
 
 
-class _Enough(Exception):  # noqa: N818 -- no error: ends a training whose steps are timed
-    """Enough steps were timed."""
+class _Enough(Exception):  # noqa: N818 -- not an error: ends a training whose steps are timed
+    """Raised when enough steps have been timed."""
 
 
 def step_seconds(network: nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
-    """Mean seconds of an optimiser step, as trainings take it, after a warm-up; the network is changed."""
+    """Return the mean seconds of an optimiser step in training, after a warm-up; this changes the network."""
     warm, most = WARM_UP[plan.device.type], STEPS[plan.device.type]
     part = plan.split.train.subset(torch.arange(batch * (warm + most), device=plan.device) % len(plan.split.train))
     shown = views.shown(recipe.augment)
@@ -100,7 +100,7 @@ def _now(device: torch.device) -> float:
 
 
 def call_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Mean seconds of a warm call: of a few, or of one that takes long."""
+    """Return the mean seconds of a warm call: of a few calls, or of one that takes long."""
     with torch.inference_mode():
         call()
         begin = _now(device)
@@ -113,11 +113,11 @@ def call_seconds(call: Callable[[], object], device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """What decides a network's seconds.
+    """The quantities that determine a network's seconds.
 
     Attributes:
-        layers, parameters: how many.
-        operations, values: of a forward pass of one image; values are those that the layers write.
+        layers, parameters: their number.
+        operations, values: of a forward pass of one image; values are the activations that the layers write.
     """
 
     layers: int
@@ -127,11 +127,11 @@ class Size:
 
 
 def size_of(network: nn.Module, image: Tensor) -> Size:
-    """Counts a network.
+    """Count a network's size.
 
     Args:
-        network: in evaluation mode afterwards.
-        image: (1, channels, height, width), on its device: `meta` will do.
+        network: left in evaluation mode.
+        image: (1, channels, height, width), on its device, which may be `meta`.
     """
     leaves = [module for module in network.modules() if not list(module.children())]
     operations = values = 0.0
@@ -153,20 +153,20 @@ def size_of(network: nn.Module, image: Tensor) -> Size:
 
 
 class Sizes:
-    """Sizes of the students of a plan, each architecture counted once."""
+    """Sizes of a plan's students, each architecture counted once."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._known: dict[str, Size] = {}
 
     def __call__(self, config: Config) -> Size:
-        """The size of a configuration's student."""
+        """Return the size of a configuration's student."""
         key = _architecture(config)
         if key not in self._known:
             try:
                 with torch.device("meta"):
                     self._known[key] = size_of(_student(self._plan, config), torch.zeros(1, *self._plan.split.shape))
-            except Exception:  # a family of another package may need real weights
+            except Exception:  # a plugin's family may need real weights
                 self._known[key] = size_of(_student(self._plan, config), torch.zeros(1, *self._plan.split.shape))
         return self._known[key]
 
@@ -182,10 +182,10 @@ def _student(plan: Plan, config: Config) -> nn.Module:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step or a pass by a network's size and its batch: a sum of terms, fitted to measured ones.
+    """A linear model of the seconds of a step or pass in a network's size and batch, fitted to measurements.
 
     Attributes:
-        terms: seconds a layer, a parameter, an operation and a value; none below 0.
+        terms: seconds per layer, parameter, operation and value; none below 0.
     """
 
     terms: tuple[float, ...]
@@ -196,34 +196,34 @@ class Pace:
 
     @classmethod
     def fitted(cls, measured: Sequence[tuple[Size, int, float]]) -> Pace:
-        """The pace with the smallest squares of relative errors.
+        """Fit a pace by least squares of relative errors.
 
         Args:
-            measured: size, batch and seconds of each.
+            measured: size, batch and seconds of each measurement.
         """
         rows = np.array([cls._row(size, batch) for size, batch, _ in measured])
-        scale = np.maximum(rows.max(axis=0), 1e-30)  # of one magnitude, or the solver takes small ones for zero
+        scale = np.maximum(rows.max(axis=0), 1e-30)  # rescale the columns, else the solver takes small ones for zero
         seconds = np.array([each for *_, each in measured])
         terms, _ = nnls(rows / scale / seconds[:, None], np.ones(len(measured)))
         return cls(tuple((terms / scale).tolist()))
 
     def seconds(self, size: Size, batch: int) -> float:
-        """Seconds of a step or a pass."""
+        """Return the seconds of a step or a pass."""
         return sum(term * amount for term, amount in zip(self.terms, self._row(size, batch), strict=True))
 
 
 @dataclass(frozen=True)
 class Paces:
-    """Paces of a plan's students, in training and in scoring."""
+    """Paces of a plan's students in training and in scoring."""
 
     step: Pace
     score: Pace
 
 
 def spread(configs: Sequence[Config], sizes: Callable[[Config], Size], count: int) -> list[Config]:
-    """Some different ones, from the least work a step to the most; both of these first, then between.
+    """Return different configurations spread from the least to the most work per step, these two first.
 
-    Of configurations with one architecture and batch size there is one.
+    Configurations of equal architecture and batch size count as one.
     """
     different = {(_architecture(config), config["batch_size"]): config for config in configs}.values()
     ordered = sorted(different, key=lambda config: config["batch_size"] * sizes(config).operations)
@@ -232,7 +232,7 @@ def spread(configs: Sequence[Config], sizes: Callable[[Config], Size], count: in
 
 
 def _shares(count: int) -> list[float]:
-    """0, 1, 1/2, 1/4, 3/4, 1/8, ...: every beginning of it is spread."""
+    """Return 0, 1, 1/2, 1/4, 3/4, 1/8, ..., of which every prefix is evenly spread."""
     found = [0.0, 1.0]
     for power in itertools.count(1):
         found += [odd / 2**power for odd in range(1, 2**power, 2)]
@@ -242,7 +242,7 @@ def _shares(count: int) -> list[float]:
 
 
 def measure(plan: Plan, configs: Sequence[Config], sizes: Callable[[Config], Size]) -> Paces:
-    """Times some of these configurations' steps and passes, with their own batch size where that is not too long."""
+    """Time the steps and passes of some of these configurations, with their own batch sizes if that is not too slow."""
     steps: list[tuple[Size, int, float]] = []
     scores: list[tuple[Size, int, float]] = []
     begin = time.perf_counter()
@@ -262,7 +262,7 @@ def measure(plan: Plan, configs: Sequence[Config], sizes: Callable[[Config], Siz
 
 
 def training_seconds(plan: Plan, config: Config, pace: Pace, size: Size) -> float:
-    """Seconds of training a configuration to its end."""
+    """Return the seconds of training a configuration to its end."""
     batch = min(int(config["batch_size"]), len(plan.split.train))
     whole, rest = divmod(len(plan.split.train), batch)
     epoch = whole * pace.seconds(size, batch) + (pace.seconds(size, rest) if rest > 1 else 0.0)
@@ -270,14 +270,14 @@ def training_seconds(plan: Plan, config: Config, pace: Pace, size: Size) -> floa
 
 
 def scoring_seconds(plan: Plan, config: Config, pace: Pace, size: Size) -> float:
-    """Seconds of scoring the validation images after each epoch and the test images once."""
+    """Return the seconds of scoring the validation images after each epoch and the test images once."""
     scored = int(config["epochs"]) * len(plan.split.validation) + len(plan.split.test)
     passed = ASKED[plan.device.type]
     return scored / passed * pace.seconds(size, passed)
 
 
 def teacher_seconds(plan: Plan, network: nn.Module) -> float:
-    """Seconds until the teacher stands: 0 if it is kept from an earlier study."""
+    """Return the seconds until the teacher is trained: 0 if it is cached from an earlier study."""
     spec, split = plan.spec.teacher, plan.split
     if teacher.cached_file(spec, split).is_file():
         return 0.0
@@ -293,7 +293,7 @@ def teacher_seconds(plan: Plan, network: nn.Module) -> float:
 
 
 def answers_seconds(plan: Plan, network: nn.Module, configs: Sequence[Config]) -> float:
-    """Seconds of asking the teacher for each of its answers once: 0 if they are kept or no student is taught by it."""
+    """Return the seconds of asking the teacher once for each answer: 0 if all are cached or no student needs them."""
     augment = plan.spec.student.recipe.augment
     if not any(map(lesson.needs_teacher, configs)) or teacher.has_answered(
         plan.spec.teacher, plan.split, augment, network, plan.precision.name
@@ -306,7 +306,7 @@ def answers_seconds(plan: Plan, network: nn.Module, configs: Sequence[Config]) -
 
 
 def timing_seconds(plan: Plan, network: nn.Module, config: Config) -> float:
-    """Seconds of timing teacher and student once for an architecture."""
+    """Return the seconds of timing teacher and student once for an architecture."""
     if plan.cost == "flops":
         return 0.1
     student = _student(plan, config).to(plan.device)
@@ -323,7 +323,7 @@ def timing_seconds(plan: Plan, network: nn.Module, config: Config) -> float:
 
 
 def draw(plan: Plan) -> Iterator[Config]:
-    """Configurations drawn at random from the space, always the same ones."""
+    """Yield configurations drawn at random from the space, the same ones each time."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=0))
     while True:
@@ -331,12 +331,12 @@ def draw(plan: Plan) -> Iterator[Config]:
 
 
 def within(budget: Budget, anchors: Sequence[Config], epochs: float) -> tuple[list[Config], float]:
-    """The anchors that a budget of trials and epochs pays for, and how many drawn trials, without pruning.
+    """Return the anchors that a budget of trials and epochs pays for and the number of drawn trials, without pruning.
 
     Args:
-        budget: of which the seconds do not count; it limits trials or epochs.
+        budget: limits trials or epochs; its seconds are ignored.
         anchors: in their order; each is trained to its end.
-        epochs: of a drawn trial, on average.
+        epochs: mean epochs of a drawn trial.
     """
     left = math.inf if budget.epochs is None else float(budget.epochs)
     paid: list[Config] = []
@@ -350,29 +350,29 @@ def within(budget: Budget, anchors: Sequence[Config], epochs: float) -> tuple[li
 
 
 def _weights(configs: Sequence[Config], candidates: int) -> list[float]:
-    """How often each of these, drawn evenly from the space, is what a trial trains.
+    """Return how often each of these configurations, drawn uniformly from the space, is trained.
 
-    The choice among candidates prefers trainings of many steps: of 1 to 10 epochs those of MNIST's 100 trials had 7.5
-    on average, of 1 to 30 those of digits' 20 and 50 had 18 and 23, and an epoch of digits' 20 had 42 steps, of an
-    even draw 21. In proportion to their steps they would have 7.0 and 20.3 epochs, and 43 steps in one.
+    The choice among candidates prefers trainings of many steps. Of 1 to 10 epochs, MNIST's 100 trials had 7.5 on
+    average; of 1 to 30, those of digits' 20 and 50 trials had 18 and 23. An epoch of digits' 20 trials had 42 steps,
+    one of a uniform draw 21. Weights in proportion to the steps would give 7.0 and 20.3 epochs, and 43 steps per epoch.
     """
     often = [config["epochs"] / config["batch_size"] if candidates > 1 else 1.0 for config in configs]
     return [each / sum(often) for each in often]
 
 
 def _different(anchors: Sequence[Config], drawn: Sequence[Config], count: float) -> int:
-    """Different architectures among the anchors and so many drawn ones."""
+    """Return the number of different architectures among the anchors and `count` drawn ones."""
     found = {_architecture(config) for config in [*anchors, *drawn[: math.ceil(count)]]}
     return len(found) + (round(count) - len(drawn) if count > len(drawn) and len(found) > len(drawn) / 2 else 0)
 
 
 def parts(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES) -> dict[str, float]:
-    """Seconds of one process that runs all trials, by what they are spent on, were no trial pruned.
+    """Return the seconds, by kind of work, of one process that runs all trials without pruning.
 
     Args:
         plan: a checked plan.
         budget: of trials or epochs.
-        candidates: as of `optimize`.
+        candidates: see `optimize`.
 
     Returns:
         `teacher`, `answers` (of the teacher), `training`, `timing`, `scoring`, and `search` with the storage.
@@ -390,7 +390,7 @@ def parts(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES) -> dict[s
     network = teacher.untrained(plan.spec.teacher, plan.split)
     different = _different(anchors, drawn, count)
     again = 0 if plan.cost == "flops" else (SITTINGS - 1) * min(FRONT, different)
-    sittings = different + again  # the front's members are timed again (see `retime`)
+    sittings = different + again  # the front's members are timed again (see `search.retime`)
     middle = sorted(configs, key=lambda config: sizes(config).operations)[len(configs) // 2]
     return {
         "teacher": teacher_seconds(plan, network),
@@ -403,7 +403,7 @@ def parts(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES) -> dict[s
 
 
 def _seconds(plan: Plan, budget: Budget, candidates: int) -> dict[str, float]:
-    """Seconds by what they are spent on; a run that only its time ends takes that time."""
+    """Return the seconds by kind of work; a run limited by time alone takes that time."""
     if budget.seconds is not None and budget.trials is None and budget.epochs is None:
         own = teacher_seconds(plan, teacher.untrained(plan.spec.teacher, plan.split))
         return {"teacher": own, "trials": budget.seconds, "all": own + budget.seconds}
@@ -414,9 +414,9 @@ def _seconds(plan: Plan, budget: Budget, candidates: int) -> dict[str, float]:
 
 
 def pruning_saves(seconds: dict[str, float], budget: Budget, pruner: str = "pareto") -> float:
-    """Seconds that pruning is expected to save: none where what it saves buys more trials.
+    """Return the seconds that pruning is expected to save: 0 if they are spent on more trials instead.
 
-    An expectation, no measurement of this study: the share of planned epochs that it saved in an example study.
+    This is an expectation, not measured in this study: the share of planned epochs saved in an example study.
     """
     if pruner == "none" or budget.trials is None or budget.epochs is not None or budget.seconds is not None:
         return 0.0
@@ -424,19 +424,19 @@ def pruning_saves(seconds: dict[str, float], budget: Budget, pruner: str = "pare
 
 
 def estimate(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES, pruner: str = "pareto") -> dict[str, Any]:
-    """The plan of a run as plain data, its times in seconds.
+    """Return the plan of a run as plain data, its times in seconds.
 
     Args:
         plan: a checked plan.
         budget: what a new study may spend.
-        candidates, pruner: as of `optimize`.
+        candidates, pruner: see `optimize`.
 
     Returns:
         `study`, `dataset`, `data` (lines on what was read), `images`, `device`, `precision`, `trials`, `epochs_budget`
-        and `timeout` (None where there is no limit), `anchors`, `space`, `seconds` and `pruning`. `seconds` are those
-        of `parts` and in all, which the timeout limits; where nothing else does, `trials` stands for all but the
-        teacher. `pruning` holds the `seconds` that it is expected to save and where that `share` was seen; they are
-        part of `seconds`.
+        and `timeout` (None if there is no limit), `anchors`, `space`, `seconds` and `pruning`. `seconds` are those of
+        `parts` and their sum, limited by the timeout; if only the timeout limits the run, `trials` covers all but the
+        teacher. `pruning` holds the `seconds` that it is expected to save, which are included in `seconds`, and where
+        that `share` was seen.
     """
     seconds = _seconds(plan, budget, candidates)
     split = plan.split

@@ -1,4 +1,4 @@
-"""Failures of one trial: what is stored of them, what is freed after them, and when a configuration has had enough."""
+"""Failed trials: what is stored of them, memory freed after them, and configurations that are not tried again."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.records import HANDED_BACK, Attr, Config, architecture
 from kdsearch.search.anchors import MAX_FAILURES
 
-MEMORY, LOSS = "memory", "loss"  # what fails a trial by its own configuration
-FULL = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in a RuntimeError, of CUDA, the CPU and cuBLAS
-IN_A_ROW = 5  # failed trials end a run
-OWN_IN_A_ROW = 50  # where they failed by their configurations, in a study in which others did not
-LONGEST = 200  # characters of somebody else's message
+MEMORY, LOSS = "memory", "loss"  # causes that lie in a trial's own configuration
+FULL = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in a RuntimeError of CUDA, the CPU or cuBLAS
+IN_A_ROW = 5  # failed trials that end a run
+OWN_IN_A_ROW = 50  # the same if their configurations were the cause and other trials succeeded
+LONGEST = 200  # characters kept of a message from another library
 
 
 class RefusedError(TrialError):
-    """A configuration that has failed often enough is not trained again.
+    """Raised for a configuration that has failed too often to be trained again.
 
     Args:
-        rule: the line.
-        by: what it failed by, `MEMORY` or `LOSS`.
+        rule: the error's line.
+        by: cause of the earlier failures, `MEMORY` or `LOSS`.
     """
 
     def __init__(self, rule: str, *, by: str) -> None:
@@ -36,7 +36,7 @@ class RefusedError(TrialError):
 
 
 def cause(error: BaseException) -> str | None:
-    """`MEMORY` or `LOSS` where a trial failed by its own configuration, else None."""
+    """Return `MEMORY` or `LOSS` if a trial failed because of its configuration, else None."""
     if isinstance(error, RefusedError):
         return error.by
     if isinstance(error, TrialError):
@@ -46,7 +46,7 @@ def cause(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """Why a trial failed, in one line."""
+    """Return why a trial failed, in one line."""
     if isinstance(error, KdsearchError):
         return str(error)
     said = storage.trouble(error)
@@ -60,7 +60,7 @@ def reason(error: BaseException) -> str:
 
 
 def note(trial: Trial, error: Exception) -> None:
-    """Stores why a trial failed, and frees what it held."""
+    """Store why a trial failed, and free what it held."""
     said, own = reason(error), cause(error)
     release(error)
     trial.set_user_attr(Attr.FAIL_REASON, said)
@@ -69,9 +69,9 @@ def note(trial: Trial, error: Exception) -> None:
 
 
 def release(error: BaseException) -> None:
-    """Frees what the functions that an error came through still hold: a network, its gradients, a batch.
+    """Free the local variables of the frames in an error's traceback: a network, its gradients, a batch.
 
-    Whoever catches an error keeps its traceback, and with it those functions' variables.
+    A caught error keeps its traceback alive, and with it those variables.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -83,10 +83,10 @@ def release(error: BaseException) -> None:
 
 
 def failed(study: Study, config: Config) -> list[FrozenTrial]:
-    """The trials of a configuration that failed by it; those that were killed or interrupted are not among them.
+    """Return the trials that failed because of a configuration; killed or interrupted ones are left out.
 
-    For memory, all are one configuration that have the same architecture and batch size: nothing else takes any. What
-    a storage holds under the names of ours may be anybody's: where no configuration is stored, none failed.
+    For memory, configurations of equal architecture and batch size are the same, as nothing else affects it. Anyone may
+    write to a storage under our names: trials without a stored configuration are ignored.
     """
     return [
         trial
@@ -98,7 +98,7 @@ def failed(study: Study, config: Config) -> list[FrozenTrial]:
 
 
 def _decisive(config: Config, by: str) -> Config:
-    """The part of a configuration that decides whether it fails."""
+    """Return the part of a configuration that decides whether it fails."""
     if by == MEMORY:
         config = architecture(config) | {"batch_size": config.get("batch_size")}
     plain: Config = json.loads(json.dumps(config))
@@ -106,21 +106,21 @@ def _decisive(config: Config, by: str) -> Config:
 
 
 def is_exhausted(study: Study, config: Config) -> bool:
-    """Whether a configuration failed so often by itself that it is not proposed again."""
+    """Return whether a configuration has failed so often that it is not proposed again."""
     return len(failed(study, config)) >= MAX_FAILURES
 
 
 def refuse(trial: Trial, config: Config) -> None:
-    """Refuses a configuration that has failed often enough; an anchor's tries are counted where it is enqueued.
+    """Refuse a configuration that has failed too often; an anchor's tries are counted when it is enqueued.
 
     Raises:
-        RefusedError: it has; it is told from which trials.
+        RefusedError: it has; the error names the failed trials.
     """
-    tries = failed(trial.study, config)[:MAX_FAILURES]  # the first of them were trained; later ones were refused too
+    tries = failed(trial.study, config)[:MAX_FAILURES]  # only the first ones were trained; later ones were refused
     if Attr.ANCHOR not in trial.user_attrs and len(tries) == MAX_FAILURES:
         numbers = ", ".join(str(other.number) for other in tries)
         last = tries[-1].user_attrs.get(Attr.FAIL_REASON)
-        # by memory only where all did: that counts against other configurations of the same size as well
+        # memory only if all failed by it, since that also counts against other configurations of the same size
         by = MEMORY if all(other.user_attrs[Attr.FAILED_BY] == MEMORY for other in tries) else LOSS
         raise RefusedError(
             f"a configuration that failed {MAX_FAILURES} times must not be trained again (trials {numbers}: {last})",
@@ -129,13 +129,13 @@ def refuse(trial: Trial, config: Config) -> None:
 
 
 class Streak:
-    """Failed trials in a row, and whether a run is to end with them.
+    """Counts failed trials in a row and decides whether they end the run.
 
-    Five end it, for the cause may be everybody's. Trials that failed by their own configurations do not, in a study in
-    which others came to their end; only fifty of them do, for else nothing might.
+    Five failures end it, because they probably share a cause. Failures caused by their configurations do not, if other
+    trials of the study succeeded; then fifty do, so that the run ends at all.
 
     Attributes:
-        count: of failed trials since the last one that did not fail.
+        count: failed trials since the last one that did not fail.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Streak:
         self._weight = 0
 
     def ends(self, study: Study, trial: FrozenTrial) -> bool:
-        """Takes note of a trial that ended; whether the run is to end."""
+        """Record a trial that ended; return whether the run has to end."""
         if trial.state != TrialState.FAIL:
             self.count = self._weight = 0
             return False

@@ -1,4 +1,4 @@
-"""What a run is to do: the study file, the data and the device, checked before any work begins."""
+"""The plan of a run: the study file, the data and the device, checked before any work begins."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOT_CHOSEN = Choice("float32", "none was chosen")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do, checked but with nothing trained yet.
+    """The plan of a run, checked, with nothing trained yet.
 
     Attributes:
         spec: the study file with the limits of the command line.
@@ -40,8 +40,8 @@ class Plan:
         cost: name of a cost (`measure.cost`).
         name: of the Optuna study.
         url: of its storage.
-        data_dir: where data sets lie, as given.
-        precision: that convolutions are trained in.
+        data_dir: folder of data sets, as given.
+        precision: of convolutions in training.
     """
 
     spec: spec.StudySpec
@@ -55,10 +55,10 @@ class Plan:
 
 
 def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
-    """The study file for a data set, a study file's own data set, or both where they agree.
+    """Return the study file for a data set, or a study file with its own data set, or both if they agree.
 
     Raises:
-        KdsearchError: an unknown data set, an unusable study file, or one for another data set.
+        KdsearchError: the data set is unknown, or the study file is unusable or for another data set.
     """
     if dataset is not None:
         data.check_name(dataset)
@@ -78,10 +78,10 @@ def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
 
 
 def check_cost(cost: str) -> None:
-    """Refuses a cost that is unknown, or whose packages are missing.
+    """Refuse a cost that is unknown, or whose packages are missing.
 
     Raises:
-        KdsearchError: it is.
+        KdsearchError: it is either.
     """
     if cost == ONNX:
         deployed.require(f"--cost {ONNX}")
@@ -102,10 +102,10 @@ def make_plan(
     max_epochs: int | None = None,
     precision: str = "auto",
 ) -> Plan:
-    """Checks all that can be checked before work begins, and loads the data.
+    """Check all that can be checked before work begins, and load the data.
 
-    What the study file leaves open is filled in: the pool of views that students see, and the precision that
-    convolutions are trained in, which may be timed for some seconds where nobody did so before.
+    What the study file leaves open is filled in: the pool of views that students see, and the precision of convolutions
+    in training, which may take some seconds to time if it is not cached.
 
     Raises:
         KdsearchError: anything is unknown, missing or broken.
@@ -139,7 +139,7 @@ def check_own(study: Study) -> None:
 
 
 def choose_precision(wanted: str, loaded: spec.StudySpec, split: data.Split, device: torch.device) -> Choice:
-    """The precision for a study's students, by timing the first anchor or, without anchors, a drawn configuration.
+    """Return the precision for a study's students, timing the first anchor or, without anchors, a random student.
 
     Raises:
         KdsearchError: `wanted` is unknown.
@@ -158,15 +158,14 @@ def choose_precision(wanted: str, loaded: spec.StudySpec, split: data.Split, dev
 
 
 def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
-    """The plan with what a study was begun with, where the user asks for nothing else and this version would differ.
+    """Return the plan with the settings that a study was begun with, unless the user overrides them.
 
-    A study made before there were pools of views goes on with draws from all views; one made before `cuda_batch` goes
-    on with the batch it was timed with; one made before the loss was a key goes on with its own; and the precision
-    stays.
+    A study made before there were pools of views continues with draws from all views; one made before `cuda_batch` with
+    the batch size that it was timed with; one made before `distillation` with its own loss; and the precision stays.
 
     Args:
-        plan: of `make_plan`.
-        stored: the definition of the study of its name.
+        plan: from `make_plan`.
+        stored: the definition of the study of that name.
     """
     loaded = plan.spec
     augment = loaded.student.recipe.augment
@@ -182,7 +181,7 @@ def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
 
 
 def _part(stored: object, *keys: str) -> Mapping[str, Any]:
-    """A part of a definition, which is as anybody may have stored it; empty where there is none."""
+    """Return a part of a stored definition, which may have any form; empty if it is missing or not a mapping."""
     for key in keys:
         stored = stored.get(key) if isinstance(stored, Mapping) else None
     return stored if isinstance(stored, Mapping) else {}
@@ -191,17 +190,17 @@ def _part(stored: object, *keys: str) -> Mapping[str, Any]:
 def rejoin(
     study: Study, *, url: str, data_dir: str | None = None, device: str = "auto", precision: str = "auto"
 ) -> Plan:
-    """The plan of a study that is there, with the data as this machine has them.
+    """Return the plan of an existing study, with the data on this machine.
 
     Args:
         study: made by kdsearch.
         url: of its storage.
-        data_dir: where data sets lie.
-        device: as of `make_plan`.
-        precision: that convolutions are trained in; "auto": the study's own.
+        data_dir: folder of data sets.
+        device: see `make_plan`.
+        precision: of convolutions in training; "auto": the study's.
 
     Raises:
-        KdsearchError: the study is not of kdsearch, or its data or the device are missing here.
+        KdsearchError: the study was not made by kdsearch, or its data or the device are missing here.
     """
     check_own(study)
     loaded = spec.from_dict(study.user_attrs[StudyAttr.STUDY_FILE])
@@ -221,7 +220,7 @@ def rejoin(
 
 
 def hidden_plugins(plan: Plan) -> list[str]:
-    """A line for each package whose plugin this study could seem to use, and does not."""
+    """Return a line for each plugin that this study might seem to use, but does not."""
     used = {
         "datasets": (plan.spec.data.name.partition(":")[0], data.BUILT_IN),
         "students": (plan.spec.student.family, networks.STUDENTS),
@@ -232,10 +231,10 @@ def hidden_plugins(plan: Plan) -> list[str]:
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
-    """Refuses a value that is not among the choices.
+    """Refuse a value that is not among the choices.
 
     Raises:
-        KdsearchError: it is not.
+        KdsearchError: it is not among them.
     """
     if value not in choices:
         raise KdsearchError(f"{option} must be known", got=value, remedy=f"choose one of {', '.join(choices)}")

@@ -1,8 +1,8 @@
-"""Students of the front timed again: between later trials and at the study's end, until each sat three times.
+"""Repeated timing of the front's students, between trials and at the study's end, until each has three sittings.
 
-A timing has an effect of its sitting: what else the machine did then, and where memory lay. So the sittings of a
-student lie apart in time, with trials or the timings of others between them. Fresh processes were left out: each would
-import torch and load the data for seconds, and several workers are several processes anyway.
+A timing depends on its sitting: on other load of the machine and on memory placement. So the sittings of a student are
+apart in time, with trials or timings of others in between. They do not use fresh processes, each of which would import
+torch and load the data for seconds; with several workers there are several processes anyway.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from kdsearch.sittings import Sitting
 from kdsearch.spec import StudySpec
 from kdsearch.system import signals
 
-SHARE = 0.05  # of a process's time that may go to sittings between trials
-APART = 3.0  # seconds at least from the begin of one sitting of a student to that of the next,
-APART_SHARE, MOST_APART = 0.05, 60.0  # and at least this part of the run so far, for the load of a machine drifts
+SHARE = 0.05  # of a process's time that sittings between trials may take
+APART = 3.0  # minimum seconds between the starts of two sittings of a student,
+APART_SHARE, MOST_APART = 0.05, 60.0  # and at least this share of the run so far, because a machine's load drifts
 
 Lacking = dict[str, tuple[FrozenTrial, Sequence[Sitting]]]
 """By timing key: a trial of an architecture and its sittings."""
 
 
 class Retimer:
-    """Times the front's students again, one worker at a time on a device.
+    """Times the front's students again, one worker at a time per device.
 
     Args:
         study: its trials hold the first sittings, its attributes the later ones.
         workshop: builds and times the students.
         clock: counts the time.
-        progress: told where a timing fails.
+        progress: receives a warning if a timing fails.
     """
 
     def __init__(self, study: Study, workshop: Workshop, clock: Clock, progress: Progress) -> None:
@@ -46,7 +46,7 @@ class Retimer:
         self._failed: set[str] = set()
 
     def between(self) -> None:
-        """One sitting between two trials, as long as sittings take no more than `SHARE` of the time."""
+        """Take one sitting between two trials, unless sittings have taken more than `SHARE` of the time."""
         if self._spent > SHARE * (time.monotonic() - self._begin):
             return
         todo = self._lacking()
@@ -55,7 +55,7 @@ class Retimer:
             self._sit(key, *todo[key])
 
     def finish(self) -> None:
-        """Times until each member of the front sat `sittings.LEAST` times."""
+        """Take sittings until each front member has `sittings.LEAST` of them."""
         while todo := self._lacking():
             key, (trial, before) = next(iter(todo.items()))
             if (wait := self._wait(before)) > 0:
@@ -69,7 +69,7 @@ class Retimer:
         return {key: each for key, each in found.items() if key not in self._failed}
 
     def _wait(self, before: Sequence[Sitting]) -> float:
-        """Seconds until a student may sit again."""
+        """Return the seconds until a student may have its next sitting."""
         apart = max(APART, min(MOST_APART, APART_SHARE * (time.monotonic() - self._begin)))
         return min(apart, _last(before) + apart - time.time())
 
@@ -78,23 +78,23 @@ class Retimer:
         try:
             student = workshop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
             with self._clock.spent_on("timing"), workshop.quiet():
-                # one sitting at a time on a device: another worker may have timed it while this one waited
+                # one sitting at a time on a device: another worker may have timed it during the wait
                 if 1 + len(sittings.later(self._study.user_attrs, key)) == len(before):
                     timing = workshop.measure(student)
                     with signals.shield():
                         sittings.add(self._study, key, timing)
-        except (RuntimeError, ValueError) as error:  # what was trained is worth more than a timing
+        except (RuntimeError, ValueError) as error:  # a failed timing must not cost the trained study
             self._failed.add(key)
             self._progress.warning(f"trial {trial.number} could not be timed again: {' '.join(str(error).split())}")
         self._spent += time.monotonic() - begin
 
 
 def lacking(study: Study, spec: StudySpec, cost: str, device: torch.device) -> Lacking:
-    """Students of the front that this machine is to time again, fewest sittings first, then longest ago.
+    """Return the front's students that this machine is to time again, fewest sittings first, then the oldest.
 
     Args:
         study: of the trials.
-        spec, cost, device: of the study here; what was timed on another device, or by another torch, is left as it is.
+        spec, cost, device: of the study on this machine; architectures timed on another device or torch are left out.
     """
     if cost == "flops":
         return {}

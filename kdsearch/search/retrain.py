@@ -1,4 +1,4 @@
-"""A trial's student trained again: exactly as in its study, or on the whole training set."""
+"""Retraining of a trial's student, exactly as in its study or on the whole training set."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from kdsearch.system import files
 
 @dataclass(frozen=True)
 class Retrained:
-    """A student trained again.
+    """A retrained student.
 
     Attributes:
-        network: with the weights of its best validated checkpoint; on the whole training set, of its last epoch.
+        network: with the weights of its best validated checkpoint or, trained on the whole set, of its last epoch.
         epoch: of that checkpoint.
-        accuracy: its validation accuracy, a fraction; None where the validation images were trained on.
+        accuracy: its validation accuracy, a fraction; None if the validation images were trained on.
         test_accuracy: a fraction.
         config: its configuration.
     """
@@ -41,11 +41,11 @@ class Retrained:
 
 
 def find_trial(study: Study, number: int) -> FrozenTrial:
-    """The trial of that number, if it has a configuration to train.
+    """Return the trial of that number, if it has a configuration to train.
 
     Raises:
-        DefinitionError: the study is not of kdsearch.
-        StorageError: there is none, or it never began.
+        DefinitionError: the study was not made by kdsearch.
+        StorageError: there is no such trial, or it never began.
     """
     trial = load_trial(study, number)
     if Attr.CONFIG not in trial.user_attrs:
@@ -55,11 +55,11 @@ def find_trial(study: Study, number: int) -> FrozenTrial:
 
 
 def find_finished(study: Study, number: int) -> FrozenTrial:
-    """The complete trial of that number, with the epoch that validation chose.
+    """Return the complete trial of that number, with the epoch that validation chose.
 
     Raises:
-        DefinitionError: the study is not of kdsearch.
-        StorageError: there is none, or it is not complete, or it does not say which epoch was chosen.
+        DefinitionError: the study was not made by kdsearch.
+        StorageError: there is no such trial, it is not complete, or its chosen epoch is not stored.
     """
     trial = load_trial(study, number)
     if Attr.CONFIG not in trial.user_attrs:
@@ -79,7 +79,7 @@ STATUS = "`kdsearch status` lists the front"
 
 
 def check_data(study: Study, plan: Plan) -> None:
-    """Refuses other data or another teacher than the study's.
+    """Refuse data or a teacher other than the study's.
 
     Raises:
         DefinitionError: a fingerprint differs.
@@ -112,19 +112,19 @@ def retrain(
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> Retrained:
-    """Trains a trial's student again: same data, teacher, configuration and seed, as many epochs as it ran.
+    """Retrain a trial's student: same data, teacher, configuration and seed, as many epochs as it ran.
 
     Args:
         study: made by kdsearch.
         number: of the trial.
         whole: whether to train on the validation images too, to the epoch that the search chose.
-        data_dir: where data sets lie.
-        device: as of `optimize`.
-        precision: that convolutions are trained in; "auto": the study's.
-        progress: told of epochs.
+        data_dir: folder of data sets.
+        device: see `optimize`.
+        precision: of convolutions in training; "auto": the study's.
+        progress: receives the epochs.
 
     Raises:
-        KdsearchError: the study, the trial or the data set is not as it was.
+        KdsearchError: the study, the trial or the data set has changed.
     """
     progress = progress or Progress()
     trial = find_finished(study, number) if whole else find_trial(study, number)
@@ -160,18 +160,18 @@ def taught_to(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     best: Best | None = None,
 ) -> tuple[nn.Module, float]:
-    """A new student after its first so many epochs: the prefix of the training that its configuration describes.
+    """Return a new student trained for its first `last` epochs, a prefix of its configuration's training.
 
     Args:
-        workshop: of the study; `Workshop.undivided` teaches on the whole training set.
+        workshop: of the study; that of `Workshop.undivided` trains on the whole training set.
         config: of the student.
-        seed: of its weights and its training.
-        last: the epoch to end with, at most the configuration's.
-        on_epoch: told of each.
-        best: shown the student after each, where a checkpoint is to be chosen; None: the last one stands.
+        seed: of its weights and training.
+        last: the final epoch, at most the configuration's.
+        on_epoch: called with each record.
+        best: sees the student after each epoch, if a checkpoint is to be chosen; None: the last epoch's weights stay.
 
     Returns:
-        The student and the seconds that its training took, validation left out.
+        The student and the seconds of its training, without validation.
 
     Raises:
         TrialError: the loss or the weights are not finite.
@@ -189,7 +189,7 @@ def taught_to(
 
 
 def save(student: Retrained, path: Path) -> None:
-    """Saves a student's weights as safetensors, whole or not at all.
+    """Save a student's weights as safetensors, atomically.
 
     Raises:
         KdsearchError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""How a search is run: what may change from run to run, stored with the study for the workers that join it."""
+"""Options of a search that may change from run to run, stored with the study for workers that join it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kdsearch.search.sampling.proposals import CANDIDATES
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `kdsearch optimize` was asked for, beside the plan.
+    """Options of `kdsearch optimize`, beside the plan.
 
     Attributes:
         trials, epochs_budget, timeout: the limits of `Budget`.
         sampler: key of `samplers.SAMPLERS`.
-        candidates: drawn for a trial.
+        candidates: number drawn per trial.
         pruner: key of `study.PRUNERS`.
         seed: of the study, or None.
     """
@@ -34,7 +34,7 @@ class Options:
     seed: int | None = None
 
     def budget(self) -> Budget:
-        """What the study may spend.
+        """Return the study's budget.
 
         Raises:
             KdsearchError: a limit is too low.
@@ -42,15 +42,15 @@ class Options:
         return Budget(trials=self.trials, epochs=self.epochs_budget, seconds=self.timeout)
 
     def store(self, study: Study) -> None:
-        """Keeps them with a study."""
+        """Store the options with a study."""
         study.set_user_attr(StudyAttr.OPTIONS, dataclasses.asdict(self))
 
 
 def stored(study: Study) -> Options:
-    """The options of the run that opened a study last.
+    """Return the options of the run that opened a study last.
 
     Raises:
-        DefinitionError: none has stored any, or another version of kdsearch has.
+        DefinitionError: none are stored, or those of another version of kdsearch.
     """
     found = study.user_attrs.get(StudyAttr.OPTIONS)
     if found is None:

@@ -1,4 +1,4 @@
-"""From a search space and a trial to a configuration, and back to a trial's parameters."""
+"""Conversion between a search space with a trial and a configuration, and back to a trial's parameters."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from kdsearch import networks
 from kdsearch.records import DISTILLATION, Config, architecture
 from kdsearch.spec import Dimension, Range, Stages, StudySpec
 
-DIGITS = 10  # a stepped range gives 0.15000000000000002 without rounding
+DIGITS = 10  # without rounding, a stepped range gives 0.15000000000000002
 
 
 class Suggester(Protocol):
-    """What draws a configuration: an Optuna trial, or a draft of one."""
+    """Interface for drawing a configuration: an Optuna trial or a draft of one."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """A whole number."""
+        """Draw a whole number."""
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """A number."""
+        """Draw a number."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices."""
+        """Draw one of the choices."""
 
 
 def _suggest(trial: Suggester, name: str, dimension: Dimension) -> Any:
@@ -45,7 +45,7 @@ def _suggest_stages(trial: Suggester, name: str, dimension: Stages) -> list[int]
     blocks: list[int] = []
     for index in range(dimension.stages):
         if blocks and blocks[-1] == 0:
-            blocks.append(0)  # nothing follows a stage of 0 blocks: there is nothing to sample
+            blocks.append(0)  # no stage follows one of 0 blocks, so nothing is sampled
         else:
             low = max(1, dimension.low) if index == 0 else dimension.low
             blocks.append(trial.suggest_int(f"{name}_{index + 1}", low, dimension.high))
@@ -55,14 +55,14 @@ def _suggest_stages(trial: Suggester, name: str, dimension: Stages) -> list[int]
 def suggest(
     trial: Suggester, space: dict[str, Dimension], conditional: Mapping[str, networks.Condition] | None = None
 ) -> Config:
-    """Samples a configuration; a parameter that would have no effect is not sampled.
+    """Sample a configuration, without the parameters that would have no effect.
 
-    Stages are sampled as `blocks_1`, `blocks_2`, ...; the temperature only for a loss weight above 0.
+    Stages are sampled as `blocks_1`, `blocks_2`, ...; the temperature only if the loss weight is above 0.
 
     Args:
-        trial: to sample with.
+        trial: the source of samples.
         space: `[space]` of a study.
-        conditional: as of `networks.Family`; None: all dimensions have an effect.
+        conditional: see `networks.Family`; None: all dimensions have an effect.
     """
     conditional = conditional or {}
     own = [name for name in architecture(space) if name not in conditional]
@@ -77,12 +77,12 @@ def suggest(
 
 
 def draw(trial: Suggester, spec: StudySpec) -> Config:
-    """Samples a configuration of a study, as its family of students has them."""
+    """Sample a configuration of a study, with the conditions of its student family."""
     return suggest(trial, spec.space, networks.conditions(spec.student.family))
 
 
 def trial_parameters(config: Config, space: dict[str, Dimension]) -> dict[str, Any]:
-    """The parameters with which a trial's `suggest` gives this configuration: for `study.enqueue_trial`."""
+    """Return the parameters with which `suggest` gives this configuration, for `study.enqueue_trial`."""
     parameters: dict[str, Any] = {}
     for name, value in config.items():
         dimension = space[name]

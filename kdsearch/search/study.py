@@ -1,4 +1,4 @@
-"""A study: made or found again, checked against its definition, run until its budget is spent."""
+"""Studies: created or opened, checked against their definition, run until the budget is spent."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from kdsearch.spec import Range
 from kdsearch.storage import retrying
 from kdsearch.system import machine
 
-SLOW_ON_A_CPU = ("resnet", "timm", "torchvision")  # families of students
+SLOW_ON_A_CPU = ("resnet", "timm", "torchvision")  # student families
 
 
 def pareto(plan: Plan) -> ParetoPruner:
-    """The pruner of a plan: it knows how long each trial is going to be."""
+    """Return the pruner of a plan, which knows the length of each trial."""
     epochs = plan.spec.space["epochs"]
     longest = "epochs" if isinstance(epochs, Range | list) else plan.spec.longest
     return ParetoPruner(max_steps=longest, log=[1], ideal=1.0, exempt=Attr.ANCHOR, prefix="")
@@ -54,7 +54,7 @@ PRUNERS: dict[str, Callable[[Plan], optuna.pruners.BasePruner]] = {
 
 
 def epoch_seconds(trial: FrozenTrial) -> float | None:
-    """Seconds of training an epoch of a trial took, or None where it has not ended."""
+    """Return a trial's seconds of training per epoch, or None if it has not ended."""
     seconds, epochs = trial.user_attrs.get(Attr.TRAIN_SECONDS), epochs_run(trial)
     return None if seconds is None or not epochs else seconds / epochs
 
@@ -62,14 +62,14 @@ def epoch_seconds(trial: FrozenTrial) -> float | None:
 def make_sampler(
     name: str, workshop: Workshop, *, candidates: int, seed: int | None, by_time: bool = False
 ) -> BaseSampler:
-    """The sampler of that name; with candidates, around it the choice of the most promising of several.
+    """Return the sampler of that name; with candidates, wrapped in a `ProposalSampler`.
 
     Args:
         name: key of `samplers.SAMPLERS`.
         workshop: of the study.
-        candidates: drawn for a trial.
+        candidates: number drawn per trial.
         seed: of the study.
-        by_time: whether promise counts by the second of training, as it does where seconds are what is spent.
+        by_time: whether gain counts per second of training, as it should if the budget is in seconds.
     """
     inner = samplers.make(name, seed)
     if candidates == 1:
@@ -90,7 +90,7 @@ def make_sampler(
 
 
 def warn_of_slowness(plan: Plan, budget: Budget, progress: Progress) -> None:
-    """Says beforehand how long a study of convolutional students takes on a CPU, and what makes it shorter."""
+    """Warn of the time that a study of convolutional students takes on a CPU, and suggest what shortens it."""
     if plan.device.type != "cpu" or plan.spec.student.family not in SLOW_ON_A_CPU:
         return
     hours = estimate(plan, budget)["seconds"]["all"] / 3600
@@ -123,39 +123,39 @@ def optimize(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Study:
-    """Searches for students worth deploying; what `kdsearch optimize` does, from a script or a notebook.
+    """Search for students worth deploying, as `kdsearch optimize` does, from a script or a notebook.
 
     Args:
         dataset: `digits`, `mnist`, `cifar10` or `folder:PATH`; None: the study file's, else digits.
         study: a study file; None: the shipped one for the data set.
-        trials: the study ends when it holds this many finished trials (COMPLETE or PRUNED); None: 50, or no such limit
-            where `epochs_budget` or `timeout` is given.
-        epochs_budget: the study ends when all its trials together have trained for this many epochs: anchors, pruned,
-            failed and killed trials included. A trial that runs then is cut, and counts with its best checkpoint; an
-            anchor is trained to its end.
+        trials: number of finished trials (COMPLETE or PRUNED) that ends the study; None: 50, or no such limit if
+            `epochs_budget` or `timeout` is given.
+        epochs_budget: epochs of training over all trials that end the study, including anchors, pruned, failed and
+            killed trials. A trial running at that moment is cut, and counts with its best checkpoint; an anchor is
+            trained to its end.
         storage: an Optuna storage URL or `journal:PATH`; None: `OPTUNA_STORAGE`, else `sqlite:///kdsearch.db`.
         name: of the Optuna study; None: the data set's.
-        data_dir: where data sets lie; None: `KDSEARCH_DATA_DIR`, else the user's cache folder.
+        data_dir: folder of data sets; None: `KDSEARCH_DATA_DIR`, else the user's cache folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         sampler: `tpe`, `nsga2`, `random` or `gp`.
-        candidates: drawn for each trial, of which the most promising is trained (`ProposalSampler`); 1: the sampler's
+        candidates: number drawn per trial, of which the most promising is trained (`ProposalSampler`); 1: the sampler's
             own draw.
         pruner: `pareto` or `none`.
         cost: `latency` (measured in torch), `onnx` (in ONNX Runtime on the CPU) or `flops` (counted: deterministic).
-        seed: seeds each trial's sampler and training together with the trial's number.
-        train_size, max_epochs: less work, for a first look.
-        timeout: seconds after which no new trial starts, and the running one ends with its epoch (an anchor is
-            trained to its end). The teacher's training does not count.
-        workers: processes on this machine that run trials; 1: this one does.
-        precision: that convolutions are trained in: `float32`, `bfloat16`, or `auto`: bfloat16 on CUDA and on CPUs that
-            have instructions for it and are faster with it; a study keeps its own. Ratios are timed in float32.
-        command: what to name in the report as the command that ran.
-        progress: told of what happens; None: nobody is.
+        seed: with the trial's number, seeds each trial's sampling and training.
+        train_size, max_epochs: upper limits, for a first look with less work.
+        timeout: seconds after which no new trial starts, and the running one ends after its epoch (an anchor is trained
+            to its end). The teacher's training does not count.
+        workers: number of processes on this machine that run trials; 1: only this one.
+        precision: of convolutions in training: `float32`, `bfloat16`, or `auto`: bfloat16 on CUDA and on CPUs that have
+            instructions for it and are faster with it; an existing study keeps its own. Ratios are timed in float32.
+        command: command line to name in the report.
+        progress: receives the events; None: they are ignored.
 
     Returns:
         The study; its `best_trials` are the front of (validation accuracy, inference ratio).
 
-    Raises:
+    KdsearchError: an error that the user can fix, in one line.
         KdsearchError: what the user can mend, in one line.
     """
     options = Options(
@@ -184,11 +184,11 @@ def optimize(
     try:
         return run_plan(plan, options, workers=workers, command=command, progress=progress or Progress())
     finally:
-        optuna.logging.set_verbosity(before)  # the caller's own studies log as they did
+        optuna.logging.set_verbosity(before)  # restore the level of the caller's own studies
 
 
 def check_options(options: Options) -> None:
-    """Refuses options that no study can be run with.
+    """Refuse options with which no study can be run.
 
     Raises:
         KdsearchError: a name is unknown or a number too low.
@@ -211,8 +211,8 @@ def run_plan(
     progress: Progress,
     publish: live_view.Publish | None = None,
 ) -> Study:
-    """Runs a plan: the study opened, the teacher obtained, trials run here or by workers; see `optimize` and `live`."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by us, in one line
+    """Run a plan: open the study, obtain the teacher, run trials here or in workers (see `optimize`, `live_view`)."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # we report a failed trial ourselves, in one line
     budget = options.budget()
     backend = retrying.patient(storage.open_storage(plan.url), progress.warning)
     stored = begun(backend, plan.name, plan.precision, plan.device)
@@ -224,7 +224,7 @@ def run_plan(
     for note in (storage.warning(plan.url), *plan.split.notes, *hidden_plugins(plan), *slow):
         if note is not None:
             progress.warning(note)
-    # the user's own is looked at first: a study's definition holds its fingerprint, and a wrong one would stay there
+    # check a user's teacher first: the definition stores its fingerprint, and a wrong one would stay there
     known = _teacher(plan, progress) if plan.spec.teacher.brought else None
     study = open_study(plan, backend)
     options.store(study)
@@ -251,7 +251,7 @@ def run_plan(
 
 
 def is_at_hand(plan: Plan) -> bool:
-    """Whether the teacher need not be trained."""
+    """Return whether the teacher is available without training."""
     return plan.spec.teacher.brought or teacher.cached_file(plan.spec.teacher, plan.split).is_file()
 
 
@@ -262,7 +262,7 @@ def _teacher(plan: Plan, progress: Progress) -> teacher.Teacher:
 def describe_run(
     study: Study, plan: Plan, known: teacher.Teacher, options: Options, *, workers: int, command: str | None
 ) -> None:
-    """Keeps with a study what its report says of the run."""
+    """Store with a study what its report says of the run."""
     study.set_user_attr(StudyAttr.TEACHER, vars(known.facts))
     facts = machine.environment(plan.device) | {
         "classes": len(plan.split.classes),
@@ -289,11 +289,11 @@ def work(
     progress: Progress,
     between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs trials in this process until the study is done, beside whoever else does; see `loop.run`.
+    """Run trials in this process until the study is done, possibly beside other workers (see `loop.run`).
 
     Raises:
         RunError: too many trials in a row failed (see `failures.Streak`).
-        KeyboardInterrupt: the process was told to end; its trial is handed back.
+        KeyboardInterrupt: a signal asked the process to end; its trial is handed back.
     """
     workshop = Workshop(plan.spec, plan.split, known, plan.cost, plan.precision.name)
     counted = clock.Clock()

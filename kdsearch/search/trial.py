@@ -37,20 +37,20 @@ from kdsearch.search.weights import Keeper
 from kdsearch.spec import StudySpec
 from kdsearch.system import machine
 
-MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next one is trained: a study comes to its end
+MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next trial is then trained, so that a study ends
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """All that a trial needs and no trial changes.
+    """What all trials of a study share.
 
     Attributes:
         spec: the study file.
         split: data on the device.
         teacher: frozen.
         cost: name of a cost (`measure.cost`).
-        precision: that convolutions are trained in; None: the usual one of the device.
-        begins: images that the training images begin with, where those have answers of their own; None: none.
+        precision: of convolutions in training; None: the device's default.
+        begins: images at the beginning of the training images that have answers of their own; None: none.
     """
 
     spec: StudySpec
@@ -62,33 +62,33 @@ class Workshop:
 
     @property
     def device(self) -> torch.device:
-        """Where everything lies."""
+        """Device of data and networks."""
         return self.split.train.labels.device
 
     @cached_property
     def answers(self) -> Answers | ViewAnswers:
-        """The teacher's answers to the training images, or to their views where the students' recipe augments."""
+        """The teacher's answers to the training images, or to their views if the students' recipe augments."""
         shown = self.spec.student.recipe.augment
         return self.teacher.answers_to_shown(self.split.train, shown, begins=self.begins)
 
     @property
     def timed_on(self) -> torch.device:
-        """What a ratio is of: ONNX Runtime runs on the CPU here, wherever students are trained."""
+        """Device that is timed: the CPU for ONNX Runtime, whatever the device of the trainings."""
         return timed_on(self.cost, self.device)
 
     @cached_property
     def gate(self) -> Gate:
-        """Keeps the timings of this machine's workers from their trainings, on the device that is timed."""
+        """Lock that keeps timings apart from the trainings of this machine's workers, on the timed device."""
         return Gate(self.timed_on)
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Runs its body, a measurement, while nobody else of us trains or times; counting operations needs no quiet."""
+        """Return a context for a measurement, without trainings or timings beside it; empty for counted operations."""
         return nullcontext() if self.cost == "flops" else self.gate.alone()
 
     def keep(self, *, now: bool = False, told: Callable[[str], None] = lambda text: None) -> None:
-        """Keeps what the teacher was asked, if it was asked anything new; where it cannot, `told` is told, once a time.
+        """Store the teacher's new answers, if there are any; call `told` with one line if they cannot be written.
 
-        What a student reached is worth more than answers that can be asked for again.
+        A write error must not end a trial, because the answers can be computed again.
         """
         if "answers" in vars(self):
             try:
@@ -97,11 +97,11 @@ class Workshop:
                 told(f"the teacher's answers were not kept: {error}")
 
     def build(self, config: Config, seed: int) -> nn.Module:
-        """An untrained student; the same seed gives the same weights on every device."""
+        """Return an untrained student; equal seeds give equal weights on every device."""
         return lesson.build(self.spec.student, config, seed=seed, split=self.split)
 
     def teach(self, student: nn.Module, config: Config, seed: int, state: State | None = None) -> Run:
-        """Trains a student as its configuration says, an epoch a step of the iterator; from a state on, if given."""
+        """Return the training of a student as its configuration says, one epoch per step, from the given state on."""
 
         return lesson.teach(
             student,
@@ -119,41 +119,41 @@ class Workshop:
         )
 
     def checkpoint(self, config: Config, seed: int, warn: Callable[[str], object]) -> Checkpoint:
-        """Where a student's training leaves its state, named by all that decides it; of slow epochs alone."""
+        """Return the checkpoint of a student's training, named by all that determines it; it skips short epochs."""
         student = self.spec.student.model_dump(mode="json", exclude={"threads"})
         name = checkpoint.digest(config, seed, student, self.teacher.facts.fingerprint, self.precision)
         return Checkpoint(f"student-{name}", warn, least=checkpoint.SLOW_EPOCH)
 
     def undivided(self) -> Workshop:
-        """A workshop of the same study that teaches on the whole training set; it times nothing, for want of images."""
+        """Return a workshop that trains on the whole training set; it has no validation images, so it cannot time."""
         return dataclasses.replace(self, split=self.split.undivided(), begins=self.split.train)
 
     def validate(self, student: nn.Module) -> float:
-        """Validation accuracy, a fraction; NaN where no images were held back for it."""
+        """Return the validation accuracy, a fraction; NaN if there are no validation images."""
         held = self.split.validation
         return accuracy(student, held, self.split.prepare) if len(held) else math.nan
 
     def test(self, student: nn.Module) -> float:
-        """Test accuracy, a fraction."""
+        """Return the test accuracy, a fraction."""
         return accuracy(student, self.split.test, self.split.prepare)
 
     @cached_property
     def _teacher_hits(self) -> Tensor:
-        """(test images,), bool: whether the teacher is right; asked once a process."""
+        """Whether the teacher classifies each test image rightly: (test images,), bool; computed once per process."""
         return hits(self.teacher.network, self.split.test, self.teacher.prepare)
 
     def test_with_teacher(self, student: nn.Module) -> tuple[float, AgainstTeacher]:
-        """Test accuracy, a fraction, and the test images by who is right."""
+        """Return the test accuracy, a fraction, and counts of the test images by who is right."""
         right = hits(student, self.split.test, self.split.prepare)
-        counts = (2 * self._teacher_hits.long() + right.long()).bincount(minlength=4).tolist()  # neither to both
+        counts = (2 * self._teacher_hits.long() + right.long()).bincount(minlength=4).tolist()  # from neither to both
         return right.double().mean().item(), AgainstTeacher(*reversed(counts))
 
     def timing_key(self, config: Config) -> str:
-        """What two students must share to share one timing."""
+        """Return the key that two students share if they share one timing."""
         return timing_key(config, self.spec, self.cost, self.device)
 
     def measure(self, student: nn.Module) -> Timing:
-        """One sitting: the student's inference ratio, on a batch and with the threads that the study says."""
+        """Take one sitting: the student's inference ratio, with the study's batch size and threads."""
         with machine.threads(self.spec.latency.threads):
             if self.cost == ONNX:
                 return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
@@ -163,14 +163,14 @@ class Workshop:
 
 @dataclass
 class Best:
-    """The best validated checkpoint so far: the first epoch that reached the highest accuracy."""
+    """The best validated checkpoint so far: the first epoch with the highest accuracy."""
 
     accuracy: float = -1.0
     epoch: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def see(self, record: EpochRecord, student: nn.Module) -> None:
-        """Keeps the student's weights if they are better than any before."""
+        """Keep the student's weights if they are better than all before."""
         if record.accuracy > self.accuracy:
             self.accuracy, self.epoch = record.accuracy, record.epoch
             self.weights = copy.deepcopy(student.state_dict())
@@ -178,12 +178,12 @@ class Best:
 
 @dataclass
 class StudentTraining:
-    """A trial's training under way.
+    """A trial's training in progress.
 
     Attributes:
-        run: yields the epochs that are left.
+        run: yields the remaining epochs.
         best: checkpoint so far.
-        records: of the epochs so far, those before an interruption included.
+        records: of the epochs so far, including those before an interruption.
     """
 
     run: Run
@@ -191,21 +191,21 @@ class StudentTraining:
     records: list[EpochRecord] = field(default_factory=list)
 
     def state_dict(self) -> State:
-        """All that it takes to go on, between two epochs."""
+        """Return the state between two epochs from which the training can resume."""
         records = [dataclasses.asdict(record) for record in self.records]
         return {"run": self.run.state_dict(), "best": vars(self.best), "records": records}
 
 
 class Objective:
-    """A trial of the study, as Optuna calls it: returns (validation accuracy, inference ratio).
+    """The objective that Optuna calls for a trial: returns (validation accuracy, inference ratio).
 
     Args:
         workshop: what all trials share.
-        seed: of the study; each trial trains with a seed from (seed, trial number). None: a fresh one each.
-        progress: told of epochs.
-        cut: asked after each epoch why the trial has to end now, for a budget is spent; None: it may go on.
-        clock: counts where the time goes; None: one of its own.
-        keeper: keeps the weights of trials on the front; None: nobody does.
+        seed: of the study; a trial's training is seeded from (seed, trial number). None: a fresh seed per trial.
+        progress: receives the epochs.
+        cut: called after each epoch, returns why a spent budget ends the trial now; None: it goes on.
+        clock: counts the time; None: one of its own.
+        keeper: keeps the weights of trials on the front; None: they are not kept.
     """
 
     def __init__(
@@ -224,10 +224,10 @@ class Objective:
         self._progress = progress
         self._cut = cut
         self._clock = clock or Clock()
-        self.number = -1  # of the trial that ran last
+        self.number = -1  # of the latest trial
 
     def __call__(self, trial: Trial) -> tuple[float, float]:
-        """Runs the trial; a reason is stored before any error goes on.
+        """Run the trial; store the reason of an error before raising it.
 
         Raises:
             TrialPruned: the pruner called it hopeless.
@@ -275,20 +275,20 @@ class Objective:
         return best.accuracy, timing.ratio
 
     def _seed_for(self, trial: Trial, config: Config) -> int:
-        """The trial's seed; that of a handed-back trial which it runs again, where that one's checkpoint is here."""
+        """Return the trial's seed, or that of the handed-back trial that it repeats if its checkpoint is here."""
         for seed in handed_back_seeds(trial):
             if self._workshop.checkpoint(config, seed, self._progress.warning).path.is_file():
                 return seed
         return machine.fresh_seed() if self._seed is None else machine.derive_seed("trial", self._seed, trial.number)
 
     def _time(self, trial: Trial, student: nn.Module, config: Config) -> Timing:
-        """The ratio that the search uses: the first sitting of this architecture, now if no trial has had it."""
+        """Return the ratio for the search: the first sitting of this architecture, taken now if there is none."""
         workshop = self._workshop
         key = workshop.timing_key(config)
         timing = known_timing(trial.study, key)
         if timing is None:
             with self._clock.spent_on("timing"), workshop.quiet():
-                # others wait meanwhile, and one of them may have timed this architecture while we did
+                # another worker may have timed this architecture while this one waited
                 timing = known_timing(trial.study, key) or workshop.measure(student)
                 self._keep(trial, key, timing)
         else:
@@ -308,7 +308,7 @@ class Objective:
     def _train(
         self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, kept: Checkpoint
     ) -> tuple[Best, bool]:
-        """Trains to the end, until the trial is hopeless, which it returns, or until more epochs are not wanted."""
+        """Train until the end, a prune or a stop; return the best checkpoint and whether the trial is hopeless."""
         training = self._begin(trial, student, config, seed, ratio, kept)
         best, records = training.best, training.records
         hopeless = False
@@ -330,7 +330,7 @@ class Objective:
     def _begin(
         self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, kept: Checkpoint
     ) -> StudentTraining:
-        """A training from its beginning or, where the trial was handed back, from its checkpoint with its curve."""
+        """Begin a training, or resume a handed-back trial's training from its checkpoint, with its curve."""
 
         def begin(state: State | None) -> StudentTraining:
             if state is None:
@@ -347,7 +347,7 @@ class Objective:
         return training
 
     def _epochs(self, records: Run) -> Iterator[EpochRecord]:
-        """The epochs of a training, their time counted: what is not training is scoring the validation set."""
+        """Yield the epochs of a training and count their time; what is not training is validation."""
         gate = self._workshop.gate
         while True:
             before, paused = self._clock.seconds["training"], gate.paused
@@ -367,7 +367,7 @@ class Objective:
             return pruner.should_prune(trial, prefix="")
 
     def _ends(self, trial: Trial, epoch: int) -> bool:
-        """Whether the trial, which is not hopeless, ends here with its best checkpoint; it then holds why."""
+        """Return whether the trial, which is not hopeless, ends here with its best checkpoint; store the reason."""
         with self._clock.spent_on("search"):
             stop = pruner.should_stop(trial, prefix="")
         if stop:
@@ -380,7 +380,7 @@ class Objective:
 
 
 def handed_back_seeds(trial: Trial) -> Iterator[int]:
-    """Seeds of the handed-back trials whose parameters a trial runs again, the latest one first."""
+    """Yield the seeds of the handed-back trials that a trial repeats, the latest first."""
     trials = trial.study.get_trials(deepcopy=False)
     number, seen = trial.user_attrs.get(Attr.RETRY_OF), {trial.number}
     while isinstance(number, int) and 0 <= number < len(trials) and number not in seen:
@@ -392,18 +392,18 @@ def handed_back_seeds(trial: Trial) -> Iterator[int]:
 
 
 def timed_on(cost: str, device: torch.device) -> torch.device:
-    """The device that a cost times, in a study that trains on another one perhaps."""
+    """Return the device that a cost times, which may differ from that of the trainings."""
     return torch.device("cpu") if cost == ONNX else device
 
 
 def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device) -> str:
-    """What two students of a study must share to share one timing.
+    """Return the key that two students of a study share if they share one timing.
 
     Args:
         config: of the student.
         spec: of the study.
-        cost: its name.
-        device: where the study trains.
+        cost: name of the cost.
+        device: of the study's trainings.
     """
     key: dict[str, Any] = {"architecture": architecture(config), "cost": cost}
     if cost != "flops":
@@ -421,11 +421,11 @@ def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device)
 
 
 def refused_in_a_row(trial: Trial) -> int:
-    """How many trials just before this one were pruned before their first epoch."""
+    """Return how many trials just before this one were pruned before their first epoch."""
     count = 0
     for other in reversed(trial.study.get_trials(deepcopy=False)[: trial.number]):
         if other.state in (TrialState.RUNNING, TrialState.WAITING):
-            continue  # another worker's
+            continue  # run by another worker
         if other.state != TrialState.PRUNED or set(other.user_attrs.get(Attr.CURVE, {})) - {"0"}:
             break
         count += 1
@@ -433,7 +433,7 @@ def refused_in_a_row(trial: Trial) -> int:
 
 
 def known_timing(study: Study, key: str) -> Timing | None:
-    """The timing that the first trial with this key stored, or None: the first one written stands."""
+    """Return the timing that the first trial with this key stored, or None."""
     for trial in study.get_trials(deepcopy=False):
         if trial.user_attrs.get(Attr.TIMING_KEY) == key:
             return Timing(**trial.user_attrs[Attr.TIMING])

@@ -1,4 +1,4 @@
-"""The weights of the trials on the front, kept beside the storage, so that shipping one needs no training."""
+"""Weights of the trials on the front, kept beside the storage, so that exporting one needs no training."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NAME = re.compile(r"trial-(\d+)-[0-9a-f]{32}\.safetensors")
 
 
 def folder(url: str, study: str) -> Path:
-    """Where this machine keeps a study's weights.
+    """Return the folder of a study's weights on this machine.
 
-    Beside the file of a sqlite or journal storage, in `FILE-weights/STUDY`. Those of a server are in the user's data
-    folder (or `KDSEARCH_WEIGHTS_DIR`): each machine has those of the trials that it ran.
+    For a sqlite or journal file this is `FILE-weights/STUDY` beside it. For a server it is in the user's data folder
+    (or `KDSEARCH_WEIGHTS_DIR`), and each machine has the weights of the trials that it ran.
     """
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', study)[:40]}-{_hash(study)}"
     path = _storage_file(url)
@@ -60,15 +60,14 @@ def _on_front(trials: list[FrozenTrial]) -> set[int]:
 
 
 class Keeper:
-    """Keeps the weights of trials that stand on the front, and drops those that left it: whoever did, it is for good.
+    """Keeps the weights of trials on the front and removes those of trials that left it, which never return.
 
-    Several processes may do so at once. A file is named after its trial and the digest of its tensors, and it is
-    written whole before its trial names it, so that a process that is killed leaves at most a file that the next
-    `sweep` removes.
+    Several processes may do so at once. A file is named after its trial and the digest of its tensors, and written
+    completely before the trial refers to it, so a killed process leaves at most a file that the next `sweep` removes.
 
     Args:
         place: the folder.
-        progress: told where nothing can be written there; a trial is worth more than its file.
+        progress: receives a warning if the folder cannot be written; the trial goes on.
     """
 
     def __init__(self, place: Path, progress: Progress) -> None:
@@ -76,7 +75,7 @@ class Keeper:
         self._progress = progress
 
     def keep(self, trial: Trial, weights: dict[str, Tensor], values: tuple[float, float]) -> None:
-        """Keeps the weights of a trial that is about to end with these values, if no complete trial dominates it."""
+        """Keep the weights of a trial that is about to end with these values, unless a complete trial dominates it."""
         others = trial.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         if any(pareto.dominates(other.values, values) for other in others):
             return
@@ -91,34 +90,34 @@ class Keeper:
         trial.set_user_attr(Attr.WEIGHTS, {"file": path.name, "digest": digest})
 
     def sweep(self, study: Study) -> None:
-        """Removes the files of trials that are not on the front any more, or never came to their end."""
+        """Remove the files of trials that are no longer on the front, or never ended properly."""
         if not self._place.is_dir():
             return
         found = [path for path in self._place.iterdir() if NAME.fullmatch(path.name)]
-        trials = study.get_trials(deepcopy=False)  # after the files: each one's trial is among these
+        trials = study.get_trials(deepcopy=False)  # read after the files, so that each file's trial is among these
         front = _on_front(trials)
         for path in found:
             match = NAME.fullmatch(path.name)
             number = int(match[1]) if match else -1
             trial = trials[number] if number < len(trials) else None
             if trial is not None and trial.state == TrialState.RUNNING:
-                continue  # its file may not be named yet
+                continue  # its trial may not refer to its file yet
             if number not in front or trial is None or named(trial).get("file") != path.name:
-                with suppress(OSError):  # what cannot be removed stays, and harms nobody
+                with suppress(OSError):  # a file that cannot be removed stays and does no harm
                     path.unlink()
 
 
 def named(trial: FrozenTrial) -> dict[str, Any]:
-    """What a trial says of its weights: `file` and `digest`; empty where they were never kept."""
+    """Return a trial's reference to its weights, `file` and `digest`; empty if they were never kept."""
     found = trial.user_attrs.get(Attr.WEIGHTS)
     return dict(found) if isinstance(found, dict) else {}
 
 
 def load(url: str, study: str, trial: FrozenTrial) -> dict[str, Tensor]:
-    """The kept weights of a trial, on the CPU.
+    """Load the kept weights of a trial, on the CPU.
 
     Raises:
-        KdsearchError: there are none on this machine, or they are not those that the trial names.
+        KdsearchError: they are not on this machine, or not those that the trial names.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A study file (TOML), read, checked and frozen: data, recipes, search space, anchors."""
+"""Study files (TOML): read, checked and frozen; data, recipes, search space, anchors."""
 
 from kdsearch.spec.dimensions import Dimension, Number, Range, Stages, choices, dimension_holds, ends, is_whole
 from kdsearch.spec.recipes import Augment, Recipe, TeacherRecipe, TeacherSpec

@@ -1,4 +1,4 @@
-"""One dimension of a search space: a range, stages, a list to choose from, or a fixed number or name."""
+"""One dimension of a search space: a range, stages, a list of choices, or a fixed number or name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Model(BaseModel):
-    """What all parts of a study file share: frozen, every key known, no conversion of types."""
+    """Base of all parts of a study file: frozen, unknown keys refused, no conversion of types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Range(Model):
-    """An interval to sample from, both ends included: `{ low = 1.0, high = 20.0, log = true }`."""
+    """A closed interval to sample from: `{ low = 1.0, high = 20.0, log = true }`."""
 
     low: Number
     high: Number
@@ -43,7 +43,7 @@ class Range(Model):
         return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
 
     def holds(self, value: object) -> bool:
-        """Whether the value may come from this range."""
+        """Return whether the value may come from this range."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         if self.integer and value != int(value):
@@ -53,7 +53,7 @@ class Range(Model):
 
 
 class Stages(Model):
-    """A list of whole numbers, one a stage: the first at least 1, nothing after a 0.
+    """A list of whole numbers, one per stage: the first at least 1, only zeros after a 0.
 
     `{ low = 0, high = 3, stages = 4 }` gives [2, 2, 0, 0] or [1, 3, 2, 1], never [0, ...] or [1, 0, 1, 0].
     """
@@ -69,7 +69,7 @@ class Stages(Model):
         return self
 
     def holds(self, value: object) -> bool:
-        """Whether the value is a list that these stages allow."""
+        """Return whether these stages allow the value, a list."""
         if not isinstance(value, list | tuple) or len(value) != self.stages or not value[0]:
             return False
         inside = all(isinstance(v, int) and (self.low <= v <= self.high) for v in value)
@@ -96,18 +96,18 @@ Dimension = Annotated[
     | Annotated[Text, Tag("name")],
     Discriminator(_kind),
 ]
-"""A range, stages, a list of numbers or of names to choose from, or one of either: then it is fixed, not sampled."""
+"""A range, stages, a list of numbers or names to choose from, or a single number or name, which is not sampled."""
 
 
 def dimension_holds(dimension: Dimension, value: object) -> bool:
-    """Whether a value may come from a dimension of the search space."""
+    """Return whether a value may come from a dimension of the search space."""
     if isinstance(dimension, Range | Stages):
         return dimension.holds(value)
     return value in dimension if isinstance(dimension, list) else value == dimension
 
 
 def ends(dimension: Dimension) -> Iterator[Number]:
-    """The least and the largest value of a dimension, or all numbers of a list; nothing of stages and of names."""
+    """Yield the least and largest value of a range, or all numbers of a list; nothing for stages and names."""
     if isinstance(dimension, Range):
         yield from (dimension.low, dimension.high)
     elif isinstance(dimension, list):
@@ -117,21 +117,21 @@ def ends(dimension: Dimension) -> Iterator[Number]:
 
 
 def choices(dimension: Dimension) -> list[Number | str]:
-    """What a list offers, or the one fixed value; the ends of a range, nothing of stages."""
+    """Return the values of a list, or the one fixed value; the ends of a range; nothing for stages."""
     if isinstance(dimension, list):
         return list(dimension)
     return [dimension] if isinstance(dimension, str) else list(ends(dimension))
 
 
 def is_whole(dimension: Dimension) -> bool:
-    """Whether all values of a dimension are whole numbers."""
+    """Return whether all values of a dimension are whole numbers."""
     if isinstance(dimension, Range):
         return dimension.integer
     return all(float(value).is_integer() for value in ends(dimension))
 
 
 def capped(dimension: Dimension, top: int) -> Dimension:
-    """The part of a dimension of whole numbers that does not exceed `top`, or `top` itself where there is none."""
+    """Return the part of a dimension of whole numbers that is at most `top`, or `top` if there is none."""
     if isinstance(dimension, list):
         below: list[Number] = [value for value in ends(dimension) if value <= top]
         if not below:
@@ -147,6 +147,6 @@ def capped(dimension: Dimension, top: int) -> Dimension:
 
 
 def nearest_below(dimension: Dimension, value: int) -> Any:
-    """The largest whole number of a dimension that does not exceed `value`, else its least one."""
+    """Return the largest whole number of a dimension that is at most `value`, else its smallest."""
     whole = list(ends(capped(dimension, value)))
     return max(whole) if dimension_holds(dimension, max(whole)) else min(ends(dimension))

@@ -1,4 +1,4 @@
-"""How networks are made and trained, as a study file says it: recipes, and the teacher."""
+"""Recipes of networks and their training, and the teacher, as a study file gives them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Positive = Annotated[Number, Field(gt=0)]
 
 
 class Augment(Model):
-    """Views of a training image: mirrored or not, shifted by up to `shift` pixels each way (zeros come in).
+    """Views of a training image: flipped or not, shifted by up to `shift` pixels each way and padded with zeros.
 
-    `views` is the size of each image's pool: so many of its views, drawn without replacement, of which a training shows
-    another one each epoch until all have been shown. In the student's recipe of a study file, None stands for as many
-    as the longest training has epochs (`StudySpec.pooled`); elsewhere, and in studies made before there were pools,
-    for an independent draw from all views in each epoch.
+    `views` is the size of each image's pool: that many of its views, drawn without replacement. Each epoch shows
+    another one until all have been shown. In the student's recipe of a study file, None means as many as the longest
+    training has epochs (`StudySpec.pooled`); elsewhere, and in studies made before there were pools, None means an
+    independent draw from all views in each epoch.
     """
 
     flip: bool = False
@@ -26,7 +26,7 @@ class Augment(Model):
 
     @property
     def different(self) -> int:
-        """How many views an image has: with or without a flip, times all shifts (162 for flips and 4 pixels)."""
+        """Number of views of an image: with or without a flip, times all shifts (162 for flips and 4 pixels)."""
         return (2 if self.flip else 1) * (2 * self.shift + 1) ** 2
 
     @model_validator(mode="after")
@@ -37,23 +37,23 @@ class Augment(Model):
 
     @model_serializer(mode="wrap")
     def _as_before_pools(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `views` where it is None: definitions and fingerprints made before it was a key stay valid."""
+        """Leave out `views` if it is None: definitions and fingerprints made before the key existed stay valid."""
         return {key: value for key, value in handler(self).items() if key != "views" or value is not None}
 
 
 class Recipe(Model):
-    """How a network is trained: optimiser, rate and its schedule, augmentation.
+    """How a network is trained: optimiser, learning rate and schedule, augmentation.
 
-    With `lr_batch`, `lr` is the rate for batches of that size: at another, sgd's is scaled with the size (Goyal et al.,
-    arXiv 1706.02677) and adam's with its square root (Malladi et al., arXiv 2205.10287). Without that, a search over
-    batch sizes is a search over rates.
+    With `lr_batch`, `lr` is the rate for batches of that size: for another size, SGD's is scaled with the size (Goyal
+    et al., arXiv 1706.02677) and Adam's with its square root (Malladi et al., arXiv 2205.10287). Without it, a search
+    over batch sizes would also be a search over rates.
 
-    A number for `averaging` takes a running average of the weights for the training's outcome (`optimizer.Averaged`
-    has the formula): 0 is their mean, 8 about that of the last ninth of the steps so far, whatever their number. The
-    optimiser "schedulefree" is SGD that averages by itself (Defazio et al., arXiv 2405.15682).
+    With `averaging`, the training's outcome is a running average of the weights (formula in `optimizer.Averaged`): 0 is
+    their mean, 8 about the mean of the last ninth of the steps so far. The optimiser "schedulefree" is SGD with
+    averaging of its own (Defazio et al., arXiv 2405.15682).
 
-    `init` says where training starts: "torch", as the network's modules draw their weights, or "glorot": weights of
-    matrices and convolutions uniform as Glorot and Bengio (AISTATS 2010) have them, biases 0, as Keras does.
+    `init` is the initialisation: "torch" keeps the weights that the network's modules draw, "glorot" draws weights of
+    matrices and convolutions uniformly (Glorot and Bengio, AISTATS 2010) and sets biases to 0, as Keras does.
     """
 
     optimizer: Literal["adam", "sgd", "schedulefree"] = "adam"
@@ -62,14 +62,14 @@ class Recipe(Model):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8  # adam's; Keras has 1e-7
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8  # Adam's; Keras uses 1e-7
     init: Literal["torch", "glorot"] = "torch"
     schedule: Literal["constant", "onecycle"] = "constant"
     averaging: Annotated[float, Field(ge=0)] | None = None
     augment: Augment = Augment()
 
     def rate_for(self, batch_size: int) -> float:
-        """The learning rate for batches of a size."""
+        """Return the learning rate for batches of a size."""
         if self.lr_batch is None:
             return self.lr
         scale = batch_size / self.lr_batch
@@ -87,7 +87,7 @@ class Recipe(Model):
 
 
 class TeacherRecipe(Recipe):
-    """A teacher's recipe says its length too; the softmax is of logits / temperature, in training as after it."""
+    """A teacher's recipe, with its length; the softmax is of logits / temperature, in training and afterwards."""
 
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
@@ -98,11 +98,11 @@ Option = int | float | bool | str
 
 
 class TeacherSpec(Model):
-    """The teacher: a family of ours or of a package, or a function of the user's; a recipe, or ready weights.
+    """The teacher: a built-in or plugin family, or a function of the user's; with a recipe, or with given weights.
 
     `build` names a function as "package.module:function"; it is called with `options` and returns an `nn.Module` from
-    images to logits. `mean` and `std` (of each channel, or one for all, of images in [0, 1]) and `size` (pixels of
-    height and width) say which input a teacher is used to, where that is not what students see.
+    images to logits. `mean` and `std` (per channel, or one for all, of images in [0, 1]) and `size` (height and width
+    in pixels) describe the teacher's input if it differs from the students'.
     """
 
     family: str | None = None
@@ -133,16 +133,16 @@ class TeacherSpec(Model):
 
     @property
     def title(self) -> str:
-        """What to call it: its family, or the function that builds it."""
+        """Display name: the family, or the function that builds it."""
         return self.family or self.build or ""
 
     @property
     def brought(self) -> bool:
-        """Whether it is the user's own: another network, or ready weights."""
+        """Whether the user brought it: a network or weights of their own."""
         return self.build is not None or self.weights is not None
 
     def described(self) -> dict[str, Any]:
-        """It as JSON, without the keys that most study files leave out: what they had before these keys were known."""
+        """Return the specification as JSON without unset optional keys, so that older fingerprints stay valid."""
         optional = ("family", "build", "options", "mean", "std", "size", "recipe")
         described = self.model_dump(mode="json")
         return {key: value for key, value in described.items() if key not in optional or value not in (None, {})}

@@ -33,7 +33,7 @@ from kdsearch.spec.recipes import Augment, Recipe, TeacherSpec
 
 
 class DataSpec(Model):
-    """The data set and its fixed split; `test` is the share of a folder without test images that becomes them."""
+    """The data set and its fixed split; `test` is the share of a folder's images to test on if it has no test set."""
 
     name: str
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -44,7 +44,7 @@ class DataSpec(Model):
 
 
 class StudentSpec(Model):
-    """The students' family and recipe, and the CPU threads that train them (None: as many as torch takes)."""
+    """The students' family and recipe, and the CPU threads of their training (None: torch's default)."""
 
     family: str
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -52,24 +52,24 @@ class StudentSpec(Model):
 
 
 class LatencySpec(Model):
-    """How inference is timed: images a batch, another number on CUDA where `cuda_batch` says one, CPU threads."""
+    """How inference is timed: batch size, an optional other batch size on CUDA (`cuda_batch`), and CPU threads."""
 
     batch: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)] = 1
     cuda_batch: Annotated[int, Field(ge=1)] | None = None
 
     def batch_on(self, device_type: str) -> int:
-        """Images a batch on a device of that type, "cpu" or "cuda"."""
+        """Return the batch size on a device type, "cpu" or "cuda"."""
         return self.batch if device_type == "cpu" or self.cuda_batch is None else self.cuda_batch
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `cuda_batch` where it is None: definitions made before it was a key stay valid."""
+        """Leave out `cuda_batch` if it is None: definitions made before the key existed stay valid."""
         return {key: value for key, value in handler(self).items() if key != "cuda_batch" or value is not None}
 
 
 class ReportSpec(Model):
-    """What the report asks of a student to ship; no part of a study's definition, so it may change at any time.
+    """What the report requires of a student to ship; not part of a study's definition, so it may change at any time.
 
     `within` is how many points of test accuracy below the teacher's are acceptable, and `floor` the accuracy in percent
     from which hypervolume counts (None: see `reporting.growth.floor`).
@@ -80,7 +80,7 @@ class ReportSpec(Model):
 
 
 class Published(Model):
-    """What a slide says of a row: accuracy in percent, teacher time / student time, seconds of training."""
+    """A slide's figures of a row: accuracy in percent, teacher time / student time, seconds of training."""
 
     accuracy: Annotated[Number, Field(ge=0, le=100)]
     ratio: Annotated[Number, Field(gt=0)]
@@ -88,7 +88,7 @@ class Published(Model):
 
 
 class Anchor(BaseModel):
-    """A configuration of the slides: it is run first and never pruned."""
+    """A configuration of the slides, run first and never pruned."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
     published: Published | None = None
@@ -100,7 +100,7 @@ class Anchor(BaseModel):
 
 
 def _usual(raw: dict[str, Any]) -> dict[str, Any]:
-    """What the optional keys of a space are where nothing is said, from a study file as it was read."""
+    """Return the defaults of a space's optional keys, from a study file as it was read."""
     student = raw.get("student")
     recipe = student.get("recipe") if isinstance(student, dict) else getattr(student, "recipe", None)
     rate = recipe.get("lr") if isinstance(recipe, dict) else getattr(recipe, "lr", None)
@@ -111,8 +111,9 @@ def _usual(raw: dict[str, Any]) -> dict[str, Any]:
 class StudySpec(Model):
     """A whole study file.
 
-    `distillation` says how loss weight and temperature are read: 2, by weights that always sum to 2 and of ordinary
-    logits; 1, as studies begun before it was a key: by the deck's weights and of the teacher's logits as they are.
+    `distillation` says how loss weight and temperature are read. 2: term weights always sum to 2, and the teacher's
+    logits are divided by its own temperature first. 1, for studies begun before the key existed: the deck's weights,
+    and the teacher's logits as they are.
     """
 
     data: DataSpec
@@ -149,7 +150,7 @@ class StudySpec(Model):
     @model_validator(mode="before")
     @classmethod
     def _optional_in_anchors(cls, raw: Any) -> Any:
-        """An anchor that says nothing of an optional key has what is usual there: slides' rows know nothing of it."""
+        """Give an anchor the defaults of the optional keys that it omits: the slides' rows do not have them."""
         space, named = (raw.get(key) if isinstance(raw, dict) else None for key in ("space", "anchors"))
         if not isinstance(space, dict) or not isinstance(named, dict):
             return raw
@@ -178,23 +179,23 @@ class StudySpec(Model):
         return int(max(ends(self.space["epochs"])))
 
     def pooled(self) -> StudySpec:
-        """The study with a pool of views: where it says none, as many as its longest training has epochs."""
+        """Return the study with a pool of views; its size defaults to the epochs of the longest training."""
         augment = self.student.recipe.augment
         if augment.views is not None or augment.different == 1:
             return self
         return self.with_augment(augment.model_copy(update={"views": min(self.longest, augment.different)}))
 
     def with_augment(self, augment: Augment) -> StudySpec:
-        """The same study whose students see other views."""
+        """Return the same study with another augmentation of the students' images."""
         recipe = self.student.recipe.model_copy(update={"augment": augment})
         return self.model_copy(update={"student": self.student.model_copy(update={"recipe": recipe})})
 
     def limited(self, *, train_size: int | None = None, max_epochs: int | None = None) -> StudySpec:
-        """The same study with less work, for a first look: students, anchors and teacher alike.
+        """Return the same study with less work, for a first look: students, anchors and teacher alike.
 
         Args:
-            train_size: images to train on.
-            max_epochs: no training is longer than this.
+            train_size: number of training images.
+            max_epochs: upper limit of each training's epochs.
 
         Raises:
             StudyFileError: a limit is below 1.
@@ -221,14 +222,14 @@ class StudySpec(Model):
 
 
 def studies_folder() -> Path:
-    """Where the shipped study files lie: in an installed package beside the code, in a checkout at its top."""
+    """Return the folder of the shipped study files: beside an installed package, or at the top of a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "studies"
     return inside if inside.is_dir() else package.parent / "studies"
 
 
 def shipped(dataset: str) -> Path:
-    """The shipped study file for a data set (`folder:PATH` has one, too).
+    """Return the shipped study file for a data set (`folder:PATH` has one, too).
 
     Raises:
         StudyFileError: there is none.
@@ -245,14 +246,14 @@ def shipped(dataset: str) -> Path:
 
 
 def parse(text: str, *, source: str) -> StudySpec:
-    """Checks the text of a study file.
+    """Return the study of a study file's text.
 
     Args:
         text: TOML.
-        source: what to call it in an error.
+        source: name of the file in errors.
 
     Raises:
-        StudyFileError: it is no TOML, or breaks a rule; the line names the key.
+        StudyFileError: it is not TOML, or breaks a rule; the line names the key.
     """
     try:
         return StudySpec.model_validate(tomllib.loads(text))
@@ -263,7 +264,7 @@ def parse(text: str, *, source: str) -> StudySpec:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """One line for the first broken rule: key, rule, value, remedy."""
+    """Return one line for the first broken rule: key, rule, value, remedy."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"] if part not in (*KINDS, "int", "float"))
     if problem["type"] == "extra_forbidden":
@@ -277,13 +278,13 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def load(path: Path | str) -> StudySpec:
-    """Reads and checks a study file.
+    """Read and check a study file.
 
     Raises:
         StudyFileError: it cannot be read or breaks a rule.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte-order mark
+        text = Path(path).read_text(encoding="utf-8-sig")  # some Windows editors start a file with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise StudyFileError(
@@ -295,5 +296,5 @@ def load(path: Path | str) -> StudySpec:
 
 
 def from_dict(data: dict[str, Any]) -> StudySpec:
-    """The study that `StudySpec.model_dump(mode="json")` was taken from, by this version or an older one."""
+    """Return the study from `StudySpec.model_dump(mode="json")` of this version or an older one."""
     return StudySpec.model_validate({"distillation": 1} | data)

@@ -1,4 +1,4 @@
-"""Optuna storages: opened by URL, without their passwords in print, patient with servers that are away."""
+"""Optuna storages: opened by URL, passwords masked, waiting for servers that are away."""
 
 from kdsearch.storage.masking import JOURNAL, hidden, masked, trouble
 from kdsearch.storage.opening import (

@@ -1,4 +1,4 @@
-"""A storage that is one file of lines, each of them whole."""
+"""A journal storage in one file, whose lines are whole even after a crash."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ BLOCK = 4096
 
 
 class WholeLines(JournalFileBackend):
-    """Optuna's journal, in which a line that was begun and never ended is taken back.
+    """Optuna's journal, with an incomplete last line removed before the next write.
 
-    A disk that is full, or a process that is killed, leaves a half line at the end. The next line would be written on
-    behind it, and nobody could read the file any more.
+    A full disk or a killed process leaves half a line at the end. Appending to it would make the file unreadable.
 
     Args:
-        path: of the file; made where it is missing.
+        path: of the file; made if it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,10 +30,10 @@ class WholeLines(JournalFileBackend):
         super().__init__(str(path), self._own_lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Appends whole lines, or none.
+        """Append whole lines, or none.
 
         Raises:
-            StorageError: the file cannot be written; it holds what it held.
+            StorageError: the file cannot be written; its contents are unchanged.
         """
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         try:
@@ -53,11 +52,11 @@ class WholeLines(JournalFileBackend):
 
 
 def append(file: int, text: bytes) -> None:
-    """Appends whole lines to a file, or leaves it as long as its own whole lines are.
+    """Append whole lines to a file; on failure truncate it to its own whole lines.
 
     Args:
-        file: its descriptor, open for reading and writing; the caller has it for itself.
-        text: ends with a line's end.
+        file: descriptor, open for reading and writing, locked by the caller.
+        text: bytes that end with a newline.
 
     Raises:
         OSError: it cannot be written.
@@ -75,7 +74,7 @@ def append(file: int, text: bytes) -> None:
 
 
 def whole(file: int) -> int:
-    """How many bytes the whole lines of a file take."""
+    """Return the length in bytes of a file's whole lines."""
     end = os.fstat(file).st_size
     while end > 0:
         start = max(0, end - BLOCK)
@@ -87,15 +86,15 @@ def whole(file: int) -> int:
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Opens a journal, or makes it.
+    """Open a journal, or make it.
 
     Raises:
-        ValueError: the file is no journal.
+        ValueError: the file is not a journal.
         OSError: it cannot be read or made.
     """
     if path.is_file():
         with path.open("rb") as file:
-            if file.read(1) not in (b"", b"{"):  # before a half line of it is taken back
+            if file.read(1) not in (b"", b"{"):  # check before half a line is removed from another program's file
                 raise ValueError(f"{path.name} is no journal of Optuna")
     try:
         return JournalStorage(WholeLines(path))

@@ -1,4 +1,4 @@
-"""Passwords kept out of everything that is printed, logged or written, and what a failing storage says."""
+"""Mask passwords in everything printed, logged or written, and describe a failing storage."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 JOURNAL = "journal:"
-SECRET = re.compile(r"pass(?!file)|pwd|secret|token|credential|odbc_connect", re.IGNORECASE)  # in a query's keys
+SECRET = re.compile(r"pass(?!file)|pwd|secret|token|credential|odbc_connect", re.IGNORECASE)  # keys of a URL's query
 ANY_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S*(@)")
 
 
 def masked(url: str) -> str:
-    """The URL with its password replaced by `***`, for anything that is printed, logged or written."""
+    """Return the URL with its password replaced by `***`, to be printed, logged or written."""
     if url.startswith(JOURNAL):
         return JOURNAL + ANY_PASSWORD.sub(r"\1***\2", url.removeprefix(JOURNAL))  # a path may look like a URL
     from sqlalchemy.engine import make_url
@@ -25,7 +25,7 @@ def masked(url: str) -> str:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        return "***"  # not a URL: it may hold a password anywhere
+        return "***"  # not a URL: the password may be anywhere
     if is_torn(parsed):
         return ANY_PASSWORD.sub(r"\1***\2", url)
     secret = {key: "***" for key in parsed.query if SECRET.search(key)}
@@ -33,16 +33,16 @@ def masked(url: str) -> str:
 
 
 def is_torn(parsed: URL) -> bool:
-    """Whether an @ of the password was taken for its end: then the rest of it stands in the host or the database."""
+    """Return whether an unencoded @ in the password cut it short, so that its rest became part of host or database."""
     return parsed.password is not None and "@" in f"{parsed.host or ''}{parsed.database or ''}"
 
 
 def hidden(text: str, url: str | None = None) -> str:
-    """A text without the password of a URL, however it is written, and without any other URL's.
+    """Return a text without the password of a URL, in any encoding, and without those of other URLs in it.
 
     Args:
-        text: of an error, or a word of a command line.
-        url: of the storage; None: it is not known here.
+        text: an error's message, or a word of a command line.
+        url: of the storage; None if unknown.
     """
     if url is not None and url.strip():
         text = text.replace(url, masked(url))
@@ -52,7 +52,7 @@ def hidden(text: str, url: str | None = None) -> str:
 
 
 def _passwords(url: str) -> set[str]:
-    """The secrets of a URL, as they are written there and as they are meant."""
+    """Return the secrets of a URL, encoded and decoded."""
     _, _, rest = url.partition("://")
     login, _, _ = rest.rpartition("@")
     found = {login.partition(":")[2]}
@@ -61,16 +61,16 @@ def _passwords(url: str) -> set[str]:
 
 
 def trouble(error: BaseException, url: str | None = None) -> str | None:
-    """What a storage that fails says, in one line without its password; None where it is no storage's error."""
+    """Return a storage's error as one line without its password; None if it is no storage's error."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     inner = error
     while isinstance(inner, AssertionError | UnboundLocalError) and inner.__context__ is not None:
-        inner = inner.__context__  # Optuna trips over itself where it cannot store that a trial failed
+        inner = inner.__context__  # Optuna raises again if it cannot store that a trial failed
     if isinstance(inner, StorageInternalError) and inner.__cause__ is not None:
-        inner = inner.__cause__  # what it says itself is the same whatever happened
-    details = getattr(inner, "details", None)  # grpc.RpcError: the package is not imported to ask
+        inner = inner.__cause__  # Optuna's own message is the same for every cause
+    details = getattr(inner, "details", None)  # grpc.RpcError, without importing grpc
     if callable(details) and callable(getattr(inner, "code", None)):
         return hidden(first_line(str(details() or type(inner).__name__)), url)
     if not isinstance(inner, SQLAlchemyError | StorageInternalError | sqlite3.Error):

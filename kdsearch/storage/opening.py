@@ -1,4 +1,4 @@
-"""Optuna storages by URL, and studies by name; nothing here needs torch."""
+"""Open Optuna storages by URL and studies by name; works without torch."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ MADE_MEANWHILE = re.compile("already exists|unique constraint|database is locked
 
 
 def open_storage(url: str, *, log: bool = True) -> BaseStorage:
-    """Opens an Optuna storage, creating its tables where they are missing.
+    """Open an Optuna storage, creating missing tables.
 
     Args:
         url: any URL of Optuna's RDBStorage (`sqlite:///x.db`, `postgresql://...`), `journal:PATH`, or `grpc://HOST:PORT`
             of a server of `optuna.storages.run_grpc_proxy_server`.
-        log: whether sqlite is to have a write-ahead log; who reads says False, so that a folded file stays one that
+        log: whether sqlite uses a write-ahead log; False for reading, which keeps a folded file a single one that
             can be read anywhere.
 
     Raises:
@@ -69,10 +69,10 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
 
 
 def _check_kept(url: str) -> None:
-    """Refuse a database in memory: it would be gone with the command, and each connection would have its own.
+    """Refuse a database in memory: it would not outlive the command, and each connection would have its own.
 
     Raises:
-        ValueError: it is one.
+        ValueError: it is in memory.
     """
     from sqlalchemy.engine import make_url
 
@@ -84,7 +84,7 @@ def _check_kept(url: str) -> None:
 
 
 def _check_password(url: str) -> None:
-    """Refuses a URL that would send a part of the password to a name server, and write it into its errors.
+    """Refuse a URL that would send part of the password to a name server and into error messages.
 
     Raises:
         ValueError: an @ in the password is not encoded.
@@ -96,12 +96,12 @@ def _check_password(url: str) -> None:
 
 
 def _with_tables(url: str, made: Callable[..., RDBStorage], **engine: Any) -> RDBStorage:
-    """Optuna's relational storage; missing tables are made, by others too that begin at the same time."""
+    """Return Optuna's relational storage with missing tables made, even if other processes make them meanwhile."""
     from sqlalchemy.exc import DBAPIError
 
     for wait in range(TABLE_TRIES):
         try:
-            plain = url.replace("{", "{{").replace("}", "}}")  # Optuna takes the URL for a template
+            plain = url.replace("{", "{{").replace("}", "}}")  # Optuna formats the URL as a template
             return made(plain, engine_kwargs=dict(engine))
         except DBAPIError as error:
             if wait == TABLE_TRIES - 1 or not MADE_MEANWHILE.search(str(error.orig)):
@@ -111,10 +111,10 @@ def _with_tables(url: str, made: Callable[..., RDBStorage], **engine: Any) -> RD
 
 
 def _sqlite(url: str, *, log: bool) -> BaseStorage:
-    """A file of sqlite with a write-ahead log, in which one writer and any number of readers do not wait for another.
+    """Return a sqlite storage with a write-ahead log: one writer and any number of readers do not block each other.
 
-    A killed process loses nothing that it had committed. A machine that loses power may lose its last seconds, and
-    the file stays sound: `synchronous=NORMAL` writes the log through at checkpoints, and costs a third of `FULL`.
+    A killed process loses nothing that it had committed. A machine that loses power may lose its last seconds, but
+    the file stays sound: `synchronous=NORMAL` flushes the log at checkpoints only, at a third of the cost of `FULL`.
     """
     from sqlalchemy import event
     from sqlalchemy.engine import make_url
@@ -128,12 +128,12 @@ def _sqlite(url: str, *, log: bool) -> BaseStorage:
     if not log:
         return backend
     event.listen(backend.engine, "connect", _use_log)
-    backend.engine.dispose()  # connections are made anew, with the log
+    backend.engine.dispose()  # reconnect, with the log
     return backend
 
 
 def warning(url: str) -> str | None:
-    """A line for a sqlite file on a network file system, whose locks sqlite cannot trust; None: no such thing."""
+    """Return a warning for a sqlite file on a network file system, where its locks are unreliable; else None."""
     from sqlalchemy.engine import make_url
 
     path = make_url(url).database if url.startswith("sqlite") else None
@@ -147,11 +147,11 @@ def warning(url: str) -> str | None:
 
 
 def _check_file(path: Path) -> None:
-    """Refuses, before anything is made, what sqlite or Optuna would call by a general name.
+    """Refuse, before anything is made, files for which sqlite's or Optuna's own errors would be unspecific.
 
     Raises:
-        ValueError: the file is of another program, so that Optuna's tables would be put in among its own.
-        OSError: the folder is not there.
+        ValueError: the file belongs to another program, and Optuna's tables would be added to it.
+        OSError: the folder is missing.
     """
     if not path.exists():
         if not path.parent.is_dir():
@@ -176,18 +176,18 @@ def _few(names: set[str]) -> str:
 
 
 def _use_log(connection: Any, record: object) -> None:
-    """Turns a new connection's file to a write-ahead log: the file remembers, so it does not matter who succeeds."""
-    with suppress(sqlite3.OperationalError):  # another process holds it just now, or it may only be read
+    """Switch a connection's file to a write-ahead log; the file stores the setting, so one success is enough."""
+    with suppress(sqlite3.OperationalError):  # another process holds the file, or it is read-only
         connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def fold(backend: BaseStorage) -> None:
-    """Folds the write-ahead log of sqlite back, so that the one file holds everything and can be copied.
+    """Checkpoint sqlite's write-ahead log, so that a single file holds everything and can be copied.
 
-    Harmless at any time: where others still use the file, as much is folded as they allow and the log stays; on other
-    storages nothing is done. The last process to end leaves one file. What this storage does after, such as reading
-    for a report, does not begin a new log: `open_storage` does.
+    Safe at any time: while others use the file, as much is folded as they allow and the log stays; other storages are
+    left alone. The last process to end leaves one file. Later reads through this storage, as for a report, do not begin
+    a new log; `open_storage` does.
     """
     from sqlalchemy import event
 
@@ -202,12 +202,12 @@ def fold(backend: BaseStorage) -> None:
         connection: Any = pooled.connection.dbapi_connection
         connection.execute(f"PRAGMA busy_timeout={1000 * FOLD_TIMEOUT_SECONDS}")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        connection.execute("PRAGMA journal_mode=DELETE").fetchall()  # refused while anyone else has the file open
+        connection.execute("PRAGMA journal_mode=DELETE").fetchall()  # refused while another process has the file open
     engine.dispose()
 
 
 def _engine(backend: Any) -> Engine | None:
-    """The engine of a relational storage, whatever is wrapped around it."""
+    """Return the engine of a relational storage, whatever wraps it."""
     while backend is not None:
         found: Engine | None = getattr(backend, "engine", None)
         if found is not None:
@@ -217,7 +217,7 @@ def _engine(backend: Any) -> Engine | None:
 
 
 def _proxy(url: str) -> BaseStorage:
-    """A client of Optuna's gRPC storage proxy.
+    """Return a client of Optuna's gRPC storage proxy.
 
     Raises:
         ValueError: the URL is not `grpc://HOST:PORT`.
@@ -232,7 +232,7 @@ def _proxy(url: str) -> BaseStorage:
     if parsed.username or parsed.password:
         raise ValueError("a gRPC proxy has no users and no passwords: it must be grpc://HOST:PORT")
     try:
-        import grpc  # noqa: F401 -- Optuna imports it late, and then speaks of its own insides
+        import grpc  # noqa: F401 -- Optuna imports it late, with an error about its own internals
     except ImportError:
         raise ImportError("grpcio is missing: pip install 'kdsearch[grpc]'") from None
     from optuna.exceptions import ExperimentalWarning
@@ -251,14 +251,14 @@ def _proxy(url: str) -> BaseStorage:
 
 
 def study_names(storage: BaseStorage, *, searches: bool = False) -> list[str]:
-    """Names of all studies in a storage, sorted; with `searches`, without those that hold the slides' rows."""
+    """Return the sorted names of all studies in a storage; with `searches`, without those of the slides' rows."""
     return sorted(
         study.study_name for study in storage.get_all_studies() if not (searches and StudyAttr.KIND in study.user_attrs)
     )
 
 
 def load_study(storage: BaseStorage, name: str) -> Study:
-    """The study of that name, without a sampler of ours.
+    """Load the study of that name, without a sampler of ours.
 
     Raises:
         StorageError: there is none.
@@ -279,7 +279,7 @@ def load_study(storage: BaseStorage, name: str) -> Study:
 
 
 def load_trial(study: Study, number: int) -> FrozenTrial:
-    """The trial of that number.
+    """Load the trial of that number.
 
     Raises:
         StorageError: there is none.

@@ -1,4 +1,4 @@
-"""A storage that waits where its server is away for a while."""
+"""A storage that retries while its server is unreachable."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from kdsearch.system import signals
 
-LONGEST = 600.0  # seconds that a server may be away
-LAST = 4.0  # seconds that it may be once the process was told to end
+LONGEST = 600.0  # seconds to wait for a server
+LAST = 4.0  # the same after a signal has asked the process to end
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
 
 
 def passes(error: BaseException) -> bool:
-    """Whether an error says that the server cannot be reached now, or is busy; a full disk is neither."""
+    """Return whether an error is temporary: the server is unreachable or busy; a full disk is not."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if isinstance(cause, DBAPIError):
         if isinstance(cause.orig, sqlite3.Error):
             return "locked" in str(cause.orig)
         return cause.connection_invalidated or isinstance(cause, OperationalError | InterfaceError)
-    code = getattr(cause, "code", None)  # grpc.RpcError: the package is not imported to ask
+    code = getattr(cause, "code", None)  # grpc.RpcError, without importing grpc
     return callable(code) and getattr(code(), "name", "") in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 class _Asks(BaseStorage):
-    """Asks another storage again while `passes` says so."""
+    """Retries calls of another storage while `passes` says that the error is temporary."""
 
     def __init__(self, backend: BaseStorage, told: Callable[[str], None]) -> None:
         self.backend = optuna.storages.get_storage(backend)
         self._told = told
 
     def ask(self, name: str, *args: Any, **options: Any) -> Any:
-        """Calls a method of the storage until it answers.
+        """Call a method of the storage until it answers.
 
         Raises:
-            StorageInternalError, sqlalchemy.exc.SQLAlchemyError: the server stayed away, or it is another error.
-            Stopped: a signal came, whatever a library made of it.
+            StorageInternalError, sqlalchemy.exc.SQLAlchemyError: the server stayed away, or the error is not temporary.
+            Stopped: a signal came, even if a library replaced it by an error of its own.
         """
         since, wait, handled = time.monotonic(), FIRST_WAIT, sys.exception()
         while True:
@@ -52,7 +52,7 @@ class _Asks(BaseStorage):
                 return getattr(self.backend, name)(*args, **options)
             except UpdateFinishedTrialError:
                 if again and name == "set_trial_state_values":
-                    return True  # it was done before, and the answer was lost
+                    return True  # done before, but the answer was lost
                 raise
             except Exception as error:
                 if signals.replaced(error, handled):
@@ -74,13 +74,13 @@ def _asking(name: str) -> Callable[..., Any]:
 
 
 def patient(backend: BaseStorage, told: Callable[[str], None] = lambda text: None) -> BaseStorage:
-    """A storage that does what `backend` does, and waits up to ten minutes where its server is away.
+    """Return a storage that acts as `backend` and retries for up to ten minutes while its server is unreachable.
 
     Args:
         backend: any Optuna storage.
-        told: a line when a wait begins.
+        told: gets a line when a wait begins.
     """
     names = [name for name, value in vars(BaseStorage).items() if not name.startswith("_") and callable(value)]
     made: type[_Asks] = type("PatientStorage", (_Asks,), {name: _asking(name) for name in names})
-    made.__abstractmethods__ = frozenset()  # all of them are there
+    made.__abstractmethods__ = frozenset()  # all of them are implemented
     return made(backend, told)

@@ -1,4 +1,4 @@
-"""sqlite on which a trial changes hands in one step, as a row lock would allow."""
+"""A sqlite storage in which a trial changes its state atomically."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sqlalchemy import Connection, event
 
 
 class SqliteStorage(RDBStorage):
-    """Optuna's storage on sqlite, with the database locked from before a trial's state is read until it is written.
+    """Optuna's sqlite storage, with the database locked from reading a trial's state until it is written.
 
-    sqlite has no row locks, and Python's driver begins a transaction with the first write: without this, two processes
-    can both read WAITING and both make it RUNNING.
+    sqlite has no row locks, and Python's driver begins a transaction at the first write: otherwise two processes can
+    both read WAITING and both set RUNNING.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -37,7 +37,7 @@ class SqliteStorage(RDBStorage):
             self._own.writes = False
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As Optuna's, in one step."""
+        """Set a trial's state and values as Optuna does, under one lock."""
         with self._writing():
             return super().set_trial_state_values(trial_id, state, values)
 

@@ -1,1 +1,1 @@
-"""The machine underneath: device and seeds, files written whole, signals, packages that plug in."""
+"""The machine: devices, seeds, files, signals, plugins."""

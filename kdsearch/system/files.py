@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Atomic writes: a file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-DIGEST = "digest"  # in the metadata of tensors: safetensors itself tells a short file, but not a changed byte
-STALE_SECONDS = 3600  # after which nobody writes a file beside its place any more
+DIGEST = "digest"  # in the metadata of tensors: safetensors detects a short file, but not a changed byte
+STALE_SECONDS = 3600  # age from which a temporary file is no longer being written
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file whole or not at all: beside its place first, then moved there.
+    """Write a file atomically: to a temporary file beside it first, then renamed.
 
     Args:
-        path: where the file goes; missing folders are made.
-        write: writes the file at the path it is given.
+        path: of the file; missing folders are made.
+        write: writes the file at the path it gets.
 
     Raises:
         KdsearchError: it cannot be written; the old file stays.
@@ -38,10 +38,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary = Path(name)
         write(temporary)
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # before it gets its name: a machine that stops leaves no empty file there
+            os.fsync(file.fileno())  # before the rename: a machine that stops leaves no empty file under the final name
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's file is its owner's alone
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files readable by their owner only
         temporary.replace(path)
         _sweep(path)
     except OSError as error:
@@ -56,10 +56,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Makes a folder where there is none and sees that a file can be written there, before work goes into one.
+    """Make a folder if it is missing and check that a file can be written there, before any work is done.
 
     Raises:
-        KdsearchError: it cannot.
+        KdsearchError: it cannot be written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -72,8 +72,8 @@ def check_folder(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Removes what writers of this file left beside it that were killed in mid-write."""
-    now = path.stat().st_mtime  # of the file system's own clock
+    """Remove temporary files of this file that killed writers left behind."""
+    now = path.stat().st_mtime  # the file system's clock, which may differ from this machine's
     for beside in path.parent.iterdir():
         if beside.name.startswith(f".{path.name}.") and now - beside.stat().st_mtime > STALE_SECONDS:
             beside.unlink(missing_ok=True)
@@ -81,10 +81,10 @@ def _sweep(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Runs its body while no other process does so for the same file; missing folders are made.
+    """Run the body while no other process does so for the same file; missing folders are made.
 
     Raises:
-        KdsearchError: nothing can be written there.
+        KdsearchError: the folder cannot be written to.
     """
     from filelock import FileLock
 
@@ -105,7 +105,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text whole or not at all, its line ends as they are; half a character is written out as `\\ud800`.
+    """Write UTF-8 text atomically with its line ends unchanged; lone surrogates are escaped as `\\ud800`.
 
     Raises:
         KdsearchError: it cannot be written; the old file stays.
@@ -114,12 +114,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors as safetensors, whole or not at all.
+    """Write tensors as safetensors, atomically.
 
     Args:
-        path: where the file goes; missing folders are made.
+        path: of the file; missing folders are made.
         tensors: by name, on any device.
-        metadata: of the file's header, to which their digest is added.
+        metadata: for the file's header, to which the tensors' digest is added.
 
     Raises:
         KdsearchError: it cannot be written; the old file stays.
@@ -132,17 +132,17 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     def save(beside: Path) -> None:
         try:
             save_file(plain, beside, metadata=metadata | {DIGEST: digest(plain)})
-        except SafetensorError as error:  # a full disk, for one, which write_whole is to see as what it is
+        except SafetensorError as error:  # for example a full disk, which write_whole reports as such
             raise OSError(str(error)) from None
 
     write_whole(path, save)
 
 
 def load_tensors(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads what `save_tensors` wrote: tensors by name on a device, and the metadata.
+    """Read a file that `save_tensors` wrote: tensors by name on a device, and the metadata.
 
     Raises:
-        ValueError: the file is cut short, or is none of ours, or any byte of its tensors is another than was written.
+        ValueError: the file is cut short, was not written by `save_tensors`, or its tensors do not match their digest.
         OSError: it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
@@ -150,16 +150,16 @@ def load_tensors(path: Path, device: torch.device) -> tuple[dict[str, Tensor], d
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
-            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no mapping
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a mapping
     except SafetensorError as error:
         raise ValueError(str(error)) from None
-    if metadata.pop(DIGEST, None) not in (None, digest(found)):  # None: of an earlier version, which had no digests
+    if metadata.pop(DIGEST, None) not in (None, digest(found)):  # None: written by an earlier version, without digests
         raise ValueError("its checksum is wrong")
     return {key: value.to(device) for key, value in found.items()}, metadata
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of tensors on the CPU, with their names, types and shapes; 32 hexadecimal digits."""
+    """Return a hash of tensors on the CPU, with their names, types and shapes; 32 hexadecimal digits."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)
@@ -171,7 +171,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def blank_digest(key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> hashlib.blake2b:
-    """The hash of one tensor before its bytes: updated with those, it becomes that of `digest`."""
+    """Return the hash of one tensor before its bytes; updated with the bytes it equals that of `digest`."""
     found = hashlib.blake2b(digest_size=16)
     found.update(_named(key, dtype, shape))
     return found

@@ -1,4 +1,4 @@
-"""The device, seeds and threads, and what machine and versions a figure came from."""
+"""Device, seeds and threads, and the environment (machine and versions) of a measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 64 * 2**20}
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for.
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` stands for.
 
     Raises:
         DeviceError: the name is none of these, or the machine has no such device.
@@ -45,14 +45,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_model(device: torch.device) -> str:
-    """The model of a device, as figures that are measured on it quote it."""
+    """Return the model of a device, as quoted beside measurements."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return cpu_model()
 
 
 def cpu_model() -> str:
-    """The processor's name and what the system says of its cores."""
+    """Return the processor's name and core counts as the system reports them."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -64,24 +64,24 @@ def cpu_model() -> str:
 
 
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16")
-"""What /proc/cpuinfo calls bfloat16 instructions of convolutions and conversions: three of x86, two of Arm."""
+"""Names of bfloat16 instructions for convolutions and conversions in /proc/cpuinfo: three of x86, two of Arm."""
 
 
 @cache
 def bf16_instructions() -> list[str]:
-    """The CPU's bfloat16 instructions by their names in the system, or in torch where the system does not say."""
+    """Return the CPU's bfloat16 instructions by their names in the system, else in torch."""
     for line in _lines(Path("/proc/cpuinfo")):
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             there = set(value.split())
             return [name for name in BF16_FLAGS if name in there]
-    # torch's own, which not all versions of it have
+    # torch's own list, which only some versions of it have
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return [name for name in BF16_FLAGS if capabilities.get(name)]
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
-    """Versions, device and threads: what has to stand beside a figure that was measured."""
+    """Return versions, device and threads, to be stored beside a measurement."""
     packages = ("kdsearch", "torch", "torchvision", "optuna", "numpy")
     versions: dict[str, str | int] = {name: package_version(name) for name in packages}
     return versions | {
@@ -96,7 +96,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
 
 
 def package_version(name: str) -> str:
-    """The installed version of a package, or "not installed"."""
+    """Return the installed version of a package, or "not installed"."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -104,19 +104,19 @@ def package_version(name: str) -> str:
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed of 63 bits from anything that prints: equal parts give equal seeds on every machine."""
+    """Return a 63-bit seed from printable values: equal values give equal seeds on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def fresh_seed() -> int:
-    """A seed from the operating system."""
+    """Return a seed from the operating system."""
     return int.from_bytes(os.urandom(4), "big")
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Runs its body with torch's global generators seeded, and puts their states back."""
+    """Run the body with torch's global generators seeded, and restore their states."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -125,7 +125,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Runs its body with that many CPU threads inside an operation; None: as many as there are."""
+    """Run the body with that many CPU threads per operation; None: as many as there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -136,9 +136,9 @@ def threads(number: int | None) -> Iterator[None]:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed, for this process; whether it could be told.
+    """Tell glibc, for this process, to keep freed memory; return whether that was possible.
 
-    glibc maps a large block anew each time, and the system clears its pages as they are touched: with gradients of a
+    glibc maps a large block anew each time, and the system clears its pages when they are touched: with gradients of a
     hundred megabytes that is a third of a step of the MNIST teacher.
     """
     import ctypes
@@ -150,9 +150,9 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that this process may still take; None: unknown.
+    """Return the bytes of memory that this process may still take; None if unknown.
 
-    By the system, its control group and `KDSEARCH_MEMORY_GB`, of which the least counts.
+    This is the least of what the system, its control group and `KDSEARCH_MEMORY_GB` allow.
     """
     found: list[int] = []
     for line in _lines(Path("/proc/meminfo")):
@@ -165,10 +165,10 @@ def free_memory() -> int | None:
 
 
 def _granted() -> list[int]:
-    """Bytes that `KDSEARCH_MEMORY_GB` grants this process, where it is set.
+    """Return the bytes that `KDSEARCH_MEMORY_GB` allows this process, if it is set.
 
     Raises:
-        DeviceError: it is no number above 0.
+        DeviceError: it is not a number above 0.
     """
     text = os.environ.get("KDSEARCH_MEMORY_GB", "")
     try:
@@ -188,16 +188,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for all work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def cache_folder() -> Path:
-    """Where teachers are kept: `KDSEARCH_CACHE_DIR`, else the user's cache folder."""
+    """Return the cache folder, which keeps teachers: `KDSEARCH_CACHE_DIR`, else the user's cache folder."""
     return Path(os.environ.get("KDSEARCH_CACHE_DIR") or platformdirs.user_cache_dir("kdsearch"))
 
 
 def data_folder(given: str | None = None) -> Path:
-    """Where data sets lie: as given, else `KDSEARCH_DATA_DIR`, else `data` in the cache folder."""
+    """Return the folder of data sets: the given one, else `KDSEARCH_DATA_DIR`, else `data` in the cache folder."""
     return Path(given or os.environ.get("KDSEARCH_DATA_DIR") or cache_folder() / "data").expanduser()

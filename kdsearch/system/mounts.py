@@ -1,4 +1,4 @@
-"""The kind of file system that a file lies on, and whether other machines share it."""
+"""The file system that a file lies on, and whether other machines share it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 def shared_kind(path: Path) -> str | None:
-    """The kind of the network file system that a file lies on, or will lie on; None where it is a local one.
+    """Return the kind of network file system of a path, existing or not; None if it is local or unknown.
 
-    Args:
-        path: of a file, whether or not it is there.
+    path: of a file, which need not exist.
     """
     try:
         if sys.platform == "darwin":
@@ -36,7 +35,7 @@ def shared_kind(path: Path) -> str | None:
 
 
 def kind_of(path: Path, mounts: list[tuple[Path, str]]) -> str | None:
-    """The file system of a path: that of the deepest mount point above it, the last one where several lie there.
+    """Return the file system of a path: that of the deepest mount point above it, the last one if there are several.
 
     Args:
         path: absolute, without links.
@@ -49,7 +48,7 @@ def kind_of(path: Path, mounts: list[tuple[Path, str]]) -> str | None:
 
 
 def parsed_mountinfo(text: str) -> Iterator[tuple[Path, str]]:
-    """Mount points and file systems of Linux's /proc/self/mountinfo (proc(5): the kind follows a lone hyphen)."""
+    """Yield mount points and file systems of Linux's /proc/self/mountinfo (proc(5): the kind follows a lone hyphen)."""
     for line in text.splitlines():
         words = line.split(" ")
         if "-" in words[6:]:
@@ -58,7 +57,7 @@ def parsed_mountinfo(text: str) -> Iterator[tuple[Path, str]]:
 
 
 def parsed_mount(text: str) -> Iterator[tuple[Path, str]]:
-    """Mount points and file systems of macOS's `mount`: "//ann@server/share on /Volumes/share (smbfs, nodev)"."""
+    """Yield mount points and file systems of macOS's `mount`: "//ann@server/share on /Volumes/share (smbfs, nodev)"."""
     for line in text.splitlines():
         if found := re.fullmatch(r".* on (/.*) \((\w+)[,)].*", line):
             yield Path(found[1]), found[2]

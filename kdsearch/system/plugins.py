@@ -1,4 +1,4 @@
-"""What other packages bring through entry points: looked up by name where used, and never in the way of others."""
+"""Plugins of other packages, found through entry points and loaded only when they are used."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from kdsearch.errors import StudyFileError
 
 KINDS = {"students": "student family", "teachers": "teacher family", "datasets": "data set", "costs": "cost"}
-"""The kinds of plugins, each the group `kdsearch.KIND` of entry points, and what to call one."""
+"""Kinds of plugins, each the entry-point group `kdsearch.KIND`, and what to call one."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """Something that a package offers.
+    """A plugin that an installed package offers.
 
     Attributes:
         kind: key of `KINDS`.
-        name: to be used in a study file or as an option.
-        package, version: that bring it.
-        entry: to load it by.
+        name: for study files and options.
+        package, version: of the distribution that provides it.
+        entry: its entry point.
     """
 
     kind: str
@@ -33,12 +33,12 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """Its package and version."""
+        """Package and version."""
         return f"{self.package} {self.version}"
 
 
 def offered(kind: str) -> list[Plugin]:
-    """What is offered of a kind, by name and package; nothing is loaded."""
+    """Return the plugins of a kind, sorted by name and package, without loading them."""
     found: dict[tuple[str, str], Plugin] = {}
     for entry in metadata.entry_points(group=f"kdsearch.{kind}"):
         package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("an unknown package", "")
@@ -47,19 +47,19 @@ def offered(kind: str) -> list[Plugin]:
 
 
 def names(kind: str, own: Collection[str]) -> list[str]:
-    """All names of a kind, ours and those of other packages."""
+    """Return all names of a kind, built-in ones and plugins, sorted."""
     return sorted({*own, *(plugin.name for plugin in offered(kind))})
 
 
 def hidden(kind: str, own: Collection[str]) -> Iterator[str]:
-    """A line for each plugin that has the name of one of ours and is not used for that reason."""
+    """Yield a line for each plugin that is not used because a built-in one has its name."""
     for plugin in offered(kind):
         if plugin.name in own:
             yield f"the {KINDS[kind]} {plugin.name} of {plugin.origin} is not used: kdsearch has one of that name"
 
 
 def find(kind: str, name: str, own: Mapping[str, str]) -> Any | None:
-    """The object that a name stands for, ours ("module:attribute") before another package's; None: nobody knows it.
+    """Return the object of a name, built-in ("module:attribute") or of a plugin; None if the name is unknown.
 
     Raises:
         StudyFileError: several packages offer it, or its package is broken.
@@ -83,14 +83,14 @@ def _brought(kind: str, name: str) -> Any | None:
 
 
 def load(plugin: Plugin) -> Any:
-    """Imports a plugin and checks what can be checked of it without data.
+    """Import a plugin and check what can be checked without data.
 
     Raises:
-        StudyFileError: it cannot be imported, or is not what its kind has to be.
+        StudyFileError: it cannot be imported, or does not meet its kind's contract.
     """
     try:
         found = plugin.entry.load()
-    except Exception as error:  # what a package does when it is imported is its own
+    except Exception as error:  # a package may raise anything when it is imported
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise _broken(plugin, f"be importable: {reason}") from None
     if plugin.kind != "students":

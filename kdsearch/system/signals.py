@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first one ends the work in order, a second Ctrl-C at once."""
+"""SIGTERM and Ctrl-C: the first signal ends the work in order, a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-LIMIT = 9.0  # seconds after a signal, when a process ends however far it is: launchers kill after 10 or more
-NAP = 0.1  # seconds between two looks for a signal
+LIMIT = 9.0  # seconds from a signal to the forced end of the process: launchers kill after 10 or more
+NAP = 0.1  # seconds between two checks for a signal
 QUERIES = logging.getLogger("sqlalchemy")
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was told to end; what runs in the main thread is unwound by it, as by any Ctrl-C."""
+    """A signal asked the process to end; it unwinds the main thread as any Ctrl-C does."""
 
 
 class _Signals:
-    """What has arrived in this process; a handler cannot be given anything."""
+    """State of the signals in this process; global, because a handler takes no arguments."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -38,9 +38,9 @@ _state = _Signals()
 
 def _handle(number: int, _: FrameType | None) -> None:
     if _state.received is not None:
-        return  # a launcher signals the whole job, and the supervisor its workers: a second SIGTERM is no news
+        return  # launchers signal the whole job, and the supervisor its workers: ignore a second SIGTERM
     _state.received = number
-    QUERIES.setLevel(logging.CRITICAL)  # one that is cut short here logs a traceback
+    QUERIES.setLevel(logging.CRITICAL)  # a query that is cut short here would log a traceback
     if _state.shields:
         _state.pending = True
         return
@@ -49,10 +49,10 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def handled(limit: float = LIMIT) -> Iterator[None]:
-    """Runs its body with both signals raising `Stopped` in it; the process ends at the latest `limit` seconds after.
+    """Run the body with both signals raising `Stopped`; end the process at most `limit` seconds after the first one.
 
     Args:
-        limit: seconds from the first signal to the end of the process, should the body still run.
+        limit: seconds from the first signal to the end of the process, if the body still runs then.
     """
     global _state
     _state = _Signals()
@@ -75,7 +75,7 @@ def handled(limit: float = LIMIT) -> Iterator[None]:
 
 
 def _watch(heard: int, limit: float) -> None:
-    """Ends the process where the main thread does not: while that waits in a library, no handler of Python's runs."""
+    """End the process if the main thread does not: while it waits in a library, no Python signal handler runs."""
     first, end = 0, math.inf
     while True:
         left = None if not first else max(0.0, end - time.monotonic())
@@ -98,7 +98,7 @@ def _end(number: int) -> None:
 
 @contextmanager
 def at_once(action: Callable[[], object]) -> Iterator[None]:
-    """Runs its body; `action` is called before a second Ctrl-C, or tidying that takes too long, ends the process."""
+    """Run the body; call `action` before the process is ended by a second Ctrl-C or by the time limit."""
     before, _state.at_once = _state.at_once, action
     try:
         yield
@@ -107,11 +107,11 @@ def at_once(action: Callable[[], object]) -> Iterator[None]:
 
 
 def replaced(error: BaseException | None, handled: BaseException | None) -> bool:
-    """Whether a library's own error took the place of `Stopped`: a query that it cut short could not be closed.
+    """Return whether a library's own error replaced `Stopped`: it could not close a query that a signal cut short.
 
     Args:
-        error: that came.
-        handled: what was being handled when the library was called; what came before it is no news.
+        error: the error raised.
+        handled: the error that was being handled when the library was called; earlier ones in the chain are ignored.
     """
     while error is not None and error is not handled:
         if isinstance(error, Stopped):
@@ -121,12 +121,12 @@ def replaced(error: BaseException | None, handled: BaseException | None) -> bool
 
 
 def received() -> int | None:
-    """The signal that arrived first, or None."""
+    """Return the first signal that arrived, or None."""
     return _state.received
 
 
 def leave(code: object) -> None:
-    """Ends the process if a signal has asked for it: taking down the libraries in order would take more seconds."""
+    """End the process if a signal has asked for it, without the seconds that an orderly shutdown of libraries takes."""
     if _state.received is not None:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -135,7 +135,7 @@ def leave(code: object) -> None:
 
 @contextmanager
 def shield() -> Iterator[None]:
-    """Runs its body to its end before a signal that arrives in it is raised: for a write and the note of it."""
+    """Delay a signal until the body has ended: for a write together with its record."""
     _state.shields += 1
     try:
         yield
@@ -146,7 +146,7 @@ def shield() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises what a shield kept back, in the main thread.
+    """Raise a signal that a shield delayed, in the main thread.
 
     Raises:
         Stopped: a signal arrived.
@@ -157,7 +157,7 @@ def check() -> None:
 
 
 def pause(seconds: float) -> None:
-    """Sleeps, shielded or not, until a signal arrives.
+    """Sleep, shielded or not, until a signal arrives.
 
     Raises:
         Stopped: a signal arrived.
@@ -170,7 +170,7 @@ def pause(seconds: float) -> None:
 
 @contextmanager
 def tied_to(parent: int | None) -> Iterator[None]:
-    """Runs its body with a watch on the parent process: where it is gone, this one gets SIGTERM; None: no watch."""
+    """Run the body while a thread watches the parent process and sends SIGTERM if it is gone; None: no watch."""
     over = threading.Event()
 
     def watch() -> None:

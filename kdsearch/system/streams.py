@@ -1,4 +1,4 @@
-"""Keep stdout for a command's result: what users' own code and libraries print while it works goes to stderr."""
+"""Keep stdout for a command's result: send the output of users' code and of libraries to stderr."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ STDOUT, STDERR = 1, 2
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send stdout to stderr: of Python, and of C libraries and programs that are started, which write to descriptor 1.
+    """Send stdout to stderr: Python's, and that of C libraries and started programs, which write to descriptor 1.
 
-    A teacher that prints, or a download that says so, would else write into the JSON that another program reads.
+    A teacher that prints, or a download that reports progress, would otherwise corrupt the JSON on stdout.
     """
     kept = None
     with suppress(OSError, ValueError):  # stdout may be closed

@@ -1,1 +1,1 @@
-"""Which configuration is tried next: samplers, candidates and the model that chooses among them."""
+"""The choice of the next configuration: samplers, candidates and the model that selects among them."""

@@ -1,4 +1,4 @@
-"""Better proposals: of several candidates that a sampler draws, the one expected to add most to the front."""
+"""Proposals: of several candidates that a sampler draws, the one with the highest expected gain of the front."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from kdsearch.search.sampling.surrogate import GaussianProcess
 from kdsearch.system import machine
 
 CANDIDATES = 240
-SHARE = 1 / 240  # of the candidates: one, as long as the inner sampler's models are the slow part
+SHARE = 1 / 240  # of the candidates: one, while the inner sampler's models are the slow part
 NEAR = 1 / 3  # of the candidates: moves from members of the front
-MOVE, CHANGED = 0.1, 0.4  # standard deviation of a move, as a share of a range, and how likely a parameter moves
-MODEL, SAMPLER = "model", "sampler"  # who proposed a trial, in its attribute `proposed_by`
-LATELY = 30  # trials whose gains decide who proposes how often
-MODEL_SHARE = 0.75  # as long as nothing was gained
+MOVE, CHANGED = 0.1, 0.4  # standard deviation of a move as a share of the range, and probability that a parameter moves
+MODEL, SAMPLER = "model", "sampler"  # values of the attribute `proposed_by`
+LATELY = 30  # latest trials whose gains decide the shares of the two proposers
+MODEL_SHARE = 0.75  # until anything was gained
 LEAST_SHARE = 0.1  # of the trials, for each of the two
 FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
-FEWEST = 5  # trials with a checkpoint, without which there is nothing to choose by
-MOST = 400  # trials that the surrogate learns from: the latest, and the front
-QUANTILES = ndtri((np.arange(9) + 0.5) / 9)  # of a normal distribution, for its expectations
+FEWEST = 5  # trials with a checkpoint, required for a choice
+MOST = 400  # trials from which the surrogate learns: the latest ones and the front
+QUANTILES = ndtri((np.arange(9) + 0.5) / 9)  # of the normal distribution, for expectations
 
 
 class Draft:
-    """Stands in for a trial while a candidate is drawn: keeps parameters and distributions, stores nothing."""
+    """Stands in for a trial while a candidate is drawn: holds parameters and distributions, stores nothing."""
 
     def __init__(self, sampler: BaseSampler, study: Study, trial: FrozenTrial) -> None:
         self._sampler, self._study, self._trial = sampler, study, trial
@@ -57,22 +57,22 @@ class Draft:
         return value
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """As a trial's."""
+        """Draw a whole number."""
         return int(self._draw(name, IntDistribution(low, high, log=log, step=step)))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """As a trial's."""
+        """Draw a number."""
         return float(self._draw(name, FloatDistribution(low, high, log=log, step=step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """As a trial's."""
+        """Draw one of the choices."""
         return self._draw(name, CategoricalDistribution(choices))
 
 
 class Near(Draft):
-    """A candidate near a trial: some of its parameters are moved a little, or drawn anew where they have no order."""
+    """A candidate near a trial: some of its parameters are moved slightly, or redrawn if they have no order."""
 
     def __init__(
         self, sampler: BaseSampler, study: Study, trial: FrozenTrial, params: Mapping[str, Any], random: Generator
@@ -106,7 +106,7 @@ class Near(Draft):
         shift = float(self._random_moves.normal(0.0, MOVE))
         moved = value * (high / low) ** shift if distribution.log else value + shift * (high - low)
         if step:
-            least = step if round((moved - low) / step) == round((value - low) / step) else 0  # a move is a move
+            least = step if round((moved - low) / step) == round((value - low) / step) else 0  # a move must change it
             moved = low + step * round((moved + (least if shift > 0 else -least) - low) / step)
         moved = min(max(moved, low), high)
         return int(moved) if isinstance(distribution, IntDistribution) else float(moved)
@@ -115,30 +115,30 @@ class Near(Draft):
 class ProposalSampler(WrappedSampler):
     """Draws several candidates from another sampler, and proposes the one with the highest expected gain.
 
-    The gain is that of hypervolume (Emmerich, Giannakoglou, Naujoks, IEEE TEC 2006), with one objective known: a
-    candidate costs neither training nor timing. The other is expected from a Gaussian process over parameters and
-    steps, learnt from every trial's best checkpoint. A third of the candidates are members of the front moved a little.
+    The gain is that of hypervolume (Emmerich, Giannakoglou, Naujoks, IEEE TEC 2006), with one objective known before
+    training. The other is predicted by a Gaussian process over parameters and steps, fitted to every trial's best
+    checkpoint. A third of the candidates are members of the front moved slightly.
 
-    The inner sampler's own draw competes with this choice: each proposes a share of the trials that follows what its
-    latest ones gained a step, so that neither can cost much where the other is better. Who proposed a trial stands in
-    its attribute `proposed_by`. One sampler serves one thread.
+    The inner sampler's own draw competes with this choice: each proposes a share of the trials that follows the gain
+    per step of its latest ones, so that the worse of the two costs little. The attribute `proposed_by` names a trial's
+    proposer. A sampler may be used by one thread only.
 
     Args:
-        inner: draws a share of the candidates, and trials where there is nothing to choose by.
-        random: draws the others: a sampler that models the study itself draws slowly, and much the same.
+        inner: draws a share of the candidates, and trials while there is nothing to choose by.
+        random: draws the others: a sampler that models the study draws slowly, and its draws are alike.
         draw: from a draft to a configuration, by the draft's `suggest_` methods.
-        known: from a study and configurations to the values of each one's known objectives in their order (what it has
-            or may have); None: not known yet; if of no candidate, the inner sampler's draw is taken.
-        steps: how long a configuration is trained.
-        cost: what a step of an ended trial cost (seconds, say), or None where that is not known. With it, the gain is
-            divided by the cost expected of a candidate's step ("expected improvement per second": Snoek, Larochelle,
-            Adams, NeurIPS 2012).
-        candidates: drawn for a trial.
-        share: of the candidates, that the inner sampler draws.
+        known: from a study and configurations to the measured or estimated values of each one's known objectives, in
+            their order; None for a candidate: not known yet; if it is None for all, the inner sampler's draw is taken.
+        steps: number of steps of a configuration's training.
+        cost: cost per step of an ended trial (for example seconds), or None if unknown. With it, the gain is divided by
+            the expected cost of a candidate's step ("expected improvement per second": Snoek, Larochelle, Adams,
+            NeurIPS 2012).
+        candidates: number drawn per trial.
+        share: of the candidates, drawn by the inner sampler.
         compete: whether some trials are the inner sampler's own draws.
-        seed: of the moves, and of who proposes; None: a fresh one.
+        seed: of the moves and of the choice of proposer; None: a fresh one.
         log: indices of objectives on a log scale, see `scale.make_scale`.
-        ideal: of the observed objective, see there.
+        ideal: of the observed objective, see `scale.make_scale`.
     """
 
     def __init__(
@@ -170,13 +170,13 @@ class ProposalSampler(WrappedSampler):
         self._history, self._model, self._costs = History(), GaussianProcess(), GaussianProcess()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Forgets the last trial's choice."""
+        """Forget the last trial's choice."""
         self._chosen = None
         super().before_trial(study, trial)
         self._random.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All of the chosen candidate; what the inner sampler says where nothing is chosen."""
+        """Return all parameters of the chosen candidate, or the inner sampler's space if none is chosen."""
         if not trial.system_attrs.get(FIXED):
             self._chosen = self._choose(study, trial)
         if self._chosen is None:
@@ -186,7 +186,7 @@ class ProposalSampler(WrappedSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The chosen candidate."""
+        """Return the chosen candidate's parameters."""
         if self._chosen is None:
             return super().sample_relative(study, trial, search_space)
         return self._chosen.parameters
@@ -219,7 +219,7 @@ class ProposalSampler(WrappedSampler):
         return drafts[possible[int(np.argmax(gains / self._expected_costs(study, parameters)))]]
 
     def _moves(self, study: Study, trial: FrozenTrial, seen: Stack, random: Generator) -> list[Draft]:
-        """Candidates near members of the front, each member in turn."""
+        """Return candidates near members of the front, each member in turn."""
         counted = seen.where(seen.feasible)
         front = counted.number[pareto.members(counted.points)]
         trials = study.get_trials(deepcopy=False)
@@ -229,7 +229,7 @@ class ProposalSampler(WrappedSampler):
         return [Near(self._random, study, trial, parents[i % len(parents)], random) for i in range(self._near)]
 
     def _share_of_model(self, study: Study, seen: Stack) -> float:
-        """Of the trials: the model's part of what the latest trials gained a step, within limits."""
+        """Return the model's share of the trials: its part of the latest trials' gain per step, within limits."""
         trials = study.get_trials(deepcopy=False)
         order = np.argsort(seen.number)
         ordered = seen.where(order[seen.feasible[order]])
@@ -254,7 +254,7 @@ class ProposalSampler(WrappedSampler):
         return min(max(share, LEAST_SHARE), 1 - LEAST_SHARE)
 
     def _expected_costs(self, study: Study, parameters: Sequence[Mapping[str, Any]]) -> Floats:
-        """Of a step of each candidate; (candidates,), all 1 where costs do not matter or are not known yet."""
+        """Return the expected cost of each candidate's step, (candidates,); all 1 if costs are unused or unknown."""
         seen = []
         if self._cost is not None:
             for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
@@ -269,7 +269,7 @@ class ProposalSampler(WrappedSampler):
         return expected
 
     def _gains(self, seen: Stack, params: Sequence[Mapping[str, Any]], known: Floats, steps: Sequence[int]) -> Floats:
-        """Expected gain of each candidate; (candidates,)."""
+        """Return the expected gain of each candidate, (candidates,)."""
         history = self._history
         assert history.observed is not None
         points = np.insert(known, history.observed, 0.0, axis=1) * history.sign  # (candidates, objectives)
@@ -287,7 +287,7 @@ class ProposalSampler(WrappedSampler):
         return expected
 
     def _learn(self, scale: Scale, seen: Stack) -> None:
-        """The log error of every trial's best checkpoint, at its last step."""
+        """Fit the surrogate to the log error of every trial's best checkpoint, at its last step."""
         grid = self._history.grid
         clock = log_steps(seen.last, grid) / (log_steps(grid, grid)[-1] or 1.0)
         errors = scale.errors(seen.points[:, scale.observed])

@@ -1,4 +1,4 @@
-"""The ratio that a candidate has or may have, at no timing's cost."""
+"""Measured or estimated ratios of candidates, without timing them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdsearch.records import Attr, Config, architecture
 from kdsearch.search.failures import is_exhausted
 from kdsearch.search.trial import Workshop
 
-NEW = 24  # architectures that are counted for one trial
+NEW = 24  # architectures counted per trial
 
 
 def _key(config: Config) -> str:
@@ -25,13 +25,13 @@ def _key(config: Config) -> str:
 
 
 class LikelyRatio:
-    """Guesses inference ratios from those that a study has timed.
+    """Estimates inference ratios from those that a study has timed.
 
-    An architecture that was timed has its ratio. Between two of these, log ratios are interpolated over the log of the
-    ratio of counted operations, and beyond them they go on as the last two did.
+    A timed architecture has its ratio. Otherwise the log ratio is interpolated over the log of the counted operations'
+    ratio, and extrapolated along the last two timed ones.
 
     Args:
-        workshop: its teacher and students are counted.
+        workshop: provides the teacher and students that are counted.
     """
 
     def __init__(self, workshop: Workshop) -> None:
@@ -40,10 +40,9 @@ class LikelyRatio:
         self._counted: dict[str, float] = {}
 
     def __call__(self, study: Study, configs: Sequence[Config]) -> list[tuple[float] | None]:
-        """The likely ratio of each configuration; None while nothing was timed, and of one that is not to be proposed.
+        """Return the likely ratio of each configuration; None if nothing was timed yet or it must not be proposed.
 
-        Counting takes a while, so of architectures that were never counted before no more than `NEW` are; the others
-        are None as well.
+        Counting takes time, so at most `NEW` architectures are counted for the first time; the others are None as well.
         """
         trials = study.get_trials(deepcopy=False)
         timed: dict[str, float] = {}
@@ -70,7 +69,7 @@ class LikelyRatio:
         return found
 
     def counted(self, config: Config) -> float:
-        """Teacher's operations / student's, of a student without weights."""
+        """Return the teacher's operations / the student's, counted without allocating weights."""
         key = _key(config)
         if key not in self._counted:
             workshop = self._workshop
@@ -83,7 +82,7 @@ class LikelyRatio:
 
 
 def interpolated(counted: float, known: dict[float, float]) -> float:
-    """A ratio from a counted ratio, by straight lines between the known pairs on logarithmic axes.
+    """Interpolate a ratio over counted ratios, piecewise linear on logarithmic axes.
 
     Args:
         counted: ratio of counted operations.

@@ -1,4 +1,4 @@
-"""Samplers by name, each trial's draws seeded from (seed, trial number)."""
+"""Samplers by name, with each trial's draws seeded from (seed, trial number)."""
 
 from __future__ import annotations
 
@@ -23,55 +23,50 @@ SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
 
 
 def make(name: str, seed: int | None) -> BaseSampler:
-    """The sampler of that name; with a seed, one that repeats itself trial by trial, resumed or not."""
+    """Return the sampler of that name; with a seed its draws repeat trial by trial, resumed or not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return SAMPLERS[name](None) if seed is None else SeededSampler(SAMPLERS[name], seed)
 
 
 class WrappedSampler(BaseSampler):
-    """Does what an inner sampler does; a base for those that change a part of it.
+    """Delegates to an inner sampler; a base class for samplers that change part of it.
 
     Args:
-        inner: the sampler that is asked.
+        inner: the sampler that does the work.
     """
 
     def __init__(self, inner: BaseSampler) -> None:
         self._inner = inner
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """As the inner sampler does."""
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the inner sampler does."""
         return self._inner.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the inner sampler does."""
         return self._inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """As the inner sampler does."""
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As the inner sampler does."""
         self._inner.after_trial(study, trial, state, values)
 
 
 class SeededSampler(WrappedSampler):
     """Draws each trial with a sampler of its own, seeded from (seed, trial number).
 
-    A sampler that is seeded once repeats its first draws whenever a study is resumed, and depends on how many trials
-    this very process has drawn before.
+    A sampler that is seeded once repeats its first draws when a study is resumed, and its draws depend on how many
+    trials this process has drawn before.
 
     Args:
-        factory: from a seed to a sampler whose state, if any, lies in the storage.
+        factory: from a seed to a sampler whose state, if any, is in the storage.
         seed: of the study.
     """
 
@@ -81,7 +76,7 @@ class SeededSampler(WrappedSampler):
         self._seed = seed
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Seeds the draws of this trial."""
+        """Seed the draws of this trial."""
         seed = machine.derive_seed("sampler", self._seed, trial.number) % 2**32
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -1,4 +1,4 @@
-"""A model of the error over parameters and steps, learnt from a study's checkpoints, to choose among candidates."""
+"""A model of the error over parameters and steps, fitted to a study's checkpoints, to choose among candidates."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from scipy.linalg import solve_triangular
 
 Floats = NDArray[np.float64]
 
-LENGTHS = (0.2, 0.35, 0.7, 1.4, 3.0, 10.0)  # of the kernel, where a parameter's whole range is 1
+LENGTHS = (0.2, 0.35, 0.7, 1.4, 3.0, 10.0)  # of the kernel, relative to a parameter's whole range of 1
 START = 0.7
-SWEEPS = 2  # over the columns, each of which gets the length that is likeliest
-LEARN_FROM = 150  # observations, at most, the latest: lengths and noise are chosen by these
+SWEEPS = 2  # over the columns, each of which gets the likeliest length
+LEARN_FROM = 150  # maximum number of latest observations that decide lengths and noise
 NOISES = (0.003, 0.02, 0.1)  # share of the variance that parameters do not explain
-LINEAR = 0.5  # weight of the straight trend beside the bumps
-GROWN = 7 / 6  # lengths and noise are chosen anew when there are so many times more observations
+LINEAR = 0.5  # weight of the linear kernel beside the squared exponential
+GROWN = 7 / 6  # lengths and noise are chosen again when the observations have grown by this factor
 
 
 class GaussianProcess:
     """Regression with a squared-exponential and a linear kernel; length, noise and scale by marginal likelihood.
 
-    Rasmussen and Williams, "Gaussian processes for machine learning", 2006, chapters 2 and 5: of a few lengths for each
-    column (what does not matter gets a long one) and of a few noises the likeliest, found column by column, the scale
-    integrated out. Exact, for a study has hundreds of trials, not millions. Length and
-    noise are chosen anew whenever the observations have grown by a sixth, by those up to there: so a model that was
-    fitted all along and one that is fitted once, to the same observations, agree.
+    Rasmussen and Williams, "Gaussian processes for machine learning", 2006, chapters 2 and 5. Of a few lengths per
+    column (an irrelevant one gets a long one) and a few noises the likeliest are chosen column by column, with the
+    scale integrated out. The regression is exact, as a study has only hundreds of trials. Lengths and noise are chosen
+    again whenever the observations have grown by a sixth, from those up to that point: so a model fitted incrementally
+    and one fitted once to the same observations agree.
     """
 
     def __init__(self) -> None:
         self._lengths = np.full(0, START)
         self._noise = NOISES[1]
-        self._chosen_at = 0  # observations by which these were chosen
+        self._chosen_at = 0  # number of observations at the last choice
 
     def fit(self, inputs: Floats, targets: Floats) -> None:
-        """Learns from observations.
+        """Fit the model to observations.
 
         Args:
             inputs: (observations, columns), each column within about 0 to 1.
@@ -53,7 +53,7 @@ class GaussianProcess:
         self._solve(inputs, scaled, self._lengths, self._noise)
 
     def _choose(self, inputs: Floats, scaled: Floats) -> None:
-        """Lengths and noise, one after the other, each the likeliest while the others stay."""
+        """Choose lengths and noise one after the other, each the likeliest with the others fixed."""
         lengths, noise = np.full(inputs.shape[1], START), NOISES[1]
         for _ in range(SWEEPS):
             noise = NOISES[int(np.argmax([self._solve(inputs, scaled, lengths, other) for other in NOISES]))]
@@ -64,7 +64,7 @@ class GaussianProcess:
         self._lengths, self._noise = lengths, noise
 
     def _solve(self, inputs: Floats, scaled: Floats, lengths: Floats, noise: float) -> float:
-        """Factorises and returns the log likelihood, but for a constant."""
+        """Factorise the kernel matrix; return the log likelihood up to a constant."""
         covariance = _kernel(inputs, inputs, lengths)
         covariance[np.diag_indices(len(scaled))] += noise
         self._factor = np.linalg.cholesky(covariance)
@@ -74,7 +74,7 @@ class GaussianProcess:
         return float(-0.5 * len(scaled) * np.log(self._variance) - np.log(np.diag(self._factor)).sum())
 
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation, without the noise of an observation.
+        """Return mean and standard deviation, without the noise of an observation.
 
         Args:
             inputs: (candidates, columns).
@@ -91,7 +91,7 @@ class GaussianProcess:
 
 
 def _settled(count: int) -> int:
-    """The last of 2, 3, 4, 5, 6, 7, 9, ... (each a sixth more, rounded up) that is not above a count."""
+    """Return the largest of 2, 3, 4, 5, 6, 7, 9, ... (each a sixth more, rounded up) that is at most a count."""
     settled, following = 1, 2
     while following <= count:
         settled, following = following, math.ceil(following * GROWN)
@@ -99,7 +99,7 @@ def _settled(count: int) -> int:
 
 
 def _kernel(a: Floats, b: Floats, lengths: Floats) -> Floats:
-    """(rows of a, rows of b); the linear part weighs columns by their lengths, too."""
+    """Return the kernel matrix, (rows of a, rows of b); the linear part also scales columns by their lengths."""
     a, b = a / lengths, b / lengths
     inner = a @ b.T
     squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2.0 * inner

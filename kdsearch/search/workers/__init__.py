@@ -1,1 +1,1 @@
-"""Many processes on one study: claimed trials, signs of life, the supervisor, the live view."""
+"""Several processes on one study: trial slots, liveness, the supervisor, the live view."""

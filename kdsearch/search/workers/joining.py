@@ -1,4 +1,4 @@
-"""A worker that joins a study with nothing but its storage and its name."""
+"""A worker that joins a study by its storage and name alone."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def join(
     progress: Progress | None = None,
     publish: live_view.Publish | None = None,
 ) -> Study:
-    """Runs trials of a study until it is done; what `kdsearch worker` does.
+    """Run trials of a study until it is done, as `kdsearch worker` does.
 
     Args:
-        url: of a storage that this machine reaches.
+        url: of a storage that this machine can reach.
         name: of a study that `kdsearch optimize` has started there.
-        data_dir: where data sets lie on this machine.
-        device: as of `study.optimize`.
+        data_dir: folder of data sets on this machine.
+        device: see `study.optimize`.
         timeout: seconds after which this worker begins no trial; None: the study's.
-        progress: told of what happens; None: nobody is.
-        publish: writes the live view, should this worker be the one that keeps it; None: it never is.
+        progress: receives the events; None: they are ignored.
+        publish: writes the live view, while this worker holds its lease; None: this worker never does.
 
     Raises:
-        KdsearchError: there is no such study, or this machine's data, teacher or device are not its own.
+        KdsearchError: there is no such study, or this machine's data, teacher or device are not those of the study.
     """
     progress = progress or Progress()
     study = storage.load_study(retrying.patient(storage.open_storage(url), progress.warning), name)
     found = run_options.stored(study)
-    check_options(found)  # a storage is anybody's
+    check_options(found)  # anyone may write to a storage
     if timeout is not None:
         found = dataclasses.replace(found, timeout=timeout)
     plan = rejoin(study, url=url, data_dir=data_dir, device=device)

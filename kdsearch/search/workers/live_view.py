@@ -1,4 +1,4 @@
-"""The live view of a study: one process at a time keeps it, between its trials, and nothing of it can end a study."""
+"""The live view of a study, refreshed between trials by one process at a time; its failures never end a study."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from kdsearch.search.workers import liveness
 from kdsearch.system import signals
 
 EVERY = 10.0  # seconds between two refreshes
-SHARE = 0.01  # of the time at most goes into refreshing: a slow storage or a long study is refreshed more rarely
-LONGEST = 600.0  # seconds between two tries where the storage refuses
-MISSED = 3  # looks at a lease that stands still, after which somebody else takes it
+SHARE = 0.01  # maximum share of the time for refreshing: a slow storage or a long study is refreshed more rarely
+LONGEST = 600.0  # seconds between two attempts while the storage fails
+MISSED = 3  # looks at an unchanged lease, after which another process takes it
 LEASE = "kdsearch:live"
 
 Publish = Callable[[Study, bool], object]
-"""Writes a study's view; the flag says whether its run is over."""
+"""Function that writes a study's view; the flag says whether its run is over."""
 
 
 class Lease:
-    """Who of all processes keeps the view: a name and a count in the study, and no clock of any machine.
+    """The lease of the view, held by one of all processes: a name and a counter in the study, independent of clocks.
 
-    A process takes the lease where nobody has it, where its holder died on this machine, or where the holder's count
-    stands still over several of its own looks: then the holder sits in a long trial, and whoever has time keeps the
-    view. Two may take it in the same moment; the storage keeps the later one, and the other sees so at its next look.
-    Until then both write, which harms nothing: each part of the view is one attribute, replaced whole.
+    A process takes the lease if it is free, if its holder died on this machine, or if the holder's counter is unchanged
+    over several of its own looks, because the holder is in a long trial. Two processes may take it at the same moment;
+    the storage keeps the later one, and the other notices at its next look. Until then both write, which is harmless:
+    each part of the view is one attribute, replaced as a whole.
 
     Args:
         study: of the storage that all processes share.
-        missed: looks.
+        missed: looks at an unchanged counter before the lease is taken.
     """
 
     def __init__(self, study: Study, missed: int = MISSED) -> None:
@@ -45,7 +45,7 @@ class Lease:
         self._seen: tuple[object, int] = (None, 0)
 
     def mine(self) -> bool:
-        """Whether this process keeps the view now: the lease is read, and counted up or taken where it may be."""
+        """Return whether this process holds the lease now; it is read, and renewed or taken if possible."""
         held = self._read()
         if held.get("name") not in (None, self._name) and not self._is_left(held):
             return False
@@ -54,7 +54,7 @@ class Lease:
         return bool(self._read().get("name") == self._name)
 
     def release(self) -> None:
-        """Lets somebody else have it at once."""
+        """Release the lease, so that another process can take it at once."""
         if self._read().get("name") == self._name:
             self._write(None)
 
@@ -72,17 +72,17 @@ class Lease:
 
 
 class Live:
-    """A study's view, refreshed when trials have ended since, and never more often than it may be.
+    """Refreshes a study's view when trials have ended, within a limit on the frequency.
 
     Args:
         study: that this process runs.
         publish: writes the view.
-        progress: warned once where that fails.
+        progress: receives one warning if that fails.
         every: seconds between two refreshes.
 
     Attributes:
-        refreshes: written so far.
-        seconds: that all of it took.
+        refreshes: number of refreshes so far.
+        seconds: duration of all of them.
     """
 
     def __init__(self, study: Study, publish: Publish, progress: Progress, every: float = EVERY) -> None:
@@ -94,12 +94,12 @@ class Live:
         self.refreshes, self.seconds = 0, 0.0
 
     def look(self) -> None:
-        """Refreshes the view if it is due and this process keeps it; never raises what a storage raises."""
+        """Refresh the view if it is due and this process holds the lease; storage errors are never raised."""
         if time.monotonic() >= self._due:
             self._try(lambda lease: self._refresh(lease))
 
     def end(self) -> None:
-        """Writes the view a last time and gives the lease away; a process that is told to end only does the latter."""
+        """Write the view a last time and release the lease; if a signal asked the process to end, only release it."""
         if signals.received() is None:
             self._try(lambda lease: self._refresh(lease, over=True))
         self._try(lambda lease: lease.release())
@@ -115,7 +115,7 @@ class Live:
             self._shown = ended
 
     def _own(self) -> Study:
-        """The study without the patience of the search: where the storage is away, the view is simply late."""
+        """Return the study without retries of its storage: while the storage is away, the view is simply late."""
         if not hasattr(self, "_impatient"):
             backend = getattr(self._study._storage, "backend", self._study._storage)
             self._impatient = optuna.load_study(study_name=self._study.study_name, storage=backend)
@@ -141,12 +141,12 @@ class Live:
 
 @contextmanager
 def kept(study: Study, publish: Publish | None, progress: Progress) -> Iterator[Callable[[], None]]:
-    """Runs its body with a study's view kept: written at the start, at each call of what it is given, and at the end.
+    """Run the body with a study's view refreshed at the start, at each call of the yielded function, and at the end.
 
     Args:
         study: that this process runs or supervises.
         publish: writes the view; None: there is none.
-        progress: warned once where that fails.
+        progress: receives one warning if that fails.
     """
     if publish is None:
         yield lambda: None

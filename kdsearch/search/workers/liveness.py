@@ -1,4 +1,4 @@
-"""Who runs a trial, whether that process still lives, and the beat by which other machines can tell."""
+"""Liveness of the process that runs a trial, and the beat by which other machines recognise it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch.records import Attr
 
 BEAT = 10  # seconds between two beats of a running trial
-MISSED = 6  # beats, after which nobody runs it any more
+MISSED = 6  # beats, after which the trial counts as abandoned
 
 
 @cache
 def machine() -> str:
-    """Where process numbers mean the same: this boot of this machine and, in a container, its own numbering."""
+    """Return an identifier of the scope of process ids: this boot of this machine and its pid namespace."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -32,7 +32,7 @@ def machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in the system's ticks, so that a number used again is told apart; None: it is dead."""
+    """Return a process's start time in system ticks, which distinguishes reused ids; None if it is dead."""
     if not Path("/proc/self/stat").is_file():
         try:
             os.kill(pid, 0)
@@ -42,7 +42,7 @@ def _started(pid: int) -> int | None:
             pass
         return 0
     try:
-        # the name, in brackets, may hold anything
+        # the name, in brackets, may contain anything
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
@@ -50,28 +50,28 @@ def _started(pid: int) -> int | None:
 
 
 def myself() -> dict[str, Any]:
-    """This process, as a trial says who runs it."""
+    """Return the identity of this process, as stored with a trial."""
     return {"host": platform.node(), "machine": machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_gone(worker: dict[str, Any] | None) -> bool:
-    """Whether a trial's worker ran on this machine and is dead; of other machines this cannot be told."""
+    """Return whether a trial's worker ran on this machine and is dead; unknown, so False, for other machines."""
     if not worker or worker.get("machine") != machine():
         return False
     return bool(_started(worker["pid"]) != worker["started"])
 
 
 def name(worker: dict[str, Any] | None) -> str:
-    """A worker in words."""
+    """Describe a worker in words."""
     return f"process {worker['pid']} on {worker['host']}" if worker else "a worker that had not begun"
 
 
 @contextmanager
 def beating(study: Study, trial_id: int, every: float = BEAT) -> Iterator[None]:
-    """Runs its body with a running trial's beat counted up in the storage.
+    """Run the body while the beat of a running trial is counted up in the storage.
 
-    Not Optuna's heartbeat: that exists in relational storages alone, and tells its age by the clocks of machines. A
-    count needs no clock, and any storage keeps it.
+    Optuna's heartbeat exists only in relational storages and depends on the machines' clocks. A counter needs no clock,
+    and works in any storage.
     """
     over = threading.Event()
 
@@ -97,15 +97,15 @@ def beating(study: Study, trial_id: int, every: float = BEAT) -> Iterator[None]:
 
 
 class Watch:
-    """Finds the running trials that nobody runs any more.
+    """Finds running trials whose worker is gone.
 
-    Of this machine the system tells at once. Of others the beat tells: it has to stand still over several looks, which
-    only count a while apart by this process's own steady clock. So no clock that jumps fails a live trial, and neither
-    does a storage that was away.
+    On this machine the system tells immediately. On other machines the beat must be unchanged over several looks, which
+    only count a while apart by this process's monotonic clock. So neither a clock that jumps nor a storage that was
+    away fails a live trial.
 
     Args:
         every: seconds between two looks that count.
-        missed: beats.
+        missed: looks at an unchanged beat.
     """
 
     def __init__(self, every: float = BEAT, missed: int = MISSED) -> None:
@@ -114,11 +114,11 @@ class Watch:
         self._next = 0.0
 
     def abandoned(self, trials: Sequence[FrozenTrial], now: float) -> list[tuple[FrozenTrial, str]]:
-        """The abandoned ones among a study's trials, each with the reason.
+        """Return the abandoned ones among a study's trials, each with the reason.
 
         Args:
             trials: of the study, as just read.
-            now: seconds of a clock that never goes back.
+            now: seconds of a monotonic clock.
         """
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         dead = [trial for trial in running if is_gone(trial.user_attrs.get(Attr.WORKER))]

@@ -1,4 +1,4 @@
-"""The trials of one process: claimed, run, told, and handed back where the process is told to end."""
+"""The trial loop of one process: claim, run, report, and hand back on interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kdsearch.search.workers import liveness, slots
 from kdsearch.search.workers.monitor import describe
 from kdsearch.system import signals
 
-LOOK = 1.0  # seconds between two looks at a study whose trials are all taken by others
+LOOK = 1.0  # seconds between two looks at a study without free trials
 
 
 def run(
@@ -34,17 +34,17 @@ def run(
     progress: Progress,
     between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs trials until the budget lets no new one start; a running one goes back to the study on an interruption.
+    """Run trials until the budget allows no new one; on an interruption hand the running one back to the study.
 
     Args:
         study, objective, plan: what runs.
         budget: of the study.
-        progress: told of trials.
+        progress: receives the trials' events.
         between: called between trials, and while there is none to run.
 
     Raises:
         RunError: too many trials in a row failed (see `failures.Streak`).
-        KeyboardInterrupt: as it came.
+        KeyboardInterrupt: the interruption, raised again.
     """
     streak = Streak()
     watch = liveness.Watch()
@@ -57,7 +57,7 @@ def run(
             claimed = slots.claim(study, budget.trials, None if changed else trials)
             if claimed is None:
                 between()
-                signals.pause(LOOK * random.uniform(0.5, 1))  # of workers that wait together one looks first
+                signals.pause(LOOK * random.uniform(0.5, 1))  # jitter, so that waiting workers do not all look at once
                 continue
             trial = run_one(study, objective, claimed)
             progress.trial_finished(trial.number, trial.state.name, describe(trial), counted=is_finished(trial))
@@ -74,7 +74,7 @@ def run(
 
 
 def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
-    """Runs a claimed trial and tells its outcome; whoever handed it back meanwhile has the last word.
+    """Run a claimed trial and report its outcome; if another process has handed it back meanwhile, that stands.
 
     Args:
         study: of the trial.
@@ -97,7 +97,7 @@ def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
 
 
 def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: liveness.Watch, progress: Progress) -> bool:
-    """Hands back the trials of workers that are gone, among these just read, and says so; whether there were any."""
+    """Hand back the trials of workers that are gone and warn of it; return whether there were any."""
     abandoned = watch.abandoned(trials, time.monotonic())
     for trial, reason in abandoned:
         if slots.hand_back(study, trial, reason):
@@ -106,7 +106,7 @@ def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: live
 
 
 def hand_back_own(study: Study) -> None:
-    """Hands back what this process was running."""
+    """Hand back the trials that this process was running."""
     reason = INTERRUPTED.removeprefix(HANDED_BACK)
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.RUNNING and trial.user_attrs.get(Attr.WORKER) == liveness.myself():

@@ -1,4 +1,4 @@
-"""A study watched through its storage: what its workers do, told as if it happened here."""
+"""Progress of a study's workers, observed through the storage and reported as if they ran here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdsearch.search.budget import epochs_run, is_finished
 
 
 def describe(trial: FrozenTrial) -> str:
-    """A trial's outcome in a few words."""
+    """Describe a trial's outcome in a few words."""
     found = trial.user_attrs
     if trial.state == TrialState.FAIL:
         return str(found.get(Attr.FAIL_REASON, "no reason stored"))
@@ -26,21 +26,21 @@ def describe(trial: FrozenTrial) -> str:
 
 
 class Monitor:
-    """Tells of trials as they begin, train and end.
+    """Reports trials as they begin, train and end.
 
     Args:
-        study: of trials that other processes run; what it holds already is not told.
-        progress: told.
+        study: of trials that other processes run; those already in it are not reported.
+        progress: receives the events.
     """
 
     def __init__(self, study: Study, progress: Progress) -> None:
         self._study, self._progress = study, progress
         self._over = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
         self._epochs: dict[int, int] = {}  # of the running trials
-        self.finished = 0  # trials that count, since the beginning of the watch
+        self.finished = 0  # finished trials since the start of monitoring
 
     def look(self) -> list[FrozenTrial]:
-        """Reads the storage and tells what is new; returns all trials as read."""
+        """Read the storage and report what is new; return all trials."""
         trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.number in self._over or trial.state == TrialState.WAITING or Attr.CONFIG not in trial.user_attrs:

@@ -1,16 +1,16 @@
-"""Exactly N trials, however many workers: a trial is run by whoever claims it, and only N may be claimed.
+"""Slots: exactly N trials finish, however many workers there are, because only N may be claimed.
 
-A trial in the storage is a slot. *Live* are those that wait, run, or finished and count; a trial that failed or was
-refused before its first epoch is not, and never becomes so again. In the order of their numbers, only the first N live
-slots may be run. A worker reads all trials, picks a waiting one among these, and claims it by the storage's
-compare-and-set from WAITING to RUNNING, which one worker alone wins. Where fewer than N slots are live it adds one.
+A trial in the storage is a slot. It is *live* if it waits, runs, or finished and counts; a trial that failed or was
+pruned before its first epoch is not live, and never becomes so again. In the order of their numbers, only the first N
+live slots may be run. A worker reads all trials, picks a waiting one among these, and claims it by the storage's
+compare-and-set from WAITING to RUNNING, which only one worker wins. If fewer than N slots are live it adds one.
 
 Why no more than N finish: suppose N + 1 did, and let t be the one with the highest number. The other N have lower
-numbers, so they were there when t was claimed (a storage counts numbers up), and whoever finishes in the end was live
-all the time. So the worker that claimed t saw N live slots before it, and was not allowed to. Why no fewer: while
-fewer than N have finished, a slot among the first N runs, or waits to be claimed, or is missing and added.
+numbers, so they existed when t was claimed (a storage numbers trials in order), and a trial that finishes was live all
+the time. So the worker that claimed t saw N live slots before it, and was not allowed to claim it. Why no fewer: while
+fewer than N have finished, a slot among the first N runs, waits to be claimed, or is missing and added.
 
-Workers that add a slot at the same moment leave a few more than N: these wait on, and nobody runs them.
+Workers that add a slot at the same moment leave a few more than N; the surplus ones keep waiting and are not run.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 
 
 def is_live(trial: FrozenTrial) -> bool:
-    """Whether a trial takes one of the N slots."""
+    """Return whether a trial takes one of the N slots."""
     return trial.state in (TrialState.WAITING, TrialState.RUNNING) or is_finished(trial)
 
 
 def has_work(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
-    """Whether a waiting trial has parameters of its own to run: an anchor that is no other's copy, or a retry.
+    """Return whether a waiting trial has parameters to run: an anchor that is not a copy of another, or a retry.
 
-    Supervisors that start at once may both enqueue the anchors: the one of the lowest number is it, a copy a free slot.
+    Supervisors that start at once may all enqueue the anchors: the lowest number counts, a copy is a free slot.
     """
     anchor = trial.user_attrs.get(Attr.ANCHOR)
     if anchor is None:
@@ -51,16 +51,16 @@ def has_work(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
 
 
 def claim(study: Study, wanted: int | None, trials: Sequence[FrozenTrial] | None = None) -> int | None:
-    """Claims a trial for this process to run.
+    """Claim a trial for this process to run.
 
     Args:
-        study: whose slots these are.
+        study: the study of the slots.
         wanted: N; None: no limit.
-        trials: of the study, as read a moment ago: older news make no claim unsafe, for what was live stays so or
-            counts no more. None: they are read here.
+        trials: of the study, as read a moment ago. Outdated ones are safe: a live trial stays live or counts no more.
+            None: they are read here.
 
     Returns:
-        The trial's id in the storage; None where all N slots are taken or finished: one may yet fail and be free again.
+        The trial's id in the storage; None if all N slots are taken or finished, of which one may still fail.
     """
     while True:
         found = study.get_trials(deepcopy=False) if trials is None else trials
@@ -80,16 +80,16 @@ def claim(study: Study, wanted: int | None, trials: Sequence[FrozenTrial] | None
 
 
 def _take(study: Study, slot: FrozenTrial) -> bool:
-    """The compare-and-set, and who won it.
+    """Compare-and-set the trial's state; return whether this process won.
 
-    The name is there before as well: of a worker that is killed just after, others can then tell at once.
+    The worker's name is stored before, too: if the worker is killed right after, others can then tell at once.
     """
     name, me = Attr.WORKER, liveness.myself()
     try:
         if name not in slot.user_attrs:
             study._storage.set_trial_user_attr(slot._trial_id, name, me)
         won = study._storage.set_trial_state_values(slot._trial_id, TrialState.RUNNING)
-        if won and slot.user_attrs.get(name) != me:  # another one may have put its own there since the look
+        if won and slot.user_attrs.get(name) != me:  # another worker may have stored its own name since the look
             study._storage.set_trial_user_attr(slot._trial_id, name, me)
     except UpdateFinishedTrialError:
         return False
@@ -97,7 +97,7 @@ def _take(study: Study, slot: FrozenTrial) -> bool:
 
 
 def _prepare(study: Study, slot: FrozenTrial, trials: Sequence[FrozenTrial]) -> None:
-    """Gives a claimed slot without work that of a trial which waits behind the first N, where there is one."""
+    """Give a claimed slot without parameters those of a trial that waits behind the first N, if there is one."""
     if has_work(slot, trials):
         return
     behind = [trial for trial in trials if trial.state == TrialState.WAITING and trial.number != slot.number]
@@ -120,7 +120,7 @@ def _copy_work(study: Study, slot: FrozenTrial, source: FrozenTrial | None) -> N
 
 
 def fail(study: Study, trial: FrozenTrial, reason: str) -> bool:
-    """Fails a running trial through no fault of its own; whether this call did it, and no other."""
+    """Fail a running trial for a reason outside of it; return whether this call changed its state."""
     try:
         study._storage.set_trial_user_attr(trial._trial_id, Attr.FAIL_REASON, HANDED_BACK + reason)
         return study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
@@ -129,15 +129,15 @@ def fail(study: Study, trial: FrozenTrial, reason: str) -> bool:
 
 
 def hand_back(study: Study, trial: FrozenTrial, reason: str) -> bool:
-    """Fails a running trial whose worker is gone, and enqueues its parameters: nothing else of it is kept.
+    """Fail a running trial whose worker is gone, and enqueue its parameters; nothing else of it is kept.
 
     Args:
         study: of the trial.
         trial: as just read.
-        reason: why it is not run on.
+        reason: why it does not go on.
 
     Returns:
-        Whether this call did it: of several workers that notice, one alone enqueues.
+        Whether this call did it: if several workers notice, only one enqueues.
     """
     if not fail(study, trial, reason):
         return False

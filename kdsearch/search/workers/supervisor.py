@@ -1,4 +1,4 @@
-"""Several workers on one machine: started, watched, started again where they die, and stopped together."""
+"""Several workers on one machine: started, watched, restarted if they die, and stopped together."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from kdsearch.search.workers.monitor import Monitor
 from kdsearch.system import signals
 
 LOOK = 0.5  # seconds between two looks at the study and its workers
-DEATHS_IN_A_ROW = 5  # of as many processes as there are workers, without a finished trial between them
-PARTING = 8.0  # seconds that workers are given to end in order
+DEATHS_IN_A_ROW = 5  # per worker, without a finished trial in between
+PARTING = 8.0  # seconds that workers have to end in order
 OURS = "kdsearch: error: "
 
 
@@ -37,15 +37,15 @@ class Child:
     """A worker's process.
 
     Attributes:
-        process: of the worker; its stdout goes nowhere.
-        errors: where its stderr goes.
+        process: of the worker; its stdout is discarded.
+        errors: file of its stderr.
     """
 
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
 
     def last_words(self) -> str:
-        """The last line of its stderr, which is closed with it."""
+        """Return the last line of the worker's stderr, and close it."""
         with self.errors:
             self.errors.seek(0)
             lines = self.errors.read().decode(errors="replace").split("\n")
@@ -57,7 +57,7 @@ class Ended(NamedTuple):
 
     Attributes:
         pid: of its process.
-        code: it ended with; below 0 the number of the signal that killed it.
+        code: exit code; if negative, minus the number of the signal that killed it.
         words: the last line of its stderr.
     """
 
@@ -67,9 +67,9 @@ class Ended(NamedTuple):
 
 
 def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
-    """The environment of worker `index`: its storage, its GPU where there are several, its share of the cores.
+    """Return the environment of worker `index`: its storage, its GPU if there are several, its share of the cores.
 
-    The storage's URL may hold a password: everybody on the machine reads a command line, only the user the environment.
+    The storage's URL may hold a password, which in a command line would be visible to every user of the machine.
     """
     changed = {"OPTUNA_STORAGE": plan.url}
     if plan.device.type == "cuda" and torch.cuda.device_count() > 1 and plan.device.index in (None, 0):
@@ -82,7 +82,7 @@ def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
 
 
 def cores() -> int:
-    """Cores that this process may use: a container or a job may have fewer than the machine."""
+    """Return the number of cores available to this process, which a container or a job may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -92,7 +92,7 @@ class Crew:
     Args:
         plan: of the study that they join.
         workers: how many.
-        seconds_left: of the study's timeout, asked at each start of a worker; None: there is no such limit.
+        seconds_left: returns the rest of the study's timeout when a worker starts; None: no limit.
     """
 
     def __init__(self, plan: Plan, workers: int, seconds_left: Callable[[], float | None]) -> None:
@@ -100,7 +100,7 @@ class Crew:
         self._children: dict[int, Child | None] = dict.fromkeys(range(workers))
 
     def start(self, index: int) -> None:
-        """Starts worker `index`, in a process group of its own: a terminal's Ctrl-C is the supervisor's alone."""
+        """Start worker `index` in its own process group, so that Ctrl-C in a terminal reaches only the supervisor."""
         plan, left = self._plan, self._seconds_left()
         several = plan.device.type == "cuda" and torch.cuda.device_count() > 1
         device = str(plan.device) if not several or plan.device.index else "cuda"
@@ -119,12 +119,11 @@ class Crew:
         self._children[index] = Child(process, errors)
 
     def start_all(self) -> None:
-        """Starts all workers."""
         for index in self._children:
             self.start(index)
 
     def ended(self) -> list[tuple[int, Ended]]:
-        """The workers that have ended since the last look, by their index."""
+        """Return the workers that have ended since the last look, by index."""
         found = []
         for index, child in self._children.items():
             if child is not None and (code := child.process.poll()) is not None:
@@ -138,13 +137,13 @@ class Crew:
         return any(child is not None for child in self._children.values())
 
     def signal(self, number: int) -> None:
-        """Sends a signal to all workers that run."""
+        """Send a signal to all running workers."""
         for child in self._children.values():
             if child is not None and child.process.poll() is None:
                 child.process.send_signal(number)
 
     def stop(self) -> None:
-        """Lets all workers hand back their trials and end; whoever takes too long is killed."""
+        """Let all workers hand back their trials and end; kill those that take too long."""
         self.signal(signal.SIGTERM)
         end = time.monotonic() + PARTING
         while self.running and time.monotonic() < end:
@@ -153,12 +152,12 @@ class Crew:
         self.signal(signal.SIGKILL)
         for child in self._children.values():
             if child is not None:
-                child.process.wait()  # else it seems to live
+                child.process.wait()  # reap it, else it seems to be alive
 
 
 @contextmanager
 def _tidied(study: Study, watch: liveness.Watch, progress: Progress) -> Iterator[None]:
-    """Hands back after an interruption what a worker could not: the signal may have met it in the middle of a query."""
+    """Hand back after an interruption what a worker could not, because the signal arrived during a query."""
     try:
         yield
     except KeyboardInterrupt:
@@ -169,7 +168,7 @@ def _tidied(study: Study, watch: liveness.Watch, progress: Progress) -> Iterator
 
 @contextmanager
 def _crew(plan: Plan, workers: int, seconds_left: Callable[[], float | None]) -> Iterator[Crew]:
-    """The workers, started; none is left however the body ends."""
+    """Start the workers, and stop them however the body ends."""
     crew = Crew(plan, workers, seconds_left)
     with signals.at_once(lambda: crew.signal(signal.SIGKILL)):
         try:
@@ -189,19 +188,19 @@ def supervise(
     progress: Progress,
     between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs a study with workers until its budget is spent.
+    """Run a study with workers until its budget is spent.
 
     Args:
         study: opened, with its options stored.
         plan: of the study; its teacher is in the cache.
         options: of the run.
-        workers: processes to run.
-        progress: told of all trials of the study, whoever runs them.
+        workers: number of processes.
+        progress: receives the events of all trials of the study, whichever worker runs them.
         between: called between two looks at the workers.
 
     Raises:
-        RunError: a worker says that it cannot go on, or workers die without finishing anything.
-        KeyboardInterrupt: this process was told to end; the workers have handed back their trials.
+        RunError: a worker reported that it cannot go on, or workers died without finishing anything.
+        KeyboardInterrupt: a signal asked this process to end; the workers have handed back their trials.
     """
     budget = options.budget()
     begin, before = time.monotonic(), clock.spent(study)
@@ -238,7 +237,7 @@ def supervise(
 
 
 def _refuse(worker: Ended) -> None:
-    """Goes on with a worker's own word that it cannot work: another one could not either."""
+    """Raise a worker's own error that it cannot work: other workers could not either."""
     if worker.code and worker.words.startswith(OURS):
         raise RunError(f"a worker cannot go on: {worker.words.removeprefix(OURS)}", remedy="")
 

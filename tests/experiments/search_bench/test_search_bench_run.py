@@ -220,5 +220,10 @@ def test_results_are_kept_by_the_code_that_decides_them():
     root = Path(search.machine.__file__).parents[1]
     decided = [path for room in search.DECIDE for path in sorted((root / room).rglob("*.py")) or [root / room]]
     names = {path.relative_to(root).as_posix() for path in decided}
-    assert {"pareto.py", "pruning/pruner.py", "search/sampling/proposals.py", "experiments/search_bench/replay.py"} <= names
+    assert {
+        "pareto.py",
+        "pruning/pruner.py",
+        "search/sampling/proposals.py",
+        "experiments/search_bench/replay.py",
+    } <= names
     assert len(search._code()) == 16
