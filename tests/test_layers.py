@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,23 @@ def test_rooms_of_one_layer_that_are_apart_stay_apart(one):
     for module in SOURCES:
         if room(module) == one:
             assert not others & {room(other) for other in imports(module, lazy=True)}, module
+
+
+def door(name: str) -> set[str]:
+    """The modules of a room that its `__init__` lets others use."""
+    words = ast.get_docstring(ast.parse(SOURCES[f"kdsearch.{name}"].read_text(encoding="utf-8"))) or ""
+    return set(re.findall(r"`([\w.]+)`", words.partition("Others use ")[2]))
+
+
+def used_from_outside(name: str) -> set[str]:
+    found = {other for module in SOURCES if room(module) != name for other in imports(module, lazy=True)}
+    found |= {str(module) for module in kdsearch._PUBLIC.values()}
+    return {other.removeprefix(f"kdsearch.{name}.") for other in found if other.startswith(f"kdsearch.{name}.")}
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(PACKAGE.iterdir()) if (path / "__init__.py").is_file()])
+def test_a_room_is_used_through_its_front_door(name):
+    assert used_from_outside(name) == door(name)
 
 
 def test_every_file_has_a_name_of_its_own():

@@ -17,8 +17,8 @@ from kdsearch.errors import KdsearchError
 from kdsearch.system import files
 
 with lazy_imports():
+    from kdsearch import spec
     from kdsearch.data import folder, listing, survey
-    from kdsearch.spec import study_file as spec
     from kdsearch.system import machine
 
 SEED = "seed = 0\n"

@@ -1,4 +1,7 @@
-"""Data sets as whole tensors: one file a data set, and the registry of their names."""
+"""Data sets as whole tensors: one file a data set, and the registry of their names.
+
+Others use `decoded`, `folder`, `listing`, `pictures`, `survey`, `views`.
+"""
 
 from __future__ import annotations
 

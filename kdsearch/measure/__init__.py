@@ -1,4 +1,7 @@
-"""Measurements of a network: accuracy, and costs, one file each."""
+"""Measurements of a network: accuracy, and costs, one file each.
+
+Others use `accuracy`, `deployed`, `flops`, `gate`, `latency`, `onnx`.
+"""
 
 from __future__ import annotations
 

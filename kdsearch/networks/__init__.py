@@ -1,4 +1,7 @@
-"""Networks: one file a family, and the registry of students and teachers."""
+"""Networks: one file a family, and the registry of students and teachers.
+
+Others use `custom`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Optuna storages: opened by URL, passwords masked, waiting for servers that are away."""
+"""Optuna storages: opened by URL, passwords masked, waiting for servers that are away.
+
+Others use `retrying`.
+"""
 
 from kdsearch.storage.masking import JOURNAL, hidden, masked, trouble
 from kdsearch.storage.opening import (

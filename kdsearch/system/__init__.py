@@ -1,1 +1,4 @@
-"""The machine: devices, seeds, files, signals, plugins."""
+"""The machine: devices, seeds, files, signals, plugins.
+
+Others use `files`, `machine`, `mounts`, `plugins`, `signals`, `streams`.
+"""
