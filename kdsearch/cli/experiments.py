@@ -52,14 +52,14 @@ def search(
         str | None,
         typer.Option(
             help="With commas between: names or paths of tables, families, family:NAME, lcbench:FOLDER (the tasks for "
-            "the report) or lcbench-tuning:FOLDER [default: the tables that ship]."
+            "the report) or lcbench-tuning:FOLDER (default: the tables that ship)."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Replays of each arm.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="The others follow it.")] = 0,
-    budget: Annotated[int | None, typer.Option(min=1, help="Epochs of a replay [default: 30 full trainings].")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Epochs of a replay (default: 30 full trainings).")] = None,
     full: Annotated[bool, typer.Option("--full", help="NSGA-II, GP and 4 asynchronous workers, too: hours.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes [default: one a core].")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench-search.html and bench-search.md.")] = Path("reports"),
     plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
@@ -94,12 +94,12 @@ def _print_bars(bars: list[Bar]) -> None:
 def tabulate(
     out: Annotated[Path, typer.Option(help="The table's file, NAME.json.gz.")],
     dataset: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].")
+        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH (default: digits).")
     ] = None,
-    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file (TOML) (default: the data set's).")] = None,
     count: Annotated[int, typer.Option(min=1, help="Different configurations, drawn at random.")] = 450,
     epochs: Annotated[int, typer.Option(min=1, help="Of every configuration.")] = 30,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread [default: one a core].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread (default: one a core).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the configurations and their training.")] = 0,
     train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
     data_dir: DataDir = None,
@@ -124,13 +124,13 @@ def train(
     rows: Annotated[str, typer.Option(help="Of the slides, with commas between.")] = "c1,c5,m7",
     device: Device = "auto",
     data_dir: DataDir = None,
-    batch: Annotated[int | None, typer.Option(min=2, help="Images a step [default: the row's].")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Images a step (default: the row's).")] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Of a sample [default: a few seconds' worth by device and data set].")
+        int | None, typer.Option(min=1, help="Of a sample (default: a few seconds' worth by device and data set).")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Rounds, of each loop in turn; 6 give an interval of 95 %.")] = 7,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Of the plain loop's DataLoader [default: one for two cores].")
+        int | None, typer.Option(min=0, help="Of the plain loop's DataLoader (default: one for two cores).")
     ] = None,
     precision: Precision = "auto",
     out: Annotated[Path, typer.Option(help="Folder of bench-train.html, .md and .json.")] = Path("reports"),
@@ -163,11 +163,11 @@ def train(
 @bench.command()
 def recipes(
     dataset: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].")
+        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH (default: digits).")
     ] = None,
-    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
+    study: Annotated[Path | None, typer.Option(help="A study file (TOML) (default: the data set's).")] = None,
     student: Annotated[
-        str | None, typer.Option(help="An anchor, or a JSON object that changes the first one [default: the first].")
+        str | None, typer.Option(help="An anchor, or a JSON object that changes the first one (default: the first).")
     ] = None,
     epochs: Annotated[str, typer.Option(help="Lengths of training, with commas between.")] = "1,2,4,8,15",
     rates: Annotated[str, typer.Option(help="Multiples of the study file's learning rate.")] = "0.3,1",
@@ -214,7 +214,7 @@ Out = Annotated[Path, typer.Option(help="Folder of the page, the Markdown and th
 
 def slides(
     dataset: Annotated[str, typer.Option(help="mnist or cifar10.")] = "mnist",
-    rows: Annotated[str | None, typer.Option(help="Rows with commas between, as m1,m7 [default: all].")] = None,
+    rows: Annotated[str | None, typer.Option(help="Rows with commas between, as m1,m7 (default: all).")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Seeds of each row.")] = 5,
     reading: Annotated[
         str, typer.Option(help="Of what the deck leaves open: stated (by the deck), published (by its code) or both.")
@@ -222,7 +222,7 @@ def slides(
     data_dir: DataDir = None,
     device: Device = "auto",
     storage: Storage = DEFAULT_STORAGE,
-    name: Annotated[str | None, typer.Option(help="Of the study that keeps them [default: slides-DATASET].")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study that keeps them (default: slides-DATASET).")] = None,
     train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Of the CIFAR-10 students, in place of 64.")] = None,
@@ -258,7 +258,7 @@ def claims(
     dataset: Annotated[str, typer.Option(help="digits (a minute or two) or mnist.")] = "digits",
     seeds: Annotated[int, typer.Option(help="Paired trainings of each arm and teacher, at least 5.")] = 5,
     teachers: Annotated[int, typer.Option(help="Teachers that differ in their seed; each teaches every seed.")] = 5,
-    only: Annotated[str | None, typer.Option(help="Claims with commas between, as 1,4 [default: all nine].")] = None,
+    only: Annotated[str | None, typer.Option(help="Claims with commas between, as 1,4 (default: all nine).")] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     storage: Storage = DEFAULT_STORAGE,

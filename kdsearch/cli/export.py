@@ -35,7 +35,7 @@ MaxParameters = Annotated[int | None, typer.Option(min=1, help="Parameters at mo
 Within = Annotated[
     float | None,
     typer.Option(
-        help="Points of test accuracy below the teacher's at most, shown at 95 % [default: the study's, 1.0]."
+        help="Points of test accuracy below the teacher's at most, shown at 95 % (default: the study's, 1.0)."
     ),
 ]
 Knee = Annotated[bool, typer.Option("--knee", help="Take what gives up least on accuracy and ratio together.")]
@@ -105,7 +105,7 @@ def measure(
         typer.Option("--import", help="Store what measure.py wrote there; may be given several times."),
     ] = None,
     trials: Annotated[
-        str | None, typer.Option(help="Numbers with commas between, to time here [default: the whole front].")
+        str | None, typer.Option(help="Numbers with commas between, to time here (default: the whole front).")
     ] = None,
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,

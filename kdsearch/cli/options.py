@@ -1,9 +1,13 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those that are made from a dataclass's fields."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -13,10 +17,10 @@ Storage = Annotated[
         envvar="OPTUNA_STORAGE", help="An Optuna storage URL, journal:PATH or grpc://HOST:PORT.", show_envvar=True
     ),
 ]
-Name = Annotated[str | None, typer.Option(help="Name of the study [default: the only one in the storage].")]
+Name = Annotated[str | None, typer.Option(help="Name of the study (default: the only one in the storage).")]
 DataDir = Annotated[
     str | None,
-    typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or are downloaded to [default: cache folder]."),
+    typer.Option(envvar="KDSEARCH_DATA_DIR", help="Where data sets lie or are downloaded to (default: cache folder)."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
@@ -25,4 +29,36 @@ Precision = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 PlotlyJs = Annotated[str, typer.Option(help="inline (one offline page) or cdn (a small one).")]
-ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes [default: reports/NAME.html].")]
+ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes (default: reports/NAME.html).")]
+
+
+def takes(*kinds: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of dataclasses of `search.run_options`.
+
+    The command is called with an instance of each, in their order, before its own options.
+    """
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(kinds) :]
+        made = [_parameter(kind, field) for kind in kinds for field in dataclasses.fields(kind)]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*made, *own)]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            filled = [
+                kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)}) for kind in kinds
+            ]
+            command(*filled, **given)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return give
+
+
+def _parameter(kind: type[Any], field: dataclasses.Field[Any]) -> inspect.Parameter:
+    said = field.metadata
+    shown = typer.Option(help=said["help"], min=said["least"], envvar=said["env"])
+    annotation: Any = Annotated[get_type_hints(kind)[field.name], shown]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)

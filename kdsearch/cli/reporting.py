@@ -122,7 +122,7 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; use an SSH tunnel from elsewhere.")] = 8080,
     artifacts: Annotated[
         Path | None,
-        typer.Option(help="Folder of curves and model cards [default: beside the storage's file, else the user's]."),
+        typer.Option(help="Folder of curves and model cards (default: beside the storage's file, else the user's)."),
     ] = None,
 ) -> None:
     """Watch studies live in optuna-dashboard, on this machine only."""

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from kdsearch import storage as storages
 from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage
+from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, takes
 from kdsearch.cli.output import command_line, find_study, print_plan, show_result, write_report
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import RunError, shown
+from kdsearch.search.run_options import Options, Request
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import signals
 from kdsearch.system.streams import stdout_to_stderr
@@ -27,7 +28,7 @@ with lazy_imports():
     from kdsearch.reporting import collect, confirmation, controls, formatting, verdict
     from kdsearch.reporting.dashboard import publish
     from kdsearch.search import confirm as confirming
-    from kdsearch.search import estimate, retrain, run_options
+    from kdsearch.search import estimate, retrain
     from kdsearch.search import plan as plans
     from kdsearch.search import study as search
     from kdsearch.search.workers import joining
@@ -56,7 +57,7 @@ def worker(
     data_dir: DataDir = None,
     device: Device = "auto",
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="Seconds after which it begins no trial [default: the study's].")
+        float | None, typer.Option(min=0, help="Seconds after which it begins no trial (default: the study's).")
     ] = None,
     supervisor: Annotated[int | None, typer.Option(hidden=True, help="The process with which it ends.")] = None,
 ) -> None:
@@ -67,80 +68,39 @@ def worker(
         joining.join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=page)
 
 
+@takes(Request, Options)
 def optimize(
-    dataset: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH [default: digits].", show_default=False)
-    ] = None,
-    study: Annotated[Path | None, typer.Option(help="A study file (TOML) [default: the data set's].")] = None,
-    trials: Annotated[
-        int | None,
-        typer.Option(min=1, help="Finished trials the study ends with [default: 50, none beside another limit]."),
-    ] = None,
-    epochs_budget: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of training over all trials that the study ends with.")
-    ] = None,
-    storage: Storage = DEFAULT_STORAGE,
-    name: Annotated[str | None, typer.Option(help="Name of the study [default: the data set's].")] = None,
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    sampler: Annotated[str, typer.Option(help="tpe, nsga2, random or gp.")] = "tpe",
-    candidates: Annotated[
-        int, typer.Option(min=1, help="Drawn for each trial, the most promising is trained; 1: the sampler's own draw.")
-    ] = 240,
-    pruner: Annotated[str, typer.Option(help="pareto or none.")] = "pareto",
-    cost: Annotated[
-        str,
-        typer.Option(help="latency (measured in torch), onnx (in ONNX Runtime) or flops (counted: deterministic)."),
-    ] = "latency",
-    seed: Annotated[int | None, typer.Option(help="Makes trials repeatable, with --cost flops the study.")] = None,
-    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
-    max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(min=0, help="Seconds after which no trial starts and the running one is cut.")
-    ] = None,
+    request: Request,
+    options: Options,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that run trials: one a GPU where there are several, else they share.")
     ] = 1,
-    precision: Precision = "auto",
     report: ReportPath = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and an estimate of the time; train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search for students worth deploying; run it again and it goes on where it stopped."""
-    options = run_options.Options(
-        trials=trials, epochs_budget=epochs_budget, timeout=timeout, sampler=sampler, candidates=candidates,
-        pruner=pruner, seed=seed,
-    )  # fmt: skip
     search.check_options(options)
     with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
-        planned = plans.make_plan(
-            dataset=dataset,
-            study=study,
-            name=name,
-            storage_url=storage,
-            data_dir=data_dir,
-            device=device,
-            cost=cost,
-            train_size=train_size,
-            max_epochs=max_epochs,
-            precision=precision,
-        )
+        planned = plans.plan_of(request)
         planned_work = None
         if dry_run:
-            planned_work = estimate.estimate(planned, options.budget(), candidates=candidates, pruner=pruner)
+            planned_work = estimate.estimate(
+                planned, options.budget(), candidates=options.candidates, pruner=options.pruner
+            )
     if planned_work is not None:
         print_plan(planned_work, as_json=as_json)
         return
-    command = command_line(storage)
+    command = command_line(planned.url)
     with ConsoleProgress() as progress, ending(progress):
         try:
             optuna_study = search.run_plan(
                 planned, options, workers=workers, command=command, progress=progress, publish=publish.Page(planned.url)
             )
         except RunError:
-            write_report(find_study(storage, planned.name), storage, report)
+            write_report(find_study(planned.url, planned.name), planned.url, report)
             raise
-        data, path = write_report(optuna_study, storage, report)
+        data, path = write_report(optuna_study, planned.url, report)
     show_result(data, path, as_json=as_json, progress=progress)
 
 
@@ -154,7 +114,7 @@ def train(
     data_dir: DataDir = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    out: Annotated[Path | None, typer.Option(help="The weights' file [default: NAME-trial-N.safetensors].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The weights' file (default: NAME-trial-N.safetensors).")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a trial's student again, print its scores and save its weights."""
@@ -189,14 +149,14 @@ def confirm(
     storage: Storage = DEFAULT_STORAGE,
     repeats: Annotated[
         int | None,
-        typer.Option(help="Trainings of each student, each with a new seed [default: 5, or as begun]."),
+        typer.Option(help="Trainings of each student, each with a new seed (default: 5, or as begun)."),
     ] = None,
     control: Annotated[
         bool, typer.Option("--control", help="Train each without the teacher, too: what distillation gains.")
     ] = False,
     trials: Annotated[
         str | None,
-        typer.Option(help="Numbers with commas between, as 3,7,9 [default: the front and all within noise of it]."),
+        typer.Option(help="Numbers with commas between, as 3,7,9 (default: the front and all within noise of it)."),
     ] = None,
     data_dir: DataDir = None,
     device: Device = "auto",

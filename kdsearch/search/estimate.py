@@ -34,7 +34,7 @@ from kdsearch.records import Config, TeacherFacts, architecture
 from kdsearch.search import space
 from kdsearch.search.budget import Budget
 from kdsearch.search.plan import Plan
-from kdsearch.search.sampling.proposals import CANDIDATES
+from kdsearch.search.run_options import CANDIDATES
 from kdsearch.search.trial import Workshop
 from kdsearch.sittings import LEAST as SITTINGS
 from kdsearch.spec import Recipe

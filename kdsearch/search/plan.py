@@ -22,6 +22,7 @@ from kdsearch.measure import COSTS, ONNX, deployed
 from kdsearch.measure import cost as find_cost
 from kdsearch.records import StudyAttr, architecture
 from kdsearch.search import space
+from kdsearch.search.run_options import Request
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import machine, plugins
 
@@ -122,6 +123,12 @@ def make_plan(
         spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir,
         precision=choose_precision(precision, loaded, split, chosen),
     )  # fmt: skip
+
+
+def plan_of(request: Request) -> Plan:
+    """Return the plan of what the command line or `kdsearch.optimize` asks for; see `make_plan`."""
+    asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    return make_plan(storage_url=asked.pop("storage"), **asked)
 
 
 def check_own(study: Study) -> None:

@@ -1,37 +1,79 @@
-"""Options of a search that may change from run to run, stored with the study for workers that join it."""
+"""The options of a search, each with its name, type, default and help: the command line is made from them.
+
+`Options` may change from run to run, and are stored with the study for workers that join it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-
-from optuna import Study
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kdsearch.errors import DefinitionError
 from kdsearch.records import StudyAttr
-from kdsearch.search.budget import Budget
-from kdsearch.search.sampling.proposals import CANDIDATES
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from kdsearch.search.budget import Budget
+
+CANDIDATES = 240  # drawn for a trial
+
+
+def option(default: Any, help: str, *, least: float | None = None, env: str | None = None) -> Any:  # noqa: A002
+    """Return a dataclass field with what the command line says of it.
+
+    Args:
+        default: its value where it is not given.
+        help: one line.
+        least: the smallest number allowed.
+        env: an environment variable that may hold it.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "env": env})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is searched, and where: the arguments of `plan.make_plan`."""
+
+    dataset: str | None = option(None, "digits, mnist, cifar10 or folder:PATH (default: digits).")
+    study: Path | None = option(None, "A study file (TOML; default: the data set's).")  # noqa: RUF009
+    storage: str | None = option(
+        None,
+        "An Optuna storage URL, journal:PATH or grpc://HOST:PORT (default: sqlite:///kdsearch.db).",
+        env="OPTUNA_STORAGE",
+    )
+    name: str | None = option(None, "Name of the study (default: the data set's).")
+    data_dir: str | None = option(
+        None, "Where data sets lie or are downloaded to (default: cache folder).", env="KDSEARCH_DATA_DIR"
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    cost: str = option(
+        "latency", "latency (measured in torch), onnx (in ONNX Runtime) or flops (counted: deterministic)."
+    )
+    train_size: int | None = option(None, "Train on so many images only.", least=1)
+    max_epochs: int | None = option(None, "No training is longer than this.", least=1)
+    precision: str = option(
+        "auto", "Convolutions train in float32, bfloat16 or auto: the study's own, in a new one the faster."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `kdsearch optimize`, beside the plan.
+    """How it is searched: keys of `samplers.SAMPLERS` and `study.PRUNERS`, and the limits of `Budget`."""
 
-    Attributes:
-        trials, epochs_budget, timeout: the limits of `Budget`.
-        sampler: key of `samplers.SAMPLERS`.
-        candidates: number drawn per trial.
-        pruner: key of `study.PRUNERS`.
-        seed: of the study, or None.
-    """
-
-    trials: int | None = None
-    epochs_budget: int | None = None
-    timeout: float | None = None
-    sampler: str = "tpe"
-    candidates: int = CANDIDATES
-    pruner: str = "pareto"
-    seed: int | None = None
+    trials: int | None = option(
+        None, "Finished trials the study ends with (default: 50, none beside another limit).", least=1
+    )
+    epochs_budget: int | None = option(None, "Epochs of training over all trials that the study ends with.", least=1)
+    timeout: float | None = option(None, "Seconds after which no trial starts and the running one is cut.", least=0)
+    sampler: str = option("tpe", "tpe, nsga2, random or gp.")
+    candidates: int = option(
+        CANDIDATES, "Drawn for each trial, the most promising is trained; 1: the sampler's own draw.", least=1
+    )
+    pruner: str = option("pareto", "pareto or none.")
+    seed: int | None = option(None, "Makes trials repeatable, with --cost flops the study.")
 
     def budget(self) -> Budget:
         """Return the study's budget.
@@ -39,6 +81,8 @@ class Options:
         Raises:
             KdsearchError: a limit is too low.
         """
+        from kdsearch.search.budget import Budget
+
         return Budget(trials=self.trials, epochs=self.epochs_budget, seconds=self.timeout)
 
     def store(self, study: Study) -> None:

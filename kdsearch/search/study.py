@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna import Study
@@ -22,11 +24,11 @@ from kdsearch.search import clock, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import begun, open_study
 from kdsearch.search.estimate import estimate
-from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan
+from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, plan_of
 from kdsearch.search.retime import Retimer, lacking
-from kdsearch.search.run_options import Options
+from kdsearch.search.run_options import CANDIDATES, Options, Request
 from kdsearch.search.sampling import samplers
-from kdsearch.search.sampling.proposals import CANDIDATES, ProposalSampler
+from kdsearch.search.sampling.proposals import ProposalSampler
 from kdsearch.search.sampling.ratio_guess import LikelyRatio
 from kdsearch.search.trial import Objective, Workshop
 from kdsearch.search.weights import Keeper, folder
@@ -158,33 +160,20 @@ def optimize(
     KdsearchError: an error that the user can fix, in one line.
         KdsearchError: what the user can mend, in one line.
     """
-    options = Options(
-        trials=trials,
-        epochs_budget=epochs_budget,
-        timeout=timeout,
-        sampler=sampler,
-        candidates=candidates,
-        pruner=pruner,
-        seed=seed,
-    )
+    given = dict(locals())
+    options = Options(**_of(Options, given))
     check_options(options)
-    plan = make_plan(
-        dataset=dataset,
-        study=study,
-        name=name,
-        storage_url=storage,
-        data_dir=data_dir,
-        device=device,
-        cost=cost,
-        train_size=train_size,
-        max_epochs=max_epochs,
-        precision=precision,
-    )
+    plan = plan_of(Request(**_of(Request, given)))
     before = optuna.logging.get_verbosity()
     try:
         return run_plan(plan, options, workers=workers, command=command, progress=progress or Progress())
     finally:
         optuna.logging.set_verbosity(before)  # restore the level of the caller's own studies
+
+
+def _of(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a dataclass's fields among others."""
+    return {field.name: given[field.name] for field in dataclasses.fields(kind)}
 
 
 def check_options(options: Options) -> None:

@@ -16,7 +16,7 @@ from helpers.commands import Run, refused
 from PIL import Image
 
 from kdsearch import __version__
-from kdsearch.cli import app, search
+from kdsearch.cli import app
 from kdsearch.storage import open_storage
 
 DIGITS = ("optimize", "--cost", "flops", "--seed", "1", "--train-size", "200", "--max-epochs", "2", "--device", "cpu")
@@ -262,11 +262,3 @@ def test_optuna_reads_the_study(kdsearch: Run, tmp_path: Path) -> None:
     shown = subprocess.run([optuna, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
     numbers = {trial["number"] for trial in json.loads(shown.stdout)}
     assert numbers == {member["trial"] for member in result["front"]}
-
-
-def test_the_command_draws_as_many_candidates_as_the_library() -> None:
-    from kdsearch.search.sampling.proposals import (
-        CANDIDATES,  # cli.py imports nothing that is heavy, so it repeats the number
-    )
-
-    assert inspect.signature(search.optimize).parameters["candidates"].default == CANDIDATES

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import optuna
 import pytest
 
+import kdsearch
 from kdsearch import storage
+from kdsearch.cli.search import optimize as command
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.records import StudyAttr
 from kdsearch.search import run_options as options
-from kdsearch.search.run_options import Options
+from kdsearch.search.run_options import Options, Request
 
 OTHER = {
     "trials": 7, "epochs_budget": 90, "timeout": 12.5, "sampler": "random", "candidates": 1, "pruner": "none", "seed": 3
@@ -54,3 +57,25 @@ def test_the_budget_is_of_these_limits():
     assert Options().budget().trials == 50
     with pytest.raises(KdsearchError, match="--epochs-budget must be at least 1"):
         Options(epochs_budget=0).budget()
+
+
+@pytest.mark.parametrize("field", [*dataclasses.fields(Request), *dataclasses.fields(Options)], ids=lambda f: f.name)
+def test_python_and_the_command_line_take_the_same_options(field: dataclasses.Field):
+    by_python = inspect.signature(kdsearch.optimize).parameters[field.name]
+    assert by_python.default == field.default
+    assert (
+        f"{field.name}:" in kdsearch.optimize.__doc__
+        or f"{field.name}, " in kdsearch.optimize.__doc__
+        or (f", {field.name}:" in kdsearch.optimize.__doc__)
+    )
+    by_command = inspect.signature(command).parameters[field.name]
+    assert by_command.default == field.default
+    said = by_command.annotation.__metadata__[0]
+    assert (said.help, said.min, said.envvar) == tuple(field.metadata[key] for key in ("help", "least", "env"))
+    assert "[" not in said.help  # rich takes it for markup and drops it
+
+
+def test_the_command_line_adds_what_is_its_own():
+    shared = {field.name for kind in (Request, Options) for field in dataclasses.fields(kind)}
+    assert set(inspect.signature(command).parameters) - shared == {"workers", "report", "dry_run", "as_json"}
+    assert set(inspect.signature(kdsearch.optimize).parameters) - shared == {"workers", "command", "progress"}

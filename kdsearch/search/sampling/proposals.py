@@ -18,11 +18,11 @@ from kdsearch.pruning.forecast import log_steps
 from kdsearch.pruning.history import Floats, History, Stack
 from kdsearch.pruning.scale import Scale, make_scale
 from kdsearch.records import Attr, Config
+from kdsearch.search.run_options import CANDIDATES
 from kdsearch.search.sampling.samplers import WrappedSampler
 from kdsearch.search.sampling.surrogate import GaussianProcess
 from kdsearch.system import machine
 
-CANDIDATES = 240
 SHARE = 1 / 240  # of the candidates: one, while the inner sampler's models are the slow part
 NEAR = 1 / 3  # of the candidates: moves from members of the front
 MOVE, CHANGED = 0.1, 0.4  # standard deviation of a move as a share of the range, and probability that a parameter moves
