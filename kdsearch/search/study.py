@@ -18,7 +18,7 @@ from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.records import Attr, Progress, StudyAttr
-from kdsearch.search import clock, space
+from kdsearch.search import clock, failures, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import begun, open_study
 from kdsearch.search.estimate import estimate
@@ -202,6 +202,7 @@ def check_options(options: Options) -> None:
     options.budget()
 
 
+@failures.naming_broken_devices()
 def run_plan(
     plan: Plan,
     options: Options,

@@ -93,8 +93,10 @@ class Workshop:
         if "answers" in vars(self):
             try:
                 self.answers.keep(now=now)
-            except KdsearchError as error:
-                told(f"the teacher's answers were not kept: {error}")
+            except (KdsearchError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and failures.broken(error) is None:
+                    raise
+                told(f"the teacher's answers were not kept: {failures.broken(error) or error}")
 
     def build(self, config: Config, seed: int) -> nn.Module:
         """An untrained student; the same seed gives the same weights on every device."""
@@ -231,6 +233,7 @@ class Objective:
 
         Raises:
             TrialPruned: the pruner called it hopeless.
+            BrokenDeviceError: the GPU does not answer any more; no reason was stored, for the trial is to be run again.
         """
         self.number = trial.number
         try:
@@ -238,7 +241,7 @@ class Objective:
         except TrialPruned:
             raise
         except Exception as error:
-            failures.note(trial, error)
+            failures.note(trial, error, self._workshop.device)
             raise
 
     def _run(self, trial: Trial) -> tuple[float, float]:

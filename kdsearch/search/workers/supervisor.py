@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from optuna import Study
 
 from kdsearch.errors import RunError
 from kdsearch.records import Progress
-from kdsearch.search import anchors, clock
+from kdsearch.search import anchors, clock, failures
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan
 from kdsearch.search.workers import liveness
@@ -27,6 +28,7 @@ from kdsearch.search.workers.monitor import Monitor
 from kdsearch.system import signals
 
 LOOK = 0.5  # seconds between two looks at the study and its workers
+LOST_DEVICES = 2  # times that a worker's GPU failed, after which none takes its place
 DEATHS_IN_A_ROW = 5  # of as many processes as there are workers, without a finished trial between them
 PARTING = 8.0  # seconds that workers are given to end in order
 OURS = "kdsearch: error: "
@@ -210,6 +212,7 @@ def supervise(
     monitor, watch = Monitor(study, progress), liveness.Watch()
     progress.study_started(*budget.progress(study))
     deaths, finished = 0, 0
+    lost: Counter[int] = Counter()  # by worker, how often its GPU failed
 
     def seconds_left() -> float | None:
         return None if options.timeout is None else max(0.0, options.timeout - (time.monotonic() - begin))
@@ -218,11 +221,16 @@ def supervise(
         while crew.running:
             signals.pause(LOOK)
             for index, worker in crew.ended():
-                _refuse(worker)
-                if worker.code != 0 and not budget.over(study.get_trials(deepcopy=False)):
+                lost[index] += _refuse(worker)
+                if worker.code == 0 or budget.over(study.get_trials(deepcopy=False)):
+                    continue
+                retired = lost[index] >= LOST_DEVICES
+                _tell(worker, progress, retired=retired)
+                if not retired:
                     deaths += 1
-                    _tell(worker, progress)
                     crew.start(index)
+                elif all(lost[each] >= LOST_DEVICES for each in range(workers)):
+                    raise RunError(f"no worker is left: {worker.words.removeprefix(OURS)}")
             hand_back_abandoned(study, monitor.look(), watch, progress)
             between()
             if monitor.finished > finished:
@@ -237,12 +245,20 @@ def supervise(
     progress.study_finished(clock.shares({work: after[work] - before[work] for work in after}))
 
 
-def _refuse(worker: Ended) -> None:
-    """Goes on with a worker's own word that it cannot work: another one could not either."""
+def _refuse(worker: Ended) -> bool:
+    """Goes on with a worker's own word that it cannot work, for another one could not either; but not for its GPU's.
+
+    Returns:
+        Whether its GPU failed, which is no other's.
+    """
+    if worker.code and failures.is_of_device(worker.words):
+        return True
     if worker.code and worker.words.startswith(OURS):
         raise RunError(f"a worker cannot go on: {worker.words.removeprefix(OURS)}", remedy="")
+    return False
 
 
-def _tell(worker: Ended, progress: Progress) -> None:
-    how = signal.Signals(-worker.code).name if worker.code < 0 else worker.words
-    progress.warning(f"worker {worker.pid} died ({how}); another one takes its place")
+def _tell(worker: Ended, progress: Progress, *, retired: bool) -> None:
+    how = signal.Signals(-worker.code).name if worker.code < 0 else worker.words.removeprefix(OURS)
+    then = "its GPU failed again, so none takes its place" if retired else "another one takes its place"
+    progress.warning(f"worker {worker.pid} died ({how}); {then}")

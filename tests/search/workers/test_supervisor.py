@@ -156,6 +156,35 @@ def test_a_workers_own_word_that_it_cannot_go_on_ends_the_run(own: Plan, workers
     assert len(started()) == 1
 
 
+BROKEN = "kdsearch: error: the GPU must go on working (got CUDA error: uncorrectable ECC error encountered); look at it"
+
+
+def test_a_gpu_that_fails_twice_retires_its_worker_and_the_other_one_goes_on(own: Plan, workers, study: optuna.Study):
+    """The first of the two workers to start is the one whose GPU fails; the other one's waits for that."""
+    started = workers(f"""if mkdir "$0.good" 2>/dev/null; then exec sleep 60; fi; echo '{BROKEN}' >&2; exit 1""")
+    told = Recorder()
+
+    def between() -> None:
+        if len(told.warnings) == 2:
+            study.add_trial(DONE)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        supervise(study, own, Options(trials=1), workers=2, progress=told, between=between)
+    assert len(started()) == 3
+    assert told.warnings[0].endswith("look at it); another one takes its place")
+    assert told.warnings[1].endswith("look at it); its GPU failed again, so none takes its place")
+
+
+def test_a_study_whose_workers_have_all_lost_their_gpus_ends_and_says_why(own: Plan, workers, study: optuna.Study):
+    started = workers(f"echo '{BROKEN}' >&2; exit 1")
+    with pytest.raises(
+        RunError, match=r"^no worker is left: the GPU must go on working \(got CUDA error: uncorrectable"
+    ):
+        supervise(study, own, Options(trials=1), workers=2, progress=Recorder())
+    assert len(started()) == 4
+
+
 def test_workers_that_die_without_finishing_anything_end_the_run(own: Plan, workers, study: optuna.Study):
     started = workers("echo first; echo 'Segmentation fault' >&2; echo >&2; exit 3")
     told = Recorder()
