@@ -42,6 +42,7 @@ class Plan:
         url: of its storage.
         data_dir: where data sets lie, as given.
         precision: that convolutions are trained in.
+        any_gpu: whether no GPU was named, so that workers share all that are there; `cuda:N` is that one alone.
     """
 
     spec: spec.StudySpec
@@ -52,6 +53,7 @@ class Plan:
     url: str
     data_dir: str | None = None
     precision: Choice = NOT_CHOSEN
+    any_gpu: bool = False
 
 
 def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
@@ -120,8 +122,13 @@ def make_plan(
     url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
     return Plan(
         spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir,
-        precision=choose_precision(precision, loaded, split, chosen),
+        precision=choose_precision(precision, loaded, split, chosen), any_gpu=_names_none(device, chosen),
     )  # fmt: skip
+
+
+def _names_none(given: str, chosen: torch.device) -> bool:
+    """Whether a device as given leaves it open which GPU is meant."""
+    return chosen.type == "cuda" and given in ("auto", "cuda")
 
 
 def check_own(study: Study) -> None:
@@ -216,7 +223,7 @@ def rejoin(
     choice = own if precision == "auto" else choose_precision(precision, loaded, split, chosen)
     return Plan(
         spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir,
-        precision=choice,
+        precision=choice, any_gpu=_names_none(device, chosen),
     )  # fmt: skip
 
 

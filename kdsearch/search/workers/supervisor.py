@@ -74,13 +74,20 @@ def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
     The storage's URL may hold a password: everybody on the machine reads a command line, only the user the environment.
     """
     changed = {"OPTUNA_STORAGE": plan.url}
-    if plan.device.type == "cuda" and torch.cuda.device_count() > 1 and plan.device.index in (None, 0):
+    if _spreads(plan):
         there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         names = there.split(",")
         changed["CUDA_VISIBLE_DEVICES"] = names[index % len(names)]
-    if plan.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if (
+        "OMP_NUM_THREADS" not in os.environ
+    ):  # on CUDA, too: each worker would have a thread a core for what the host does
         changed["OMP_NUM_THREADS"] = str(max(1, cores() // workers))
     return {**os.environ, **changed}
+
+
+def _spreads(plan: Plan) -> bool:
+    """Whether workers share several GPUs: only where the user named none."""
+    return plan.any_gpu and torch.cuda.device_count() > 1
 
 
 def cores() -> int:
@@ -104,8 +111,7 @@ class Crew:
     def start(self, index: int) -> None:
         """Starts worker `index`, in a process group of its own: a terminal's Ctrl-C is the supervisor's alone."""
         plan, left = self._plan, self._seconds_left()
-        several = plan.device.type == "cuda" and torch.cuda.device_count() > 1
-        device = str(plan.device) if not several or plan.device.index else "cuda"
+        device = "cuda" if _spreads(plan) else str(plan.device)
         words = ["worker", f"--name={plan.name}", f"--device={device}", f"--supervisor={os.getpid()}"]
         words += [] if plan.data_dir is None else [f"--data-dir={plan.data_dir}"]
         words += [] if left is None else [f"--timeout={left}"]

@@ -17,10 +17,12 @@ from optuna.trial import create_trial
 
 from kdsearch.errors import RunError
 from kdsearch.records import Attr, Progress
+from kdsearch.search import plan as plans
 from kdsearch.search.options import Options
 from kdsearch.search.plan import Plan
 from kdsearch.search.workers import liveness, supervisor
 from kdsearch.search.workers.supervisor import DEATHS_IN_A_ROW, Crew, environment, supervise
+from kdsearch.system import machine
 
 URL = "postgresql://ann:secret@db/kd"
 SCORES = {Attr.ACCURACY: 0.5, Attr.TEST_ACCURACY: 0.5, Attr.RATIO: 2.0, Attr.BEST_EPOCH: 1, Attr.CONFIG: {"epochs": 1}}
@@ -71,7 +73,8 @@ def test_a_worker_gets_its_storage_by_the_environment_and_its_share_of_the_cores
     ("device", "visible", "expected"),
     [
         ("cuda", None, ["0", "1", "2", "0"]),
-        ("cuda:0", "5,GPU-a,7", ["5", "GPU-a", "7", "5"]),
+        ("auto", "5,GPU-a,7", ["5", "GPU-a", "7", "5"]),
+        ("cuda:0", "5,GPU-a,7", ["5,GPU-a,7"] * 4),
         ("cuda:2", "5,GPU-a,7", ["5,GPU-a,7"] * 4),  # the user chose one
         ("cpu", "5,GPU-a,7", ["5,GPU-a,7"] * 4),
     ],
@@ -84,8 +87,30 @@ def test_each_worker_has_one_gpu_where_there_are_several(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    there = dataclasses.replace(own, device=torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = machine.resolve_device(device)
+    there = dataclasses.replace(own, device=chosen, any_gpu=plans._names_none(device, chosen))
     assert [environment(there, 4, index)["CUDA_VISIBLE_DEVICES"] for index in range(4)] == expected
+
+
+@pytest.mark.parametrize(("any_gpu", "expected"), [(True, "--device=cuda"), (False, "--device=cuda:0")])
+def test_a_worker_is_told_the_gpu_that_the_user_named(
+    own: Plan, workers, monkeypatch: pytest.MonkeyPatch, any_gpu: bool, expected: str
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    started = workers("exit 0")
+    crew = Crew(dataclasses.replace(own, device=torch.device("cuda:0"), any_gpu=any_gpu), 1, lambda: None)
+    crew.start_all()
+    until(lambda: bool(started()), 10)
+    crew.stop()
+    assert expected in started()[0]
+
+
+def test_workers_on_a_gpu_share_the_cores_too(own: Plan, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(supervisor, "cores", lambda: 16)
+    there = dataclasses.replace(own, device=torch.device("cuda:0"))
+    assert environment(there, 8, 0)["OMP_NUM_THREADS"] == "2"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to cores")
