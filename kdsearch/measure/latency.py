@@ -161,14 +161,14 @@ def ratios(of_teacher: Sequence[float], of_student: Sequence[float]) -> list[flo
 def _graphed(network: nn.Module, batch: Tensor) -> Call:
     """One forward pass as a CUDA graph: what a deployed runtime replays."""
     static = batch.clone()
-    side = torch.cuda.Stream(device=batch.device)
+    side = machine.side_stream(machine.cuda_index(batch.device))
     side.wait_stream(torch.cuda.current_stream(batch.device))
     with torch.cuda.stream(side):
         for _ in range(3):
             network(static)
     torch.cuda.current_stream(batch.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         network(static)
 
     def replay() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -315,15 +315,16 @@ class Objective:
         training = self._begin(trial, student, config, seed, ratio, kept)
         best, records = training.best, training.records
         hopeless = False
-        for record in self._epochs(training.run):
-            records.append(record)
-            best.see(record, student)
-            pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
-            self._progress.trial_epoch(trial.number, record, config["epochs"])
-            hopeless = record.epoch < config["epochs"] and self._hopeless(trial)
-            if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
-                break
-            kept.keep(training.state_dict, record.seconds)
+        with closing(training.run):
+            for record in self._epochs(training.run):
+                records.append(record)
+                best.see(record, student)
+                pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
+                self._progress.trial_epoch(trial.number, record, config["epochs"])
+                hopeless = record.epoch < config["epochs"] and self._hopeless(trial)
+                if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
+                    break
+                kept.keep(training.state_dict, record.seconds)
         trial.set_user_attr(Attr.LOSSES, [record.loss for record in records])
         trial.set_user_attr(Attr.TRAIN_SECONDS, sum(record.seconds for record in records))
         trial.set_user_attr(Attr.ACCURACY, best.accuracy)

@@ -187,6 +187,20 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
+@cache
+def side_stream(index: int) -> torch.cuda.Stream:
+    """The one stream beside the usual one of a CUDA device, for captures: each stream keeps a workspace of cuBLAS.
+
+    `side_stream.cache_clear()` gives a new one, after a capture that failed on it.
+    """
+    return torch.cuda.Stream(torch.device("cuda", index))
+
+
+def cuda_index(device: torch.device) -> int:
+    """The number of a CUDA device, of the current one where it has none."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for all work on the device."""
     if device.type == "cuda":
