@@ -10,13 +10,14 @@ from optuna.trial import TrialState, create_trial
 
 from kdsearch import storage
 from kdsearch.measure import deployed
-from kdsearch.records import Attr
+from kdsearch.records import Attr, StudyAttr
 
 
 @pytest.fixture
 def filled(url: str) -> str:
     """Trials 0 to 3: complete, pruned, failed, and failed before it had a configuration."""
     study = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
+    study.set_user_attr(StudyAttr.STUDY_FILE, {})
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     for state in states:
         values = [0.9, 2.0] if state == TrialState.COMPLETE else None

@@ -22,13 +22,14 @@ from kdsearch import storage
 from kdsearch.cli import measuring
 from kdsearch.export import device_script
 from kdsearch.measure import deployed
-from kdsearch.records import Attr, StudyAttr
+from kdsearch.records import Attr, StudyAttr, StudyAttr
 
 
 @pytest.fixture
 def filled(url: str) -> str:
     """Trials 0 to 2: complete, pruned, and failed before it had a configuration."""
     study = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
+    study.set_user_attr(StudyAttr.STUDY_FILE, {})
     study.add_trial(create_trial(values=[0.9, 2.0], user_attrs={Attr.CONFIG: {"width": 10}}))
     study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs={Attr.CONFIG: {"width": 10}}))
     study.add_trial(create_trial(state=TrialState.FAIL))
@@ -72,6 +73,7 @@ def test_a_missing_package_is_one_line_with_the_command(
 
 def test_what_is_not_there_to_be_timed_is_one_line(kdsearch: Run, url: str):
     study = optuna.create_study(storage=storage.open_storage(url), study_name="s", directions=["maximize"] * 2)
+    study.set_user_attr(StudyAttr.STUDY_FILE, {})
     study.set_user_attr(StudyAttr.STUDY_FILE, {})
     refused(kdsearch("measure", "--storage", url), "must have a front", "run `kdsearch optimize` first")
     refused(kdsearch("measure", "--trials", "a", "--storage", url), "--trials must be numbers with commas", "got a")

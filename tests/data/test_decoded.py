@@ -31,7 +31,7 @@ def reads(monkeypatch) -> list[Path]:
     """The files that were decoded."""
     found: list[Path] = []
     read = pictures.read
-    monkeypatch.setattr(pictures, "read", lambda path, size: found.append(path) or read(path, size))
+    monkeypatch.setattr(pictures, "read", lambda path, *how: found.append(path) or read(path, *how))
     return found
 
 

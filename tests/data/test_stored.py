@@ -121,8 +121,8 @@ def test_it_is_decoded_once_and_again_where_anything_changed(
     photos: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
-    decode = folder.decoded
-    monkeypatch.setattr(folder, "decoded", lambda paths, *rest: counted.append(len(paths)) or decode(paths, *rest))
+    decode = folder.decode_each
+    monkeypatch.setattr(folder, "decode_each", lambda paths, *rest: counted.append(len(paths)) or decode(paths, *rest))
     opened(photos, monkeypatch, SMALL)
     opened(photos, monkeypatch, SMALL)
     assert counted == [150]

@@ -37,7 +37,7 @@ def test_the_logits_are_the_networks_over_the_training_set(plan: Plan, teacher: 
 
 @pytest.mark.parametrize("batch", [7, 500])
 def test_norms_and_centres_are_those_of_a_plain_loop(noise: ImageSet, monkeypatch, batch: int):
-    monkeypatch.setattr(frozen, "BATCH", batch)
+    monkeypatch.setattr(frozen, "batch_of", lambda images: batch)
     network = two_layers().eval()
     with torch.no_grad():
         embeddings = network[:3](prepare(noise.images))

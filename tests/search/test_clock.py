@@ -85,7 +85,7 @@ def test_a_timed_sampler_draws_what_its_inner_one_draws_and_counts_it():
 def test_a_trials_time_is_counted_by_kind(workshop: Workshop):
     clock = Clock()
     config = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
-    study = optuna.create_study(directions=["maximize"] * 2)
+    study = optuna.create_study(directions=["maximize"] * 2, pruner=optuna.pruners.NopPruner())
     study.enqueue_trial(trial_parameters(config, workshop.spec.space))
     with clock.spent_on("storage and the rest"):
         study.optimize(Objective(workshop, seed=0, progress=Progress(), clock=clock), n_trials=1)

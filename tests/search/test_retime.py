@@ -82,6 +82,8 @@ def test_at_the_end_each_member_of_the_front_sat_three_times_in_turn(timed: Work
 
 def test_between_trials_it_takes_no_more_than_its_share(timed: Workshop, timer: Timer, monkeypatch: pytest.MonkeyPatch):
     study, now = run(timed, *WIDTHS), 0.0
+    monkeypatch.setattr(retime, "APART", 0.0)
+    monkeypatch.setattr(retime, "APART_SHARE", 0.0)
     monkeypatch.setattr(retime.time, "monotonic", lambda: now)
     retimer = Retimer(study, timed, Clock(), Progress())
 
