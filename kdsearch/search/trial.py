@@ -416,9 +416,11 @@ def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device)
             "device": machine.device_model(timed),
             "threads": spec.latency.threads if timed.type == "cpu" else None,
             "batch": spec.latency.batch_on(timed.type),
-            "precision": "float32",
+            "precision": machine.float32_arithmetic(timed),
             "torch": torch.__version__,
         }
+        if timed.type == "cuda":  # keys of CPUs stay what they were in studies that go on
+            key["cudnn"] = torch.backends.cudnn.version()
     if cost == ONNX:
         key["runtime"] = deployed.version()
     return json.dumps(key, sort_keys=True)

@@ -201,6 +201,20 @@ def cuda_index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
+def float32_arithmetic(device: torch.device) -> str:
+    """What torch computes float32 networks in on a device: on CUDA, TF32 or not, of convolutions and of products."""
+    if device.type != "cuda":
+        return "float32"
+    conv = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    if conv is None:  # a torch that has no such setting yet
+        conv = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    product = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if product is None:
+        product = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    kinds = ("ieee" if kind == "none" else kind for kind in (conv, product))
+    return "float32 (convolutions {}, products {})".format(*kinds)
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for all work on the device."""
     if device.type == "cuda":
