@@ -73,7 +73,7 @@ class StudyAttr:
     DEFINITION = "definition"  # what must stay the same for trials to be comparable
     STUDY_FILE = "study_file"  # the study's specification as a dict
     TEACHER = "teacher"  # TeacherFacts as a dict
-    OPTIONS = "options"  # how the search is run (see search.options), read by workers that join it
+    OPTIONS = "options"  # how the search is run (see search.run_options), read by workers that join it
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the last command line
     EXPORTED = "exported:"  # prefix of exported:NUMBER:FORMAT, measurements of an exported file in its own runtime

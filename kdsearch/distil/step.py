@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kdsearch.records import Precision
+from kdsearch.system import machine
 
 EAGER_STEPS = 3  # before the capture: kernels are chosen and the optimiser creates its states
+
+WAITS = "called a synchronizing CUDA operation"  # torch's warning in its debug mode of synchronisation
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,17 @@ def format_for(network: nn.Module, device: torch.device, precision: Precision | 
 class Steps:
     """Takes training steps: directly, or on CUDA as a graph of all their kernels, captured once and replayed.
 
-    The first steps of a training are taken directly, which warms up what a capture needs; so is a last batch of another
-    size. No step is taken twice or lost, so a captured training equals the plain one, but for rounding if kernels are
-    chosen anew. Everything that changes from step to step is in tensors: indices, rate and epoch.
+    The first steps of a training are taken as they are, which warms up what a capture needs warm; a last batch of
+    another size is, too. So no step is taken twice and none is lost: a captured training is the plain one, but for
+    rounding where kernels are chosen anew. What changes from step to step lies in tensors: indices, rate and epoch.
+    The last of the first steps is watched: one that waits for the device is never captured, for a capture that fails
+    leaves stream, allocator and generator of the process in disorder.
 
     Args:
-        take: takes a step from indices, (batch,) int64, and views, (batch,) int64; must not wait for the device.
-        batch_size: of the captured batches.
-        device: of the indices.
-        capture: whether to capture a graph on CUDA.
+        take: a step from indices, (batch,) int64, and views, (batch,) int64; it should not wait for the device.
+        batch_size: of the batches that are captured.
+        device: where the indices are.
+        capture: whether a graph is wanted on CUDA.
     """
 
     def __init__(
@@ -87,7 +93,6 @@ class Steps:
     ) -> None:
         self._take, self._device = take, device
         self._wanted = capture and device.type == "cuda"
-        self._stream: torch.cuda.Stream | None = None  # of the first steps and of the capture
         self._eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._chosen, self._drawn = (torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in range(2))
@@ -104,7 +109,10 @@ class Steps:
             return
         if self._graph is None and self._eager < EAGER_STEPS:
             self._eager += 1
-            self._aside(lambda: self._take(chosen, drawn))
+            if self._eager < EAGER_STEPS:
+                self._aside(lambda: self._take(chosen, drawn))
+            elif self._waits(lambda: self._take(chosen, drawn)):
+                self._give_up("it waits for the device")
             return
         if self._graph is None and not self._capture():
             self._take(chosen, drawn)
@@ -115,26 +123,93 @@ class Steps:
         self._graph.replay()
 
     def _aside(self, call: Callable[[], None]) -> None:
-        """Run a call on the stream of the capture."""
-        self._stream = self._stream or torch.cuda.Stream(self._device)
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        """Runs a call on the stream that the capture will be made on."""
+        side, current = self._side(), torch.cuda.current_stream(self._device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             call()
-        current.wait_stream(self._stream)
+        current.wait_stream(side)
+
+    def _side(self) -> torch.cuda.Stream:
+        """The stream of the first steps and of the capture."""
+        return machine.side_stream(machine.cuda_index(self._device))
+
+    def _waits(self, call: Callable[[], None]) -> bool:
+        """Takes a step aside; whether the host waited for the device in it, in a way that torch sees.
+
+        Told by warnings, not by errors: a step that is broken off has moved batch norm and the generator already.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                self._aside(call)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        others = [each for each in caught if WAITS not in str(each.message)]
+        for each in others:
+            if "debug mode is a prototype" not in str(each.message):
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        return len(others) < len(caught)
+
+    def _give_up(self, reason: str) -> None:
+        """Takes all further steps as they are, and says why, once."""
+        warnings.warn(f"a step that cannot be captured in a CUDA graph runs as it is: {reason}", stacklevel=3)
+        self._wanted = False
+
+    def close(self) -> None:
+        """Drops the graph and its memory, at the end of a training; steps after it are taken as they are."""
+        self._wanted = False
+        if self._graph is not None:
+            with suppress(RuntimeError):  # of a training that failed: its own error is the one to be seen
+                machine.synchronize(self._device)
+            self._graph.reset()
+            self._graph = None
 
     def _capture(self) -> bool:
         """Capture a step without taking it; return whether that was possible."""
         graph = torch.cuda.CUDAGraph()
+        device, current = torch.cuda.current_device(), torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with no_collector(), torch.cuda.graph(graph, stream=self._side(), capture_error_mode="thread_local"):
                 self._take(self._chosen, self._drawn)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # a user's network may wait for the device in its forward pass
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"a step that cannot be captured in a CUDA graph runs as it is: {reason}", stacklevel=2)
-            self._wanted = False
+        except RuntimeError as error:  # a network from elsewhere may do within its forward pass what torch does not see
+            torch.cuda.set_stream(current)  # torch leaves the capture's as the current one
+            torch.cuda.set_device(device)
+            _mend(graph, machine.cuda_index(self._device))
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._give_up(str(error).partition("\n")[0])
             return False
         self._graph = graph
         return True
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Collects what is unreachable, and runs its body without the collector: what that frees may end a capture."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _mend(graph: torch.cuda.CUDAGraph, index: int) -> None:
+    """Puts in order, as far as torch lets anyone, what a failed capture leaves behind in the process.
+
+    The allocator still gives the graph's pool to the stream, unless the capture was ended; the generator still takes
+    itself for captured, and refuses to draw; the stream is not used again. The graph's pool is not released, for the
+    graph releases it itself where it came that far, and a second time would end the process.
+    """
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(index, graph.pool())
+    generator = torch.cuda.default_generators[index]
+    generator.graphsafe_set_state(generator.clone_state())
+    machine.side_stream.cache_clear()
+    with suppress(RuntimeError):  # an error that stays comes again with the next step
+        torch.cuda.synchronize(index)

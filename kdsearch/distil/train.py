@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class Batch:
 
 Loss = Callable[[Batch], Tensor]
 """Function from a batch to a scalar."""
+
+Method = TypeVar("Method", bound=Callable[..., object])
 
 State = dict[str, Any]
 """A training's state: dicts and lists of tensors and JSON values."""
@@ -147,6 +150,13 @@ def forward(
     return Batch(logits.float(), labels, targets, epoch, embedding.float(), norms)
 
 
+def _alive(method: weakref.WeakMethod[Method]) -> Method:
+    """A method of an object that is there: it is what calls."""
+    found = method()
+    assert found is not None
+    return found
+
+
 class Training:
     """A training in progress: network, optimiser, and the tensors that a step writes for the host to read per epoch.
 
@@ -170,13 +180,21 @@ class Training:
         self._total = torch.zeros((), device=self._device)
         # schedule-free SGD counts its steps on the host; a network may declare that it waits for the device
         capture = lesson.capture and recipe.optimizer != "schedulefree" and getattr(network, "capturable", True)
-        self._steps = Steps(self._step, batch_size=lesson.batch_size, device=self._device, capture=capture)
-        # images in a file are fetched during the steps, into the tensor that a captured step reads
+        # weakly: else only the cyclic collector would free the training, and the memory of its graph with it
+        take, inputs = weakref.WeakMethod(self._step), weakref.WeakMethod(self._inputs)
+        self._steps = Steps(
+            lambda *batch: _alive(take)(*batch), batch_size=lesson.batch_size, device=self._device, capture=capture
+        )
+        # images that lie in a file are fetched beside the steps, into the place that a captured step reads
         self._fetched: Tensor | None = None
         if isinstance(lesson.data.images, Stored):
             size = (lesson.batch_size, *lesson.data.images.shape[1:])
             self._fetched = torch.zeros(size, dtype=torch.uint8, device=self._device)
-        self._shown = shown_weights(self._optimizer, network, recipe, lesson.steps, self._inputs)
+        self._shown = shown_weights(self._optimizer, network, recipe, lesson.steps, lambda count: _alive(inputs)(count))
+
+    def close(self) -> None:
+        """Drops the captured step; what was trained stays."""
+        self._steps.close()
 
     def epoch(self, epoch: int) -> float:
         """Train an epoch, counted from 1; return the mean loss of its batches, NaN if a weight is not finite.
@@ -327,14 +345,28 @@ class Run(Iterator[EpochRecord]):
             self.done = int(state["epoch"])
 
     def __next__(self) -> EpochRecord:
-        """Train an epoch.
+        """Trains an epoch; after the last one, or an error, the captured step and its memory are dropped.
 
         Raises:
             TrialError: the loss or the weights are not finite.
         """
-        lesson = self._lesson
-        if self.done >= lesson.epochs:
+        if self.done >= self._lesson.epochs:
             raise StopIteration
+        ended = True
+        try:
+            record = self._next()
+            ended = self.done >= self._lesson.epochs
+        finally:
+            if ended:
+                self.close()
+        return record
+
+    def close(self) -> None:
+        """Drops the captured step, where no further epoch is wanted; one that is asked for is trained without it."""
+        self._training.close()
+
+    def _next(self) -> EpochRecord:
+        lesson = self._lesson
         epoch = self.done + 1
         start = time.perf_counter()
         seed = machine.derive_seed("epoch", lesson.seed, epoch)

@@ -161,14 +161,14 @@ def ratios(of_teacher: Sequence[float], of_student: Sequence[float]) -> list[flo
 def _graphed(network: nn.Module, batch: Tensor) -> Call:
     """Return a forward pass as a CUDA graph, which is what a deployed runtime replays."""
     static = batch.clone()
-    side = torch.cuda.Stream(device=batch.device)
+    side = machine.side_stream(machine.cuda_index(batch.device))
     side.wait_stream(torch.cuda.current_stream(batch.device))
     with torch.cuda.stream(side):
         for _ in range(3):
             network(static)
     torch.cuda.current_stream(batch.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         network(static)
 
     def replay() -> None:
@@ -178,37 +178,44 @@ def _graphed(network: nn.Module, batch: Tensor) -> Call:
     return replay
 
 
-def _alike(*networks: nn.Module) -> None:
-    """Set evaluation mode and the same memory layout for all weights: training changes the layout for its own speed."""
-    for network in networks:
-        network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+def _layout(network: nn.Module, device: torch.device) -> torch.memory_format:
+    """Of a network that is timed: on CUDA convolutions want channels last, and whoever deploys one gives them that."""
+    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    return torch.channels_last if convolves and device.type == "cuda" else torch.contiguous_format
+
+
+def _ready(network: nn.Module, batch: Tensor) -> Tensor:
+    """The batch as a network reads it, which then is in evaluation mode and laid out, however training laid it out."""
+    layout = _layout(network, batch.device)
+    network.eval().to(memory_format=layout)  # type: ignore[call-overload]
+    return batch.contiguous(memory_format=layout) if batch.ndim == 4 else batch
 
 
 def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     """Measure the inference ratio, teacher time / student time, on one batch.
 
-    The calls are interleaved, warmed up and synchronised, and freed memory is kept (`machine.keep_freed_memory`) as in
-    training: otherwise the MNIST teacher's call takes 0.83 s in a fresh process and 0.68 s in one that has trained. On
-        a
-    CPU the calls are eager, with the caller's number of threads; on CUDA the ratio is of replayed graphs, with that of
-    eager calls beside it. A single image is timed in the same way after the batch.
+    Interleaved, warmed up and synchronised, with freed memory kept (`machine.keep_freed_memory`) as training keeps it:
+    else the MNIST teacher's call takes 0.83 s in a fresh process and 0.68 s in one that has trained. On a CPU the calls
+    are eager, with as many threads as the caller has set; on CUDA the ratio is of replayed graphs, channels last where
+    a network convolves, with that of eager calls beside it. A replay finds in the GPU's L2 cache what fits there of
+    weights and of the one batch, as a server under load would. A single image is timed in the same way after the batch.
 
     Args:
         teacher, student: on the batch's device; left in evaluation mode.
         batch: (batch, channels, height, width), the networks' input.
     """
-    _alike(teacher, student)
     device = batch.device
+    for_teacher, for_student = _ready(teacher, batch), _ready(student, batch)
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     machine.keep_freed_memory()
     with torch.inference_mode(), on_device:
-        image = batch[:1]
-        timed = eager = _pairs(lambda: teacher(batch), lambda: student(batch), device)
+        one_teacher, one_student = for_teacher[:1], for_student[:1]
+        timed = eager = _pairs(lambda: teacher(for_teacher), lambda: student(for_student), device)
         if device.type == "cuda":
-            timed = _pairs(_graphed(teacher, batch), _graphed(student, batch), device)
-            alone = _pairs(_graphed(teacher, image), _graphed(student, image), device, ALONE_SECONDS)
+            timed = _pairs(_graphed(teacher, for_teacher), _graphed(student, for_student), device)
+            alone = _pairs(_graphed(teacher, one_teacher), _graphed(student, one_student), device, ALONE_SECONDS)
         else:
-            alone = _pairs(lambda: teacher(image), lambda: student(image), device, ALONE_SECONDS)
+            alone = _pairs(lambda: teacher(one_teacher), lambda: student(one_student), device, ALONE_SECONDS)
     found = _with_alone(summary(*timed, batch=len(batch), kind="latency"), alone)
     return found if timed is eager else dataclasses.replace(found, eager_ratio=statistics.median(ratios(*eager)))
 
@@ -224,10 +231,10 @@ def eager_pairs(teacher: nn.Module, student: nn.Module, batch: Tensor, *, to_hos
     Returns:
         The teacher's seconds per batch and the student's, pair by pair.
     """
-    _alike(teacher, student)
 
     def call(network: nn.Module) -> Call:
-        return lambda: network(batch).argmax(1).cpu() if to_host else network(batch)
+        images = _ready(network, batch)
+        return lambda: network(images).argmax(1).cpu() if to_host else network(images)
 
     on_device = torch.cuda.device(batch.device) if batch.device.type == "cuda" else nullcontext()
     machine.keep_freed_memory()

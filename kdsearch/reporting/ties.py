@@ -73,4 +73,10 @@ def sentence(data: StudyData) -> str:
         if single and not all(math.isnan(formatting.number(row["ratio_low"])) for row in single)
         else ""
     )
-    return " ".join(part for part in (told, aside) if part)
+    device = str(data.environment.get("device", ""))
+    replayed = (
+        "Timed as replayed graphs over one batch: what fits of it and of the weights is in the GPU's L2 cache."
+        if data.cost == "latency" and device.startswith("cuda")
+        else ""
+    )
+    return " ".join(part for part in (told, aside, replayed) if part)

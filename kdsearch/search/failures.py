@@ -5,21 +5,40 @@ from __future__ import annotations
 import gc
 import json
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import storage
-from kdsearch.errors import KdsearchError, TrialError
+from kdsearch.errors import KdsearchError, RunError, TrialError
 from kdsearch.records import HANDED_BACK, Attr, Config, architecture
 from kdsearch.search.anchors import MAX_FAILURES
 
-MEMORY, LOSS = "memory", "loss"  # causes that lie in a trial's own configuration
-FULL = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in a RuntimeError of CUDA, the CPU or cuBLAS
-IN_A_ROW = 5  # failed trials that end a run
-OWN_IN_A_ROW = 50  # the same if their configurations were the cause and other trials succeeded
-LONGEST = 200  # characters kept of a message from another library
+MEMORY, LOSS = "memory", "loss"  # what fails a trial by its own configuration
+# in a RuntimeError: of CUDA, the CPU, cuBLAS and cuDNN
+FULL = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+# what CUDA says once and, to this process, at every call from then on (cudaGetErrorString)
+STICKY = (
+    "illegal memory access",
+    "device-side assert",
+    "ECC error",
+    "unspecified launch failure",
+    "misaligned address",
+    "illegal instruction",
+    "invalid program counter",
+    "hardware stack error",
+    "launch timed out",
+    "busy or unavailable",
+    "no CUDA-capable device",
+)
+MISSING = "--device must exist"  # how a device that is gone is refused
+BROKEN = "the GPU must go on working"
+IN_A_ROW = 5  # failed trials end a run
+OWN_IN_A_ROW = 50  # where they failed by their configurations, in a study in which others did not
+LONGEST = 200  # characters of somebody else's message
 
 
 class RefusedError(TrialError):
@@ -33,6 +52,62 @@ class RefusedError(TrialError):
     def __init__(self, rule: str, *, by: str) -> None:
         self.by = by
         super().__init__(rule)
+
+
+class BrokenDeviceError(RunError):
+    """The GPU answers nothing any more, to this process at least: it ends, and others go on."""
+
+
+def is_of_device(line: str) -> bool:
+    """Whether the last line of a process says that its GPU does not work."""
+    return any(words in line for words in (BROKEN, MISSING)) or _is_sticky(line)
+
+
+def _is_sticky(text: str) -> bool:
+    return "CUDA" in text and any(words in text for words in STICKY)
+
+
+def broken(error: BaseException, device: torch.device | None = None) -> BrokenDeviceError | None:
+    """The error that ends this process, in one line, where an error has left CUDA unusable for it; else None.
+
+    Args:
+        error: as it was caught; one that came of another is looked at with it.
+        device: asked whether it still answers, for the first call that meets a failure may name it otherwise
+            (CUBLAS_STATUS_EXECUTION_FAILED); None: the error's words decide.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, BrokenDeviceError):
+            return seen
+        if isinstance(seen, RuntimeError) and _is_sticky(str(seen)):
+            return _broken(seen)
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, RuntimeError) and device is not None and device.type == "cuda" and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            return _broken(error)
+    return None
+
+
+def _broken(error: BaseException) -> BrokenDeviceError:
+    said = str(error).strip().partition("\n")[0][:LONGEST]
+    return BrokenDeviceError(BROKEN, got=said, remedy="look at `nvidia-smi`, and run the same command again")
+
+
+@contextmanager
+def naming_broken_devices() -> Iterator[None]:
+    """Runs its body, outside of any trial, and names in one line a GPU that fails in it.
+
+    Raises:
+        BrokenDeviceError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if (named := broken(error)) is not None:
+            raise named from error
+        raise
 
 
 def cause(error: BaseException) -> str | None:
@@ -59,13 +134,20 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {short}"
 
 
-def note(trial: Trial, error: Exception) -> None:
-    """Store why a trial failed, and free what it held."""
-    said, own = reason(error), cause(error)
-    release(error)
-    trial.set_user_attr(Attr.FAIL_REASON, said)
+def note(trial: Trial, error: Exception, device: torch.device) -> None:
+    """Stores why a trial failed, and then frees what it held: what frees memory may fail, too.
+
+    Raises:
+        BrokenDeviceError: the device does not answer any more, so nothing is to be freed; nothing was stored.
+    """
+    ended = broken(error, device)
+    if ended is not None:
+        raise ended from error
+    trial.set_user_attr(Attr.FAIL_REASON, reason(error))
+    own = cause(error)
     if own is not None:
         trial.set_user_attr(Attr.FAILED_BY, own)
+    release(error)
 
 
 def release(error: BaseException) -> None:

@@ -41,8 +41,9 @@ class Plan:
         cost: name of a cost (`measure.cost`).
         name: of the Optuna study.
         url: of its storage.
-        data_dir: folder of data sets, as given.
-        precision: of convolutions in training.
+        data_dir: where data sets lie, as given.
+        precision: that convolutions are trained in.
+        any_gpu: whether no GPU was named, so that workers share all that are there; `cuda:N` is that one alone.
     """
 
     spec: spec.StudySpec
@@ -53,6 +54,7 @@ class Plan:
     url: str
     data_dir: str | None = None
     precision: Choice = NOT_CHOSEN
+    any_gpu: bool = False
 
 
 def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
@@ -121,7 +123,7 @@ def make_plan(
     url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
     return Plan(
         spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir,
-        precision=choose_precision(precision, loaded, split, chosen),
+        precision=choose_precision(precision, loaded, split, chosen), any_gpu=_names_none(device, chosen),
     )  # fmt: skip
 
 
@@ -129,6 +131,11 @@ def plan_of(request: Request) -> Plan:
     """Return the plan of what the command line or `kdsearch.optimize` asks for; see `make_plan`."""
     asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
     return make_plan(storage_url=asked.pop("storage"), **asked)
+
+
+def _names_none(given: str, chosen: torch.device) -> bool:
+    """Whether a device as given leaves it open which GPU is meant."""
+    return chosen.type == "cuda" and given in ("auto", "cuda")
 
 
 def check_own(study: Study) -> None:
@@ -222,7 +229,7 @@ def rejoin(
     choice = own if precision == "auto" else choose_precision(precision, loaded, split, chosen)
     return Plan(
         spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir,
-        precision=choice,
+        precision=choice, any_gpu=_names_none(device, chosen),
     )  # fmt: skip
 
 

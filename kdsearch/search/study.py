@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.pruning.pruner import ParetoPruner
-from kdsearch.records import Attr, Progress, StudyAttr
-from kdsearch.search import clock, space
+from kdsearch.records import Attr, Config, Progress, StudyAttr
+from kdsearch.search import clock, failures, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import begun, open_study
 from kdsearch.search.estimate import estimate
@@ -71,18 +71,30 @@ def make_sampler(
         workshop: of the study.
         candidates: number drawn per trial.
         seed: of the study.
-        by_time: whether gain counts per second of training, as it should if the budget is in seconds.
+        by_time: whether promise counts by the second of training, as it does where seconds are what is spent; on CUDA
+            it always does: an epoch there takes a time that is set by its steps, not by its operations.
     """
+    least = samplers.least_batch(workshop.spec, workshop.device)
     inner = samplers.make(name, seed)
+    random = samplers.make("random", None if seed is None else machine.derive_seed("candidates", seed))
+    if least is not None:
+        inner, random = (samplers.LargeBatches(each, least, seed) for each in (inner, random))
     if candidates == 1:
         return inner
+    likely = LikelyRatio(workshop)
+
+    def known(study: Study, configs: Sequence[Config]) -> list[tuple[float] | None]:
+        values = likely(study, configs)  # a member of the front, an anchor perhaps, may be moved to a small batch
+        small = [least is not None and config["batch_size"] < least for config in configs]
+        return [None if each else value for each, value in zip(small, values, strict=True)]
+
     return ProposalSampler(
         inner,
-        samplers.make("random", None if seed is None else machine.derive_seed("candidates", seed)),
+        random,
         partial(space.draw, spec=workshop.spec),
-        LikelyRatio(workshop),
+        known,
         steps=lambda config: int(config["epochs"]),
-        cost=epoch_seconds if by_time else None,
+        cost=epoch_seconds if by_time or workshop.device.type == "cuda" else None,
         candidates=candidates,
         share=1 / candidates,
         seed=seed,
@@ -191,6 +203,7 @@ def check_options(options: Options) -> None:
     options.budget()
 
 
+@failures.naming_broken_devices()
 def run_plan(
     plan: Plan,
     options: Options,
@@ -209,6 +222,9 @@ def run_plan(
         plan = as_begun(plan, stored)
     if plan.split.summary:
         progress.note(f"data: {plan.split.summary}")
+    least = samplers.least_batch(plan.spec, plan.device)
+    if least is not None:
+        progress.note(f"batch sizes below {least} are left to anchors: on a GPU they only make an epoch longer")
     slow = precisions.warnings(plan.precision, plan.device)
     for note in (storage.warning(plan.url), *plan.split.notes, *hidden_plugins(plan), *slow):
         if note is not None:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -93,8 +93,10 @@ class Workshop:
         if "answers" in vars(self):
             try:
                 self.answers.keep(now=now)
-            except KdsearchError as error:
-                told(f"the teacher's answers were not kept: {error}")
+            except (KdsearchError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and failures.broken(error) is None:
+                    raise
+                told(f"the teacher's answers were not kept: {failures.broken(error) or error}")
 
     def build(self, config: Config, seed: int) -> nn.Module:
         """Return an untrained student; equal seeds give equal weights on every device."""
@@ -231,6 +233,7 @@ class Objective:
 
         Raises:
             TrialPruned: the pruner called it hopeless.
+            BrokenDeviceError: the GPU does not answer any more; no reason was stored, for the trial is to be run again.
         """
         self.number = trial.number
         try:
@@ -238,7 +241,7 @@ class Objective:
         except TrialPruned:
             raise
         except Exception as error:
-            failures.note(trial, error)
+            failures.note(trial, error, self._workshop.device)
             raise
 
     def _run(self, trial: Trial) -> tuple[float, float]:
@@ -312,15 +315,16 @@ class Objective:
         training = self._begin(trial, student, config, seed, ratio, kept)
         best, records = training.best, training.records
         hopeless = False
-        for record in self._epochs(training.run):
-            records.append(record)
-            best.see(record, student)
-            pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
-            self._progress.trial_epoch(trial.number, record, config["epochs"])
-            hopeless = record.epoch < config["epochs"] and self._hopeless(trial)
-            if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
-                break
-            kept.keep(training.state_dict, record.seconds)
+        with closing(training.run):
+            for record in self._epochs(training.run):
+                records.append(record)
+                best.see(record, student)
+                pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
+                self._progress.trial_epoch(trial.number, record, config["epochs"])
+                hopeless = record.epoch < config["epochs"] and self._hopeless(trial)
+                if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
+                    break
+                kept.keep(training.state_dict, record.seconds)
         trial.set_user_attr(Attr.LOSSES, [record.loss for record in records])
         trial.set_user_attr(Attr.TRAIN_SECONDS, sum(record.seconds for record in records))
         trial.set_user_attr(Attr.ACCURACY, best.accuracy)
@@ -412,9 +416,11 @@ def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device)
             "device": machine.device_model(timed),
             "threads": spec.latency.threads if timed.type == "cpu" else None,
             "batch": spec.latency.batch_on(timed.type),
-            "precision": "float32",
+            "precision": machine.float32_arithmetic(timed),
             "torch": torch.__version__,
         }
+        if timed.type == "cuda":  # keys of CPUs stay what they were in studies that go on
+            key["cudnn"] = torch.backends.cudnn.version()
     if cost == ONNX:
         key["runtime"] = deployed.version()
     return json.dumps(key, sort_keys=True)

@@ -187,6 +187,34 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
+@cache
+def side_stream(index: int) -> torch.cuda.Stream:
+    """The one stream beside the usual one of a CUDA device, for captures: each stream keeps a workspace of cuBLAS.
+
+    `side_stream.cache_clear()` gives a new one, after a capture that failed on it.
+    """
+    return torch.cuda.Stream(torch.device("cuda", index))
+
+
+def cuda_index(device: torch.device) -> int:
+    """The number of a CUDA device, of the current one where it has none."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def float32_arithmetic(device: torch.device) -> str:
+    """What torch computes float32 networks in on a device: on CUDA, TF32 or not, of convolutions and of products."""
+    if device.type != "cuda":
+        return "float32"
+    conv = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    if conv is None:  # a torch that has no such setting yet
+        conv = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    product = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if product is None:
+        product = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    kinds = ("ieee" if kind == "none" else kind for kind in (conv, product))
+    return "float32 (convolutions {}, products {})".format(*kinds)
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

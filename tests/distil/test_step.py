@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from kdsearch.distil import step
 from kdsearch.distil.loss import cls_loss, distillation_loss, nd_loss
 from kdsearch.distil.step import EAGER_STEPS, Steps, format_for
 from kdsearch.distil.train import Batch, Lesson, Training, train
+from kdsearch.errors import TrialError
 from kdsearch.spec import Augment, Recipe
 from kdsearch.system import machine
 
@@ -91,10 +96,17 @@ class Replayed(Steps):
     def __init__(self, take, **kind) -> None:
         super().__init__(take, **kind)
         self._wanted = True
-        self.replays = 0
+        self.replays = self.resets = 0
 
     def _aside(self, call) -> None:
         call()
+
+    def _waits(self, call) -> bool:
+        call()
+        return False
+
+    def reset(self) -> None:
+        self.resets += 1
 
     def _capture(self) -> bool:
         type(self).captured += 1
@@ -133,6 +145,211 @@ def test_a_batch_of_another_size_is_taken_as_it_is():
         steps(torch.tensor(batch), torch.zeros(len(batch), dtype=torch.int64))
     assert taken == batches
     assert steps.replays == 3
+
+
+def two(steps: Steps, count: int) -> None:
+    for number in range(count):
+        steps(torch.tensor([number, number + 1]), torch.zeros(2, dtype=torch.int64))
+
+
+def test_a_closed_training_has_no_graph_and_goes_on_as_it_is():
+    taken: list[list[int]] = []
+    steps = Replayed(lambda chosen, _: taken.append(chosen.tolist()), batch_size=2, device=torch.device("cpu"),
+                     capture=True)  # fmt: skip
+    two(steps, EAGER_STEPS + 1)
+    steps.close()
+    steps.close()
+    two(steps, 2)
+    assert (steps.resets, steps.replays, len(taken)) == (1, 1, EAGER_STEPS + 3)
+
+
+class Closed(Replayed):
+    graphs = 0
+
+    def _capture(self) -> bool:
+        type(self).graphs += 1
+        return super()._capture()
+
+    def reset(self) -> None:
+        type(self).graphs -= 1
+
+
+@pytest.mark.parametrize("ending", ["the last epoch", "an error", "an interruption", "closed"])
+def test_a_graph_is_dropped_however_its_training_ends(ending, monkeypatch):
+    monkeypatch.setattr("kdsearch.distil.train.Steps", Closed)
+    monkeypatch.setattr(Closed, "graphs", 0)
+
+    def validate(_: nn.Module) -> float:
+        if ending == "an interruption":
+            raise KeyboardInterrupt
+        return 0.5
+
+    changes = {"loss": lambda batch: batch.logits.sum() * torch.nan} if ending == "an error" else {}
+    run = train(student(), lesson(RECIPES["deck"], "cpu", **changes), RECIPES["deck"], validate=validate)
+    with suppress(TrialError, KeyboardInterrupt):
+        next(run)
+        assert Closed.graphs == 1
+        if ending == "closed":
+            run.close()
+        else:
+            list(run)
+    assert Closed.graphs == 0
+
+
+def test_a_training_is_freed_without_the_collector(monkeypatch):
+    """Its graph's memory would else stay until the collector runs, which counts objects and not bytes."""
+    gc.collect()
+    gc.disable()
+    try:
+        recipe = RECIPES["averaged"]
+        run = train(student(), lesson(recipe, "cpu"), recipe, validate=lambda _: 0.5)
+        next(run)
+        held = [weakref.ref(each) for each in (run._training, run._training._steps, run._network)]
+        del run
+        assert [each() for each in held] == [None] * 3
+    finally:
+        gc.enable()
+
+
+class Cuda:
+    """What `torch.cuda` tells and is told, where there is none; a capture fails with the error, if there is one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.error, self.mode, self.streams = error, "default", [object()]
+        self.called: list[str] = []
+        self.side = self.made = 0
+        cuda = self
+
+        class Stream:
+            def __init__(self, device: torch.device) -> None:
+                cuda.made += 1
+
+            def wait_stream(self, other: object) -> None:
+                pass
+
+        class Graph:
+            def pool(self) -> tuple[int, int]:
+                return (0, 1)
+
+            def replay(self) -> None:
+                cuda.called.append("replay")
+
+            def reset(self) -> None:
+                cuda.called.append("reset")
+
+        class Generator:
+            def clone_state(self) -> str:
+                return "clone"
+
+            def graphsafe_set_state(self, state: str) -> None:
+                cuda.called.append(f"generator: {state}")
+
+        @contextmanager
+        def stream(which: object) -> Iterator[None]:
+            cuda.streams.append(which)
+            yield
+            cuda.streams.pop()
+
+        @contextmanager
+        def graph(made: Graph, *, stream: object, capture_error_mode: str) -> Iterator[None]:
+            assert not gc.isenabled()
+            cuda.streams.append(stream)
+            yield
+            if cuda.error is not None:
+                raise cuda.error  # torch then leaves the capture's stream as the current one
+            cuda.streams.pop()
+
+        def end(index: int, pool: tuple[int, int]) -> None:
+            cuda.called.append(f"allocator: {index}")
+
+        def set_mode(mode: str) -> None:
+            warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+            cuda.mode = mode
+
+        names = {
+            "Stream": Stream, "CUDAGraph": Graph, "stream": stream, "graph": graph, "default_generators": [Generator()],
+            "current_stream": lambda device=None: Current(cuda.streams), "current_device": lambda: 0,
+            "set_stream": lambda which: cuda.streams.pop(), "set_device": lambda device: None,
+            "synchronize": lambda device=None: cuda.called.append("synchronize"),
+            "get_sync_debug_mode": lambda: cuda.mode, "set_sync_debug_mode": set_mode,
+        }  # fmt: skip
+        for name, value in names.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        machine.side_stream.cache_clear()
+
+    def steps(self, take) -> Steps:
+        """Steps of two images that take themselves for CUDA's; their indices lie on the CPU."""
+        steps = Steps(take, batch_size=2, device=torch.device("cpu"), capture=True)
+        steps._device, steps._wanted = torch.device("cuda", 0), True
+        return steps
+
+
+class Current:
+    def __init__(self, streams: list[object]) -> None:
+        self.top = streams[-1]
+
+    def wait_stream(self, other: object) -> None:
+        pass
+
+
+@pytest.fixture
+def own_streams() -> Iterator[None]:
+    machine.side_stream.cache_clear()
+    yield
+    machine.side_stream.cache_clear()
+
+
+@pytest.mark.usefixtures("own_streams")
+def test_all_trainings_of_a_process_share_one_stream_beside_the_usual_one(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    for _ in range(3):
+        steps = cuda.steps(lambda chosen, drawn: None)
+        two(steps, EAGER_STEPS + 2)
+        steps.close()
+    assert cuda.made == 1
+    assert cuda.called == ["replay", "replay", "synchronize", "reset"] * 3
+    assert gc.isenabled()
+
+
+@pytest.mark.usefixtures("own_streams")
+def test_a_step_that_waits_is_found_by_an_eager_one_and_never_captured(monkeypatch):
+    cuda = Cuda(monkeypatch, RuntimeError("nothing must be captured"))
+    taken: list[int] = []
+
+    def take(chosen: Tensor, drawn: Tensor) -> None:
+        taken.append(int(chosen[0]))
+        if cuda.mode == "warn":
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally at x.cpp:1)", stacklevel=1)
+
+    steps = cuda.steps(take)
+    with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph runs as it is: it waits") as caught:
+        two(steps, EAGER_STEPS + 4)
+    assert len(caught) == 1
+    assert taken == list(range(EAGER_STEPS + 4))
+    assert cuda.mode == "default"
+    assert cuda.called == []
+
+
+@pytest.mark.usefixtures("own_streams")
+@pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError])
+def test_after_a_capture_that_failed_the_process_is_whole_and_the_training_goes_on(kind, monkeypatch):
+    cuda = Cuda(monkeypatch, kind("CUDA error: operation not permitted when stream is capturing\nmore"))
+    taken: list[int] = []
+    steps = cuda.steps(lambda chosen, drawn: taken.append(int(chosen[0])))
+    if kind is torch.OutOfMemoryError:
+        with pytest.raises(torch.OutOfMemoryError):
+            two(steps, EAGER_STEPS + 1)
+    else:
+        with pytest.warns(UserWarning, match=r"operation not permitted when stream is capturing$") as caught:
+            two(steps, EAGER_STEPS + 2)
+        assert len(caught) == 1
+        assert taken == [0, 1, 2, 0, 3, 4]  # the captured one is of the graph's own indices, and is not taken on CUDA
+    assert cuda.called == ["allocator: 0", "generator: clone", "synchronize"]
+    assert len(cuda.streams) == 1
+    assert gc.isenabled()
+    two(cuda.steps(lambda chosen, drawn: None), 1)
+    assert cuda.made == 2
 
 
 def test_formats():
@@ -201,6 +418,31 @@ def test_a_network_that_waits_for_the_device_runs_as_it_is():
     with pytest.warns(UserWarning, match="cannot be captured"):
         records = list(train(network, what, RECIPES["deck"], validate=lambda _: 0.5))
     assert len(records) == 3
+
+
+@pytest.mark.cuda
+def test_a_failed_capture_leaves_a_process_that_captures_and_draws():
+    def take(chosen: Tensor, drawn: Tensor) -> None:
+        kept.copy_(torch.rand(4, device="cuda"))
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+
+    def take_all(steps: Steps) -> None:
+        batch = torch.zeros(2, dtype=torch.int64, device="cuda")
+        for _ in range(EAGER_STEPS + 2):
+            steps(batch, batch)
+
+    kept = torch.zeros(4, device="cuda")
+    steps = Steps(take, batch_size=2, device=torch.device("cuda"), capture=True)
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        take_all(steps)
+    first = torch.rand(4, device="cuda")
+    assert not torch.equal(first, torch.rand(4, device="cuda"))
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    again = Steps(lambda chosen, drawn: kept.copy_(torch.rand(4, device="cuda")), batch_size=2,
+                  device=torch.device("cuda"), capture=True)  # fmt: skip
+    take_all(again)
+    assert again._graph is not None
 
 
 @pytest.mark.cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import re
 from collections import Counter
@@ -20,11 +21,13 @@ from kdsearch.distil.teacher import obtain
 from kdsearch.errors import KdsearchError, RunError
 from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr, Progress
 from kdsearch.search import failures
-from kdsearch.search.plan import make_plan
+from kdsearch.search.budget import Budget
+from kdsearch.search.plan import Plan, make_plan
 from kdsearch.search.sampling.ratio_guess import LikelyRatio
 from kdsearch.search.space import trial_parameters
 from kdsearch.search.study import optimize
 from kdsearch.search.trial import Objective, Workshop
+from kdsearch.search.workers import loop
 
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
 NARROW = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 1, "batch_size": 32}
@@ -164,11 +167,11 @@ def test_whatever_a_storage_holds_in_the_place_of_a_configuration_no_other_one_f
 def test_no_candidate_is_one_that_failed_three_times(workshop: Workshop):
     study = run(workshop, NARROW | {"width": 8})
     likely = LikelyRatio(workshop)
-    assert likely(study, [NARROW]) != [None]
+    assert None not in likely(study, [NARROW])
     run(too_fast(workshop), *[NARROW] * 3, study=study)
-    failed, other = likely(study, [NARROW, NARROW | {"width": 75}])
-    assert failed is None
-    assert other is not None
+    first, second = likely(study, [NARROW, NARROW | {"width": 75}])
+    assert first is None
+    assert second is not None
 
 
 @pytest.mark.parametrize("reason", [INTERRUPTED, f"{HANDED_BACK}process 7 died", "RuntimeError: a bug", None])
@@ -226,6 +229,7 @@ def test_few_failures_in_a_row_end_a_run_and_many_where_they_are_the_configurati
         (torch.OutOfMemoryError("CUDA out of memory."), failures.MEMORY),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), failures.MEMORY),
         (RuntimeError("CUDA error: out of memory"), failures.MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOCATION_FAILED"), failures.MEMORY),
         (MemoryError(), failures.MEMORY),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
         (OSError(28, "No space left on device"), None),
@@ -235,6 +239,90 @@ def test_few_failures_in_a_row_end_a_run_and_many_where_they_are_the_configurati
 )
 def test_what_is_a_configurations_own_fault(error: Exception, cause: str | None):
     assert failures.cause(error) == cause
+
+
+ILLEGAL = (
+    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported at some "
+    "other API call, so the stacktrace below might be incorrect.\nCompile with `TORCH_USE_CUDA_DSA`."
+)
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ILLEGAL,
+        "CUDA error: device-side assert triggered",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: unspecified launch failure",
+    ],
+)
+def test_a_gpu_that_answers_nothing_any_more_is_named_in_one_line(words: str):
+    ended = failures.broken(RuntimeError(words))
+    assert ended is not None
+    assert str(ended).startswith(f"{failures.BROKEN} (got {words.splitlines()[0]}); look at")
+    assert failures.is_of_device(f"kdsearch: error: {ended}")
+    around = ValueError("while its generator was put back")
+    around.__context__ = RuntimeError(words)
+    assert failures.broken(around) is not None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: out of memory"), RuntimeError("a bug"), ValueError("x")])
+def test_other_errors_leave_the_gpu_as_it_was(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert failures.broken(error, CUDA) is None
+    assert not failures.is_of_device(str(error))
+
+
+def test_a_gpu_that_fails_under_another_name_is_found_by_asking_it(monkeypatch: pytest.MonkeyPatch):
+    def synchronize(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: unknown error")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    first = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`")
+    assert "CUBLAS_STATUS_EXECUTION_FAILED" in str(failures.broken(first, CUDA))
+    assert failures.broken(first, torch.device("cpu")) is None
+
+
+def test_a_reason_is_stored_before_memory_is_freed(monkeypatch: pytest.MonkeyPatch):
+    def empty_cache() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    study = optuna.create_study()
+    trial = study.ask()
+    with pytest.raises(RuntimeError, match="illegal"):
+        failures.note(trial, RuntimeError("CUDA error: out of memory"), torch.device("cpu"))
+    stored = study.trials[0].user_attrs
+    assert stored[Attr.FAILED_BY] == failures.MEMORY
+    assert stored[Attr.FAIL_REASON].startswith("a trial's memory must fit")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_trial_on_a_gpu_that_fails_is_handed_back_once_and_its_worker_ends(
+    workshop: Workshop, plan: Plan, again: bool, monkeypatch: pytest.MonkeyPatch
+):
+    study = optuna.create_study(directions=["maximize"] * 2, pruner=optuna.pruners.NopPruner())
+    study.enqueue_trial(trial_parameters(NARROW, workshop.spec.space))
+
+    def fails(*_: object) -> None:
+        raise RuntimeError(ILLEGAL)
+
+    monkeypatch.setattr(Workshop, "teach", fails)
+    objective = Objective(changed(workshop), seed=0, progress=Progress())
+    plan = dataclasses.replace(plan, spec=workshop.spec.model_copy(update={"anchors": {}}))
+    for _ in range(1 + again):
+        with pytest.raises(failures.BrokenDeviceError, match="illegal memory access"):
+            loop.run(study, objective, plan, budget=Budget(trials=1), progress=Progress())
+    first, second = study.trials
+    assert first.state == FAIL
+    assert first.user_attrs[Attr.FAIL_REASON].startswith(f"{HANDED_BACK}{failures.BROKEN}")
+    assert second.user_attrs[Attr.RETRY_OF] == 0
+    assert second.state == (FAIL if again else TrialState.WAITING)
+    assert not again or second.user_attrs[Attr.FAIL_REASON].startswith(failures.BROKEN)
 
 
 def test_a_storage_that_failed_hands_the_trial_back():

@@ -116,6 +116,18 @@ def test_a_single_image_is_timed_beside_the_batch():
     assert found.teacher_seconds_1 > found.student_seconds_1
 
 
+def test_convolutions_are_timed_channels_last_on_cuda_and_as_they_were_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
+    convolution, cuda = nn.Conv2d(3, 4, 3), torch.device("cuda")
+    assert latency._layout(convolution, cuda) is torch.channels_last
+    assert latency._layout(mlp(8), cuda) is torch.contiguous_format
+    assert latency._layout(convolution, torch.device("cpu")) is torch.contiguous_format
+    monkeypatch.setattr(latency, "_layout", lambda network, device: torch.channels_last)
+    batch = latency._ready(convolution.train(), torch.zeros(2, 3, 8, 8))
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not convolution.training
+
+
 @pytest.mark.cuda
 @pytest.mark.slow
 def test_on_cuda_the_ratio_is_of_graphs_with_the_eager_one_beside_it():

@@ -96,6 +96,12 @@ def test_reports_say_microseconds_and_what_timing_cannot_tell(timed_data: StudyD
     assert ("time", "0.71 µs an image, 12.0 µs one alone") in one_trial.lines(one_trial.facts(timed_data, 2))
 
 
+def test_ratios_of_replayed_graphs_say_that_the_cache_is_warm(timed_data: StudyData):
+    there = dataclasses.replace(timed_data, environment=timed_data.environment | {"device": "cuda:0"})
+    assert ties.sentence(there).endswith("what fits of it and of the weights is in the GPU's L2 cache.")
+    assert "L2" not in ties.sentence(timed_data)
+
+
 def test_an_old_study_says_that_its_intervals_are_of_one_sitting(make_trial: Any, make_study: Any):
     old = {key: value for key, value in dataclasses.asdict(timing(100.0)).items() if not key.endswith("_1")}
     found = collect(make_study([make_trial([0.9], 100.0, timing=old, timing_key="a")]), storage_url=URL)

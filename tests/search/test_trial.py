@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import sys
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ from kdsearch.records import Attr, EpochRecord, Progress, Timing
 from kdsearch.search import trial as objective
 from kdsearch.search.plan import Plan
 from kdsearch.search.space import trial_parameters
-from kdsearch.search.trial import Best, Objective, Workshop, known_timing
+from kdsearch.search.trial import Best, Objective, Workshop, known_timing, timing_key
 from kdsearch.spec import Range
+from kdsearch.system import machine
 
 CONFIG = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
 
@@ -126,6 +128,32 @@ def test_a_cost_that_returns_no_ratio_is_refused(
     theirs = Workshop(workshop.spec, workshop.split, workshop.teacher, "theirs")
     with pytest.raises(StudyFileError, match="the cost theirs must return a Timing with 0 < low <= ratio <= high"):
         theirs.measure(nn.Flatten())
+
+
+def test_a_timing_key_says_on_cuda_what_float32_is_and_on_a_cpu_what_it_always_said(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machine, "device_model", lambda device: str(device))
+    spec = workshop.spec
+
+    def key(device: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads(timing_key(CONFIG, spec, "latency", torch.device(device)))
+        return found
+
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    usual = key("cuda")
+    before = torch.backends.cudnn.conv.fp32_precision
+    try:
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        exact = key("cuda")
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert usual["cudnn"] == 91002
+    assert (usual["precision"], exact["precision"]) == (
+        "float32 (convolutions tf32, products ieee)", "float32 (convolutions ieee, products ieee)",
+    )  # fmt: skip
+    assert set(key("cpu")) == {"architecture", "cost", "device", "threads", "batch", "precision", "torch"}
+    assert key("cpu")["precision"] == "float32"
 
 
 def test_the_timing_that_was_written_first_stands(workshop: Workshop):

@@ -13,13 +13,12 @@ from kdsearch import data, networks, spec
 from kdsearch.data import Split
 from kdsearch.distil import answers, train
 from kdsearch.distil.optimizer import make_optimizer
-from kdsearch.distil.step import Format, format_for
+from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Batch, Lesson
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides.deck_recipes import School, teacher_spec
 from kdsearch.experiments.slides.rows import Dataset, Settings
-from kdsearch.experiments.train_bench import floor
 from kdsearch.experiments.train_bench.plain_loop import PlainLoop, asks_teacher
 from kdsearch.records import TeacherFacts
 from kdsearch.system import machine
@@ -55,20 +54,13 @@ def open_school(dataset: Dataset, whole: data.Dataset, device: torch.device, *, 
         dataset: of the rows.
         whole: its data.
         device: to train on.
-        images: number of training images, drawn by class.
-
-    Raises:
-        KdsearchError: the training set is smaller.
+        images: of the training set, drawn by class; where it has fewer, they come again from the first one on: a step
+            takes its time whatever it shows.
     """
-    if images > len(whole.train):
-        raise KdsearchError(
-            f"--steps x --batch must not exceed the {len(whole.train):,} training images of {dataset}",
-            got=f"{images:,}",
-            remedy="take fewer steps",
-        )
-    split = data.whole(whole, device, train_size=max(images, FEWEST))
-    mixed = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(SEED))  # the draw may be by class
-    split = replace(split, train=split.train.subset(mixed[:images].to(device)))
+    split = data.whole(whole, device, train_size=min(max(images, FEWEST), len(whole.train)))
+    mixed = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(SEED))  # they may come by class
+    chosen = mixed[torch.arange(images) % len(mixed)]
+    split = replace(split, train=split.train.subset(chosen.to(device)))
     network = _untrained_teacher(teacher_spec(dataset, max_epochs=None), split)
     size = networks.parameters(network), networks.size_bytes(network)
     facts = TeacherFacts(type(network).__name__, "untrained", 0.0, None, *size, 0.0)
@@ -179,21 +171,40 @@ def _ready(school: School, settings: Settings) -> list[tuple[Tensor, Tensor, Ten
 
 
 def _bare_steps(school: School, settings: Settings, student: nn.Module) -> Iterator[None]:
-    """Run steps of our optimiser on prepared batches, endlessly: the least time of any loop around them."""
+    """Steps of our optimiser on batches that are ready, without end: the least that any loop around them can take.
+
+    On CUDA replayed as a graph, as ours are, after a copy to where the graph reads.
+    """
+    device = school.split.train.labels.device
     optimizer = make_optimizer(student, school.deck.student.recipe, settings.batch_size)
     loss, form = school.deck.loss(settings), _form(school, student)
     student.to(memory_format=form.memory)  # type: ignore[call-overload]
     ready = [(form.lay_out(images), labels, logits) for images, labels, logits in _ready(school, settings)]
-    epoch = torch.ones((), device=school.split.train.labels.device)
+    epoch, read = torch.ones((), device=device), ready[0]
+
+    def take(*_: Tensor) -> None:
+        with form.autocast(device):
+            out = student(read[0])
+        optimizer.zero_grad(set_to_none=True)
+        loss(Batch(out.float(), *read[1:], epoch)).backward()
+        optimizer.step()
+
     student.train()
-    while True:
-        for images, labels, logits in ready:
-            with form.autocast(images.device):
-                out = student(images)
-            optimizer.zero_grad(set_to_none=True)
-            loss(Batch(out.float(), labels, logits, epoch)).backward()
-            optimizer.step()
-            yield
+    steps = Steps(take, batch_size=settings.batch_size, device=device, capture=True)
+    if device.type == "cuda":
+        read = tuple(each.clone() for each in ready[0])  # type: ignore[assignment]
+    try:
+        while True:
+            for batch in ready:
+                if device.type == "cuda":
+                    for place, each in zip(read, batch, strict=True):
+                        place.copy_(each)
+                else:
+                    read = batch
+                steps(batch[1], batch[1])  # any tensors of its length
+                yield
+    finally:
+        steps.close()
 
 
 def _ask(school: School, settings: Settings, steps: int) -> None:
@@ -203,20 +214,6 @@ def _ask(school: School, settings: Settings, steps: int) -> None:
     with torch.inference_mode(), torch.autocast(ready.device.type, torch.bfloat16, enabled=bf16):
         for _ in range(steps):
             school.teacher.network(ready)
-
-
-def work(school: School, settings: Settings, student: nn.Module) -> floor.Work:
-    """Count the work of one of our steps; the student is not changed."""
-    images, labels, logits = _ready(school, settings)[0]
-    loss = school.deck.loss(settings)
-    epoch = torch.full((), LATE, device=images.device)
-    return floor.count(
-        student,
-        images,
-        lambda out: loss(Batch(out, labels, logits, epoch)),
-        school.deck.student.recipe,
-        bf16=_form(school, student).bf16,
-    )
 
 
 def first_images(school: School, count: int) -> School:

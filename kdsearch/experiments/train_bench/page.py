@@ -1,4 +1,4 @@
-"""The page of `bench train`: images a second of our loop and the plain one, with our loop's ceiling and floor."""
+"""The page of `bench train`: our loop's images a second beside the plain one's, and its ceiling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from kdsearch.experiments.train_bench.floor import COUNTED
 from kdsearch.experiments.train_bench.loops import TOLERANCES
 from kdsearch.experiments.train_bench.run import Measured
 from kdsearch.reporting import formatting
@@ -44,14 +43,15 @@ HOW = (
     "float32 is timed beside them.",
     "A round times both and their parts in turn, a sample each; the speed-up is the median of the ratios of a round. "
     "Ceiling: (teacher + student) / student where the plain loop asks the teacher, else plain / student; student is a "
-    "step of our optimiser on batches that are ready on the device, teacher a forward pass for inference. Reading "
+    "step of our optimiser on batches that are ready on the device, on CUDA replayed as "
+    "a graph like ours; teacher a forward pass for inference. Reading "
     "images and waiting for workers cost the plain loop on CIFAR-10 time beyond the ceiling's, so more than 100 % of "
     "it is possible.",
     "The teacher is untrained, of the deck's family: its weights change no time. What glibc is told about freed memory "
     "holds for the whole process, so the plain loop gains by it, too.",
 )
 
-OF = "Medians over rounds. Of the ceiling: speed-up / ceiling. Of the floor: the floor's seconds / ours."
+OF = "Medians over rounds. Of the ceiling: speed-up / ceiling."
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,6 @@ def as_json(row: Measured) -> dict[str, Any]:
         "high": high,
         "ceiling": row.ceiling,
         "share_of_ceiling": speedup / row.ceiling,
-        "floor_fraction": row.floor_fraction,
         "batch": row.batch,
         "precision": row.precision,
         "against_float32": row.against_float32,
@@ -127,14 +126,6 @@ def as_json(row: Measured) -> dict[str, Any]:
         "steps": row.steps,
         "threads": dict(zip(("ours", "plain"), row.threads, strict=True)),
         "workers": row.workers,
-        "floor": {
-            "seconds": row.floor.seconds,
-            "bound": row.floor.bound,
-            "operations": row.floor.work.operations,
-            "bytes": row.floor.work.octets,
-            "operations_per_second": row.floor.rate,
-            "bytes_per_second": row.floor.bandwidth,
-        },
         "seconds": {which: list(spent) for which, spent in row.seconds.items()},
     }
 
@@ -185,7 +176,7 @@ def report(found: dict[str, Any], measured: Sequence[Measured]) -> Document:
         Section("Images a second", grid=_rates(measured), note=OF),
         Section("Round by round", figure=figure(measured), caption="A point a round; the bar is the row's ceiling."),
         Section("How it was measured", HOW),
-        Section("The floor", [COUNTED], grid=_floors(measured)),
+        Section("Milliseconds a step", grid=_times(measured)),
         Section("Both take the same step", [_agreement(found)], grid=_agreements(measured)),
     ]
     held = found["bars"]
@@ -202,7 +193,7 @@ def report(found: dict[str, Any], measured: Sequence[Measured]) -> Document:
 
 
 def _rates(measured: Sequence[Measured]) -> Grid:
-    header = ("row", "batch", "ours", "plain", "speed-up (95 %)", "ceiling", "of the ceiling", "of the floor")
+    header = ("row", "batch", "ours", "plain", "speed-up (95 %)", "ceiling", "of the ceiling")
     rows = [
         [
             row.name,
@@ -212,32 +203,19 @@ def _rates(measured: Sequence[Measured]) -> Grid:
             formatting.interval(*row.speedup),
             formatting.ratio(row.ceiling),
             formatting.percent(row.speedup[0] / row.ceiling, 1),
-            formatting.percent(row.floor_fraction, 1),
         ]
         for row in measured
     ]
     return Grid(header, rows)
 
 
-def _floors(measured: Sequence[Measured]) -> Grid:
-    header = ("row", "GFLOP a step", "MB a step", "GFLOP/s here", "GB/s here", "bound by", "floor, ms", "ours, ms",
-              "student alone, ms", "plain, ms", "teacher, ms")  # fmt: skip
+def _times(measured: Sequence[Measured]) -> Grid:
+    parts = ("ours", "student", "plain", "teacher")
     rows = []
     for row in measured:
         took = {which: 1e3 * statistics.median(spent) for which, spent in row.seconds.items()}
-        rows.append(
-            [
-                row.name,
-                f"{row.floor.work.operations / 1e9:.4g}",
-                f"{row.floor.work.octets / 1e6:.4g}",
-                f"{row.floor.rate / 1e9:.4g}",
-                f"{row.floor.bandwidth / 1e9:.4g}",
-                row.floor.bound,
-                f"{1e3 * row.floor.seconds:.4g}",
-                *(f"{took[which]:.4g}" if which in took else "-" for which in ("ours", "student", "plain", "teacher")),
-            ]
-        )
-    return Grid(header, rows)
+        rows.append([row.name, *(f"{took[which]:.4g}" if which in took else "-" for which in parts)])
+    return Grid(("row", "ours", "student alone", "plain", "teacher"), rows)
 
 
 def _agreement(found: dict[str, Any]) -> str:
@@ -310,7 +288,7 @@ def text(measured: Sequence[Measured], device: torch.device) -> str:
     lines = [
         f"{row.name:<4} batch {row.batch}: ours {row.images_a_second('ours'):,.0f} images/s, plain "
         f"{row.images_a_second('plain'):,.0f}, speed-up {formatting.interval(*row.speedup)} of at most "
-        f"{formatting.ratio(row.ceiling)}, {formatting.percent(row.floor_fraction, 1)} of the floor's speed; "
+        f"{formatting.ratio(row.ceiling)}; "
         f"{row.precision}{_against(row)}"
         for row in measured
     ]

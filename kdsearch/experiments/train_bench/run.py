@@ -1,4 +1,4 @@
-"""Time our epoch loop and a plain one alternately on the deck's rows: images a second, ceiling and floor."""
+"""Our epoch loop against a plain one, in turn on the deck's rows: images a second, and the ceiling."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from kdsearch.distil import precision as precisions
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides.deck_recipes import School
 from kdsearch.experiments.slides.rows import DATASETS, Dataset, Settings, rows
-from kdsearch.experiments.train_bench import floor, loops
-from kdsearch.experiments.train_bench.floor import Floor
+from kdsearch.experiments.train_bench import loops
 from kdsearch.experiments.train_bench.loops import SEED, Agreement
 from kdsearch.records import Precision, Progress
 from kdsearch.stats import median_interval
@@ -73,9 +72,8 @@ class Measured:
         batch, steps: images a step, steps a sample.
         threads: of both loops, on a CPU.
         workers: of the plain loop.
-        seconds: a step, of each round: "ours", "plain", "student" (a step on prepared tensors) and, where the plain
-            loop runs the teacher, "teacher" (a forward pass); "float32", ours in it, where ours is bfloat16 on a CPU.
-        floor: of a step.
+        seconds: a step, of each round: "ours", "plain", "student" (a step on tensors that are ready) and, where the
+            plain loop asks it, "teacher" (a forward pass); "float32", ours in that, where ours is in bfloat16 on a CPU.
         agreement: of both loops.
         precision: of our convolutions.
     """
@@ -87,7 +85,6 @@ class Measured:
     threads: tuple[int, int]
     workers: int
     seconds: Mapping[str, Sequence[float]]
-    floor: Floor
     agreement: Agreement
     precision: Precision = "float32"
 
@@ -120,11 +117,6 @@ class Measured:
         else:
             whole = list(self.seconds["plain"])
         return statistics.median(w / s for w, s in zip(whole, student, strict=True))
-
-    @property
-    def floor_fraction(self) -> float:
-        """The floor's seconds over ours."""
-        return self.floor.seconds / statistics.median(self.seconds["ours"])
 
 
 def choose(names: Sequence[str]) -> dict[str, tuple[Dataset, Settings]]:
@@ -213,11 +205,9 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
         KdsearchError: the loops do not agree, or a training diverged.
     """
     agreement = loops.check(school, settings)
-    device, steps = school.split.train.labels.device, len(school.split.train) // settings.batch_size
+    device, steps = school.split.train.labels.device, max(1, len(school.split.train) // settings.batch_size)
     student = school.build(settings, SEED)
     threads = school.deck.student.threads
-    work = loops.work(school, settings, student)
-    measured = floor.measure(work, device, threads=threads)
     calls = loops.calls(school, settings, student, rounds=samples + 1, steps=steps, workers=workers)
     seconds: dict[str, list[float]] = {which: [] for which in calls}
     for _ in range(samples + 1):
@@ -231,7 +221,6 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
         threads=(threads or torch.get_num_threads(), torch.get_num_threads()),
         workers=workers,
         seconds={which: spent[1:] for which, spent in seconds.items()},
-        floor=measured,
         agreement=agreement,
         precision=precisions.trained_in(student, device, school.precision),
     )

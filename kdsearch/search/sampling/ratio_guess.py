@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -73,12 +74,26 @@ class LikelyRatio:
         key = _key(config)
         if key not in self._counted:
             workshop = self._workshop
-            family = networks.student_family(workshop.spec.student.family)
-            with torch.device("meta"):
-                student = family.build(architecture(config), workshop.split.shape, len(workshop.split.classes))
-                image = torch.zeros(1, *workshop.split.shape)
-            self._counted[key] = self._teacher / flops.count(student, image)
+            split = workshop.split
+            count = _operations(workshop.spec.student.family, key, tuple(split.shape), len(split.classes))
+            self._counted[key] = self._teacher / count
         return self._counted[key]
+
+
+@cache
+def _operations(family: str, key: str, shape: tuple[int, ...], classes: int) -> int:
+    """Operations of a student of an architecture, counted once a process: that takes some milliseconds.
+
+    Args:
+        family: its name.
+        key: of `_key`.
+        shape: of an image.
+        classes: of the data set.
+    """
+    channels, height, width = shape
+    with torch.device("meta"):
+        student = networks.student_family(family).build(json.loads(key), (channels, height, width), classes)
+        return flops.count(student, torch.zeros(1, *shape))
 
 
 def interpolated(counted: float, known: dict[float, float]) -> float:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import optuna
+import torch
 from optuna import Study
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from kdsearch.spec import Range, StudySpec
 from kdsearch.system import machine
+
+LEAST_ON_CUDA = 64  # images a batch
 
 SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
@@ -57,6 +62,67 @@ class WrappedSampler(BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._inner.after_trial(study, trial, state, values)
+
+
+def least_batch(spec: StudySpec, device: torch.device) -> int | None:
+    """The batch size below which a sampler draws none on a device; None: it draws whatever the space has.
+
+    A step on CUDA takes its launches' time however few images it has, so a small batch makes an epoch many times as
+    long. The space itself stays as it is, with anchors and with studies that CPUs work on; where all of its sizes are
+    small, they are what the user wants.
+    """
+    dimension = spec.space["batch_size"]
+    if device.type != "cuda" or not isinstance(dimension, Range | list):
+        return None
+    ends = dimension if isinstance(dimension, list) else [dimension.low, dimension.high]
+    sizes = [float(size) for size in ends]
+    return LEAST_ON_CUDA if min(sizes) < LEAST_ON_CUDA <= max(sizes) else None
+
+
+class LargeBatches(WrappedSampler):
+    """Draws a batch size anew, evenly, where the inner sampler's is too small for the device.
+
+    Args:
+        inner: the sampler that is asked.
+        least: batch size.
+        seed: of the draws; None: a fresh one.
+    """
+
+    def __init__(self, inner: BaseSampler, least: int, seed: int | None) -> None:
+        super().__init__(inner)
+        self._least, self._seed = least, machine.fresh_seed() if seed is None else seed
+        self._random = Random(self._seed)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Seeds the draws of this trial."""
+        self._random = Random(machine.derive_seed("batch", self._seed, trial.number))
+        super().before_trial(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the inner sampler does, but for a small batch size."""
+        drawn = self._inner.sample_relative(study, trial, search_space)
+        return {name: self._large(name, value, search_space[name]) for name, value in drawn.items()}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As the inner sampler does, but for a small batch size."""
+        value = self._inner.sample_independent(study, trial, param_name, param_distribution)
+        return self._large(param_name, value, param_distribution)
+
+    def _large(self, name: str, value: Any, distribution: BaseDistribution) -> Any:
+        if name != "batch_size" or value >= self._least:
+            return value
+        if isinstance(distribution, CategoricalDistribution):
+            sizes = [size for size in distribution.choices if size >= self._least]  # type: ignore[operator]
+        else:
+            assert isinstance(distribution, IntDistribution)
+            step = distribution.step
+            first = distribution.low + -(-max(0, self._least - distribution.low) // step) * step
+            sizes = list(range(first, distribution.high + 1, step))
+        return self._random.choice(sizes) if sizes else value
 
 
 class SeededSampler(WrappedSampler):

@@ -9,7 +9,7 @@ from optuna import Study
 from kdsearch import storage
 from kdsearch.distil import precision, teacher
 from kdsearch.records import Progress
-from kdsearch.search import run_options
+from kdsearch.search import failures, run_options
 from kdsearch.search.definition import check_definition
 from kdsearch.search.plan import rejoin
 from kdsearch.search.study import PRUNERS, check_options, warn_of_slowness, work
@@ -17,6 +17,7 @@ from kdsearch.search.workers import live_view
 from kdsearch.storage import retrying
 
 
+@failures.naming_broken_devices()
 def join(
     url: str,
     name: str,

@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.errors import RunError
 from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr, Progress, was_handed_back
-from kdsearch.search import anchors
+from kdsearch.search import anchors, failures
 from kdsearch.search.budget import Budget, is_finished
-from kdsearch.search.failures import Streak
+from kdsearch.search.failures import BrokenDeviceError, Streak
 from kdsearch.search.plan import Plan
 from kdsearch.search.trial import Objective
 from kdsearch.search.workers import liveness, slots
@@ -44,7 +44,8 @@ def run(
 
     Raises:
         RunError: too many trials in a row failed (see `failures.Streak`).
-        KeyboardInterrupt: the interruption, raised again.
+        BrokenDeviceError: the GPU works no more; the trial is handed back.
+        KeyboardInterrupt: as it came.
     """
     streak = Streak()
     watch = liveness.Watch()
@@ -71,6 +72,9 @@ def run(
     except KeyboardInterrupt:
         hand_back_own(study)
         raise
+    except BrokenDeviceError as error:
+        hand_back_own(study, str(error), twice=False)
+        raise
 
 
 def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
@@ -80,6 +84,9 @@ def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
         study: of the trial.
         objective: stores why it fails.
         trial_id: of a trial that this process has claimed.
+
+    Raises:
+        BrokenDeviceError: this process can run nothing any more; the trial still runs, as far as the storage knows.
     """
     study._thread_local.cached_all_trials = None  # as `Study.ask` does
     trial = Trial(study, trial_id)
@@ -89,6 +96,8 @@ def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
             values, state = objective(trial), TrialState.COMPLETE
         except TrialPruned:
             state = TrialState.PRUNED
+        except BrokenDeviceError:
+            raise
         except Exception:
             pass
         with signals.shield(), suppress(UpdateFinishedTrialError):
@@ -105,9 +114,24 @@ def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: live
     return bool(abandoned)
 
 
-def hand_back_own(study: Study) -> None:
-    """Hand back the trials that this process was running."""
-    reason = INTERRUPTED.removeprefix(HANDED_BACK)
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state == TrialState.RUNNING and trial.user_attrs.get(Attr.WORKER) == liveness.myself():
+def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BACK), *, twice: bool = True) -> None:
+    """Hands back what this process was running.
+
+    Args:
+        study: of the trial.
+        reason: why it is not run on.
+        twice: whether a trial that was handed back before for the same kind of reason is so again; else it fails: one
+            that breaks the GPU wherever it runs would take all workers with it.
+    """
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.state != TrialState.RUNNING or trial.user_attrs.get(Attr.WORKER) != liveness.myself():
+            continue
+        before = trial.user_attrs.get(Attr.RETRY_OF)
+        known = next((other.user_attrs.get(Attr.FAIL_REASON) for other in trials if other.number == before), None)
+        if not twice and failures.BROKEN in str(known):
+            with suppress(UpdateFinishedTrialError):
+                study._storage.set_trial_user_attr(trial._trial_id, Attr.FAIL_REASON, reason)
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        else:
             slots.hand_back(study, trial, reason)

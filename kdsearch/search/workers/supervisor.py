@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from optuna import Study
 
 from kdsearch.errors import RunError
 from kdsearch.records import Progress
-from kdsearch.search import anchors, clock
+from kdsearch.search import anchors, clock, failures
 from kdsearch.search.plan import Plan
 from kdsearch.search.run_options import Options
 from kdsearch.search.workers import liveness
@@ -27,8 +28,9 @@ from kdsearch.search.workers.monitor import Monitor
 from kdsearch.system import signals
 
 LOOK = 0.5  # seconds between two looks at the study and its workers
-DEATHS_IN_A_ROW = 5  # per worker, without a finished trial in between
-PARTING = 8.0  # seconds that workers have to end in order
+LOST_DEVICES = 2  # times that a worker's GPU failed, after which none takes its place
+DEATHS_IN_A_ROW = 5  # of as many processes as there are workers, without a finished trial between them
+PARTING = 8.0  # seconds that workers are given to end in order
 OURS = "kdsearch: error: "
 
 
@@ -72,13 +74,20 @@ def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
     The storage's URL may hold a password, which in a command line would be visible to every user of the machine.
     """
     changed = {"OPTUNA_STORAGE": plan.url}
-    if plan.device.type == "cuda" and torch.cuda.device_count() > 1 and plan.device.index in (None, 0):
+    if _spreads(plan):
         there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         names = there.split(",")
         changed["CUDA_VISIBLE_DEVICES"] = names[index % len(names)]
-    if plan.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if (
+        "OMP_NUM_THREADS" not in os.environ
+    ):  # on CUDA, too: each worker would have a thread a core for what the host does
         changed["OMP_NUM_THREADS"] = str(max(1, cores() // workers))
     return {**os.environ, **changed}
+
+
+def _spreads(plan: Plan) -> bool:
+    """Whether workers share several GPUs: only where the user named none."""
+    return plan.any_gpu and torch.cuda.device_count() > 1
 
 
 def cores() -> int:
@@ -102,8 +111,7 @@ class Crew:
     def start(self, index: int) -> None:
         """Start worker `index` in its own process group, so that Ctrl-C in a terminal reaches only the supervisor."""
         plan, left = self._plan, self._seconds_left()
-        several = plan.device.type == "cuda" and torch.cuda.device_count() > 1
-        device = str(plan.device) if not several or plan.device.index else "cuda"
+        device = "cuda" if _spreads(plan) else str(plan.device)
         words = ["worker", f"--name={plan.name}", f"--device={device}", f"--supervisor={os.getpid()}"]
         words += [] if plan.data_dir is None else [f"--data-dir={plan.data_dir}"]
         words += [] if left is None else [f"--timeout={left}"]
@@ -209,6 +217,7 @@ def supervise(
     monitor, watch = Monitor(study, progress), liveness.Watch()
     progress.study_started(*budget.progress(study))
     deaths, finished = 0, 0
+    lost: Counter[int] = Counter()  # by worker, how often its GPU failed
 
     def seconds_left() -> float | None:
         return None if options.timeout is None else max(0.0, options.timeout - (time.monotonic() - begin))
@@ -217,11 +226,16 @@ def supervise(
         while crew.running:
             signals.pause(LOOK)
             for index, worker in crew.ended():
-                _refuse(worker)
-                if worker.code != 0 and not budget.over(study.get_trials(deepcopy=False)):
+                lost[index] += _refuse(worker)
+                if worker.code == 0 or budget.over(study.get_trials(deepcopy=False)):
+                    continue
+                retired = lost[index] >= LOST_DEVICES
+                _tell(worker, progress, retired=retired)
+                if not retired:
                     deaths += 1
-                    _tell(worker, progress)
                     crew.start(index)
+                elif all(lost[each] >= LOST_DEVICES for each in range(workers)):
+                    raise RunError(f"no worker is left: {worker.words.removeprefix(OURS)}")
             hand_back_abandoned(study, monitor.look(), watch, progress)
             between()
             if monitor.finished > finished:
@@ -236,12 +250,20 @@ def supervise(
     progress.study_finished(clock.shares({work: after[work] - before[work] for work in after}))
 
 
-def _refuse(worker: Ended) -> None:
-    """Raise a worker's own error that it cannot work: other workers could not either."""
+def _refuse(worker: Ended) -> bool:
+    """Goes on with a worker's own word that it cannot work, for another one could not either; but not for its GPU's.
+
+    Returns:
+        Whether its GPU failed, which is no other's.
+    """
+    if worker.code and failures.is_of_device(worker.words):
+        return True
     if worker.code and worker.words.startswith(OURS):
         raise RunError(f"a worker cannot go on: {worker.words.removeprefix(OURS)}", remedy="")
+    return False
 
 
-def _tell(worker: Ended, progress: Progress) -> None:
-    how = signal.Signals(-worker.code).name if worker.code < 0 else worker.words
-    progress.warning(f"worker {worker.pid} died ({how}); another one takes its place")
+def _tell(worker: Ended, progress: Progress, *, retired: bool) -> None:
+    how = signal.Signals(-worker.code).name if worker.code < 0 else worker.words.removeprefix(OURS)
+    then = "its GPU failed again, so none takes its place" if retired else "another one takes its place"
+    progress.warning(f"worker {worker.pid} died ({how}); {then}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 
 import optuna
 import pytest
@@ -158,9 +159,10 @@ def test_rows_run_on_cuda(school, options, monkeypatch):
     teacher = dataclasses.replace(school.teacher, network=copy.deepcopy(school.teacher.network).to(cuda))
     there = School("mnist", moved, teacher, teacher.answers(moved.train))
     study = optuna.create_study(directions=["maximize"] * 2)
-    few = dataclasses.replace(options, jobs=choose("mnist", "m7,mq", "stated"), repeats=1)
+    in_int8 = all(importlib.util.find_spec(name) for name in int8_row.NEEDS)  # an image with a GPU may lack them
+    few = dataclasses.replace(options, jobs=choose("mnist", "m7,mq" if in_int8 else "m7", "stated"), repeats=1)
     run.run_all(study, few, there, run.missing(study, few), Progress())
     here = training.in_float(school, few.jobs[0].settings, machine.derive_seed("slides", 0), [[1.0], [1.0]], print)
     found = run.stored(study)
     assert abs(found["m7", "stated", 0].values[0] - here[Attr.TEST_ACCURACY]) < 0.02
-    assert found["mq", "stated", 0].user_attrs[Attr.INT8]["float_products"] == 0
+    assert not in_int8 or found["mq", "stated", 0].user_attrs[Attr.INT8]["float_products"] == 0

@@ -9,28 +9,19 @@ import torch
 from kdsearch import data, spec
 from kdsearch.data import ImageSet
 from kdsearch.distil.optimizer import make_optimizer
+from kdsearch.distil.step import Steps
 from kdsearch.distil.teacher import Teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides.deck_recipes import School
 from kdsearch.experiments.slides.rows import Settings
-from kdsearch.experiments.train_bench import floor, loops, plain_loop, run
+from kdsearch.experiments.train_bench import loops, plain_loop, run
 from kdsearch.experiments.train_bench import page as train_page
-from kdsearch.networks import parameters
 from kdsearch.records import Progress
 from kdsearch.search.plan import Plan
 from kdsearch.system.machine import data_folder
 
 BATCH = 20
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products, copies and convolutions of no length: what they find matters to no test."""
-    monkeypatch.setattr(floor, "SIDES", {"cpu": 64})
-    monkeypatch.setattr(floor, "IMAGES", {"cpu": 1})
-    monkeypatch.setattr(floor, "COPIED", {"cpu": 2**20})
-    monkeypatch.setattr(floor, "MIN_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -133,15 +124,13 @@ def test_a_row_is_measured_in_rounds(row: str, parts: set[str], mnist: School, c
     low, high = found.speedup[1:]
     assert 0 < low <= found.speedup[0] <= high
     assert found.ceiling > 0
-    assert found.floor_fraction > 0
 
 
 def made(row: str = "m7", **changes: object) -> run.Measured:
     """A row of whole numbers."""
-    work = floor.Work(operations=10**9, octets=10**6, held=10**5)
     seconds = {"ours": [1.0, 2.0, 2.0], "plain": [4.0, 4.0, 8.0], "student": [1.0, 1.0, 1.0]}
     one = run.Measured(row, "cifar10" if row[0] == "c" else "mnist", 32, 10, (1, 2), 1, seconds,
-                         floor.Floor(work, rate=2e9, bandwidth=1e7), loops.Agreement(1e-7, 1e-6))  # fmt: skip
+                         loops.Agreement(1e-7, 1e-6))  # fmt: skip
     return replace(one, **changes)
 
 
@@ -150,34 +139,8 @@ def test_figures_are_medians_of_rounds() -> None:
     assert (one.images_a_second("ours"), one.images_a_second("plain")) == (16, 8)
     assert one.speedup == (4, 2, 4)
     assert one.ceiling == 4
-    assert one.floor_fraction == 0.25
     asked = made("c1", seconds=one.seconds | {"teacher": [1.0, 2.0, 3.0]})
     assert asked.ceiling == 3
-
-
-def test_the_floor_is_the_slower_of_both() -> None:
-    work = floor.Work(operations=100, octets=10, held=10)
-    assert (floor.Floor(work, 10.0, 2.0).seconds, floor.Floor(work, 10.0, 2.0).bound) == (10.0, "operations")
-    assert (floor.Floor(work, 100.0, 2.0).seconds, floor.Floor(work, 100.0, 2.0).bound) == (5.0, "bytes")
-
-
-def test_a_step_is_counted() -> None:
-    """Two dense layers: three products each but for the first one's, whose input needs no gradient."""
-    network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3))
-    work = floor.count(network, torch.randn(2, 5), lambda logits: logits.sum(), spec.Recipe())
-    assert work.operations == 2 * 2 * (2 * 5 * 7 + 3 * 7 * 3)
-    count = parameters(network)
-    assert work.octets == 4 * (count * 10 + 2 * 2 * 5 + 4 * 2 * (7 + 3))
-    assert work.held == 4 * 4 * count
-    assert all(parameter.grad is None for parameter in network.parameters())
-    sgd = spec.Recipe(optimizer="sgd", momentum=0.9)
-    assert floor.count(network, torch.randn(2, 5), lambda logits: logits.sum(), sgd).held == 4 * 3 * count
-
-
-def test_the_device_is_measured() -> None:
-    found = floor.measure(floor.Work(1, 1, 1), CPU, threads=1)
-    assert found.rate > 0
-    assert found.bandwidth > 0
 
 
 def test_a_school_of_a_draw_has_a_teacher_that_says_something_finite() -> None:
@@ -187,8 +150,41 @@ def test_a_school_of_a_draw_has_a_teacher_that_says_something_finite() -> None:
     assert school.answers.logits.shape == (60, 10)
     assert school.answers.logits.isfinite().all()
     assert not any(parameter.requires_grad for parameter in school.teacher.network.parameters())
-    with pytest.raises(KdsearchError, match="must not exceed"):
-        loops.open_school("mnist", digits, CPU, images=10_000)
+
+
+def test_more_images_than_there_are_come_again() -> None:
+    digits = data.load(spec.DataSpec(name="digits"), data_folder())
+    count = len(digits.train)
+    split = loops.open_school("mnist", digits, CPU, images=count + 20).split
+    assert len(split.train) == count + 20
+    assert torch.equal(split.train.images[:20], split.train.images[count:])
+    assert torch.equal(split.train.labels[:20], split.train.labels[count:])
+
+
+def test_the_ceiling_is_of_captured_steps_where_ours_are(cifar10: School, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Steps] = []
+
+    class Seen(Steps):
+        closed = False
+
+        def __init__(self, take: object, **kind: object) -> None:
+            super().__init__(take, **kind)
+            assert kind["capture"]
+            made.append(self)
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(loops, "Steps", Seen)
+    row = settings("c5")
+    student = cifar10.build(row, 0)
+    before = [each.detach().clone() for each in student.parameters()]
+    bare = loops._bare_steps(cifar10, row, student)
+    for _ in range(loops.READY + 1):
+        next(bare)
+    assert any(not torch.equal(old, new) for old, new in zip(before, student.parameters(), strict=True))
+    bare.close()
+    assert [each.closed for each in made] == [True]
 
 
 @pytest.mark.slow
@@ -230,7 +226,7 @@ def test_the_result_is_json_of_this_form() -> None:
     found = json.loads(json.dumps(train_page.result([made()], CPU, command="kdsearch bench train"), allow_nan=False))
     assert {"rows", "bars", "device", "environment", "load", "command", "made"} == found.keys()
     row = found["rows"]["m7"]
-    assert {"ours", "plain", "speedup", "low", "high", "ceiling", "share_of_ceiling", "floor_fraction", "batch",
+    assert {"ours", "plain", "speedup", "low", "high", "ceiling", "share_of_ceiling", "batch",
             "losses_agree_to"} <= row.keys()  # fmt: skip
     assert (row["ours"], row["plain"], row["speedup"], row["share_of_ceiling"]) == (16, 8, 4, 1)
     assert row["threads"] == {"ours": 1, "plain": 2}
@@ -279,4 +275,4 @@ def test_bars_in_bfloat16() -> None:
     _, gain, speedup = train_page.bars(row, CPU)
     assert (gain.what, gain.figure, gain.met) == ("times ours in float32", "1.50", True)
     assert (speedup.what, speedup.bar, speedup.met) == ("times the plain loop in float32", "5.00", False)
-    assert "speed; bfloat16, 1.50" in train_page.text([row], CPU)
+    assert "; bfloat16, 1.50" in train_page.text([row], CPU)

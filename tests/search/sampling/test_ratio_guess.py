@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from optuna.trial import create_trial
 
 from kdsearch.records import Attr
+from kdsearch.search.sampling import ratio_guess
 from kdsearch.search.sampling.ratio_guess import LikelyRatio, interpolated
 from kdsearch.search.trial import Workshop
 
@@ -72,6 +73,24 @@ def test_one_known_point_scales_the_counted_ratio():
 )
 def test_beyond_the_known_points_ratios_go_on_as_between_the_last_two(counted, known, expected):
     assert interpolated(counted, known) == pytest.approx(expected)
+
+
+def test_an_architecture_is_counted_once_a_process(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    counted: list[int] = []
+    plain = ratio_guess.flops.count
+
+    def count(network, image):
+        counted.append(1)
+        return plain(network, image)
+
+    ratio_guess._operations.cache_clear()
+    monkeypatch.setattr(ratio_guess.flops, "count", count)
+    first, second = LikelyRatio(workshop), LikelyRatio(workshop)
+    counted.clear()  # of the teacher
+    several = [config(50), config(50, epochs=1), config(50, temperature=2.0), config(75)]
+    assert [first.counted(each) for each in several] == [second.counted(each) for each in several]
+    assert len(counted) == 2
+    assert first.counted(config(50)) == pytest.approx(true_ratio(workshop, 50))
 
 
 def test_before_anything_was_timed_there_is_no_guess(workshop: Workshop):

@@ -17,10 +17,12 @@ from optuna.trial import create_trial
 
 from kdsearch.errors import RunError
 from kdsearch.records import Attr, Progress
+from kdsearch.search import plan as plans
 from kdsearch.search.plan import Plan
 from kdsearch.search.run_options import Options
 from kdsearch.search.workers import liveness, supervisor
 from kdsearch.search.workers.supervisor import DEATHS_IN_A_ROW, Crew, environment, supervise
+from kdsearch.system import machine
 
 URL = "postgresql://ann:secret@db/kd"
 SCORES = {Attr.ACCURACY: 0.5, Attr.TEST_ACCURACY: 0.5, Attr.RATIO: 2.0, Attr.BEST_EPOCH: 1, Attr.CONFIG: {"epochs": 1}}
@@ -71,7 +73,8 @@ def test_a_worker_gets_its_storage_by_the_environment_and_its_share_of_the_cores
     ("device", "visible", "expected"),
     [
         ("cuda", None, ["0", "1", "2", "0"]),
-        ("cuda:0", "5,GPU-a,7", ["5", "GPU-a", "7", "5"]),
+        ("auto", "5,GPU-a,7", ["5", "GPU-a", "7", "5"]),
+        ("cuda:0", "5,GPU-a,7", ["5,GPU-a,7"] * 4),
         ("cuda:2", "5,GPU-a,7", ["5,GPU-a,7"] * 4),  # the user chose one
         ("cpu", "5,GPU-a,7", ["5,GPU-a,7"] * 4),
     ],
@@ -84,8 +87,30 @@ def test_each_worker_has_one_gpu_where_there_are_several(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    there = dataclasses.replace(own, device=torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = machine.resolve_device(device)
+    there = dataclasses.replace(own, device=chosen, any_gpu=plans._names_none(device, chosen))
     assert [environment(there, 4, index)["CUDA_VISIBLE_DEVICES"] for index in range(4)] == expected
+
+
+@pytest.mark.parametrize(("any_gpu", "expected"), [(True, "--device=cuda"), (False, "--device=cuda:0")])
+def test_a_worker_is_told_the_gpu_that_the_user_named(
+    own: Plan, workers, monkeypatch: pytest.MonkeyPatch, any_gpu: bool, expected: str
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    started = workers("exit 0")
+    crew = Crew(dataclasses.replace(own, device=torch.device("cuda:0"), any_gpu=any_gpu), 1, lambda: None)
+    crew.start_all()
+    until(lambda: bool(started()), 10)
+    crew.stop()
+    assert expected in started()[0]
+
+
+def test_workers_on_a_gpu_share_the_cores_too(own: Plan, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(supervisor, "cores", lambda: 16)
+    there = dataclasses.replace(own, device=torch.device("cuda:0"))
+    assert environment(there, 8, 0)["OMP_NUM_THREADS"] == "2"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to cores")
@@ -154,6 +179,35 @@ def test_a_workers_own_word_that_it_cannot_go_on_ends_the_run(own: Plan, workers
     with pytest.raises(RunError, match=r"^a worker cannot go on: the data must be the same$"):
         supervise(study, own, Options(trials=1), workers=1, progress=Progress())
     assert len(started()) == 1
+
+
+BROKEN = "kdsearch: error: the GPU must go on working (got CUDA error: uncorrectable ECC error encountered); look at it"
+
+
+def test_a_gpu_that_fails_twice_retires_its_worker_and_the_other_one_goes_on(own: Plan, workers, study: optuna.Study):
+    """The first of the two workers to start is the one whose GPU fails; the other one's waits for that."""
+    started = workers(f"""if mkdir "$0.good" 2>/dev/null; then exec sleep 60; fi; echo '{BROKEN}' >&2; exit 1""")
+    told = Recorder()
+
+    def between() -> None:
+        if len(told.warnings) == 2:
+            study.add_trial(DONE)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        supervise(study, own, Options(trials=1), workers=2, progress=told, between=between)
+    assert len(started()) == 3
+    assert told.warnings[0].endswith("look at it); another one takes its place")
+    assert told.warnings[1].endswith("look at it); its GPU failed again, so none takes its place")
+
+
+def test_a_study_whose_workers_have_all_lost_their_gpus_ends_and_says_why(own: Plan, workers, study: optuna.Study):
+    started = workers(f"echo '{BROKEN}' >&2; exit 1")
+    with pytest.raises(
+        RunError, match=r"^no worker is left: the GPU must go on working \(got CUDA error: uncorrectable"
+    ):
+        supervise(study, own, Options(trials=1), workers=2, progress=Recorder())
+    assert len(started()) == 4
 
 
 def test_workers_that_die_without_finishing_anything_end_the_run(own: Plan, workers, study: optuna.Study):
