@@ -22,7 +22,7 @@ from kdsearch.distil.teacher import Teacher, obtain
 from kdsearch.measure import latency
 from kdsearch.search import retime
 from kdsearch.search.plan import Plan, make_plan
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 
 hypothesis.settings.register_profile(
     "tests", deadline=None, derandomize=True, database=None, max_examples=60

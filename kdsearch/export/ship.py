@@ -15,7 +15,6 @@ from torch import nn
 
 from kdsearch import networks
 from kdsearch.data import Split
-from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card
 from kdsearch.export.verify import verify
@@ -24,7 +23,7 @@ from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import weights
 from kdsearch.search.plan import check_choice, rejoin
 from kdsearch.search.retrain import check_data, find_trial, retrain
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 from kdsearch.system import files, machine
 
 
@@ -81,7 +80,7 @@ def opened(
     files.check_folder(out)
     plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
     check_data(study, plan)
-    shop = Workshop(plan.spec, plan.split, teacher.obtain(plan.spec.teacher, plan.split, progress=progress), plan.cost)
+    shop = Workshop.open(plan, progress)
     return trial, shop, *_student(study, trial, shop, url, data_dir, progress)
 
 

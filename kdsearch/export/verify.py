@@ -18,7 +18,7 @@ from kdsearch.measure import deployed, latency
 from kdsearch.measure.accuracy import batch_of
 from kdsearch.measure.gate import Gate
 from kdsearch.records import Timing
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 from kdsearch.system import machine
 
 POINTS = 0.001  # accuracy, a fraction: largest difference of a file from the network in torch

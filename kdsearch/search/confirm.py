@@ -17,14 +17,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import sittings
 from kdsearch.distil import precision as precisions
-from kdsearch.distil import teacher
 from kdsearch.distil.lesson import needs_teacher
 from kdsearch.errors import KdsearchError, StorageError, TrialError
 from kdsearch.records import Attr, Config, ConfirmedRun, Progress, StudyAttr, confirmed_runs
 from kdsearch.search.definition import check, definition, differences
 from kdsearch.search.plan import check_own, rejoin
 from kdsearch.search.retrain import find_finished, taught_to
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 from kdsearch.stats import count_of
 from kdsearch.system import machine, signals
 
@@ -191,8 +190,7 @@ def confirm(
     environment = machine.environment(plan.device) | {"precision": plan.precision.name}
     for job in {job.key: job for job in todo}.values():
         _warn_of_changes(study, job, environment, progress)
-    known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
-    workshop = Workshop(plan.spec, plan.split, known, plan.cost, plan.precision.name)
+    workshop = Workshop.open(plan, progress)
     about = {"environment": environment, "command": command}
     _fix(study, planned, repeats, progress)
     _run_all(study, todo, (workshop, workshop.undivided()), about, total, progress)

@@ -35,7 +35,7 @@ from kdsearch.search import space
 from kdsearch.search.budget import Budget
 from kdsearch.search.plan import Plan
 from kdsearch.search.run_options import CANDIDATES
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 from kdsearch.sittings import LEAST as SITTINGS
 from kdsearch.spec import Recipe
 from kdsearch.system import machine

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from kdsearch import sittings
 from kdsearch.records import Attr, Progress
 from kdsearch.search.clock import Clock
-from kdsearch.search.trial import Workshop, timing_key
+from kdsearch.search.workshop import Workshop, timing_key
 from kdsearch.sittings import Sitting
 from kdsearch.spec import StudySpec
 from kdsearch.system import signals

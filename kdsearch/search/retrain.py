@@ -16,7 +16,8 @@ from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, StorageError
 from kdsearch.records import Attr, Config, EpochRecord, Progress, StudyAttr
 from kdsearch.search.plan import Plan, check_own, rejoin
-from kdsearch.search.trial import Best, Workshop
+from kdsearch.search.trial import Best
+from kdsearch.search.workshop import Workshop
 from kdsearch.storage import load_trial
 from kdsearch.system import files
 
@@ -130,8 +131,7 @@ def retrain(
     trial = find_finished(study, number) if whole else find_trial(study, number)
     plan = rejoin(study, url="", data_dir=data_dir, device=device, precision=precision)
     check_data(study, plan)
-    known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
-    workshop = Workshop(plan.spec, plan.split, known, "flops", plan.precision.name)
+    workshop = Workshop.open(plan, progress, cost="flops")
     config, seed = trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED]
     progress.study_started(0, 1)
     progress.trial_started(number, trial.user_attrs.get(Attr.ANCHOR), config)

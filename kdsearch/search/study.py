@@ -30,11 +30,12 @@ from kdsearch.search.run_options import CANDIDATES, Options, Request
 from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import ProposalSampler
 from kdsearch.search.sampling.ratio_guess import LikelyRatio
-from kdsearch.search.trial import Objective, Workshop
+from kdsearch.search.trial import Objective
 from kdsearch.search.weights import Keeper, folder
 from kdsearch.search.workers import live_view, liveness
 from kdsearch.search.workers.loop import run
 from kdsearch.search.workers.supervisor import supervise
+from kdsearch.search.workshop import Workshop
 from kdsearch.spec import Range
 from kdsearch.storage import retrying
 from kdsearch.system import machine
@@ -300,7 +301,7 @@ def work(
         RunError: too many trials in a row failed (see `failures.Streak`).
         KeyboardInterrupt: a signal asked the process to end; its trial is handed back.
     """
-    workshop = Workshop(plan.spec, plan.split, known, plan.cost, plan.precision.name)
+    workshop = Workshop.open(plan, progress, known=known)
     counted = clock.Clock()
     by_time = budget.seconds is not None
     inner = make_sampler(options.sampler, workshop, candidates=options.candidates, seed=options.seed, by_time=by_time)

@@ -4,163 +4,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
-import torch
 from optuna import Study, Trial, TrialPruned
 from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from kdsearch import networks
-from kdsearch.data import ImageSet, Split
-from kdsearch.distil import checkpoint, lesson
-from kdsearch.distil.answers import Answers
 from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.precision import trained_in
-from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Run, State
-from kdsearch.distil.view_answers import ViewAnswers
-from kdsearch.errors import KdsearchError
-from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, hits
-from kdsearch.measure.gate import Gate
 from kdsearch.pruning import pruner
-from kdsearch.records import AgainstTeacher, Attr, Config, EpochRecord, Precision, Progress, Timing, architecture
+from kdsearch.records import Attr, Config, EpochRecord, Progress, Timing
 from kdsearch.search import failures, space
 from kdsearch.search.clock import REST, Clock
 from kdsearch.search.weights import Keeper
-from kdsearch.spec import StudySpec
+from kdsearch.search.workshop import Workshop
 from kdsearch.system import machine
 
 MAX_REFUSED_IN_A_ROW = 100  # by the pruner, before training; the next trial is then trained, so that a study ends
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What all trials of a study share.
-
-    Attributes:
-        spec: the study file.
-        split: data on the device.
-        teacher: frozen.
-        cost: name of a cost (`measure.cost`).
-        precision: of convolutions in training; None: the device's default.
-        begins: images at the beginning of the training images that have answers of their own; None: none.
-    """
-
-    spec: StudySpec
-    split: Split
-    teacher: Teacher
-    cost: str
-    precision: Precision | None = None
-    begins: ImageSet | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Device of data and networks."""
-        return self.split.train.labels.device
-
-    @cached_property
-    def answers(self) -> Answers | ViewAnswers:
-        """The teacher's answers to the training images, or to their views if the students' recipe augments."""
-        shown = self.spec.student.recipe.augment
-        return self.teacher.answers_to_shown(self.split.train, shown, begins=self.begins)
-
-    @property
-    def timed_on(self) -> torch.device:
-        """Device that is timed: the CPU for ONNX Runtime, whatever the device of the trainings."""
-        return timed_on(self.cost, self.device)
-
-    @cached_property
-    def gate(self) -> Gate:
-        """Lock that keeps timings apart from the trainings of this machine's workers, on the timed device."""
-        return Gate(self.timed_on)
-
-    def quiet(self) -> AbstractContextManager[None]:
-        """Return a context for a measurement, without trainings or timings beside it; empty for counted operations."""
-        return nullcontext() if self.cost == "flops" else self.gate.alone()
-
-    def keep(self, *, now: bool = False, told: Callable[[str], None] = lambda text: None) -> None:
-        """Store the teacher's new answers, if there are any; call `told` with one line if they cannot be written.
-
-        A write error must not end a trial, because the answers can be computed again.
-        """
-        if "answers" in vars(self):
-            try:
-                self.answers.keep(now=now)
-            except (KdsearchError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and failures.broken(error) is None:
-                    raise
-                told(f"the teacher's answers were not kept: {failures.broken(error) or error}")
-
-    def build(self, config: Config, seed: int) -> nn.Module:
-        """Return an untrained student; equal seeds give equal weights on every device."""
-        return lesson.build(self.spec.student, config, seed=seed, split=self.split)
-
-    def teach(self, student: nn.Module, config: Config, seed: int, state: State | None = None) -> Run:
-        """Return the training of a student as its configuration says, one epoch per step, from the given state on."""
-
-        return lesson.teach(
-            student,
-            config,
-            seed=seed,
-            data=self.split.train,
-            prepare=self.split.prepare,
-            answers=self.answers if lesson.needs_teacher(config) else None,
-            student_spec=self.spec.student,
-            precision=self.precision,
-            mix=lesson.mix_of(self.spec),
-            validate=self.validate,
-            on_step=lambda step: self.gate.step(),
-            state=state,
-        )
-
-    def checkpoint(self, config: Config, seed: int, warn: Callable[[str], object]) -> Checkpoint:
-        """Return the checkpoint of a student's training, named by all that determines it; it skips short epochs."""
-        student = self.spec.student.model_dump(mode="json", exclude={"threads"})
-        name = checkpoint.digest(config, seed, student, self.teacher.facts.fingerprint, self.precision)
-        return Checkpoint(f"student-{name}", warn, least=checkpoint.SLOW_EPOCH)
-
-    def undivided(self) -> Workshop:
-        """Return a workshop that trains on the whole training set; it has no validation images, so it cannot time."""
-        return dataclasses.replace(self, split=self.split.undivided(), begins=self.split.train)
-
-    def validate(self, student: nn.Module) -> float:
-        """Return the validation accuracy, a fraction; NaN if there are no validation images."""
-        held = self.split.validation
-        return accuracy(student, held, self.split.prepare) if len(held) else math.nan
-
-    def test(self, student: nn.Module) -> float:
-        """Return the test accuracy, a fraction."""
-        return accuracy(student, self.split.test, self.split.prepare)
-
-    @cached_property
-    def _teacher_hits(self) -> Tensor:
-        """Whether the teacher classifies each test image rightly: (test images,), bool; computed once per process."""
-        return hits(self.teacher.network, self.split.test, self.teacher.prepare)
-
-    def test_with_teacher(self, student: nn.Module) -> tuple[float, AgainstTeacher]:
-        """Return the test accuracy, a fraction, and counts of the test images by who is right."""
-        right = hits(student, self.split.test, self.split.prepare)
-        counts = (2 * self._teacher_hits.long() + right.long()).bincount(minlength=4).tolist()  # from neither to both
-        return right.double().mean().item(), AgainstTeacher(*reversed(counts))
-
-    def timing_key(self, config: Config) -> str:
-        """Return the key that two students share if they share one timing."""
-        return timing_key(config, self.spec, self.cost, self.device)
-
-    def measure(self, student: nn.Module) -> Timing:
-        """Take one sitting: the student's inference ratio, with the study's batch size and threads."""
-        with machine.threads(self.spec.latency.threads):
-            if self.cost == ONNX:
-                return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
-            batch = self.split.example(self.spec.latency.batch_on(self.timed_on.type))
-            return checked(cost(self.cost)(self.teacher.network, student, batch), self.cost)
 
 
 @dataclass
@@ -393,37 +257,6 @@ def handed_back_seeds(trial: Trial) -> Iterator[int]:
         if isinstance(found.get(Attr.SEED), int):
             yield found[Attr.SEED]
         number = found.get(Attr.RETRY_OF)
-
-
-def timed_on(cost: str, device: torch.device) -> torch.device:
-    """Return the device that a cost times, which may differ from that of the trainings."""
-    return torch.device("cpu") if cost == ONNX else device
-
-
-def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device) -> str:
-    """Return the key that two students of a study share if they share one timing.
-
-    Args:
-        config: of the student.
-        spec: of the study.
-        cost: name of the cost.
-        device: of the study's trainings.
-    """
-    key: dict[str, Any] = {"architecture": architecture(config), "cost": cost}
-    if cost != "flops":
-        timed = timed_on(cost, device)
-        key |= {
-            "device": machine.device_model(timed),
-            "threads": spec.latency.threads if timed.type == "cpu" else None,
-            "batch": spec.latency.batch_on(timed.type),
-            "precision": machine.float32_arithmetic(timed),
-            "torch": torch.__version__,
-        }
-        if timed.type == "cuda":  # keys of CPUs stay what they were in studies that go on
-            key["cudnn"] = torch.backends.cudnn.version()
-    if cost == ONNX:
-        key["runtime"] = deployed.version()
-    return json.dumps(key, sort_keys=True)
 
 
 def refused_in_a_row(trial: Trial) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, int8, verify
 from kdsearch.measure import deployed, onnx
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 
 pytestmark = pytest.mark.slow  # the first export of a process imports for seconds
 

@@ -17,7 +17,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card, ship, verify
 from kdsearch.records import Progress, StudyAttr
 from kdsearch.search.study import optimize
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_pairs")]
 

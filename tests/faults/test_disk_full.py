@@ -21,7 +21,7 @@ from kdsearch.distil.teacher import Teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.records import HANDED_BACK
 from kdsearch.search.plan import Plan
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 from kdsearch.spec import Augment
 
 pytestmark = pytest.mark.slow

@@ -26,8 +26,9 @@ from kdsearch.search.plan import Plan, make_plan
 from kdsearch.search.sampling.ratio_guess import LikelyRatio
 from kdsearch.search.space import trial_parameters
 from kdsearch.search.study import optimize
-from kdsearch.search.trial import Objective, Workshop
+from kdsearch.search.trial import Objective
 from kdsearch.search.workers import loop
+from kdsearch.search.workshop import Workshop
 
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
 NARROW = {"width": 50, "loss_weight": 0.5, "temperature": 4.0, "epochs": 1, "batch_size": 32}

@@ -14,7 +14,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.measure import deployed
 from kdsearch.measure.gate import Gate
 from kdsearch.search.plan import Plan, make_plan
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 
 
 def test_bytes_in_give_the_logits_of_prepared_images(workshop: Workshop):

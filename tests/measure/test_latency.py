@@ -11,8 +11,8 @@ from torch import nn
 from kdsearch import stats
 from kdsearch.measure import latency
 from kdsearch.records import Timing
-from kdsearch.search import trial
-from kdsearch.search.trial import Workshop
+from kdsearch.search import workshop as workshops
+from kdsearch.search.workshop import Workshop
 
 
 def mlp(width: int) -> nn.Module:
@@ -103,7 +103,7 @@ def test_no_timing_is_chosen_for_its_width_and_sittings_have_students_interval(m
 def test_one_sitting_is_one_timing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
     wide = Timing(10.0, 1.0, 100.0, 2.0, 0.2, 1000, 31, "latency")
     left = iter([wide, timing(10.0)])
-    monkeypatch.setattr(trial, "cost", lambda name: lambda teacher, student, batch: next(left))
+    monkeypatch.setattr(workshops, "cost", lambda name: lambda teacher, student, batch: next(left))
     assert Workshop(workshop.spec, workshop.split, workshop.teacher, "latency").measure(nn.Flatten()) == wide
 
 

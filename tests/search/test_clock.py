@@ -7,7 +7,8 @@ from kdsearch.records import Progress
 from kdsearch.search import clock as clocks
 from kdsearch.search.clock import WORK, Clock, TimedSampler, shares
 from kdsearch.search.space import trial_parameters
-from kdsearch.search.trial import Objective, Workshop
+from kdsearch.search.trial import Objective
+from kdsearch.search.workshop import Workshop
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from kdsearch.search import study as searching
 from kdsearch.search.confirm import choose, confirm, labels_only, missing, near_front
 from kdsearch.search.plan import rejoin
 from kdsearch.search.retrain import retrain, taught_to
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 from kdsearch.system import machine, signals
 
 pytestmark = pytest.mark.usefixtures("teacher")

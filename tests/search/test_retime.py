@@ -12,11 +12,12 @@ import kdsearch
 from kdsearch import sittings
 from kdsearch.records import Attr, Progress, Timing
 from kdsearch.search import retime
-from kdsearch.search import trial as objective
+from kdsearch.search import workshop as workshops
 from kdsearch.search.clock import Clock
 from kdsearch.search.retime import Retimer
 from kdsearch.search.space import trial_parameters
-from kdsearch.search.trial import Objective, Workshop
+from kdsearch.search.trial import Objective
+from kdsearch.search.workshop import Workshop
 from kdsearch.storage import load_study, open_storage
 
 WIDTHS = (8, 300)
@@ -39,7 +40,7 @@ class Timer:
 @pytest.fixture
 def timer(monkeypatch: pytest.MonkeyPatch) -> Timer:
     found = Timer()
-    monkeypatch.setattr(objective, "cost", lambda name: found)
+    monkeypatch.setattr(workshops, "cost", lambda name: found)
     monkeypatch.setattr(retime, "APART", 0.0)
     return found
 
@@ -92,7 +93,7 @@ def test_between_trials_it_takes_no_more_than_its_share(timed: Workshop, timer: 
         now += 1.0
         return timer(*args)
 
-    monkeypatch.setattr(objective, "cost", lambda name: slow)
+    monkeypatch.setattr(workshops, "cost", lambda name: slow)
     for _ in range(3):
         retimer.between()
     assert len(timer.sat) == len(WIDTHS) + 1
@@ -131,7 +132,7 @@ def test_a_timing_that_fails_costs_a_line_and_no_trial(timed: Workshop, timer: T
     def broken(*args: object) -> Timing:
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(objective, "cost", lambda name: broken)
+    monkeypatch.setattr(workshops, "cost", lambda name: broken)
     Retimer(study, timed, Clock(), progress).finish()
     assert lines == ["trial 0 could not be timed again: out of memory"]
     assert counts(study) == {8: 1}

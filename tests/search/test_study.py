@@ -27,8 +27,9 @@ from kdsearch.search import study as search
 from kdsearch.search.anchors import enqueue_missing
 from kdsearch.search.budget import Budget, epochs_spent, finished_count
 from kdsearch.search.definition import open_study
-from kdsearch.search.trial import Objective, Workshop
+from kdsearch.search.trial import Objective
 from kdsearch.search.workers import liveness
+from kdsearch.search.workshop import Workshop
 from kdsearch.storage import load_study, open_storage
 
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED

@@ -20,7 +20,8 @@ from kdsearch.records import Attr, EpochRecord, Progress, Timing
 from kdsearch.search import trial as objective
 from kdsearch.search.plan import Plan
 from kdsearch.search.space import trial_parameters
-from kdsearch.search.trial import Best, Objective, Workshop, known_timing, timing_key
+from kdsearch.search.trial import Best, Objective, known_timing
+from kdsearch.search.workshop import Workshop, timing_key
 from kdsearch.spec import Range
 from kdsearch.system import machine
 

@@ -14,13 +14,12 @@ import optuna
 import torch
 
 from kdsearch import networks
-from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.experiments.search_bench.tables import Row, save
 from kdsearch.records import Config, Progress
 from kdsearch.search import space
 from kdsearch.search.plan import Plan, make_plan
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 from kdsearch.system import machine
 
 ACCURACY_DIGITS, SECONDS_DIGITS = 5, 4  # more would be noise and enlarge the file
@@ -40,8 +39,7 @@ def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Co
 
 
 def _workshop_of(plan: Plan) -> Workshop:
-    known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name)
-    return Workshop(plan.spec, plan.split, known, plan.cost, plan.precision.name)
+    return Workshop.open(plan)
 
 
 def _begin(options: dict[str, Any]) -> None:

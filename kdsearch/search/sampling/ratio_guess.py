@@ -16,7 +16,7 @@ from kdsearch import networks
 from kdsearch.measure import flops
 from kdsearch.records import Attr, Config, architecture
 from kdsearch.search.failures import is_exhausted
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 
 NEW = 24  # architectures counted per trial
 

@@ -10,7 +10,7 @@ from optuna.trial import create_trial
 from kdsearch.records import Attr
 from kdsearch.search.sampling import ratio_guess
 from kdsearch.search.sampling.ratio_guess import LikelyRatio, interpolated
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 
 ratios = st.floats(0.1, 1000.0)
 pairs = st.dictionaries(ratios, ratios, min_size=1, max_size=6)

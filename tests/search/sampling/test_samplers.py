@@ -12,7 +12,7 @@ from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.samplers import LargeBatches, least_batch
 from kdsearch.search.space import trial_parameters
 from kdsearch.search.study import make_sampler
-from kdsearch.search.trial import Workshop
+from kdsearch.search.workshop import Workshop
 from kdsearch.spec import Range
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
