@@ -18,7 +18,7 @@ from torch import Tensor
 from kdsearch import pareto
 from kdsearch.errors import KdsearchError
 from kdsearch.records import Attr, Progress
-from kdsearch.storage import GRPC, JOURNAL, masked
+from kdsearch.storage import file_of, masked
 from kdsearch.system import files
 
 FOLDER = "KDSEARCH_WEIGHTS_DIR"
@@ -32,7 +32,7 @@ def folder(url: str, study: str) -> Path:
     (or `KDSEARCH_WEIGHTS_DIR`), and each machine has the weights of the trials that it ran.
     """
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', study)[:40]}-{_hash(study)}"
-    path = _storage_file(url)
+    path = file_of(url)
     if path is not None:
         return path.with_name(f"{path.name}-weights") / name
     base = Path(os.environ.get(FOLDER) or Path(platformdirs.user_data_dir("kdsearch")) / "weights")
@@ -41,17 +41,6 @@ def folder(url: str, study: str) -> Path:
 
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=4).hexdigest()
-
-
-def _storage_file(url: str) -> Path | None:
-    if url.startswith(JOURNAL):
-        return Path(url.removeprefix(JOURNAL))
-    if url.startswith(GRPC) or not url.startswith("sqlite"):
-        return None
-    from sqlalchemy.engine import make_url
-
-    found = make_url(url).database
-    return None if not found or found == ":memory:" or found.startswith("file:") else Path(found)
 
 
 def _on_front(trials: list[FrozenTrial]) -> set[int]:

@@ -7,6 +7,7 @@ from kdsearch.storage.masking import JOURNAL, hidden, masked, trouble
 from kdsearch.storage.opening import (
     DEFAULT_STORAGE,
     GRPC,
+    file_of,
     fold,
     load_study,
     load_trial,
@@ -19,6 +20,7 @@ __all__ = [
     "DEFAULT_STORAGE",
     "GRPC",
     "JOURNAL",
+    "file_of",
     "fold",
     "hidden",
     "load_study",

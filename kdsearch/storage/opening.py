@@ -250,6 +250,18 @@ def _proxy(url: str) -> BaseStorage:
     return backend
 
 
+def file_of(url: str) -> Path | None:
+    """Return the file of a sqlite or journal storage, beside which other files of its studies are kept; else None."""
+    if url.startswith(JOURNAL):
+        return Path(url.removeprefix(JOURNAL))
+    if not url.startswith("sqlite"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    found = make_url(url).database
+    return None if not found or found == ":memory:" or found.startswith("file:") else Path(found)
+
+
 def study_names(storage: BaseStorage, *, searches: bool = False) -> list[str]:
     """Return the sorted names of all studies in a storage; with `searches`, without those of the slides' rows."""
     return sorted(

@@ -17,7 +17,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.figures.style import BLUE, GREY, padded
 from kdsearch.reporting.pages.card import card
-from kdsearch.storage import masked
+from kdsearch.storage import file_of, masked
 from kdsearch.system.files import write_text
 
 PREFIX = "artifacts:"  # of Optuna's names for a study's artifacts
@@ -34,20 +34,11 @@ def folder(url: str, given: Path | None = None) -> Path:
     """
     if given is not None:
         return given.expanduser()
-    path = url.removeprefix("journal:") if url.startswith("journal:") else _sqlite_file(url)
-    if path:
-        return Path(f"{path}.artifacts")
+    path = file_of(url)
+    if path is not None:
+        return path.with_name(f"{path.name}.artifacts")
     name = hashlib.blake2b(masked(url).encode(), digest_size=8).hexdigest()
     return Path(platformdirs.user_data_dir("kdsearch")) / "artifacts" / name
-
-
-def _sqlite_file(url: str) -> str | None:
-    from sqlalchemy.engine import make_url
-
-    if not url.startswith("sqlite"):
-        return None
-    path = make_url(url).database
-    return None if not path or path == ":memory:" or path.startswith("file:") else path
 
 
 class Shelf:
