@@ -46,7 +46,7 @@ SECONDS = 10.0  # after which no further configuration is timed
 WARM_UP = {"cpu": 1, "cuda": EAGER_STEPS + 1}  # steps that are not counted
 STEPS = {"cpu": 6, "cuda": 4 * EAGER_STEPS}  # timed steps
 ENOUGH_STEPS, ENOUGH_SECONDS = 2, 1.0  # of timed steps, if a step takes long
-MOST_OPERATIONS = 2e11  # of a timed batch's forward pass on a CPU: more would take minutes at the same cost per image
+MOST_OPERATIONS = 4e10  # of a timed batch's forward pass on a CPU: more would take minutes at the same cost per image
 ASKED = {"cpu": 100, "cuda": BATCH}  # images in the timed passes of teacher and students
 FRONT = 10  # approximate number of front members that are timed again
 SLOW_CALL = 0.3  # seconds of a teacher's call, from which a sitting's length is known without taking one
@@ -250,8 +250,7 @@ def measure(plan: Plan, configs: Sequence[Config], sizes: Callable[[Config], Siz
         if len(steps) >= LEAST and time.perf_counter() - begin > SECONDS:
             break
         size, batch = sizes(config), min(int(config["batch_size"]), len(plan.split.train))
-        if plan.device.type == "cpu":
-            batch = max(2, min(batch, int(MOST_OPERATIONS / max(size.operations, 1.0))))
+        batch = affordable(batch, size, plan.device)
         student = _student(plan, config).to(plan.device)
         with machine.threads(plan.spec.student.threads):
             steps.append((size, batch, step_seconds(student, plan, batch, plan.spec.student.recipe)))
@@ -288,8 +287,15 @@ def teacher_seconds(plan: Plan, network: nn.Module) -> float:
     if spec.weights is not None or recipe is None:
         return seconds
     size = min(recipe.batch_size, len(split.train))
-    trained = teacher.untrained(spec, split)
-    return seconds + step_seconds(trained, plan, size, recipe) * math.ceil(len(split.train) / size) * recipe.epochs
+    steps = math.ceil(len(split.train) / size) * recipe.epochs
+    timed = affordable(size, size_of(network, batch[:1]), plan.device)
+    step = step_seconds(teacher.untrained(spec, split), plan, timed, recipe) * size / timed
+    return seconds + step * steps
+
+
+def affordable(batch: int, size: Size, device: torch.device) -> int:
+    """Return how many images of a batch a step is timed on: on a CPU no more than would take seconds."""
+    return batch if device.type != "cpu" else max(2, min(batch, int(MOST_OPERATIONS / max(size.operations, 1.0))))
 
 
 def answers_seconds(plan: Plan, network: nn.Module, configs: Sequence[Config]) -> float:

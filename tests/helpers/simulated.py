@@ -36,7 +36,7 @@ def work(plan: Plan, trials: int, seconds: float, together: Barrier) -> None:
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         value = trial.suggest_float("x", 0, 1)
         time.sleep(seconds)
-        pruner.report(trial, (value, 1 - value), 1)
+        pruner.report(trial, (value, 1 - value), 1, prefix="")
         for name in (Attr.ACCURACY, Attr.TEST_ACCURACY, Attr.RATIO):
             trial.set_user_attr(name, value)
         trial.set_user_attr(Attr.BEST_EPOCH, 1)

@@ -188,3 +188,12 @@ def test_the_training_follows_the_space(plan: Plan):
         spec = plan.spec.model_copy(update={"space": space, "anchors": {}})
         found.append(estimate.parts(dataclasses.replace(plan, spec=spec), Budget(trials=10))["training"])
     assert found[1] > 20 * found[0]
+
+
+def test_a_step_is_timed_on_no_more_images_than_a_processor_takes_in_seconds():
+    heavy, light = estimate.Size(50, 10**7, 2.6e9, 1e6), estimate.Size(3, 10**4, 1e5, 1e3)
+    cpu = torch.device("cpu")
+    assert estimate.affordable(128, heavy, cpu) == int(estimate.MOST_OPERATIONS / 2.6e9)
+    assert estimate.affordable(128, light, cpu) == 128
+    assert estimate.affordable(1, heavy, cpu) == 2
+    assert estimate.affordable(128, heavy, torch.device("cuda")) == 128
