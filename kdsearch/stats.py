@@ -140,6 +140,8 @@ def sittings_interval(ratios: Sequence[float], pooled: Spread | None = None) -> 
         ratios: of one student, one per sitting, at least one, all above 0.
         pooled: spread over all students of the study, this one included; None if there are no others.
     """
+    if len(ratios) > 1 and min(ratios) == max(ratios):
+        return Interval(ratios[0], ratios[0], ratios[0], len(ratios))  # counted, not timed: exact, without rounding
     logs = [math.log(ratio) for ratio in ratios]
     own = len(logs) - 1
     variance = statistics.variance(logs) if own else 0.0

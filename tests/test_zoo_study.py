@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import Run, refused
+from helpers.commands import Run
 
 SPACE = """name = ["shufflenet_v2_x0_5", "mobilenet_v3_small", "mnasnet0_5"]
 width_mult = [0.5, 1.0]
@@ -41,6 +41,7 @@ def study(kdsearch: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:No complete tensor found in the group")  # torch.export, of channels that are split
 def test_a_study_of_published_networks_goes_from_files_to_every_form(kdsearch: Run, study: str, tmp_path: Path) -> None:
     search = ("--study", "zoo.toml", "--max-epochs", "6", "--trials", "3", "--cost", "flops", "--seed", "1")
     done = kdsearch("optimize", *search)
@@ -71,5 +72,9 @@ def test_weights_that_are_not_there_end_a_study_before_its_teacher(
     text = path.read_text(encoding="utf-8").replace("width_mult = [0.5, 1.0]", 'weights = ["none", "imagenet"]')
     path.write_text(text, encoding="utf-8")
     done = kdsearch("optimize", "--study", "zoo.toml", "--trials", "1")
-    refused(done, 'space.weights = "imagenet"', "can be downloaded")
+    assert done.code == 1
+    line = done.err.splitlines()[-1]  # after torch's own, of a download that begins
+    assert line.startswith("kdsearch: error: ")
+    assert 'space.weights = "imagenet"' in line
+    assert "can be downloaded" in line
     assert "training for" not in done.err

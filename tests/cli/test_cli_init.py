@@ -142,4 +142,9 @@ def test_a_study_with_a_teacher_of_ones_own(kdsearch: Run, tmp_path: Path, monke
 
     wrong = text.replace("classes = 3", "classes = 4")
     (tmp_path / "wrong.toml").write_text(wrong, encoding="utf-8")
-    refused(kdsearch("optimize", "--study", "wrong.toml", *search[2:], "--name", "wrong"), "number of classes, 3")
+    other = kdsearch("optimize", "--study", "wrong.toml", *search[2:], "--name", "wrong")
+    assert other.code == 1
+    *notes, line = other.err.splitlines()  # what the data are comes first
+    assert line.startswith("kdsearch: error: ")
+    assert "number of classes, 3" in line
+    assert all(note.startswith(("data: ", "warning: ")) for note in notes)

@@ -206,7 +206,7 @@ from pathlib import Path
 from kdsearch.data import decoded, folder, pictures
 decoded.WORTH_SECONDS = 0.0
 read = pictures.read
-pictures.read = lambda path, size: print("decoded") or read(path, size)
+pictures.read = lambda path, *how: print("decoded") or read(path, *how)
 folder.read_files(folder.list_classes(Path(sys.argv[1]) / "train").paths, 8)
 """
 

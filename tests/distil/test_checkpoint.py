@@ -233,7 +233,7 @@ def test_a_broken_checkpoint_is_ignored_with_one_line(plan: Plan, own_cache: Pat
     spec = short(plan)
     with pytest.raises(KeyboardInterrupt):
         obtain(spec, plan.split, progress=Heard(stop=0.5))
-    name = f"teacher-{fingerprint(spec, plan.split)}"
+    name = f"teacher-{fingerprint(spec, plan.split)}-usual"
     path = checkpoint.folder() / f"{name}.safetensors"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
@@ -265,7 +265,7 @@ def test_a_teachers_seconds_are_those_of_all_its_parts(plan: Plan, own_cache: Pa
     spec = short(plan)
     with pytest.raises(KeyboardInterrupt):
         obtain(spec, plan.split, progress=Heard(stop=0.5))
-    name = f"teacher-{fingerprint(spec, plan.split)}"
+    name = f"teacher-{fingerprint(spec, plan.split)}-usual"
     path = checkpoint.folder() / f"{name}.safetensors"
     state = checkpoint.load(path, name, CPU)
     assert state["seconds"] > 0
@@ -275,10 +275,10 @@ def test_a_teachers_seconds_are_those_of_all_its_parts(plan: Plan, own_cache: Pa
 
 SCRIPT = """
 import os, signal, sys, torch
-from kdsearch import signals
 from kdsearch.distil import checkpoint, teacher
 from kdsearch.records import Progress
 from kdsearch.search.plan import make_plan
+from kdsearch.system import signals
 
 number, share = int(sys.argv[1]), float(sys.argv[2])
 checkpoint.EVERY = 0.0

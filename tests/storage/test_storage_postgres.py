@@ -11,6 +11,7 @@ from helpers.commands import Run
 from helpers.postgres import PASSWORD, Server
 
 from kdsearch import storage
+from kdsearch.errors import StorageError
 from kdsearch.reporting.dashboard.artifacts import PREFIX, Shelf
 from kdsearch.reporting.dashboard.publish import FIGURE_KEY, NOTE_KEY
 from kdsearch.search.study import optimize
@@ -33,7 +34,7 @@ def test_a_study_runs_and_goes_on(server: Server) -> None:
 
 def test_a_wrong_password_is_refused_without_being_shown(server: Server) -> None:
     wrong = server.url.replace(quote(PASSWORD, safe=""), "guess")
-    with pytest.raises(storage.StorageError) as refused:
+    with pytest.raises(StorageError) as refused:
         storage.open_storage(wrong)
     assert "guess" not in str(refused.value)
     assert "ann:***@" in str(refused.value)

@@ -74,7 +74,7 @@ def ended(name, method, seed):
         ("power-law", -0.005, 0.03),
         ("crossing", 0.005, 0.03),
         ("late-bloomers", 0.015, 0.06),
-        ("rare-bloomers", 0.015, 0.06),
+        ("rare-bloomers", 0.015, 0.08),
         ("plateau-jump", 0.005, 0.06),
         ("rank-flips", 0.005, 0.04),
     ],
