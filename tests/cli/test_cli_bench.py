@@ -65,11 +65,13 @@ def test_search_prints_json_alone_and_writes_reports(kdsearch, small, tmp_path):
     words = ("bench", "search", "--tables", small, "--seeds", "2", "--first-seed", "5", "--jobs", "1", "--budget", "12")
     code, out, err = kdsearch(*words, "--out", "here", "--json")
     assert code == 0, err
-    found = json.loads(out)["tables"]["small"]
+    whole = json.loads(out)
+    (found,) = whole["tasks"].values()
     assert (found["budget"], found["seeds"]) == (12, [5, 6])
-    assert found["speedup"].keys() == {"0.95", "0.98"}
-    assert {"ours", "none"} <= found["reach_99"].keys()
-    assert found["epochs_to_tpe_final"].keys() == {"ours", "tpe"}
+    for arm in found["arms"].values():
+        assert arm["epochs_to"].keys() == {"0.95", "0.98"}
+        assert all(len(quartiles) == len(whole["budgets"]) for quartiles in (arm["checkpoints"], arm["best_trials"]))
+    assert len(whole["pairs"]) == len(found["arms"]) * (len(found["arms"]) - 1) // 2
     assert "report: here/bench-search.html" in err
     for name in ("bench-search.html", "bench-search.md"):
         assert "--first-seed 5" in (tmp_path / "here" / name).read_text()
