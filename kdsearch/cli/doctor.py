@@ -165,7 +165,7 @@ def _package(name: str, wanted: str) -> Finding:
 def _device() -> Finding:
     cpu = f"cpu: {machine.cpu_model()}, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
-        return Finding("device", f"{cpu}; no CUDA device", "fine for digits and MNIST; CIFAR-10 wants a GPU")
+        return Finding("device", f"{cpu}; no CUDA device", "minutes for digits and MNIST, hours for CIFAR-10")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding("device", "; ".join([*names, cpu]))
 

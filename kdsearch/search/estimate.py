@@ -7,6 +7,7 @@ parameter, operations, values written) extrapolates them to all others (`Pace`).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -62,7 +63,8 @@ class _Enough(Exception):  # noqa: N818 -- not an error: ends a training whose s
 def step_seconds(network: nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
     """Return the mean seconds of an optimiser step in training, after a warm-up; this changes the network."""
     warm, most = WARM_UP[plan.device.type], STEPS[plan.device.type]
-    part = plan.split.train.subset(torch.arange(batch * (warm + most), device=plan.device) % len(plan.split.train))
+    shown_images = batch * (warm + most + 1)  # the last batch only ends the step before it
+    part = plan.split.train.subset(torch.arange(shown_images, device=plan.device) % len(plan.split.train))
     shown = views.shown(recipe.augment)
     seen = (len(part), shown) if views.count(recipe.augment) > 1 else (len(part),)
     ends: list[float] = []
@@ -70,8 +72,8 @@ def step_seconds(network: nn.Module, plan: Plan, batch: int, recipe: Recipe) -> 
     def on_step(step: int) -> None:
         if step >= warm:
             ends.append(_now(plan.device))
-        if len(ends) > ENOUGH_STEPS and ends[-1] - ends[0] > ENOUGH_SECONDS:
-            raise _Enough
+        if len(ends) > most or (len(ends) > ENOUGH_STEPS and ends[-1] - ends[0] > ENOUGH_SECONDS):
+            raise _Enough  # before the epoch ends: a few steps may diverge, which only a trial may be judged by
 
     lesson = train.Lesson(
         data=part,
@@ -86,11 +88,8 @@ def step_seconds(network: nn.Module, plan: Plan, batch: int, recipe: Recipe) -> 
         precision=plan.precision.name,
         on_step=on_step,
     )
-    try:
+    with contextlib.suppress(_Enough):
         next(train.train(network, lesson, recipe, validate=lambda _: 0.0))
-        ends.append(_now(plan.device))
-    except _Enough:
-        pass
     return statistics.fmean(b - a for a, b in itertools.pairwise(ends))
 
 

@@ -23,7 +23,6 @@ from kdsearch.records import Attr, Config, Progress, StudyAttr
 from kdsearch.search import clock, failures, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import begun, open_study
-from kdsearch.search.estimate import estimate
 from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, plan_of
 from kdsearch.search.retime import Retimer, lacking
 from kdsearch.search.run_options import CANDIDATES, Options, Request
@@ -40,7 +39,7 @@ from kdsearch.spec import Range
 from kdsearch.storage import retrying
 from kdsearch.system import machine
 
-SLOW_ON_A_CPU = ("resnet", "timm", "torchvision")  # student families
+CONVOLUTIONAL = ("resnet", "timm", "torchvision")  # student families of which an epoch may take 20 times another's
 
 
 def pareto(plan: Plan) -> ParetoPruner:
@@ -72,8 +71,7 @@ def make_sampler(
         workshop: of the study.
         candidates: number drawn per trial.
         seed: of the study.
-        by_time: whether promise counts by the second of training, as it does where seconds are what is spent; on CUDA
-            it always does: an epoch there takes a time that is set by its steps, not by its operations.
+        by_time: whether promise counts by the second of training instead of by the epoch (see `counts_seconds`).
     """
     least = samplers.least_batch(workshop.spec, workshop.device)
     inner = samplers.make(name, seed)
@@ -95,7 +93,7 @@ def make_sampler(
         partial(space.draw, spec=workshop.spec),
         known,
         steps=lambda config: int(config["epochs"]),
-        cost=epoch_seconds if by_time or workshop.device.type == "cuda" else None,
+        cost=epoch_seconds if by_time else None,
         candidates=candidates,
         share=1 / candidates,
         seed=seed,
@@ -104,15 +102,24 @@ def make_sampler(
     )
 
 
-def warn_of_slowness(plan: Plan, budget: Budget, progress: Progress) -> None:
-    """Warn of the time that a study of convolutional students takes on a CPU, and suggest what shortens it."""
-    if plan.device.type != "cpu" or plan.spec.student.family not in SLOW_ON_A_CPU:
-        return
-    hours = estimate(plan, budget)["seconds"]["all"] / 3600
-    progress.warning(
-        f"{plan.spec.data.name} wants a GPU: here, on a CPU, this takes about {hours:.1f} h without pruning; "
-        "--train-size and --max-epochs make a first look shorter"
-    )
+def counts_seconds(plan: Plan, budget: Budget) -> bool:
+    """Return whether a candidate's promise counts by the second of training instead of by the epoch.
+
+    It does where seconds are what is spent, on CUDA, where an epoch's time is set by its steps, and for convolutional
+    students, of which an epoch of the largest takes 20 times that of the smallest; unless the budget is of epochs.
+    """
+    if budget.seconds is not None or plan.device.type == "cuda":
+        return True
+    return budget.epochs is None and plan.spec.student.family in CONVOLUTIONAL
+
+
+def warn_of_slowness(plan: Plan, progress: Progress) -> None:
+    """Say that a study of convolutional students takes hours on a CPU, and which options tell or shorten them."""
+    if plan.device.type == "cpu" and plan.spec.student.family in CONVOLUTIONAL:
+        progress.warning(
+            f"{plan.spec.data.name} takes hours on a CPU: --dry-run estimates how many, "
+            "--train-size and --max-epochs make a first look shorter"
+        )
 
 
 def optimize(
@@ -170,8 +177,8 @@ def optimize(
     Returns:
         The study; its `best_trials` are the front of (validation accuracy, inference ratio).
 
-    KdsearchError: an error that the user can fix, in one line.
-        KdsearchError: what the user can mend, in one line.
+    Raises:
+        KdsearchError: an error that the user can fix, in one line.
     """
     given = dict(locals())
     options = Options(**_of(Options, given))
@@ -241,7 +248,7 @@ def run_plan(
     over = budget.over(study.get_trials(deepcopy=False))
     if not over or (lacking(study, plan.spec, plan.cost, plan.device) and is_at_hand(plan)):
         if not over:
-            warn_of_slowness(plan, budget, progress)
+            warn_of_slowness(plan, progress)
         known = known or _teacher(plan, progress)
         if not over:
             describe_run(study, plan, known, options, workers=workers, command=command)
@@ -303,8 +310,10 @@ def work(
     """
     workshop = Workshop.open(plan, progress, known=known)
     counted = clock.Clock()
-    by_time = budget.seconds is not None
-    inner = make_sampler(options.sampler, workshop, candidates=options.candidates, seed=options.seed, by_time=by_time)
+    inner = make_sampler(
+        options.sampler, workshop, candidates=options.candidates, seed=options.seed,
+        by_time=counts_seconds(plan, budget),
+    )  # fmt: skip
     study.sampler = clock.TimedSampler(inner, counted)
     keeper = Keeper(folder(plan.url, plan.name), progress)
     objective = Objective(workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted, keeper=keeper)

@@ -417,6 +417,16 @@ def test_an_epochs_seconds_are_those_of_training_alone(study_file, url):
     assert search.epoch_seconds(study.trials[-1]) is None
 
 
+def test_promise_counts_by_the_second_where_an_epoch_may_take_twenty_times_another(plan):
+    resnet = plan.spec.student.model_copy(update={"family": "resnet"})
+    wide = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"student": resnet}))
+    assert not search.counts_seconds(plan, Budget(trials=3))
+    assert search.counts_seconds(wide, Budget(trials=3))
+    assert not search.counts_seconds(wide, Budget(epochs=30))  # what is spent is epochs
+    on_a_gpu = dataclasses.replace(plan, device=torch.device("cuda"))
+    assert search.counts_seconds(on_a_gpu, Budget(epochs=30))
+
+
 def test_with_a_timeout_promise_counts_by_the_second(study_file, url, monkeypatch):
     made = []
     plain = search.make_sampler
@@ -458,20 +468,18 @@ def test_where_the_time_went_is_told_and_adds_up_over_runs(study_file, url):
     assert second["training"] > first["training"] > 0
 
 
-def test_a_study_that_wants_a_gpu_says_how_long_it_takes_on_a_cpu(plan, monkeypatch):
-    asked = []
-    monkeypatch.setattr(search, "estimate", lambda *each: asked.append(each) or {"seconds": {"all": 9000.0}})
+def test_a_study_of_convolutions_says_that_a_cpu_takes_hours(plan):
     heard = Recorder()
-    search.warn_of_slowness(plan, Budget(trials=3), heard)
-    assert asked == heard.warnings == []  # digits take minutes
+    search.warn_of_slowness(plan, heard)
+    assert heard.warnings == []  # digits take minutes
     student = plan.spec.student.model_copy(update={"family": "resnet"})
     wide = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"student": student}))
-    search.warn_of_slowness(wide, Budget(trials=3), heard)
+    search.warn_of_slowness(wide, heard)
     assert heard.warnings == [
-        "digits wants a GPU: here, on a CPU, this takes about 2.5 h without pruning; --train-size and --max-epochs "
-        "make a first look shorter"
+        "digits takes hours on a CPU: --dry-run estimates how many, --train-size and --max-epochs make a first look "
+        "shorter"
     ]
-    search.warn_of_slowness(dataclasses.replace(wide, device=torch.device("cuda")), Budget(trials=3), heard)
+    search.warn_of_slowness(dataclasses.replace(wide, device=torch.device("cuda")), heard)
     assert len(heard.warnings) == 1
 
 

@@ -53,7 +53,7 @@ def join(
     budget = found.budget()
     if not budget.over(study.get_trials(deepcopy=False)):
         study.pruner = PRUNERS[found.pruner](plan)
-        warn_of_slowness(plan, budget, progress)
+        warn_of_slowness(plan, progress)
         for note in precision.warnings(plan.precision, plan.device):
             progress.warning(note)
         known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)

@@ -91,9 +91,7 @@ def test_a_gpus_sampler_draws_no_small_batch_but_an_anchor_keeps_its_own(name: s
 
 
 @pytest.mark.parametrize("candidates", [1, 24])
-def test_a_study_on_a_gpu_samples_large_batches_and_counts_by_seconds(
-    workshop: Workshop, candidates: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_study_on_a_gpu_samples_large_batches(workshop: Workshop, candidates: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Workshop, "device", CUDA)
     sampler = make_sampler("random", workshop, candidates=candidates, seed=0)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=sampler, pruner=optuna.pruners.NopPruner())
@@ -102,8 +100,6 @@ def test_a_study_on_a_gpu_samples_large_batches_and_counts_by_seconds(
     study.optimize(lambda trial: (0.5, 1.0 + space.draw(trial, workshop.spec)["width"]), 10)
     assert study.trials[0].params["batch_size"] == 16
     assert all(trial.params["batch_size"] >= 64 for trial in study.trials[1:])
-    assert candidates == 1 or sampler._cost is not None
     monkeypatch.setattr(Workshop, "device", CPU)
     on_a_cpu = make_sampler("random", workshop, candidates=candidates, seed=0)
     assert not isinstance(on_a_cpu, LargeBatches)
-    assert candidates == 1 or on_a_cpu._cost is None
