@@ -226,6 +226,9 @@ def slides(
     train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="No training is longer than this.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Of the CIFAR-10 students, in place of 64.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Weights of the CIFAR-10 teacher (default: it is trained).")
+    ] = None,
     precision: Precision = "auto",
     out: Out = Path("reports"),
     plotlyjs: PlotlyJs = "inline",
@@ -237,7 +240,7 @@ def slides(
     options = slides_run.Options(
         dataset="cifar10" if dataset == "cifar10" else "mnist", jobs=jobs, repeats=repeats, url=storage,
         name=name or f"slides-{dataset}", data_dir=data_dir, device=device, train_size=train_size,
-        max_epochs=max_epochs, width=width, precision=precision,
+        max_epochs=max_epochs, width=width, precision=precision, teacher=teacher,
     )  # fmt: skip
     with ConsoleProgress() as progress:
         if rows is None:

@@ -105,9 +105,17 @@ DECKS: dict[Dataset, Deck] = {
 }
 
 
-def teacher_spec(dataset: Dataset, *, max_epochs: int | None) -> spec.TeacherSpec:
-    """Return the teacher's recipe: on MNIST the deck's; on CIFAR-10, where it gives none, the shipped study file's."""
+def teacher_spec(dataset: Dataset, *, max_epochs: int | None, weights: str | None = None) -> spec.TeacherSpec:
+    """Return the teacher's recipe: on MNIST the deck's; on CIFAR-10, where it gives none, the shipped study file's.
+
+    Args:
+        dataset: of the rows.
+        max_epochs: most epochs of its training; None: no limit.
+        weights: file of its weights, which replaces the training.
+    """
     shipped = spec.load(spec.shipped(dataset)).limited(max_epochs=max_epochs).teacher
+    if weights is not None:
+        return shipped.model_copy(update={"recipe": None, "weights": weights})
     if dataset == "cifar10" or shipped.recipe is None:
         return shipped
     recipe = spec.TeacherRecipe.model_validate(shipped.recipe.model_dump() | KERAS)
@@ -192,6 +200,7 @@ def open_school(
     seen: Split,
     *,
     max_epochs: int | None = None,
+    weights: str | None = None,
     precision: Precision | None = None,
     progress: Progress | None = None,
 ) -> School:
@@ -201,13 +210,13 @@ def open_school(
         dataset: of the rows.
         split: the students' data.
         seen: the teacher's training data, of `teacher_split`.
-        max_epochs: most epochs of a teacher's training; None: no limit.
+        max_epochs, weights: see `teacher_spec`.
         precision: of convolutions in training; None: the device's default.
         progress: notified of the teacher's training.
 
     Raises:
         KdsearchError: the teacher's training diverged.
     """
-    wanted = teacher_spec(dataset, max_epochs=max_epochs)
+    wanted = teacher_spec(dataset, max_epochs=max_epochs, weights=weights)
     known = teacher.obtain(wanted, seen, precision=precision, progress=progress)
     return School(dataset, split, known, known.answers(split.train), precision)

@@ -289,7 +289,7 @@ def _teacher_grid(teacher: dict[str, Any]) -> Grid:
         ["family", str(teacher["family"])],
         ["test accuracy, measured", f"{teacher['accuracy']:.2f} %"],
         ["test accuracy, published", f"{teacher['published']['accuracy']:.2f} %"],
-        ["training", formatting.seconds(teacher["seconds"])],
+        ["training", formatting.seconds(teacher["seconds"]) if teacher["seconds"] else "none: its weights were given"],
         ["inference, microseconds an image", "-" if per_image is None else f"{1e6 * per_image:.1f}"],
         ["parameters", f"{teacher['parameters']:,}"],
         ["size", formatting.size(teacher["bytes"])],

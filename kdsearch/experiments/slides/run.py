@@ -45,6 +45,7 @@ class Options:
         train_size, max_epochs: limits for a quick, reduced run; None: full size.
         width: channels of the CIFAR-10 students' first stage; None: the deck's 64.
         precision: of convolutions in training: "float32", "bfloat16" or "auto", as in `optimize`.
+        teacher: file of the CIFAR-10 teacher's weights; None: it is trained.
     """
 
     dataset: Dataset
@@ -58,6 +59,7 @@ class Options:
     max_epochs: int | None = None
     width: int | None = None
     precision: str = "auto"
+    teacher: str | None = None
 
     @property
     def scaled(self) -> bool:
@@ -95,6 +97,12 @@ def check(options: Options) -> None:
         raise KdsearchError(
             "--width narrows the CIFAR-10 students and must be at least 1",
             got=f"{options.width} on {options.dataset}",
+            remedy="leave it out",
+        )
+    if options.teacher is not None and options.dataset != "cifar10":
+        raise KdsearchError(
+            "--teacher replaces the CIFAR-10 teacher, for which the deck gives no recipe",
+            got=f"{options.teacher} on {options.dataset}",
             remedy="leave it out",
         )
     if any(job.settings.bits is not None for job in options.jobs):
@@ -136,7 +144,7 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
     if todo:
         school = open_school(
             options.dataset, data.whole(whole, device, train_size=options.train_size), seen,
-            max_epochs=options.max_epochs, precision=choice.name, progress=progress,
+            max_epochs=options.max_epochs, weights=options.teacher, precision=choice.name, progress=progress,
         )  # fmt: skip
         for note in precisions.warnings(choice, device):
             progress.warning(note)
@@ -171,7 +179,7 @@ def definition(options: Options, split: data.Split, precision: Precision) -> dic
         precision: of convolutions in training.
     """
     deck = DECKS[options.dataset]
-    taught = teacher_spec(options.dataset, max_epochs=options.max_epochs)
+    taught = teacher_spec(options.dataset, max_epochs=options.max_epochs, weights=options.teacher)
     described = {
         "kind": KIND,
         "dataset": options.dataset,

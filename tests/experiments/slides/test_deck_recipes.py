@@ -73,6 +73,12 @@ def test_keras_recipe_is_adam_with_its_epsilon_and_glorots_weights():
     assert (teacher.epochs, teacher.batch_size, teacher.temperature) == (1, 32, 3.5)
 
 
+def test_weights_replace_the_training_of_cifar10s_teacher():
+    shipped, given = (deck_recipes.teacher_spec("cifar10", max_epochs=None, weights=file) for file in (None, "w.st"))
+    assert shipped.recipe is not None
+    assert (given.recipe, given.weights, given.family) == (None, "w.st", shipped.family)
+
+
 def test_cifar10s_recipe_is_sgd_at_a_constant_rate_without_augmentation():
     recipe = deck_recipes.DECKS["cifar10"].student.recipe
     assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.nesterov) == ("sgd", 0.1, 0.9, True)

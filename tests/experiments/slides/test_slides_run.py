@@ -86,6 +86,7 @@ def test_less_work_narrows_and_shortens(options):
     [
         ({"repeats": 0}, r"--repeats must lie between 1 and 1000 \(got 0\)"),
         ({"width": 8}, r"--width narrows the CIFAR-10 students .*\(got 8 on mnist\); leave it out"),
+        ({"teacher": "w.st"}, r"--teacher replaces the CIFAR-10 teacher.*\(got w.st on mnist\); leave it out"),
         ({"train_size": 0}, r"--train-size must be at least 1"),
         ({"max_epochs": -1}, r"--max-epochs must be at least 1"),
     ],
