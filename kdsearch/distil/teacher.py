@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import ImageSet, Split, views
@@ -23,7 +23,6 @@ from kdsearch.distil.step import format_for
 from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.distil.weight_files import load_weights
 from kdsearch.errors import TeacherError, TrialError
-from kdsearch.measure import accuracy
 from kdsearch.networks import custom
 from kdsearch.records import Precision, Progress, TeacherFacts
 from kdsearch.spec import Augment, TeacherSpec
@@ -88,6 +87,10 @@ class Teacher:
             network or self.network, data, self.prepare, folder=_folder("answers"), name=name,
             precision=None if changed else self.precision, fold=not changed,
         )  # fmt: skip
+
+    def hits(self, data: ImageSet) -> Tensor:
+        """Return which images it classifies rightly in float32: (images,), bool; from the cache if possible."""
+        return _hits(self.network, data, self.prepare, self.facts.fingerprint)
 
 
 def fingerprint(spec: TeacherSpec, split: Split) -> str:
@@ -225,11 +228,16 @@ def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress
     else:
         trained = format_for(network, split.train.labels.device, precision).precision
         seconds = _train(network, spec, split, precision, progress)
+    name = fingerprint(spec, split)
+
+    def accuracy(data: ImageSet) -> float:
+        return _hits(network, data, split.prepare, name).double().mean().item()
+
     facts = TeacherFacts(
         family=spec.title,
-        fingerprint=fingerprint(spec, split),
-        accuracy=accuracy(network, split.test, split.prepare),
-        validation_accuracy=accuracy(network, split.validation, split.prepare) if len(split.validation) else None,
+        fingerprint=name,
+        accuracy=accuracy(split.test),
+        validation_accuracy=accuracy(split.validation) if len(split.validation) else None,
         parameters=networks.parameters(network),
         bytes=networks.size_bytes(network),
         seconds=seconds,
@@ -237,6 +245,12 @@ def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress
     )
     progress.teacher_finished(facts.accuracy, seconds)
     return Teacher(_frozen(network), split.prepare, facts)
+
+
+def _hits(network: nn.Module, data: ImageSet, prepare: answers.Prepare, name: str) -> Tensor:
+    """Return which images a teacher of that fingerprint classifies rightly, (images,), bool; asked once."""
+    found = answers.obtain(network, data, prepare, folder=_folder("answers"), name=name, precision="float32")
+    return found.logits.argmax(1) == data.labels
 
 
 def _frozen(network: nn.Module) -> nn.Module:

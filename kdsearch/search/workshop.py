@@ -152,8 +152,8 @@ class Workshop:
 
     @cached_property
     def _teacher_hits(self) -> Tensor:
-        """Whether the teacher classifies each test image rightly: (test images,), bool; computed once per process."""
-        return hits(self.teacher.network, self.split.test, self.teacher.prepare)
+        """Whether the teacher classifies each test image rightly: (test images,), bool."""
+        return self.teacher.hits(self.split.test)
 
     def test_with_teacher(self, student: nn.Module) -> tuple[float, AgainstTeacher]:
         """Return the test accuracy, a fraction, and counts of the test images by who is right."""

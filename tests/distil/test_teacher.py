@@ -184,3 +184,16 @@ def test_a_training_that_does_not_stay_finite_is_refused_and_not_kept(plan: Plan
     with pytest.raises(TeacherError, match=r"training must stay finite.*mend \[teacher.recipe\]"):
         obtain(plan.spec.teacher.model_copy(update={"recipe": recipe}), plan.split)
     assert [*own_cache.rglob("*.safetensors")] == []
+
+
+def test_which_test_images_it_classifies_rightly_is_asked_once(plan: Plan, quick: TeacherSpec, own_cache: Path):
+    made = obtain(quick, plan.split)
+    asked = []
+    handle = made.network.register_forward_hook(lambda *_: asked.append(1))
+    found = made.hits(plan.split.test)  # asked when its accuracy was measured
+    assert not asked
+    handle.remove()
+    with torch.no_grad():
+        plain = made.network(plan.split.prepare(plan.split.test.images)).argmax(1) == plan.split.test.labels
+    assert torch.equal(found, plain)
+    assert found.double().mean().item() == pytest.approx(made.facts.accuracy)
