@@ -393,6 +393,7 @@ def count_of(shares: Iterable[float]) -> int | None:
 
 
 def _wilson(share: float, count: int, z: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share that may be a mean over seeds; `scipy.stats.binomtest` takes whole counts."""
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
     return min(middle - half, share), max(middle + half, share)

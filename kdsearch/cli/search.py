@@ -82,7 +82,7 @@ def optimize(
     """Search for students worth deploying; run it again and it goes on where it stopped."""
     search.check_options(options)
     with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
-        planned = plans.plan_of(request)
+        planned = plans.make_plan(request)
         planned_work = None
         if dry_run:
             planned_work = estimate.estimate(

@@ -21,7 +21,7 @@ from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.step import format_for
 from kdsearch.distil.view_answers import ViewAnswers
-from kdsearch.distil.weight_files import load_weights
+from kdsearch.distil.weight_files import load_weights, opened
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.networks import custom
 from kdsearch.records import Precision, Progress, TeacherFacts
@@ -102,21 +102,10 @@ def fingerprint(spec: TeacherSpec, split: Split) -> str:
     described = spec.described()
     if spec.weights is not None:
         described = {key: described[key] for key in NETWORK if key in described}
-        described["weights"] = _file_digest(Path(spec.weights).expanduser())
+        with opened(Path(spec.weights).expanduser()) as file:
+            described["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
     text = json.dumps([described, split.fingerprint, list(split.classes)], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TeacherError(
-            f"teacher.weights must be readable: {error.strerror}",
-            got=path,
-            remedy="correct the path in the study file",
-        ) from None
 
 
 def _folder(name: str) -> Path:

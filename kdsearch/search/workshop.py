@@ -52,23 +52,18 @@ class Workshop:
     begins: ImageSet | None = None
 
     @classmethod
-    def open(
-        cls, plan: Plan, progress: Progress | None = None, *, known: Teacher | None = None, cost: str | None = None
-    ) -> Workshop:
+    def open(cls, plan: Plan, progress: Progress | None = None, *, cost: str | None = None) -> Workshop:
         """Open data and teacher of a plan; the teacher is trained if it is not cached.
 
         Args:
             plan: a checked plan.
             progress: receives the teacher's training.
-            known: the plan's teacher, if it is at hand.
             cost: None: the plan's; "flops" where nothing is timed.
 
         Raises:
             TeacherError: the teacher cannot be built, trained or loaded, or is at chance.
         """
-        obtained = known or teacher.obtain(
-            plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress or Progress()
-        )
+        obtained = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
         return cls(plan.spec, plan.split, obtained, cost or plan.cost, plan.precision.name)
 
     @property

@@ -7,13 +7,14 @@ import dataclasses
 from optuna import Study
 
 from kdsearch import storage
-from kdsearch.distil import precision, teacher
+from kdsearch.distil import precision
 from kdsearch.records import Progress
 from kdsearch.search import failures, run_options
 from kdsearch.search.definition import check_definition
 from kdsearch.search.plan import rejoin
 from kdsearch.search.study import PRUNERS, check_options, warn_of_slowness, work
 from kdsearch.search.workers import live_view
+from kdsearch.search.workshop import Workshop
 from kdsearch.storage import retrying
 
 
@@ -56,10 +57,10 @@ def join(
         warn_of_slowness(plan, progress)
         for note in precision.warnings(plan.precision, plan.device):
             progress.warning(note)
-        known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
+        workshop = Workshop.open(plan, progress)
         try:
             with live_view.kept(study, publish, progress) as between:
-                work(study, plan, known, found, budget=budget, progress=progress, between=between)
+                work(study, plan, workshop, found, budget=budget, progress=progress, between=between)
         finally:
             storage.fold(study._storage)
     return study
