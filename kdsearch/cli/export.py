@@ -21,7 +21,7 @@ from kdsearch.export.pick import Wish
 from kdsearch.storage import DEFAULT_STORAGE
 
 with lazy_imports():
-    from kdsearch.export import device_folder, device_results, formats, front_timing, ship
+    from kdsearch.export import device_folder, formats, front_timing, ship
     from kdsearch.export import pick as picking
     from kdsearch.reporting import collect, formatting
     from kdsearch.search import plan as plans
@@ -162,7 +162,7 @@ def _carry(study: Study, trial: int, out: Path, storage: str, data_dir: str | No
 
 
 def _import(study: Study, paths: list[Path], *, as_json: bool) -> None:
-    found = device_results.take(study, paths)
+    found = device_folder.take(study, paths)
     if as_json:
         print(json.dumps({"study": study.study_name, "imported": found}))
         return

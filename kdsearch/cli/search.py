@@ -31,7 +31,6 @@ with lazy_imports():
     from kdsearch.search import estimate, retrain
     from kdsearch.search import plan as plans
     from kdsearch.search import study as search
-    from kdsearch.search.workers import joining
     from kdsearch.storage import retrying
 
 
@@ -65,7 +64,7 @@ def worker(
     # a supervisor keeps the live view itself, and its workers need not import what draws it
     page = publish.Page(storage) if supervisor is None else None
     with ConsoleProgress() as progress, ending(progress), signals.tied_to(supervisor):
-        joining.join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=page)
+        search.join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=page)
 
 
 @takes(Request, Options)

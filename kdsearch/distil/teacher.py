@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import ImageSet, Split, views
-from kdsearch.distil import answers, train, view_answers
-from kdsearch.distil.answers import Answers
+from kdsearch.distil import answers, train
+from kdsearch.distil.answers import Answers, ViewAnswers
 from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.step import format_for
-from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.distil.weight_files import load_weights, opened
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.networks import custom
@@ -57,7 +56,7 @@ class Teacher:
             augment: defines the views.
             begins: images at the beginning of the data, whose answers are reused; None: none.
         """
-        return view_answers.obtain(
+        return answers.obtain_views(
             self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint,
             precision=self.precision, begins=begins,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Studies: created or opened, checked against their definition, run until the budget is spent."""
+"""Studies: created, opened or joined, checked against their definition, run until the budget is spent."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from kdsearch import storage
+from kdsearch.distil import precision, teacher
 from kdsearch.distil import precision as precisions
-from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.records import Attr, Config, Progress, StudyAttr, TeacherFacts
-from kdsearch.search import clock, failures, space
+from kdsearch.search import clock, failures, run_options, space
 from kdsearch.search.budget import Budget, epochs_run
-from kdsearch.search.definition import begun, open_study
-from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan
+from kdsearch.search.definition import begun, check_definition, open_study
+from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan, rejoin
 from kdsearch.search.retime import Retimer, lacking
 from kdsearch.search.run_options import CANDIDATES, Options, Request
 from kdsearch.search.sampling import samplers
@@ -327,3 +327,51 @@ def work(
         keeper.sweep(study)
         clock.keep(study, f"{liveness.name(liveness.myself())} {uuid.uuid4().hex[:8]}", counted.seconds)
         progress.study_finished(clock.shares(counted.seconds))
+
+
+@failures.naming_broken_devices()
+def join(
+    url: str,
+    name: str,
+    *,
+    data_dir: str | None = None,
+    device: str = "auto",
+    timeout: float | None = None,
+    progress: Progress | None = None,
+    publish: live_view.Publish | None = None,
+) -> Study:
+    """Run trials of a study until it is done, as `kdsearch worker` does.
+
+    Args:
+        url: of a storage that this machine can reach.
+        name: of a study that `kdsearch optimize` has started there.
+        data_dir: folder of data sets on this machine.
+        device: see `study.optimize`.
+        timeout: seconds after which this worker begins no trial; None: the study's.
+        progress: receives the events; None: they are ignored.
+        publish: writes the live view, while this worker holds its lease; None: this worker never does.
+
+    Raises:
+        KdsearchError: there is no such study, or this machine's data, teacher or device are not those of the study.
+    """
+    progress = progress or Progress()
+    study = storage.load_study(retrying.patient(storage.open_storage(url), progress.warning), name)
+    found = run_options.stored(study)
+    check_options(found)  # anyone may write to a storage
+    if timeout is not None:
+        found = dataclasses.replace(found, timeout=timeout)
+    plan = rejoin(study, url=url, data_dir=data_dir, device=device)
+    check_definition(study, plan)
+    budget = found.budget()
+    if not budget.over(study.get_trials(deepcopy=False)):
+        study.pruner = PRUNERS[found.pruner](plan)
+        warn_of_slowness(plan, progress)
+        for note in precision.warnings(plan.precision, plan.device):
+            progress.warning(note)
+        workshop = Workshop.open(plan, progress)
+        try:
+            with live_view.kept(study, publish, progress) as between:
+                work(study, plan, workshop, found, budget=budget, progress=progress, between=between)
+        finally:
+            storage.fold(study._storage)
+    return study

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from kdsearch.data import ImageSet, Split
 from kdsearch.distil import checkpoint, lesson, teacher
-from kdsearch.distil.answers import Answers
+from kdsearch.distil.answers import Answers, ViewAnswers
 from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Run, State
-from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
 from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, hits
 from kdsearch.measure.gate import Gate

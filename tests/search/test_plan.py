@@ -7,14 +7,13 @@ import optuna
 import pytest
 import torch
 
-from kdsearch.distil import precision, view_answers
+from kdsearch.distil import answers, precision
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import confirm, retrain
 from kdsearch.search.plan import as_begun, make_plan
 from kdsearch.search.run_options import Request
 from kdsearch.search.study import optimize
-from kdsearch.search.workers import joining
 from kdsearch.storage import open_storage
 from kdsearch.system import machine
 
@@ -131,7 +130,7 @@ def test_a_worker_without_instructions_joins_in_the_studys_precision_and_is_warn
     study = optuna.load_study(study_name="s", storage=open_storage(url))
     kept = {**study.user_attrs[StudyAttr.OPTIONS], "trials": 2}
     study.set_user_attr(StudyAttr.OPTIONS, kept)
-    joined = joining.join(url, "s", device="cpu", progress=Said())
+    joined = study.join(url, "s", device="cpu", progress=Said())
     assert [trial.user_attrs[Attr.PRECISION] for trial in joined.trials] == ["bfloat16"] * 2
     assert any("ten times as long" in line for line in Said.lines)
 
@@ -176,14 +175,14 @@ def test_the_teacher_answers_what_a_confirmation_adds_alone(convolutional, url):
     study = run(convolutional, url)
     asked: list[int] = []
     plan = make_plan(Request(study=convolutional, **TINY))
-    original = view_answers.ViewAnswers._ask_for
+    original = answers.ViewAnswers._ask_for
 
     def counted(self, indices, wanted):
         asked.extend(indices.tolist())
         original(self, indices, wanted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(view_answers.ViewAnswers, "_ask_for", counted)
+        patch.setattr(answers.ViewAnswers, "_ask_for", counted)
         confirm.confirm(study, confirm.choose(study, "0"), repeats=1, device="cpu")
     assert 0 < len(asked) <= 2 * len(plan.split.validation)
     assert min(asked) >= len(plan.split.train)

@@ -23,10 +23,10 @@ from kdsearch.search import budget as budgets
 from kdsearch.search import clock, failures
 from kdsearch.search import plan as plans
 from kdsearch.search import study as search
-from kdsearch.search.anchors import enqueue_missing
 from kdsearch.search.budget import Budget, epochs_spent, finished_count
 from kdsearch.search.definition import open_study
 from kdsearch.search.run_options import Request
+from kdsearch.search.space import enqueue_missing
 from kdsearch.search.trial import Objective
 from kdsearch.search.workers import liveness
 from kdsearch.search.workshop import Workshop

@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from kdsearch.distil import lesson
-from kdsearch.distil.answers import Answers
-from kdsearch.distil.view_answers import ViewAnswers
+from kdsearch.distil.answers import Answers, ViewAnswers
 from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.measure import accuracy
 from kdsearch.records import Config, Progress

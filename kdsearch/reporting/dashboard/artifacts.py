@@ -16,7 +16,7 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.figures.style import BLUE, GREY, padded
-from kdsearch.reporting.pages.card import card
+from kdsearch.reporting.pages.one_trial import card
 from kdsearch.storage import file_of, masked
 from kdsearch.system.files import write_text
 

@@ -12,16 +12,15 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
-from kdsearch.reporting import confirmation, controls, formatting, runtimes, ties
+from kdsearch.reporting import choice, confirmation, controls, formatting, runtimes
 from kdsearch.reporting.choice import ship
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration
-from kdsearch.reporting.effort import effort
 from kdsearch.reporting.figures import curves, space_figures
 from kdsearch.reporting.figures import front as figures
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages import text
 from kdsearch.reporting.pages.assets import Library, packed, parts, templates
-from kdsearch.reporting.verdict import details, headline, looks, picks
+from kdsearch.reporting.verdict import details, effort, headline, looks, picks
 from kdsearch.system.files import write_text
 
 FILTERS = (
@@ -140,7 +139,7 @@ def _context(data: StudyData) -> dict[str, Any]:
         "confirmed": confirmed,
         "timed": bool(data.trials["microseconds"].notna().any()),
         "alone": bool(data.trials["microseconds_1"].notna().any()),
-        "timing": ties.sentence(data),
+        "timing": choice.timing_sentence(data),
         "latency": data.study_file.get("latency"),
         "order": confirmation.sentence(text.order(data), data.repeats) if front else "",
         "controls": {

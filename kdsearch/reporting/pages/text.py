@@ -6,14 +6,13 @@ import json
 from typing import Any, Literal, cast, get_args
 
 from kdsearch.errors import KdsearchError
-from kdsearch.reporting import confirmation, controls, formatting, runtimes, ties
+from kdsearch.reporting import choice, confirmation, controls, formatting, runtimes
 from kdsearch.reporting.choice import Shipping, ship
 from kdsearch.reporting.collect import CONFIG, StudyData, configuration, plain, result
-from kdsearch.reporting.effort import effort
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages.markdown import code, facts, table
 from kdsearch.reporting.pages.markdown import plain as escaped
-from kdsearch.reporting.verdict import looks, picks, verdict
+from kdsearch.reporting.verdict import effort, looks, picks, verdict
 
 Format = Literal["html", "md", "csv", "json"]
 HIDDEN = ("why", "saved", "against_teacher")  # columns that repeat `reason`, or serve other figures
@@ -49,8 +48,8 @@ def as_json(data: StudyData) -> str:
         "confirmed": records(data.confirmed),
         "order": confirmation.sentence(order(data), data.repeats),
         "control": controls.result(data) if data.controls else None,
-        "timing": ties.sentence(data),
-        "ties": {str(number): other for number, other in ties.ties(records(data.front)).items()},
+        "timing": choice.timing_sentence(data),
+        "ties": {str(number): other for number, other in choice.ties(records(data.front)).items()},
         "runtimes": runtimes.result(data),
         "importances": records(data.importances),
         "seconds": data.spent,
@@ -80,7 +79,7 @@ def as_markdown(data: StudyData) -> str:
             escaped(looks(data, ship(data))),
             "## The front",
             _front(data),
-            escaped(ties.sentence(data)),
+            escaped(choice.timing_sentence(data)),
             escaped(confirmation.sentence(order(data), data.repeats)),
         ]
     if not data.confirmed.empty:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdsearch import data
-from kdsearch.experiments.claims import transfer
+from kdsearch.experiments.claims import lab
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def split(lab) -> data.Split:
 
 
 def choose(which, split):
-    return transfer.choose(which, split, left_out=3)
+    return lab.choose(which, split, left_out=3)
 
 
 def test_halves_share_no_image_and_hold_all(split):

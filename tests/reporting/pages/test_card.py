@@ -10,7 +10,7 @@ from helpers.browsing import HOSTILE
 from kdsearch.errors import StorageError
 from kdsearch.reporting.collect import collect
 from kdsearch.reporting.dashboard.artifacts import Shelf, curve, folder
-from kdsearch.reporting.pages.card import UNCONFIRMED, card
+from kdsearch.reporting.pages.one_trial import UNCONFIRMED, card
 
 URL = "postgresql://ann:secret@db/kd"
 
@@ -86,8 +86,7 @@ def test_what_left_the_front_leaves_the_shelf(typical, make_trial, tmp_path):
 
 @pytest.mark.slow
 def test_the_card_needs_no_torch():
-    code = (
-        "import sys, kdsearch.reporting.pages.card, kdsearch.reporting.dashboard.publish; print('torch' in sys.modules)"
-    )
+    modules = "kdsearch.reporting.pages.one_trial, kdsearch.reporting.dashboard.publish"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
