@@ -15,7 +15,6 @@ from kdsearch.export.formats import ENDINGS, INT8, KINDS
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, collect
-from kdsearch.reporting.confirmation import confirmations
 from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages import markdown
 from kdsearch.reporting.pages.one_trial import card
@@ -69,7 +68,7 @@ def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> 
         split: the study's data.
     """
     data = collect(study, storage_url=url)
-    parts = [card(data, number, confirmed=_confirmed(study, number)).rstrip("\n")]
+    parts = [card(data, number).rstrip("\n")]
     row = next(row for row in records(data.trials) if row["number"] == number)
     for kind in KINDS:
         found = study.user_attrs.get(f"{StudyAttr.EXPORTED}{number}:{kind}")
@@ -84,21 +83,6 @@ def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> 
             parts += [f"This prints the class and the logits of files:\n\n```python\n{code}```"]
     parts += ["## Licence", LICENCE]
     return "\n\n".join(parts) + "\n"
-
-
-def _confirmed(study: Study, number: int) -> dict[str, str] | None:
-    rows = records(confirmations(study.user_attrs))
-    row = next((row for row in rows if row["trial"] == number), None)
-    if row is None:
-        return None
-    accuracy = formatting.percent(row["test_accuracy"])
-    if not formatting.missing(row["test_low"]):  # one repeat has no interval
-        accuracy += f" ({formatting.percent(row['test_low'])} to {formatting.percent(row['test_high'])})"
-    return {
-        "trained again with other seeds on the whole training set": f"{row['repeats']:.0f} times",
-        "mean test accuracy": accuracy,
-        "mean ratio": formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
-    }
 
 
 def _is_there(folder: Path, found: Mapping[str, Any]) -> bool:

@@ -72,7 +72,7 @@ class Shelf:
             KdsearchError: the study is not one of kdsearch, or the folder cannot be written.
         """
         data = collect(study, storage_url=self._url)
-        wanted = _files(data, study)
+        wanted = _files(data)
         for identity, name in _standing(study).items():
             if name in wanted:
                 content = wanted.pop(name).encode(errors="backslashreplace")
@@ -94,12 +94,10 @@ class Shelf:
         return path.is_file() and path.read_bytes() == content
 
 
-def _files(data: StudyData, study: Study) -> dict[str, str]:
+def _files(data: StudyData) -> dict[str, str]:
     found = {}
     for number in data.front["number"]:
-        confirmed = study.user_attrs.get(f"confirmed:{number}")
-        known = confirmed if isinstance(confirmed, dict) else None
-        found[f"trial-{number}-card.md"] = card(data, int(number), confirmed=known)
+        found[f"trial-{number}-card.md"] = card(data, int(number))
         found[f"trial-{number}-curve.svg"] = curve(data, int(number))
     return found
 

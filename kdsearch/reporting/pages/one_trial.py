@@ -73,13 +73,12 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [(title, text) for title, text in said if text]
 
 
-def card(data: StudyData, number: int, *, confirmed: Mapping[str, Any] | None = None) -> str:
+def card(data: StudyData, number: int) -> str:
     """Return a trial's model card.
 
     Args:
         data: a collected study.
         number: of the trial.
-        confirmed: the study's attribute `confirmed:NUMBER`; None: the student was not trained again with other seeds.
 
     Raises:
         StorageError: the study holds no such trial, or it has no accuracy.
@@ -91,21 +90,22 @@ def card(data: StudyData, number: int, *, confirmed: Mapping[str, Any] | None = 
     parts = [
         f"# Trial {number} of study {markdown.plain(data.name)}",
         _summary(data, row),
-        f"**Confirmed.** {_confirmed(confirmed)}" if confirmed else f"**{UNCONFIRMED}**",
+        _confirmed(data, number),
         "## Figures", markdown.facts(_figures(data, row)),
         "## Configuration",
         markdown.facts((key.replace("_", " "), formatting.setting(value)) for key, value in config.items()),
         "## Data", markdown.facts(_data(data)),
         "## Teacher", markdown.facts(_teacher(data)),
-        "## Train it again", markdown.block(retrain(data, number)), _password(data),
+        "## Train it again", markdown.block(command(data, number)), _password(data),
         "## Made with", markdown.facts(_made(data)),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def retrain(data: StudyData, number: int) -> str:
-    """Return the command that trains a trial's student again, quoted for a shell, the storage's password masked."""
-    parts = ["kdsearch", "train", "--trial", str(number), "--name", data.name, "--storage", data.storage]
+def command(data: StudyData, trial: int | None, *options: str) -> str:
+    """Return the command that trains a trial again (None: that confirms the front), quoted, the password masked."""
+    begin = ["confirm", *options] if trial is None else ["train", "--trial", str(trial)]
+    parts = ["kdsearch", *begin, "--name", data.name, "--storage", data.storage]
     folder = data.environment.get("data_dir")
     return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
 
@@ -115,8 +115,17 @@ def _summary(data: StudyData, row: dict[str, Any]) -> str:
     return told[0].upper() + told[1:]
 
 
-def _confirmed(confirmed: Mapping[str, Any]) -> str:
-    return "; ".join(f"{markdown.plain(key)}: {markdown.plain(value)}" for key, value in formatting.flat(confirmed))
+def _confirmed(data: StudyData, number: int) -> str:
+    row = next((row for row in records(data.confirmed) if row["trial"] == number), None)
+    if row is None:
+        return f"**{UNCONFIRMED}**"
+    times = "once" if row["repeats"] == 1 else f"{row['repeats']:.0f} times"
+    said = {
+        "trained again with other seeds on the whole training set": times,
+        "mean test accuracy": formatting.span(row["test_accuracy"], row["test_low"], row["test_high"]),
+        "mean ratio": formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
+    }
+    return "**Confirmed.** " + "; ".join(f"{key}: {value}" for key, value in said.items())
 
 
 def _figures(data: StudyData, row: dict[str, Any]) -> list[tuple[str, object]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages import document, text
 from kdsearch.reporting.pages.assets import Library, packed, templates
 from kdsearch.reporting.pages.document import Document, Fold, Grid, Section
+from kdsearch.reporting.pages.one_trial import command
 from kdsearch.reporting.verdict import details, effort, headline, looks, picks
 from kdsearch.system.files import write_text
 
@@ -104,14 +104,6 @@ def render(data: StudyData, *, plotlyjs: Library = "inline", refresh: int | None
 def as_markdown(data: StudyData) -> str:
     """Render the page as Markdown, without the table of every trial."""
     return document.markdown(page(data))
-
-
-def command(data: StudyData, trial: int | None, *options: str) -> str:
-    """Return the command that trains a trial again (None: that confirms the front), quoted, the password masked."""
-    begin = ["confirm", *options] if trial is None else ["train", "--trial", str(trial)]
-    parts = ["kdsearch", *begin, "--name", data.name, "--storage", data.storage]
-    folder = data.environment.get("data_dir")
-    return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
 
 
 def page(data: StudyData) -> Document:

@@ -25,10 +25,15 @@ def test_a_card_says_what_the_student_is_and_how_to_train_it_again(data):
         assert said in text
 
 
-def test_a_confirmed_students_card_says_so(data):
-    text = card(data, 3, confirmed={"test_accuracy": 0.95, "seeds": 5})
+def test_a_confirmed_students_card_says_so_without_python_in_it(complete):
+    data = collect(complete, storage_url=URL)
+    text = card(data, 3)
     assert UNCONFIRMED not in text
-    assert "test_accuracy: 0.95; seeds: 5" in text
+    assert "**Confirmed.** trained again with other seeds on the whole training set: 3 times; " in text
+    assert "mean test accuracy: 96.40 % (95.41 to 97.39); mean ratio: 92.0 (87.1 to 97.1)" in text
+    assert "whole training set: once; mean test accuracy: 97.50 %; mean ratio: 21.0" in card(data, 4)
+    assert "{" not in text
+    assert UNCONFIRMED in card(data, 0)
 
 
 @pytest.mark.parametrize("number", [6, 99])
