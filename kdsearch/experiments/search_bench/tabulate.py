@@ -87,7 +87,7 @@ class Partial:
             file.write(json.dumps({"index": index, **row}) + "\n")
 
 
-def _ratios(workshop: Workshop, configs: list[Config], progress: Progress) -> dict[str, dict[str, float]]:
+def _ratios(workshop: Workshop, configs: list[Config]) -> dict[str, dict[str, float]]:
     """Measure each architecture once, in this process and before any worker starts."""
     found: dict[str, dict[str, float]] = {}
     for config in configs:
@@ -120,7 +120,7 @@ def tabulate(
     configs = configurations(plan, count=count, epochs=epochs, seed=seed)
     wanted = {"study_file": plan.spec.model_dump(mode="json", exclude={"anchors"}), "epochs": epochs, "seed": seed}
     partial = Partial(out, wanted)
-    ratios = _ratios(workshop, configs, progress)
+    ratios = _ratios(workshop, configs)
     progress.study_started(len(partial.rows), count)
     missing = [(index, config) for index, config in enumerate(configs) if index not in partial.rows]
     context = multiprocessing.get_context("spawn")
