@@ -170,7 +170,7 @@ def recipes(
     plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
 ) -> None:
-    """Compare recipes that are worth something at every epoch with a one-cycle rate planned for each length."""
+    """Compare recipes that may stop at any epoch with a one-cycle rate planned for each length."""
     way = assets.checked(plotlyjs)
     lengths = [int(number) for number in _numbers("--epochs", epochs)]
     plan = plans.make_plan(Request(**vars(source)))
@@ -197,7 +197,9 @@ def _numbers(option: str, given: str) -> list[float]:
     try:
         return [float(number) for number in given.split(",") if number.strip()]
     except ValueError:
-        raise KdsearchError(f"{option} must be numbers with commas between", got=given) from None
+        raise KdsearchError(
+            f"{option} must be numbers with commas between", got=given, remedy="write them as 1,2,4"
+        ) from None
 
 
 Out = Annotated[Path, typer.Option(help="Folder of the page, the Markdown and the JSON.")]

@@ -94,7 +94,7 @@ def check(dataset: object, name: str) -> None:
             raise DataError(
                 f"the data set {name} must return {rule}",
                 got=type(dataset).__name__,
-                remedy="mend or uninstall the package that brings it",
+                remedy="fix or uninstall the package that brings it",
             )
 
 

@@ -283,7 +283,8 @@ def _train(
             kept.keep(lambda: {"run": run.state_dict(), "seconds": seconds}, record.seconds)  # noqa: B023
     except TrialError as error:
         raise TeacherError(
-            f"the teacher's training must stay finite: {error}", remedy="mend [teacher.recipe]"
+            f"the teacher's training must stay finite: {error}",
+            remedy="lower lr in [teacher.recipe], or choose another optimizer",
         ) from None
     return seconds
 

@@ -104,7 +104,10 @@ def _written(
             expected[name] = labels(deployed.Prepared(networks[name], split).eval()(images))
         there = onnx.logits(onnx.session(path), images).argmax(1).tolist()
         if any(wanted not in (None, found) for wanted, found in zip(expected[name], there, strict=True)):
-            raise KdsearchError(f"the {name} must predict in ONNX Runtime what it does in torch", remedy="report this")
+            raise KdsearchError(
+                f"the {name} must predict in ONNX Runtime what it does in torch",
+                remedy="this is an error in kdsearch: please report it",
+            )
     return expected
 
 

@@ -197,7 +197,7 @@ def timing_sentence(data: StudyData) -> str:
     told = (
         f"Timing cannot tell {', '.join(pairs[:NAMED])}{more}: it does not rank them, the more accurate comes first."
         if pairs
-        else "Timing tells the front's students apart: no one is within noise of a more accurate one."
+        else "Timing tells the front's students apart: none is within noise of a more accurate one."
         if len(rows) > 1
         else ""
     )

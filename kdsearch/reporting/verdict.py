@@ -71,7 +71,7 @@ def picks(data: StudyData) -> list[Pick]:
     rows = records(front)
     middle = knee(front)
     chosen = ship(data).chosen
-    found = [] if chosen is None else [(SHIP, f"the fastest within {data.within:g} points of the teacher", chosen.row)]
+    found = [] if chosen is None else [(SHIP, f"the fastest within {_points(data.within)} of the teacher", chosen.row)]
     found += [
         (ACCURATE, "the best validation accuracy",
          max(rows, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))),

@@ -105,7 +105,7 @@ def load(name: str) -> Table:
         remedy = f"choose one of {', '.join(shipped())}, or give the path of a table (*.json.gz)"
         raise KdsearchError("a table must exist", got=name, remedy=remedy) from None
     except (OSError, EOFError, KeyError, ValueError) as error:
-        remedy = "make it anew with `kdsearch bench tabulate`"
+        remedy = "make it again with `kdsearch bench tabulate`"
         raise KdsearchError(f"a table must be readable: {error}", got=path, remedy=remedy) from None
 
 

@@ -70,7 +70,7 @@ class Partial:
             raise KdsearchError(
                 "a table that was begun must go on with the same options",
                 got=self.path,
-                remedy="remove that file to begin anew",
+                remedy="remove that file to start over",
             )
         for line in lines[1:]:
             if line.endswith("}"):  # else the last line was cut while it was written

@@ -92,7 +92,9 @@ def check(options: Options) -> None:
         KdsearchError: a number is out of its range, or an int8 row lacks its packages.
     """
     if not 1 <= options.repeats <= MAX_REPEATS:
-        raise KdsearchError(f"--repeats must lie between 1 and {MAX_REPEATS}", got=options.repeats, remedy="correct it")
+        raise KdsearchError(
+            f"--repeats must lie between 1 and {MAX_REPEATS}", got=options.repeats, remedy="give a number in that range"
+        )
     if options.width is not None and (options.dataset != "cifar10" or options.width < 1):
         raise KdsearchError(
             "--width narrows the CIFAR-10 students and must be at least 1",

@@ -85,7 +85,9 @@ def card(data: StudyData, number: int) -> str:
     """
     row = next((row for row in records(data.trials) if row["number"] == number), None)
     if row is None or formatting.missing(row["accuracy"]):
-        raise StorageError("a model card needs a trial that was trained", got=f"trial {number}")
+        raise StorageError(
+            "a model card needs a trial that was trained", got=f"trial {number}", remedy="see `kdsearch status`"
+        )
     config = configuration(row)
     parts = [
         f"# Trial {number} of study {markdown.plain(data.name)}",

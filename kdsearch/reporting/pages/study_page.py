@@ -172,7 +172,7 @@ def _picks(data: StudyData, confirmed: Mapping[int, Mapping[str, Any]]) -> Itera
         order = confirmation.sentence(text.order(data), data.repeats)
         sure = Markup(
             "<strong>{}</strong> Confirmed students were trained on the whole training set to the epoch that the "
-            "search chose; their ratios were timed anew."
+            "search chose; their ratios were timed again."
         ).format(order)
     else:
         sure = Markup(

@@ -65,7 +65,7 @@ def run(
                 reason = trial.user_attrs.get(Attr.FAIL_REASON)
                 raise RunError(
                     f"{streak.count} trials in a row failed, the last one with: {reason}",
-                    remedy="mend the cause and run the same command again: finished trials are kept",
+                    remedy="fix the cause and run the same command again: finished trials are kept",
                 )
             between()
     except KeyboardInterrupt:
