@@ -17,12 +17,11 @@ from kdsearch import storage as storages
 from kdsearch.cli.lazily import lazy_imports
 from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, takes
 from kdsearch.cli.output import command_line, find_study, print_plan, show_result, write_report
-from kdsearch.cli.progress import ConsoleProgress
+from kdsearch.cli.progress import ConsoleProgress, stdout_to_stderr
 from kdsearch.errors import RunError, shown
 from kdsearch.search.run_options import Options, Request
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import signals
-from kdsearch.system.streams import stdout_to_stderr
 
 with lazy_imports():
     from kdsearch.reporting import collect, confirmation, controls, formatting, verdict

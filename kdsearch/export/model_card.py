@@ -15,7 +15,7 @@ from kdsearch.export.formats import ENDINGS, INT8, KINDS
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, collect
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 from kdsearch.reporting.pages import markdown
 from kdsearch.reporting.pages.one_trial import card
 from kdsearch.stats import proportion_interval

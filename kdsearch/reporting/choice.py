@@ -12,8 +12,7 @@ from kdsearch import stats
 from kdsearch.records import AgainstTeacher, ConfirmedRun
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData
-from kdsearch.reporting.formatting import number
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import number, records
 from kdsearch.stats import count_of, mean_upper_margin, paired_upper_bound, unpaired_upper_bound
 
 EXACT = 1e-9  # points: a bound that equals the limit but for rounding holds

@@ -12,8 +12,7 @@ from kdsearch.records import Attr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.choice import Shipping, Standing, fastest, ship, standing
 from kdsearch.reporting.collect import CONFIG, StudyData, configuration
-from kdsearch.reporting.formatting import number
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import number, records
 
 LEAST_GAIN = 0.05  # points of accuracy: less would be printed as 0.0
 SHIP, ACCURATE, KNEE, FASTEST = "To ship", "Most accurate", "Knee", "Fastest"

@@ -16,7 +16,7 @@ from kdsearch.records import Attr, Timing
 from kdsearch.reporting import choice, verdict
 from kdsearch.reporting.collect import StudyData, collect, result
 from kdsearch.reporting.figures import layers
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 from kdsearch.reporting.pages import one_trial, study_page, text
 
 URL = "sqlite:///x.db"

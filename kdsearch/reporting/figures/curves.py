@@ -26,7 +26,7 @@ from kdsearch.reporting.figures.style import (
     padded,
     rounded,
 )
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 
 HEIGHT = 420
 AXES = {"finished": "finished trials", "epochs": "epochs of training", "hours": "hours since the first trial began"}

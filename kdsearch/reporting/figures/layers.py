@@ -13,8 +13,7 @@ import pandas as pd
 
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, configuration, untrained
-from kdsearch.reporting.formatting import number
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import number, records
 
 METRICS = ("test_accuracy", "accuracy")
 """The columns of `StudyData.trials` that the front's figure can plot; the second is validation accuracy."""

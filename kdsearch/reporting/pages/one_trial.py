@@ -9,7 +9,7 @@ from typing import Any
 from kdsearch.errors import StorageError
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, configuration, measured, plain
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 from kdsearch.reporting.pages import markdown
 from kdsearch.reporting.verdict import worth
 

@@ -24,11 +24,11 @@ from kdsearch.reporting.formatting import (
     percent,
     points,
     ratio,
+    records,
     seconds,
     size,
     span,
 )  # fmt: skip
-from kdsearch.reporting.frames import records
 from kdsearch.reporting.pages import document, text
 from kdsearch.reporting.pages.assets import Library, packed, templates
 from kdsearch.reporting.pages.document import Document, Fold, Grid, Section

@@ -9,7 +9,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.reporting import choice, confirmation, controls, runtimes
 from kdsearch.reporting.choice import Shipping, ship
 from kdsearch.reporting.collect import CONFIG, StudyData, plain, result
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 from kdsearch.reporting.verdict import picks, verdict
 
 Format = Literal["html", "md", "csv", "json"]
