@@ -162,7 +162,7 @@ def _carry(study: Study, trial: int, out: Path, storage: str, data_dir: str | No
 
 
 def _import(study: Study, paths: list[Path], *, as_json: bool) -> None:
-    found = device_folder.take(study, paths)
+    found = device_folder.import_results(study, paths)
     if as_json:
         print(json.dumps({"study": study.study_name, "imported": found}))
         return

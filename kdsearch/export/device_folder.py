@@ -46,7 +46,7 @@ FORMAT, VERSION = "kdsearch device folder", 1
 def write(
     study: Study, number: int, *, out: Path, url: str, data_dir: str | None, progress: Progress
 ) -> dict[str, Any]:
-    """Write a trial's folder for a device, and store its fingerprint, by which `take` recognises its results.
+    """Write a trial's folder for a device, and store its fingerprint, by which `import_results` recognises its results.
 
     Args:
         study: made by kdsearch.
@@ -165,7 +165,7 @@ CPU = "CPUExecutionProvider"
 AGAIN = "run measure.py again and import what it prints"
 
 
-def take(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
+def import_results(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Store the results of files once all are valid; a result that is stored already changes nothing.
 
     Args:
@@ -178,7 +178,7 @@ def take(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         KdsearchError: a file is broken or belongs to another study; nothing is stored.
     """
-    found = [_measured(study, read(path), path) for path in paths]
+    found = [_measured(study, read_results(path), path) for path in paths]
     told = []
     for each in found:
         new = study.user_attrs.get(each.key) != each.stored()
@@ -189,7 +189,7 @@ def take(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
     return told
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
     """Read a file's JSON object and check the type and range of every value.
 
     Raises:

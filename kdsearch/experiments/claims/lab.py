@@ -171,7 +171,7 @@ class Lab:
     def images(self, which: Images) -> ImageSet:
         """Return the images of a transfer set."""
         if which not in self._images:
-            self._images[which] = choose(which, self.split, left_out=LEFT_OUT)
+            self._images[which] = transfer_set(which, self.split, left_out=LEFT_OUT)
         return self._images[which]
 
     def accuracies(self, arm: Arm, *, label: int | None = None) -> list[float]:
@@ -347,7 +347,7 @@ Images = Literal["all", "tenth", "first half", "second half", "noise", "photogra
 SEED = 0
 
 
-def choose(which: Images, split: Split, *, left_out: int) -> ImageSet:
+def transfer_set(which: Images, split: Split, *, left_out: int) -> ImageSet:
     """Return the images of a transfer set, on the split's device.
 
     Args:

@@ -59,7 +59,7 @@ def run(lab: Lab, numbers: Sequence[int], *, cifar10_rows: Study | None) -> list
     Returns:
         The findings, with verdicts corrected for nine claims.
     """
-    on_cifar10 = {one.number: one for one in findings(cifar10_rows)}
+    on_cifar10 = {one.number: one for one in findings_on_cifar10(cifar10_rows)}
     lemmas = {5: arms.claim_5, 6: arms.claim_6}
     found: list[Finding] = []
     lab.progress.study_started(0, None)
@@ -84,7 +84,7 @@ OF_SLIDES = {
 }
 
 
-def accuracies(study: Study | None) -> dict[str, list[float]]:
+def cifar10_accuracies(study: Study | None) -> dict[str, list[float]]:
     """Return the rows' test accuracies, a fraction for each repeat that all four have; empty unless at full size.
 
     Args:
@@ -104,9 +104,9 @@ def accuracies(study: Study | None) -> dict[str, list[float]]:
     }
 
 
-def findings(study: Study | None) -> list[Finding]:
+def findings_on_cifar10(study: Study | None) -> list[Finding]:
     """Return claims 2 and 3 on CIFAR-10; "not measured" with fewer than five repeats of the four rows."""
-    found = accuracies(study)
+    found = cifar10_accuracies(study)
     if len(found.get("c5", [])) < SEEDS:
         repeats = len(found.get("c5", []))
         said = f"The storage holds {repeats} of the {SEEDS} repeats of rows c5, c7, c8 and c9 that a verdict needs."
