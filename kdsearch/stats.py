@@ -209,8 +209,8 @@ def difference_from_one_run(
     return Interval(mean - published, mean - published - half, mean - published + half, n)
 
 
-def paired_upper_bound(only_first: float, only_second: float, count: int, *, confidence: float = CONFIDENCE) -> float:
-    """Return the one-sided upper bound of p1 - p2 for two proportions of the same cases: Tango's score bound.
+def paired_upper_bound(only_first: float, only_second: float, count: int) -> float:
+    """Return the one-sided 95 % upper bound of p1 - p2 for two proportions of the same cases: Tango's score bound.
 
     Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
     Statistics in Medicine 17 (1998): the largest difference d that a one-sided score test does not reject, with the
@@ -221,12 +221,11 @@ def paired_upper_bound(only_first: float, only_second: float, count: int, *, con
         only_first, only_second: number of cases where the first alone, or the second alone, is right; fractions are
             allowed, for means of several counts.
         count: number of all cases, at least 1.
-        confidence: of the bound.
 
     Returns:
         In [-1, 1], never below the estimate (only_first - only_second) / count.
     """
-    z = statistics.NormalDist().inv_cdf(confidence)
+    z = statistics.NormalDist().inv_cdf(CONFIDENCE)
     gap = only_first - only_second
 
     def score(difference: float) -> float:
@@ -243,8 +242,8 @@ def paired_upper_bound(only_first: float, only_second: float, count: int, *, con
     return high
 
 
-def unpaired_upper_bound(first: float, second: float, count: int, *, confidence: float = CONFIDENCE) -> float:
-    """Return the one-sided upper bound of p1 - p2 if the paired counts are unknown: Newcombe's hybrid score bound.
+def unpaired_upper_bound(first: float, second: float, count: int) -> float:
+    """Return the one-sided 95 % upper bound of p1 - p2 if the paired counts are unknown: Newcombe's hybrid score bound.
 
     Method 10 of Newcombe, "Interval estimation for the difference between independent proportions", Statistics in
     Medicine 17 (1998), which treats the two sets of cases as independent although they are the same: agreement between
@@ -253,20 +252,19 @@ def unpaired_upper_bound(first: float, second: float, count: int, *, confidence:
     Args:
         first, second: proportions.
         count: number of cases of each, at least 1.
-        confidence: of the bound.
     """
-    z = statistics.NormalDist().inv_cdf(confidence)
+    z = statistics.NormalDist().inv_cdf(CONFIDENCE)
     above, below = _wilson(first, count, z)[1] - first, second - _wilson(second, count, z)[0]
     return min(1.0, first - second + math.hypot(above, below))
 
 
-def mean_upper_margin(values: Sequence[float], *, confidence: float = CONFIDENCE) -> float:
-    """Return the distance from a mean to its one-sided upper bound by Student's t; 0 for a single value."""
+def mean_upper_margin(values: Sequence[float]) -> float:
+    """Return the distance from a mean to its one-sided 95 % upper bound by Student's t; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     from scipy.stats import t
 
-    return float(t.ppf(confidence, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return float(t.ppf(CONFIDENCE, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 @dataclass(frozen=True)
@@ -393,6 +391,7 @@ def count_of(shares: Iterable[float]) -> int | None:
 
 
 def _wilson(share: float, count: int, z: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share that may be a mean over seeds; `scipy.stats.binomtest` takes whole counts."""
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
     return min(middle - half, share), max(middle + half, share)

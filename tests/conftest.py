@@ -22,6 +22,7 @@ from kdsearch.distil.teacher import Teacher, obtain
 from kdsearch.measure import latency
 from kdsearch.search import retime
 from kdsearch.search.plan import Plan, make_plan
+from kdsearch.search.run_options import Request
 from kdsearch.search.workshop import Workshop
 
 hypothesis.settings.register_profile(
@@ -77,7 +78,7 @@ def _no_real_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(scope="session")
 def plan() -> Plan:
     """Digits, 200 images, 2 epochs."""
-    return make_plan(dataset="digits", **TINY)
+    return make_plan(Request(dataset="digits", **TINY))
 
 
 @pytest.fixture(scope="session")

@@ -128,8 +128,8 @@ EPOCHS = "epochs = { low = 1, high = 30 }"
         ("threads = 1", "threads = 0", "student.threads", "correct it"),
         ("threads = 1", "threads = true", "student.threads", "correct it"),
         ('optimizer = "adam"', 'optimizer = "adamw"', "teacher.recipe.optimizer", "correct it"),
-        ("[data]", "[data", "must be valid TOML", "mend that line"),
-        ("[data]", "[data]\nname = 'x'", "must be valid TOML", "mend that line"),
+        ("[data]", "[data", "must be valid TOML", "correct that line"),
+        ("[data]", "[data]\nname = 'x'", "must be valid TOML", "correct that line"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_key_and_remedy(digits_text, old, new, key, remedy):

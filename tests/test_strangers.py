@@ -8,37 +8,12 @@ from pathlib import Path
 
 import optuna
 import pytest
-from helpers.commands import Run, refused
+from helpers.commands import PHOTOS_STUDY, Run, refused
 
 import kdsearch as package
 from kdsearch.search.definition import comparable, differences
 from kdsearch.storage import open_storage
 
-STUDY = """
-[data]
-name = "folder"
-image_size = 8
-validation = 0.25
-[teacher]
-family = "cnn"
-seed = 0
-[teacher.recipe]
-optimizer = "adam"
-lr = 2e-3
-epochs = 3
-batch_size = 16
-[student]
-family = "mlp"
-threads = 1
-[latency]
-batch = 50
-[space]
-width = [4, 8]
-loss_weight = 0.5
-temperature = 4.0
-epochs = 1
-batch_size = 16
-"""
 LOUD = """
 import torch
 print("imported")
@@ -55,7 +30,7 @@ OPTIONS = ("--study", "f.toml", "--cost", "flops", "--seed", "0", "--device", "c
 
 @pytest.mark.slow
 def test_a_folder_of_images_may_move(kdsearch: Run, photos: Path, tmp_path: Path):
-    (tmp_path / "f.toml").write_text("\ufeff" + STUDY, encoding="utf-8")  # with a byte-order mark
+    (tmp_path / "f.toml").write_text("\ufeff" + PHOTOS_STUDY, encoding="utf-8")  # with a byte-order mark
     first = kdsearch("optimize", "--dataset", "folder:photos", "--trials", "1", *OPTIONS)
     assert first.code == 0, first.err
     assert "photos holds 120 training images and 30 test images of 3 classes; skipped: nothing" in first.err
@@ -79,7 +54,7 @@ def test_a_teacher_that_prints_leaves_json_alone(
 ):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "loud_teacher.py").write_text(LOUD)
-    text = STUDY.replace('family = "cnn"', 'build = "loud_teacher:network"').replace("lr = 2e-3", "lr = 1e-2")
+    text = PHOTOS_STUDY.replace('family = "cnn"', 'build = "loud_teacher:network"').replace("lr = 2e-3", "lr = 1e-2")
     (tmp_path / "f.toml").write_text(text.replace("epochs = 3", "epochs = 20"))
     ran = kdsearch("optimize", "--dataset", "folder:photos", "--trials", "1", "--json", *OPTIONS)
     assert ran.code == 0, ran.err

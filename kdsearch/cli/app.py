@@ -91,7 +91,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The `kdsearch` command: one clear line and exit code 1 for what the user can mend."""
+    """The `kdsearch` command: one clear line and exit code 1 for what the user can fix."""
     try:
         check_platform()
         app()

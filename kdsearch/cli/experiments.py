@@ -6,15 +6,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage
+from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage, takes
 from kdsearch.cli.output import command_line
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError
+from kdsearch.search.run_options import Request, Source
 from kdsearch.storage import DEFAULT_STORAGE
 
 with lazy_imports():
@@ -91,29 +92,24 @@ def _print_bars(bars: list[Bar]) -> None:
 
 
 @bench.command()
+@takes(Source)
 def tabulate(
+    source: Source,
     out: Annotated[Path, typer.Option(help="The table's file, NAME.json.gz.")],
-    dataset: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH (default: digits).")
-    ] = None,
-    study: Annotated[Path | None, typer.Option(help="A study file (TOML) (default: the data set's).")] = None,
     count: Annotated[int, typer.Option(min=1, help="Different configurations, drawn at random.")] = 450,
     epochs: Annotated[int, typer.Option(min=1, help="Of every configuration.")] = 30,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread (default: one a core).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the configurations and their training.")] = 0,
-    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
-    data_dir: DataDir = None,
-    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Train random configurations of a study to their end and keep every epoch's accuracy; goes on where it stopped."""
     if not out.name.endswith(".json.gz"):
         raise KdsearchError("--out must end with .json.gz", got=out, remedy="give NAME.json.gz")
-
-    options: dict[str, Any] = {"dataset": dataset, "study": study, "data_dir": data_dir, "train_size": train_size}
     with ConsoleProgress() as progress:
-        path = tabulating.tabulate(out, count=count, epochs=epochs, workers=workers or os.cpu_count() or 1, seed=seed,
-                    progress=progress, device=device, **options)  # fmt: skip
+        path = tabulating.tabulate(
+            out, Request(**vars(source)), count=count, epochs=epochs, workers=workers or os.cpu_count() or 1, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     rows = len(tables_of.load(str(path)).configs)
     text = f"{path}: {rows} configurations, {epochs} epochs"
     print(json.dumps({"table": str(path), "rows": rows}) if as_json else text)
@@ -161,28 +157,23 @@ def train(
 
 
 @bench.command()
+@takes(Source)
 def recipes(
-    dataset: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10 or folder:PATH (default: digits).")
-    ] = None,
-    study: Annotated[Path | None, typer.Option(help="A study file (TOML) (default: the data set's).")] = None,
+    source: Source,
     student: Annotated[
         str | None, typer.Option(help="An anchor, or a JSON object that changes the first one (default: the first).")
     ] = None,
     epochs: Annotated[str, typer.Option(help="Lengths of training, with commas between.")] = "1,2,4,8,15",
     rates: Annotated[str, typer.Option(help="Multiples of the study file's learning rate.")] = "0.3,1",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 2,
-    train_size: Annotated[int | None, typer.Option(min=1, help="Train on so many images only.")] = None,
-    data_dir: DataDir = None,
-    device: Device = "auto",
     out: Annotated[Path, typer.Option(help="Folder of bench-recipes.html, .md and .json.")] = Path("reports"),
     plotlyjs: PlotlyJs = "inline",
     as_json: Json = False,
 ) -> None:
-    """Compare recipes that are worth something at every epoch with a one-cycle rate planned for each length."""
+    """Compare recipes that may stop at any epoch with a one-cycle rate planned for each length."""
     way = assets.checked(plotlyjs)
     lengths = [int(number) for number in _numbers("--epochs", epochs)]
-    plan = plans.make_plan(dataset=dataset, study=study, data_dir=data_dir, device=device, train_size=train_size)
+    plan = plans.make_plan(Request(**vars(source)))
     options = compared.Options(
         config=compared.student_config(plan.spec, student),
         lengths=sorted(set(lengths)),
@@ -206,7 +197,9 @@ def _numbers(option: str, given: str) -> list[float]:
     try:
         return [float(number) for number in given.split(",") if number.strip()]
     except ValueError:
-        raise KdsearchError(f"{option} must be numbers with commas between", got=given) from None
+        raise KdsearchError(
+            f"{option} must be numbers with commas between", got=given, remedy="write them as 1,2,4"
+        ) from None
 
 
 Out = Annotated[Path, typer.Option(help="Folder of the page, the Markdown and the JSON.")]

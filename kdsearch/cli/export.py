@@ -13,14 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Json, Name, Storage
+from kdsearch.cli.options import DataDir, Json, Name, Storage, takes
 from kdsearch.cli.output import find_study
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError, shown
+from kdsearch.export.pick import Wish
 from kdsearch.storage import DEFAULT_STORAGE
 
 with lazy_imports():
-    from kdsearch.export import device_folder, device_results, formats, front_timing, ship
+    from kdsearch.export import device_folder, formats, front_timing, ship
     from kdsearch.export import pick as picking
     from kdsearch.reporting import collect, formatting
     from kdsearch.search import plan as plans
@@ -29,30 +30,14 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-MinAccuracy = Annotated[float | None, typer.Option(help="Validation accuracy at least, in percent (97.5).")]
-MinRatio = Annotated[float | None, typer.Option(min=0, help="Teacher time / student time at least.")]
-MaxParameters = Annotated[int | None, typer.Option(min=1, help="Parameters at most.")]
-Within = Annotated[
-    float | None,
-    typer.Option(
-        help="Points of test accuracy below the teacher's at most, shown at 95 % (default: the study's, 1.0)."
-    ),
-]
-Knee = Annotated[bool, typer.Option("--knee", help="Take what gives up least on accuracy and ratio together.")]
-
-
+@takes(Wish)
 def pick(
-    min_accuracy: MinAccuracy = None,
-    min_ratio: MinRatio = None,
-    max_parameters: MaxParameters = None,
-    knee: Knee = False,
-    within: Within = None,
+    wish: Wish,
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
 ) -> None:
     """Name the trial to ship, and why: by itself, the fastest that is shown to be near the teacher."""
-    wish = picking.Wish(min_accuracy, min_ratio, max_parameters, knee, within)
     wish.check()
     data = collect.collect(find_study(storage, name), storage_url=storage)
     choice = picking.choose(data, wish)
@@ -62,16 +47,13 @@ def pick(
         print(shown(choice.why + (f" ({data.stand_ins})" if data.stand_ins else "")))
 
 
+@takes(Wish)
 def export(
+    wish: Wish,
     out: Annotated[Path, typer.Option(help="Folder of the file.")],
     trial: Annotated[int | None, typer.Option(min=0, help="Number of the trial; or say what it must reach.")] = None,
     kind: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="ONNX in integers, calibrated on training images.")] = False,
-    min_accuracy: MinAccuracy = None,
-    min_ratio: MinRatio = None,
-    max_parameters: MaxParameters = None,
-    knee: Knee = False,
-    within: Within = None,
     name: Name = None,
     storage: Storage = DEFAULT_STORAGE,
     data_dir: DataDir = None,
@@ -84,7 +66,6 @@ def export(
     kind = formats.INT8 if int8 else kind
     study = find_study(storage, name)
     if trial is None:
-        wish = picking.Wish(min_accuracy, min_ratio, max_parameters, knee, within)
         trial = picking.choose(collect.collect(study, storage_url=storage), wish).number
     with ConsoleProgress() as progress:
         found = ship.export(study, trial, kind=kind, out=out, url=storage, data_dir=data_dir, progress=progress)
@@ -181,7 +162,7 @@ def _carry(study: Study, trial: int, out: Path, storage: str, data_dir: str | No
 
 
 def _import(study: Study, paths: list[Path], *, as_json: bool) -> None:
-    found = device_results.take(study, paths)
+    found = device_folder.import_results(study, paths)
     if as_json:
         print(json.dumps({"study": study.study_name, "imported": found}))
         return

@@ -33,7 +33,7 @@ ReportPath = Annotated[Path | None, typer.Option(help="Where the report goes (de
 
 
 def takes(*kinds: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each field of dataclasses of `search.run_options`.
+    """Give a command an option for each field of dataclasses whose fields are `search.run_options.option`.
 
     The command is called with an instance of each, in their order, before its own options.
     """
@@ -59,6 +59,7 @@ def takes(*kinds: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
 
 def _parameter(kind: type[Any], field: dataclasses.Field[Any]) -> inspect.Parameter:
     said = field.metadata
-    shown = typer.Option(help=said["help"], min=said["least"], envvar=said["env"])
-    annotation: Any = Annotated[get_type_hints(kind)[field.name], shown]
+    wanted = get_type_hints(kind)[field.name]
+    names = [f"--{field.name}"] if wanted is bool else []  # without its --no-
+    annotation: Any = Annotated[wanted, typer.Option(*names, help=said["help"], min=said["least"], envvar=said["env"])]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)

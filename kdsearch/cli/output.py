@@ -16,7 +16,7 @@ from kdsearch.errors import StorageError, shown
 from kdsearch.storage import hidden, load_trial
 
 with lazy_imports():
-    from kdsearch.reporting import collect, effort, verdict
+    from kdsearch.reporting import collect, verdict
     from kdsearch.reporting.pages import one_trial, study_page, text
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def show_result(
     progress.line(
         f"trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed{untrained}"
     )
-    if effort.effort(data):
-        progress.line(effort.effort(data))
+    if verdict.effort(data):
+        progress.line(verdict.effort(data))
     if path is not None:
         progress.line(f"report: {path}")
     if as_json:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +18,6 @@ from rich.text import Text
 from kdsearch import records
 from kdsearch.errors import shown
 from kdsearch.records import Config, EpochRecord
-from kdsearch.system.streams import stdout_to_stderr
 
 LOG_WIDTH = 160  # of tables where no terminal says its own
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
@@ -184,3 +186,26 @@ def _figure(value: float | None, form: str) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+STDOUT, STDERR = 1, 2
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send stdout to stderr: Python's, and that of C libraries and started programs, which write to descriptor 1.
+
+    A teacher that prints, or a download that reports progress, would otherwise corrupt the JSON on stdout.
+    """
+    kept = None
+    with suppress(OSError, ValueError):  # stdout may be closed
+        sys.stdout.flush()
+        kept = os.dup(STDOUT)
+        os.dup2(STDERR, STDOUT)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, STDOUT)
+            os.close(kept)

@@ -139,9 +139,7 @@ def dashboard(
     try:
         optuna_dashboard.run_server(backend, host=HOST, port=port, artifact_store=shelf.store)
     except OSError as error:
-        raise KdsearchError(
-            f"the port must be free: {error.strerror}", got=port, remedy="give another --port"
-        ) from None
+        raise KdsearchError(f"--port must be free: {error.strerror}", got=port, remedy="give another --port") from None
     finally:
         over.set()
         keeper.join(timeout=5)

@@ -17,12 +17,11 @@ from kdsearch import storage as storages
 from kdsearch.cli.lazily import lazy_imports
 from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, takes
 from kdsearch.cli.output import command_line, find_study, print_plan, show_result, write_report
-from kdsearch.cli.progress import ConsoleProgress
+from kdsearch.cli.progress import ConsoleProgress, stdout_to_stderr
 from kdsearch.errors import RunError, shown
 from kdsearch.search.run_options import Options, Request
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import signals
-from kdsearch.system.streams import stdout_to_stderr
 
 with lazy_imports():
     from kdsearch.reporting import collect, confirmation, controls, formatting, verdict
@@ -31,7 +30,6 @@ with lazy_imports():
     from kdsearch.search import estimate, retrain
     from kdsearch.search import plan as plans
     from kdsearch.search import study as search
-    from kdsearch.search.workers import joining
     from kdsearch.storage import retrying
 
 
@@ -65,7 +63,7 @@ def worker(
     # a supervisor keeps the live view itself, and its workers need not import what draws it
     page = publish.Page(storage) if supervisor is None else None
     with ConsoleProgress() as progress, ending(progress), signals.tied_to(supervisor):
-        joining.join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=page)
+        search.join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=page)
 
 
 @takes(Request, Options)
@@ -82,7 +80,7 @@ def optimize(
     """Search for students worth deploying; run it again and it goes on where it stopped."""
     search.check_options(options)
     with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
-        planned = plans.plan_of(request)
+        planned = plans.make_plan(request)
         planned_work = None
         if dry_run:
             planned_work = estimate.estimate(

@@ -94,7 +94,7 @@ def check(dataset: object, name: str) -> None:
             raise DataError(
                 f"the data set {name} must return {rule}",
                 got=type(dataset).__name__,
-                remedy="mend or uninstall the package that brings it",
+                remedy="fix or uninstall the package that brings it",
             )
 
 
@@ -274,21 +274,20 @@ def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
     return _on_device(dataset, [dataset.train.subset(rest), validation, dataset.test], device)
 
 
-def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = None, seed: int = 0) -> Split:
+def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = None) -> Split:
     """Return the data set without validation images: the whole training set, or a draw of it.
 
     Args:
         dataset: as published.
         device: where the images go.
-        train_size: most training images, drawn by class; None: all.
-        seed: of the draw.
+        train_size: most training images, drawn by class with seed 0; None: all.
 
     Raises:
         DataError: the draw would lack a class.
     """
     train = dataset.train if dataset.validation is None else dataset.train.joined(dataset.validation)
     if train_size is not None and train_size < len(train):
-        chosen, _ = stratified(train.labels, train_size, seed, "the training set", dataset.classes)
+        chosen, _ = stratified(train.labels, train_size, 0, "the training set", dataset.classes)
         train = train.subset(chosen)
     return _on_device(dataset, [train, dataset.train.subset(torch.arange(0)), dataset.test], device)
 

@@ -83,7 +83,7 @@ def _broken(path: Path, error: OSError) -> DataError:
     return DataError(
         f"the file of decoded images must stay whole while it is used: {error.strerror or error}",
         got=path,
-        remedy="run again: it is made anew",
+        remedy="run again: it is rebuilt",
     )
 
 

@@ -36,9 +36,9 @@ class Looked:
     reason: str = ""
 
 
-def heads(paths: Sequence[Path], most: int = LOOKED_AT) -> list[Looked]:
+def heads(paths: Sequence[Path]) -> list[Looked]:
     """Read sizes and modes of a sample of files, evenly over all of them, from their heads, without decoding."""
-    step = max(1, len(paths) // most)
+    step = max(1, len(paths) // LOOKED_AT)
     with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(_head, paths[::step]))
 

@@ -126,7 +126,7 @@ class Checkpoint:
                 return begin(load(self.path, self._name, device))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = " ".join(str(error).split())[:120]
-                self._warn(f"a broken checkpoint is ignored: the training starts anew ({self.path}: {reason})")
+                self._warn(f"a broken checkpoint is ignored: the training starts over ({self.path}: {reason})")
         return begin(None)
 
     def keep(self, state: Callable[[], State], seconds: float) -> None:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from kdsearch import networks
 from kdsearch.data import ImageSet, Split
 from kdsearch.distil import train
-from kdsearch.distil.answers import Answers, Prepare
+from kdsearch.distil.answers import Answers, Prepare, ViewAnswers
 from kdsearch.distil.loss import DECK, Mix, distillation_loss, nd_loss
 from kdsearch.distil.train import Batch, Lesson
-from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import StudyFileError
 from kdsearch.records import Config, Precision, architecture
 from kdsearch.spec import Recipe, StudentSpec, StudySpec

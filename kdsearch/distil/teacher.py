@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import ImageSet, Split, views
-from kdsearch.distil import answers, train, view_answers
-from kdsearch.distil.answers import Answers
+from kdsearch.distil import answers, train
+from kdsearch.distil.answers import Answers, ViewAnswers
 from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.step import format_for
-from kdsearch.distil.view_answers import ViewAnswers
-from kdsearch.distil.weight_files import load_weights
+from kdsearch.distil.weight_files import load_weights, opened
 from kdsearch.errors import TeacherError, TrialError
 from kdsearch.networks import custom
 from kdsearch.records import Precision, Progress, TeacherFacts
@@ -57,7 +56,7 @@ class Teacher:
             augment: defines the views.
             begins: images at the beginning of the data, whose answers are reused; None: none.
         """
-        return view_answers.obtain(
+        return answers.obtain_views(
             self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint,
             precision=self.precision, begins=begins,
         )  # fmt: skip
@@ -102,21 +101,10 @@ def fingerprint(spec: TeacherSpec, split: Split) -> str:
     described = spec.described()
     if spec.weights is not None:
         described = {key: described[key] for key in NETWORK if key in described}
-        described["weights"] = _file_digest(Path(spec.weights).expanduser())
+        with opened(Path(spec.weights).expanduser()) as file:
+            described["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
     text = json.dumps([described, split.fingerprint, list(split.classes)], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TeacherError(
-            f"teacher.weights must be readable: {error.strerror}",
-            got=path,
-            remedy="correct the path in the study file",
-        ) from None
 
 
 def _folder(name: str) -> Path:
@@ -295,7 +283,8 @@ def _train(
             kept.keep(lambda: {"run": run.state_dict(), "seconds": seconds}, record.seconds)  # noqa: B023
     except TrialError as error:
         raise TeacherError(
-            f"the teacher's training must stay finite: {error}", remedy="mend [teacher.recipe]"
+            f"the teacher's training must stay finite: {error}",
+            remedy="lower lr in [teacher.recipe], or choose another optimizer",
         ) from None
     return seconds
 

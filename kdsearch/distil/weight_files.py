@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +54,32 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
     return notes
 
 
-def _check_file(path: Path) -> None:
-    """Refuse files that a failed download left in place of weights.
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """Return a context in which the weights' file is open.
 
     Raises:
-        TeacherError: the file cannot be opened, or is empty, a Git LFS pointer or a web page.
+        TeacherError: it cannot be read.
     """
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            yield file
     except OSError as error:
         raise TeacherError(
             f"teacher.weights must be readable: {error.strerror}",
             got=path,
             remedy="correct the path in the study file",
         ) from None
+
+
+def _check_file(path: Path) -> None:
+    """Refuse files that a failed download left in place of weights.
+
+    Raises:
+        TeacherError: the file cannot be opened, or is empty, a Git LFS pointer or a web page.
+    """
+    with opened(path) as file:
+        head = file.read(64)
     if not head:
         raise TeacherError("teacher.weights must hold weights: the file is empty", got=path, remedy=AGAIN)
     if head.startswith(b"version https://git-lfs"):

@@ -1,4 +1,4 @@
 """Pick a student from a front, export it to a file for another runtime, verify it there and time it there.
 
-Others use `device_folder`, `device_results`, `formats`, `front_timing`, `pick`, `ship`.
+Others use `device_folder`, `formats`, `front_timing`, `pick`, `ship`.
 """

@@ -1,4 +1,4 @@
-"""Write the folder to copy to a real device: both networks, some images, and a script that times the networks."""
+"""Write the folder to copy to a real device, with a script that times both networks, and import its results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,20 @@ from kdsearch.data import Split, repeated
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, ship
 from kdsearch.export.device_script import FILES, IMAGES, NETWORKS, fingerprint
+from kdsearch.export.device_script import FORMAT as RESULT_FORMAT
+from kdsearch.export.device_script import VERSION as RESULT_VERSION
 from kdsearch.measure import deployed
-from kdsearch.records import Progress, StudyAttr
+from kdsearch.records import Attr, Progress, StudyAttr
+from kdsearch.reporting.measured import (
+    DEVICE,
+    FIGURES,
+    LONGEST,
+    Measured,
+    is_figure,
+    is_whole,
+    parsed,
+)
+from kdsearch.storage import load_trial
 from kdsearch.system import files
 
 MOST_IMAGES = 100  # in the folder; the script repeats them to fill the batch: time does not depend on their content
@@ -33,7 +46,7 @@ FORMAT, VERSION = "kdsearch device folder", 1
 def write(
     study: Study, number: int, *, out: Path, url: str, data_dir: str | None, progress: Progress
 ) -> dict[str, Any]:
-    """Write a trial's folder for a device, and store its fingerprint, by which `device_results` recognises results.
+    """Write a trial's folder for a device, and store its fingerprint, by which `import_results` recognises its results.
 
     Args:
         study: made by kdsearch.
@@ -91,7 +104,10 @@ def _written(
             expected[name] = labels(deployed.Prepared(networks[name], split).eval()(images))
         there = onnx.logits(onnx.session(path), images).argmax(1).tolist()
         if any(wanted not in (None, found) for wanted, found in zip(expected[name], there, strict=True)):
-            raise KdsearchError(f"the {name} must predict in ONNX Runtime what it does in torch", remedy="report this")
+            raise KdsearchError(
+                f"the {name} must predict in ONNX Runtime what it does in torch",
+                remedy="this is an error in kdsearch: please report it",
+            )
     return expected
 
 
@@ -140,3 +156,107 @@ def _readme(about: dict[str, Any]) -> str:
         "    kdsearch measure --import device.json",
     )
     return "\n".join(lines) + "\n"
+
+
+LARGEST = 100_000  # bytes: the script prints about one thousand
+TEXTS = ("device", "provider", "onnxruntime", "date", "machine", "system", "python", "fingerprint", "study")
+COUNTS = ("trial", "batch", "threads", "pairs")
+CPU = "CPUExecutionProvider"
+AGAIN = "run measure.py again and import what it prints"
+
+
+def import_results(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Store the results of files once all are valid; a result that is stored already changes nothing.
+
+    Args:
+        study: the study that the devices' folders were made from.
+        paths: of files that `measure.py` wrote.
+
+    Returns:
+        The stored results, each with `new` (whether it was not stored before) and `search_ratio`.
+
+    Raises:
+        KdsearchError: a file is broken or belongs to another study; nothing is stored.
+    """
+    found = [_measured(study, read_results(path), path) for path in paths]
+    told = []
+    for each in found:
+        new = study.user_attrs.get(each.key) != each.stored()
+        if new:
+            study.set_user_attr(each.key, each.stored())
+        ratio = load_trial(study, each.trial).user_attrs.get(Attr.RATIO)
+        told.append(each.stored() | {"new": new, "search_ratio": ratio})
+    return told
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a file's JSON object and check the type and range of every value.
+
+    Raises:
+        KdsearchError: the file is not a result of `measure.py`.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+    except OSError as error:
+        raise KdsearchError(f"--import must name a file to read: {error.strerror}", got=path) from None
+    try:
+        found = json.loads(raw.decode("utf-8")) if len(raw) <= LARGEST else None
+    except (ValueError, RecursionError):
+        raise _refusal("be JSON", path) from None
+    if not isinstance(found, Mapping) or found.get("format") != RESULT_FORMAT:
+        raise _refusal("be what measure.py prints", path)
+    if found.get("version") != RESULT_VERSION:
+        said = str(found.get("version"))[:20]
+        raise _refusal(
+            f"be of version {RESULT_VERSION}, not {said}", path, "import it with the kdsearch that made the folder"
+        )
+    for name in COUNTS:
+        if not is_whole(found.get(name), least=0 if name == "trial" else 1):
+            raise _refusal(f"hold a whole number as {name}", path)
+    for name in FIGURES:
+        if not is_figure(found.get(name)):
+            raise _refusal(f"hold a finite number above 0 as {name}", path)
+    for name in TEXTS:
+        if not _is_text(found.get(name), longest=LARGEST if name == "study" else LONGEST):
+            raise _refusal(f"hold a printable text of at most {LONGEST} characters as {name}", path)
+    if not found["low"] <= found["ratio"] <= found["high"]:
+        raise _refusal("hold a ratio within its interval", path)
+    return dict(found)
+
+
+def _is_text(value: object, *, longest: int) -> bool:
+    if not isinstance(value, str) or not 0 < len(value) <= longest:
+        return False
+    return value.isprintable() or longest == LARGEST  # a study's name is only compared: any characters may be in it
+
+
+def _refusal(rule: str, path: Path, remedy: str = AGAIN) -> KdsearchError:
+    return KdsearchError(f"a file to import must {rule}", got=path, remedy=remedy)
+
+
+def _measured(study: Study, found: dict[str, Any], path: Path) -> Measured:
+    """Convert a valid file's object to a measurement of a trial of this study.
+
+    Raises:
+        KdsearchError: the file belongs to another study or trial, or its networks were not exported from this study.
+    """
+    number = found["trial"]
+    if found["study"] != study.study_name:
+        raise _refusal(f"be of study {study.study_name}, not {found['study'][:LONGEST]}", path, "give its --name")
+    stored = study.user_attrs.get(f"{StudyAttr.CARRIED}{number}")
+    if not isinstance(stored, Mapping) or found["fingerprint"] not in stored:
+        raise _refusal(
+            f"be of networks that `kdsearch measure --trial {number}` wrote for this study",
+            path,
+            f"carry a new folder to the device: `kdsearch measure --trial {number} --out DIR`",
+        )
+    load_trial(study, number)
+    provider = "" if found["provider"] == CPU else found["provider"]
+    version = f"onnxruntime {found['onnxruntime']}, {found['system']} {found['machine']}, Python {found['python']}"
+    measured = parsed(
+        {name: found[name] for name in ("trial", "device", "threads", "batch", *FIGURES, "date")}
+        | {"source": DEVICE, "runtime": "ONNX Runtime", "version": version[:LONGEST], "provider": provider}
+    )
+    assert measured is not None, "all of it was checked"
+    return measured

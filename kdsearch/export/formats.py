@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch import networks
-from kdsearch.data import Split
+from kdsearch.data import Images, Split
 from kdsearch.measure import deployed
 from kdsearch.system import files
 
@@ -20,6 +21,8 @@ INT8 = "int8"
 """ONNX with integer arithmetic."""
 KINDS = (*FORMATS, INT8)
 OF_ONNX = ("onnx", INT8)
+CALIBRATION = 512  # training images that determine the ranges of activations in int8
+BATCH = 64
 ENDINGS = {kind: kind for kind in FORMATS} | {INT8: "int8.onnx"}
 
 Run = Callable[[Tensor], Tensor]
@@ -43,9 +46,7 @@ def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[s
 
         onnx.write(wrapped, example, path)
         if kind == INT8:
-            from kdsearch.export import int8
-
-            int8.quantise(path, path, int8.calibration(split.train.images))
+            quantise(path, path, calibration(split.train.images))
         onnx.describe(path, {"kdsearch": json.dumps(facts)})
     elif kind == "pt2":
         program = torch.export.export(wrapped, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
@@ -79,3 +80,46 @@ def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module)
 def runtime_of(kind: str) -> str:
     """Return the runtime that a format is verified in, with its version."""
     return deployed.version() if kind in OF_ONNX else f"torch {torch.__version__}"
+
+
+def calibration(images: Images) -> Tensor:
+    """Return the training images for calibration: a random draw with a fixed seed.
+
+    Args:
+        images: (count, channels, height, width), uint8.
+    """
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    return images[drawn]
+
+
+def quantise(source: Path, target: Path, images: Tensor) -> None:
+    """Write an ONNX file's network in int8.
+
+    Args:
+        source: the float file, with `images` as its input.
+        target: the file to write.
+        images: to calibrate on, (count, channels, height, width), uint8, at least one.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Batches(CalibrationDataReader):  # type: ignore[misc]
+        parts = iter(images.split(BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            part = next(self.parts, None)
+            return None if part is None else {"images": part.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder) / "folded.onnx"
+        quant_pre_process(source, folded, skip_symbolic_shape=True)  # folds batch norms into their convolutions
+        quantize_static(
+            folded,
+            target,
+            Batches(),
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+        )

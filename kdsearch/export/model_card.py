@@ -10,16 +10,46 @@ from typing import Any
 from optuna import Study
 
 from kdsearch.data import Split
-from kdsearch.export import snippet
+from kdsearch.data.pictures import PAPER, Scale
 from kdsearch.export.formats import ENDINGS, INT8, KINDS
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, collect
-from kdsearch.reporting.confirmation import confirmations
-from kdsearch.reporting.frames import records
-from kdsearch.reporting.pages.card import card
-from kdsearch.reporting.pages.markdown import code, facts
+from kdsearch.reporting.formatting import records
+from kdsearch.reporting.pages import markdown
+from kdsearch.reporting.pages.one_trial import card
 from kdsearch.stats import proportion_interval
+
+READ = '''import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+def read(path):
+    """An image file as the network's input, (1, 3, {height}, {width}), uint8."""
+    image = ImageOps.exif_transpose(Image.open(path))  # upright
+    if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
+        top = {floats:g} if image.mode.startswith("F") else {integers:g}
+        grey = np.asarray(image, dtype=np.float64) * (255 / top)
+        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, {paper})
+        image = Image.alpha_composite(paper, layer)
+    image = image.convert("RGB").resize(({width}, {height}), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)[None]
+
+
+classes = json.load(open("classes.json", encoding="utf-8"))
+session = onnxruntime.InferenceSession("{file}")
+images = np.concatenate([read(path) for path in sys.argv[1:]])
+(logits,) = session.run(None, {{session.get_inputs()[0].name: images}})
+for path, row in zip(sys.argv[1:], logits):
+    print(path, classes[row.argmax()], *row)
+'''
 
 LICENCE = (
     "No licence comes with these weights. Before you pass them on, see that the licences of the data set, of the "
@@ -38,36 +68,21 @@ def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> 
         split: the study's data.
     """
     data = collect(study, storage_url=url)
-    parts = [card(data, number, confirmed=_confirmed(study, number)).rstrip("\n")]
+    parts = [card(data, number).rstrip("\n")]
     row = next(row for row in records(data.trials) if row["number"] == number)
     for kind in KINDS:
         found = study.user_attrs.get(f"{StudyAttr.EXPORTED}{number}:{kind}")
         if isinstance(found, Mapping) and _is_there(folder, found):
-            parts += [f"## File {code(Path(found['file']).name)}", facts(_file(found, data, row))]
-    parts += ["## Input and output", facts(_input(split))]
+            parts += [f"## File {markdown.code(Path(found['file']).name)}", markdown.facts(_file(found, data, row))]
+    parts += ["## Input and output", markdown.facts(_input(split))]
     if split.scale is not None:
-        parts += ["## From a picture to the input", facts(snippet.facts(split, split.scale))]
+        parts += ["## From a picture to the input", markdown.facts(preparation(split, split.scale))]
         onnx = folder / f"trial-{number}.{ENDINGS['onnx']}"
         if onnx.is_file():
-            script = snippet.code(split, split.scale, onnx.name)
-            parts += [f"This prints the class and the logits of files:\n\n```python\n{script}```"]
+            code = script(split, split.scale, onnx.name)
+            parts += [f"This prints the class and the logits of files:\n\n```python\n{code}```"]
     parts += ["## Licence", LICENCE]
     return "\n\n".join(parts) + "\n"
-
-
-def _confirmed(study: Study, number: int) -> dict[str, str] | None:
-    rows = records(confirmations(study.user_attrs))
-    row = next((row for row in rows if row["trial"] == number), None)
-    if row is None:
-        return None
-    accuracy = formatting.percent(row["test_accuracy"])
-    if not formatting.missing(row["test_low"]):  # one repeat has no interval
-        accuracy += f" ({formatting.percent(row['test_low'])} to {formatting.percent(row['test_high'])})"
-    return {
-        "trained again with other seeds on the whole training set": f"{row['repeats']:.0f} times",
-        "mean test accuracy": accuracy,
-        "mean ratio": formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
-    }
 
 
 def _is_there(folder: Path, found: Mapping[str, Any]) -> bool:
@@ -112,3 +127,32 @@ def _input(split: Split) -> list[tuple[str, object]]:
         ("give", f"logits, (batch, {len(split.classes)})"),
         ("classes, in this order", ", ".join(split.classes)),
     ]  # fmt: skip
+
+
+def preparation(split: Split, scale: Scale) -> list[tuple[str, object]]:
+    """List how a picture is prepared for the network, for a table."""
+    _, height, width = split.shape
+    return [
+        ("colours", "RGB; grey becomes three equal channels"),
+        ("orientation", "turned upright as its EXIF data say, before all else"),
+        ("size", f"resized to {width} x {height} whatever its aspect was, with Pillow's BILINEAR (which smooths where "
+                 "it shrinks)"),
+        ("transparency", "laid over white"),
+        ("more than 8 bits", f"integer grey is multiplied by 255 / {scale.integers:,.0f}, floating-point grey by "
+                             f"255 / {scale.floats:,.0f}"),
+        ("several frames", "the first one"),
+    ]  # fmt: skip
+
+
+def script(split: Split, scale: Scale, file: str) -> str:
+    """Return a Python script that prints the class and the logits of image files.
+
+    Args:
+        split: of pictures.
+        scale: of images of more than 8 bits.
+        file: name of the ONNX file, which lies beside `classes.json`.
+    """
+    _, height, width = split.shape
+    return READ.format(
+        height=height, width=width, floats=scale.floats, integers=scale.integers, paper=(*PAPER, 255), file=file
+    )

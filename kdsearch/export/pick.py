@@ -10,11 +10,11 @@ from typing import Any
 from kdsearch import pareto
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting import formatting
-from kdsearch.reporting.choice import Standing, ship
+from kdsearch.reporting.choice import Standing, fastest, ship
 from kdsearch.reporting.collect import TIMED, StudyData, configuration, plain
-from kdsearch.reporting.frames import records
-from kdsearch.reporting.ties import fastest
+from kdsearch.reporting.formatting import records
 from kdsearch.reporting.verdict import knee, looks, none_within, sentence, worth
+from kdsearch.search.run_options import option
 
 EXACT = 1e-12  # tolerance: 100 * 0.975 may be below 97.5 by a last bit
 
@@ -33,11 +33,13 @@ class Wish:
             taken. A wish without any requirement stands for the study's own `within`.
     """
 
-    min_accuracy: float | None = None
-    min_ratio: float | None = None
-    max_parameters: int | None = None
-    knee: bool = False
-    within: float | None = None
+    min_accuracy: float | None = option(None, "Validation accuracy at least, in percent (97.5).")
+    min_ratio: float | None = option(None, "Teacher time / student time at least.", least=0)
+    max_parameters: int | None = option(None, "Parameters at most.", least=1)
+    knee: bool = option(False, "Take what gives up least on accuracy and ratio together.")
+    within: float | None = option(
+        None, "Points of test accuracy below the teacher's at most, shown at 95 % (default: the study's, 1.0)."
+    )
 
     @property
     def tested(self) -> bool:

@@ -46,7 +46,8 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
             logits = torch.cat([run(part) for part in test.images.split(size)])
         except Exception as error:
             raise KdsearchError(
-                f"the exported file must load and run: {' '.join(str(error).split())[:200]}", remedy="it was deleted"
+                f"the exported file must load and run: {' '.join(str(error).split())[:200]}",
+                remedy="the file was deleted; try another --format",
             ) from None
         scores = [(each.argmax(1) == test.labels).double().mean().item() for each in (wanted, logits)]
         if kind == formats.INT8:
@@ -88,7 +89,7 @@ def _check_same(wanted: Tensor, logits: Tensor, scores: list[float]) -> None:
         raise KdsearchError(
             f"the exported file must predict as torch does: {changed} of {len(logits)} test images differ, "
             f"accuracy {scores[1]:.2%} against {scores[0]:.2%}",
-            remedy="it was deleted",
+            remedy="the file was deleted; try another --format",
         )
 
 

@@ -53,7 +53,7 @@ def checked(timing: object, name: str) -> Timing:
     raise StudyFileError(
         f"the cost {name} must return a Timing with 0 < low <= ratio <= high",
         got=" ".join(str(timing).split())[:200],
-        remedy="mend the package that brings it, or choose another --cost",
+        remedy="fix the package that brings it, or choose another --cost",
     )
 
 

@@ -101,7 +101,7 @@ def _check_order(study: Study, curve: dict[str, Any], step: int, row: list[float
             study,
             "steps",
             f"steps must count up within a trial (got {got}), else trials are not pruned in time; report each step "
-            "once, with a counter that never starts anew, such as the epoch",
+            "once, with a counter that never starts over, such as the epoch",
         )
 
 

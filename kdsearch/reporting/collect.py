@@ -18,8 +18,7 @@ from kdsearch import pareto, sittings
 from kdsearch.errors import StorageError
 from kdsearch.records import METRICS, Attr, ConfirmedRun, StudyAttr, against_teacher
 from kdsearch.reporting import confirmation, deck_rows, formatting, growth, importance
-from kdsearch.reporting.formatting import number
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import number, records
 from kdsearch.reporting.measured import measurements
 from kdsearch.spec import ReportSpec, StudySpec, from_dict
 from kdsearch.storage import masked

@@ -12,8 +12,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from kdsearch.records import Attr, StudyAttr
-from kdsearch.reporting.formatting import number
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import number, records
 from kdsearch.spec import StudySpec
 
 MEASURED = ("trial", "accuracy", "test_accuracy", "ratio")

@@ -1,11 +1,14 @@
-"""Format figures for people; missing values (None, NaN) become a dash."""
+"""Format figures for people; missing values (None, NaN) become a dash. Rows of frames as dictionaries."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOTHING = "–"
 TRIALS_NAMED = 5  # of the trials that a pruned one could not beat
@@ -153,3 +156,8 @@ def _unbeaten(trials: object) -> str:
     more = len(trials) - TRIALS_NAMED
     named = ", ".join(map(str, trials[:TRIALS_NAMED])) + (f" and {more} more" if more > 0 else "")
     return f"not beat {'trial' if len(trials) == 1 else 'trials'} {named}"
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame as dictionaries with text keys."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kdsearch import pareto
-from kdsearch.reporting.formatting import number
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import number, records
 
 COLUMNS = ("finished", "trial", "hypervolume", "epochs", "hours")
 

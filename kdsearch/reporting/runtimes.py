@@ -16,9 +16,9 @@ import plotly.graph_objects as go
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, plain
 from kdsearch.reporting.figures.front import TICKS
-from kdsearch.reporting.figures.labels import beside
+from kdsearch.reporting.figures.layers import beside
 from kdsearch.reporting.figures.style import BOTTOM, CYCLE, LABEL, SYMBOLS, TOP, layout, padded, rounded
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 from kdsearch.reporting.measured import DEVICE, FILE, HERE, is_figure
 
 HEIGHT = 420

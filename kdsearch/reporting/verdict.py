@@ -1,4 +1,4 @@
-"""The recommendation of a study: the student to ship, in one sentence with figures, and picks from its front."""
+"""The recommendation of a study: the student to ship, in one sentence, picks from its front, and what it cost."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from kdsearch.records import Attr
 from kdsearch.reporting import formatting
-from kdsearch.reporting.choice import Shipping, Standing, ship, standing
-from kdsearch.reporting.collect import StudyData, configuration
-from kdsearch.reporting.formatting import number
-from kdsearch.reporting.frames import records
-from kdsearch.reporting.ties import fastest
+from kdsearch.reporting.choice import Shipping, Standing, fastest, ship, standing
+from kdsearch.reporting.collect import CONFIG, StudyData, configuration
+from kdsearch.reporting.formatting import number, records
 
 LEAST_GAIN = 0.05  # points of accuracy: less would be printed as 0.0
 SHIP, ACCURATE, KNEE, FASTEST = "To ship", "Most accurate", "Knee", "Fastest"
@@ -71,7 +70,7 @@ def picks(data: StudyData) -> list[Pick]:
     rows = records(front)
     middle = knee(front)
     chosen = ship(data).chosen
-    found = [] if chosen is None else [(SHIP, f"the fastest within {data.within:g} points of the teacher", chosen.row)]
+    found = [] if chosen is None else [(SHIP, f"the fastest within {_points(data.within)} of the teacher", chosen.row)]
     found += [
         (ACCURATE, "the best validation accuracy",
          max(rows, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))),
@@ -248,3 +247,52 @@ def _nothing(counts: dict[str, int]) -> str:
     if counts["failed"] == total:
         return f"All trials failed ({states}), so there is no student to choose; the reasons stand below."
     return f"No trial is complete yet ({states}), so there is no student to choose."
+
+
+PLANNED = CONFIG + "epochs"
+
+
+def effort(data: StudyData) -> str:
+    """Describe effort: "spent 412 epochs on 57 trials; pruning saved 288 of 700 planned epochs"; empty if untrained.
+
+    With audited trials also: "of 7 trials that were never pruned, to check this, 4 would have been ended, and 1 of
+    these came to the front later".
+
+    Spent epochs include those of failed, killed and running trials; planned ones are of finished trials only, and
+    epochs that an exhausted budget cut off do not count as saved by pruning.
+    """
+    trained = data.trials[data.trials["epochs_run"] > 0]
+    if trained.empty:
+        return ""
+    spent = f"spent {_many(trained['epochs_run'].sum(), 'epoch')} on {_many(len(trained), 'trial')}"
+    finished = trained[trained["state"].isin(["COMPLETE", "PRUNED"])]
+    if PLANNED not in finished:
+        return spent
+    planned = finished[PLANNED].map(number)
+    if planned.isna().any() or not finished["saved"].sum() > 0:
+        return spent
+    saved = f"pruning saved {finished['saved'].sum():,.0f} of {planned.sum():,.0f} planned epochs"
+    return "; ".join([spent, saved, *audit(data)])
+
+
+def audit(data: StudyData) -> list[str]:
+    """Describe the pruner's mistakes that the never-pruned trials reveal; empty without such trials."""
+    finished = data.trials[data.trials["state"] == "COMPLETE"].set_index("number")
+    audits = {
+        trial.number: trial.user_attrs[Attr.AUDIT]
+        for trial in data.stored
+        if trial.number in finished.index and isinstance(trial.user_attrs.get(Attr.AUDIT), dict)
+    }
+    if not audits:
+        return []
+    ended = {trial: number(audit.get("would_end")) for trial, audit in audits.items()}
+    ended = {trial: step for trial, step in ended.items() if step == step}
+    late = [t for t, step in ended.items() if finished["on_front"][t] and finished["best_epoch"][t] > step]
+    never = (
+        f"of {_many(len(audits), 'trial')} that were never pruned, to check this, {len(ended)} would have been ended"
+    )
+    return [f"{never}, and {len(late)} of these came to the front later"]
+
+
+def _many(count: float, word: str) -> str:
+    return f"{count:,.0f} {word}" if count == 1 else f"{count:,.0f} {word}s"

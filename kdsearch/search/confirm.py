@@ -175,7 +175,9 @@ def confirm(
     planned = study.user_attrs.get(StudyAttr.REPEATS) or []
     repeats = max(planned or [REPEATS]) if repeats is None else repeats
     if not 1 <= repeats <= MAX_REPEATS:
-        raise KdsearchError(f"--repeats must lie between 1 and {MAX_REPEATS}", got=repeats, remedy="correct it")
+        raise KdsearchError(
+            f"--repeats must lie between 1 and {MAX_REPEATS}", got=repeats, remedy="give a number in that range"
+        )
     todo = missing(study, trials, repeats, control=control)
     taught = [trial for trial in trials if control and needs_teacher(trial.user_attrs[Attr.CONFIG])]
     total = (len(trials) + len(taught)) * repeats

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch import storage
 from kdsearch.errors import KdsearchError, RunError, TrialError
 from kdsearch.records import HANDED_BACK, Attr, Config, architecture
-from kdsearch.search.anchors import MAX_FAILURES
+from kdsearch.search.space import MAX_FAILURES
 
 MEMORY, LOSS = "memory", "loss"  # what fails a trial by its own configuration
 # in a RuntimeError: of CUDA, the CPU, cuBLAS and cuDNN

@@ -92,19 +92,7 @@ def check_cost(cost: str) -> None:
         find_cost(cost)
 
 
-def make_plan(
-    *,
-    dataset: str | None = None,
-    study: str | Path | None = None,
-    name: str | None = None,
-    storage_url: str | None = None,
-    data_dir: str | None = None,
-    device: str = "auto",
-    cost: str = "latency",
-    train_size: int | None = None,
-    max_epochs: int | None = None,
-    precision: str = "auto",
-) -> Plan:
+def make_plan(asked: Request) -> Plan:
     """Check all that can be checked before work begins, and load the data.
 
     What the study file leaves open is filled in: the pool of views that students see, and the precision of convolutions
@@ -113,24 +101,24 @@ def make_plan(
     Raises:
         KdsearchError: anything is unknown, missing or broken.
     """
-    chosen = machine.resolve_device(device)
-    check_cost(cost)
-    precisions.check(precision)
-    loaded = read_spec(dataset, study).limited(train_size=train_size, max_epochs=max_epochs).pooled()
-    split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)
+    chosen = machine.resolve_device(asked.device)
+    check_cost(asked.cost)
+    precisions.check(asked.precision)
+    loaded = read_spec(asked.dataset, asked.study)
+    loaded = loaded.limited(train_size=asked.train_size, max_epochs=asked.max_epochs).pooled()
+    split = data.split(data.load(loaded.data, machine.data_folder(asked.data_dir)), loaded.data, chosen)
     networks.check_students(loaded, split.shape, len(split.classes))
-    title = name or Path(loaded.data.name.replace(":", "/")).name
-    url = storage_url or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
     return Plan(
-        spec=loaded, split=split, device=chosen, cost=cost, name=title, url=url, data_dir=data_dir,
-        precision=choose_precision(precision, loaded, split, chosen), any_gpu=_names_none(device, chosen),
-    )  # fmt: skip
-
-
-def plan_of(request: Request) -> Plan:
-    """Return the plan of what the command line or `kdsearch.optimize` asks for; see `make_plan`."""
-    asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    return make_plan(storage_url=asked.pop("storage"), **asked)
+        spec=loaded,
+        split=split,
+        device=chosen,
+        cost=asked.cost,
+        name=asked.name or Path(loaded.data.name.replace(":", "/")).name,
+        url=asked.storage or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE,
+        data_dir=asked.data_dir,
+        precision=choose_precision(asked.precision, loaded, split, chosen),
+        any_gpu=_names_none(asked.device, chosen),
+    )
 
 
 def _names_none(given: str, chosen: torch.device) -> bool:

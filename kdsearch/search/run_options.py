@@ -34,25 +34,31 @@ def option(default: Any, help: str, *, least: float | None = None, env: str | No
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is searched, and where: the arguments of `plan.make_plan`."""
+class Source:
+    """A study file's data, and the device they go to."""
 
     dataset: str | None = option(None, "digits, mnist, cifar10 or folder:PATH (default: digits).")
     study: Path | None = option(None, "A study file (TOML; default: the data set's).")  # noqa: RUF009
+    data_dir: str | None = option(
+        None, "Where data sets lie or are downloaded to (default: cache folder).", env="KDSEARCH_DATA_DIR"
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    train_size: int | None = option(None, "Train on so many images only.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Source):
+    """What is searched, and where: what `plan.make_plan` needs."""
+
     storage: str | None = option(
         None,
         "An Optuna storage URL, journal:PATH or grpc://HOST:PORT (default: sqlite:///kdsearch.db).",
         env="OPTUNA_STORAGE",
     )
     name: str | None = option(None, "Name of the study (default: the data set's).")
-    data_dir: str | None = option(
-        None, "Where data sets lie or are downloaded to (default: cache folder).", env="KDSEARCH_DATA_DIR"
-    )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     cost: str = option(
         "latency", "latency (measured in torch), onnx (in ONNX Runtime) or flops (counted: deterministic)."
     )
-    train_size: int | None = option(None, "Train on so many images only.", least=1)
     max_epochs: int | None = option(None, "No training is longer than this.", least=1)
     precision: str = option(
         "auto", "Convolutions train in float32, bfloat16 or auto: the study's own, in a new one the faster."

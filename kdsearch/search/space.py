@@ -1,12 +1,16 @@
-"""Conversion between a search space with a trial and a configuration, and back to a trial's parameters."""
+"""Conversion between a search space, a trial and a configuration; anchors are enqueued as trials that run first."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
 from kdsearch import networks
-from kdsearch.records import DISTILLATION, Config, architecture
+from kdsearch.records import DISTILLATION, Attr, Config, architecture, was_handed_back
 from kdsearch.spec import Dimension, Range, Stages, StudySpec
 
 DIGITS = 10  # without rounding, a stepped range gives 0.15000000000000002
@@ -92,3 +96,38 @@ def trial_parameters(config: Config, space: dict[str, Dimension]) -> dict[str, A
         elif isinstance(dimension, Range | list):
             parameters[name] = value
     return parameters
+
+
+MAX_FAILURES = 3  # of one anchor, after which it is not tried again
+
+
+def enqueue_missing(
+    study: Study, spec: StudySpec, *, at_most: int | None, trials: Sequence[FrozenTrial] | None = None
+) -> bool:
+    """Enqueue the first `at_most` anchors (None: all) that are neither waiting, running nor complete.
+
+    An anchor that failed three times is not enqueued again; a killed worker does not count as a failure.
+
+    Args:
+        study: the study to enqueue them in.
+        spec: holds the anchors.
+        at_most: how many of the anchors, in their order.
+        trials: of the study, if just read; None: they are read here.
+
+    Returns:
+        Whether any was enqueued.
+    """
+    enqueued = False
+    states: dict[str, Counter[TrialState]] = {}
+    for trial in study.get_trials(deepcopy=False) if trials is None else trials:
+        name = trial.user_attrs.get(Attr.ANCHOR)
+        if name is not None and not was_handed_back(trial.user_attrs):
+            states.setdefault(name, Counter())[trial.state] += 1
+    for name, anchor in list(spec.anchors.items())[:at_most]:
+        seen = states.get(name, Counter())
+        there = (TrialState.COMPLETE, TrialState.WAITING, TrialState.RUNNING)
+        if any(seen[state] for state in there) or seen[TrialState.FAIL] >= MAX_FAILURES:
+            continue
+        study.enqueue_trial(trial_parameters(anchor.config, spec.space), user_attrs={Attr.ANCHOR: name})
+        enqueued = True
+    return enqueued

@@ -1,4 +1,4 @@
-"""Studies: created or opened, checked against their definition, run until the budget is spent."""
+"""Studies: created, opened or joined, checked against their definition, run until the budget is spent."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from kdsearch import storage
+from kdsearch.distil import precision, teacher
 from kdsearch.distil import precision as precisions
-from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.pruning.pruner import ParetoPruner
-from kdsearch.records import Attr, Config, Progress, StudyAttr
-from kdsearch.search import clock, failures, space
+from kdsearch.records import Attr, Config, Progress, StudyAttr, TeacherFacts
+from kdsearch.search import clock, failures, run_options, space
 from kdsearch.search.budget import Budget, epochs_run
-from kdsearch.search.definition import begun, open_study
-from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, plan_of
+from kdsearch.search.definition import begun, check_definition, open_study
+from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan, rejoin
 from kdsearch.search.retime import Retimer, lacking
 from kdsearch.search.run_options import CANDIDATES, Options, Request
 from kdsearch.search.sampling import samplers
@@ -183,7 +183,7 @@ def optimize(
     given = dict(locals())
     options = Options(**_of(Options, given))
     check_options(options)
-    plan = plan_of(Request(**_of(Request, given)))
+    plan = make_plan(Request(**_of(Request, given)))
     before = optuna.logging.get_verbosity()
     try:
         return run_plan(plan, options, workers=workers, command=command, progress=progress or Progress())
@@ -238,7 +238,7 @@ def run_plan(
         if note is not None:
             progress.warning(note)
     # check a user's teacher first: the definition stores its fingerprint, and a wrong one would stay there
-    known = _teacher(plan, progress) if plan.spec.teacher.brought else None
+    workshop = Workshop.open(plan, progress) if plan.spec.teacher.brought else None
     study = open_study(plan, backend)
     options.store(study)
     study.pruner = PRUNERS[options.pruner](plan)
@@ -249,15 +249,15 @@ def run_plan(
     if not over or (lacking(study, plan.spec, plan.cost, plan.device) and is_at_hand(plan)):
         if not over:
             warn_of_slowness(plan, progress)
-        known = known or _teacher(plan, progress)
+        workshop = workshop or Workshop.open(plan, progress)
         if not over:
-            describe_run(study, plan, known, options, workers=workers, command=command)
+            describe_run(study, plan, workshop.teacher.facts, options, workers=workers, command=command)
         try:
             with live_view.kept(study, publish, progress) as between:
                 if workers > 1 and not over:
                     supervise(study, plan, options, workers=workers, progress=progress, between=between)
                 else:
-                    work(study, plan, known, options, budget=budget, progress=progress, between=between)
+                    work(study, plan, workshop, options, budget=budget, progress=progress, between=between)
         finally:
             storage.fold(study._storage)
     return study
@@ -268,15 +268,11 @@ def is_at_hand(plan: Plan) -> bool:
     return plan.spec.teacher.brought or teacher.cached_file(plan.spec.teacher, plan.split).is_file()
 
 
-def _teacher(plan: Plan, progress: Progress) -> teacher.Teacher:
-    return teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
-
-
 def describe_run(
-    study: Study, plan: Plan, known: teacher.Teacher, options: Options, *, workers: int, command: str | None
+    study: Study, plan: Plan, teacher_facts: TeacherFacts, options: Options, *, workers: int, command: str | None
 ) -> None:
     """Store with a study what its report says of the run."""
-    study.set_user_attr(StudyAttr.TEACHER, vars(known.facts))
+    study.set_user_attr(StudyAttr.TEACHER, vars(teacher_facts))
     facts = machine.environment(plan.device) | {
         "classes": len(plan.split.classes),
         "seed": str(options.seed),
@@ -295,7 +291,7 @@ def describe_run(
 def work(
     study: Study,
     plan: Plan,
-    known: teacher.Teacher,
+    workshop: Workshop,
     options: Options,
     *,
     budget: Budget,
@@ -308,7 +304,6 @@ def work(
         RunError: too many trials in a row failed (see `failures.Streak`).
         KeyboardInterrupt: a signal asked the process to end; its trial is handed back.
     """
-    workshop = Workshop.open(plan, progress, known=known)
     counted = clock.Clock()
     inner = make_sampler(
         options.sampler, workshop, candidates=options.candidates, seed=options.seed,
@@ -332,3 +327,51 @@ def work(
         keeper.sweep(study)
         clock.keep(study, f"{liveness.name(liveness.myself())} {uuid.uuid4().hex[:8]}", counted.seconds)
         progress.study_finished(clock.shares(counted.seconds))
+
+
+@failures.naming_broken_devices()
+def join(
+    url: str,
+    name: str,
+    *,
+    data_dir: str | None = None,
+    device: str = "auto",
+    timeout: float | None = None,
+    progress: Progress | None = None,
+    publish: live_view.Publish | None = None,
+) -> Study:
+    """Run trials of a study until it is done, as `kdsearch worker` does.
+
+    Args:
+        url: of a storage that this machine can reach.
+        name: of a study that `kdsearch optimize` has started there.
+        data_dir: folder of data sets on this machine.
+        device: see `study.optimize`.
+        timeout: seconds after which this worker begins no trial; None: the study's.
+        progress: receives the events; None: they are ignored.
+        publish: writes the live view, while this worker holds its lease; None: this worker never does.
+
+    Raises:
+        KdsearchError: there is no such study, or this machine's data, teacher or device are not those of the study.
+    """
+    progress = progress or Progress()
+    study = storage.load_study(retrying.patient(storage.open_storage(url), progress.warning), name)
+    found = run_options.stored(study)
+    check_options(found)  # anyone may write to a storage
+    if timeout is not None:
+        found = dataclasses.replace(found, timeout=timeout)
+    plan = rejoin(study, url=url, data_dir=data_dir, device=device)
+    check_definition(study, plan)
+    budget = found.budget()
+    if not budget.over(study.get_trials(deepcopy=False)):
+        study.pruner = PRUNERS[found.pruner](plan)
+        warn_of_slowness(plan, progress)
+        for note in precision.warnings(plan.precision, plan.device):
+            progress.warning(note)
+        workshop = Workshop.open(plan, progress)
+        try:
+            with live_view.kept(study, publish, progress) as between:
+                work(study, plan, workshop, found, budget=budget, progress=progress, between=between)
+        finally:
+            storage.fold(study._storage)
+    return study

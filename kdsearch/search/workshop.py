@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from kdsearch.data import ImageSet, Split
 from kdsearch.distil import checkpoint, lesson, teacher
-from kdsearch.distil.answers import Answers
+from kdsearch.distil.answers import Answers, ViewAnswers
 from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Run, State
-from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.errors import KdsearchError
 from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, hits
 from kdsearch.measure.gate import Gate
@@ -52,23 +51,18 @@ class Workshop:
     begins: ImageSet | None = None
 
     @classmethod
-    def open(
-        cls, plan: Plan, progress: Progress | None = None, *, known: Teacher | None = None, cost: str | None = None
-    ) -> Workshop:
+    def open(cls, plan: Plan, progress: Progress | None = None, *, cost: str | None = None) -> Workshop:
         """Open data and teacher of a plan; the teacher is trained if it is not cached.
 
         Args:
             plan: a checked plan.
             progress: receives the teacher's training.
-            known: the plan's teacher, if it is at hand.
             cost: None: the plan's; "flops" where nothing is timed.
 
         Raises:
             TeacherError: the teacher cannot be built, trained or loaded, or is at chance.
         """
-        obtained = known or teacher.obtain(
-            plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress or Progress()
-        )
+        obtained = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
         return cls(plan.spec, plan.split, obtained, cost or plan.cost, plan.precision.name)
 
     @property

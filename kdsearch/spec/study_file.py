@@ -258,7 +258,7 @@ def parse(text: str, *, source: str) -> StudySpec:
     try:
         return StudySpec.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise StudyFileError(f"{source} must be valid TOML: {error}", remedy="mend that line") from None
+        raise StudyFileError(f"{source} must be valid TOML: {error}", remedy="correct that line") from None
     except ValidationError as error:
         raise StudyFileError(f"{source}: {_first_problem(error)}") from None
 

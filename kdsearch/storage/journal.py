@@ -47,7 +47,7 @@ class WholeLines(JournalFileBackend):
             raise StorageError(
                 f"the storage must stay writable: {error.strerror or error}",
                 got=f"journal:{self._path}",
-                remedy="mend that and run the same command again: finished trials are kept",
+                remedy="fix that and run the same command again: finished trials are kept",
             ) from None
 
 

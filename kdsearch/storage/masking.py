@@ -60,7 +60,7 @@ def _passwords(url: str) -> set[str]:
     return {form for each in found for form in (each, unquote(each), unquote_plus(each)) if form}
 
 
-def trouble(error: BaseException, url: str | None = None) -> str | None:
+def trouble(error: BaseException) -> str | None:
     """Return a storage's error as one line without its password; None if it is no storage's error."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
@@ -72,10 +72,10 @@ def trouble(error: BaseException, url: str | None = None) -> str | None:
         inner = inner.__cause__  # Optuna's own message is the same for every cause
     details = getattr(inner, "details", None)  # grpc.RpcError, without importing grpc
     if callable(details) and callable(getattr(inner, "code", None)):
-        return hidden(first_line(str(details() or type(inner).__name__)), url)
+        return hidden(first_line(str(details() or type(inner).__name__)))
     if not isinstance(inner, SQLAlchemyError | StorageInternalError | sqlite3.Error):
         return None
-    return hidden(first_line(str(getattr(inner, "orig", None) or inner)), url)
+    return hidden(first_line(str(getattr(inner, "orig", None) or inner)))
 
 
 def first_line(text: str) -> str:

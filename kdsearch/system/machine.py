@@ -39,7 +39,7 @@ def resolve_device(name: str) -> torch.device:
         raise DeviceError(
             f"--device must exist: torch {torch.__version__} sees {there} CUDA devices here",
             got=name,
-            remedy="use --device cpu, or mend the driver (`nvidia-smi` tells)",
+            remedy="use --device cpu, or repair the driver (see `nvidia-smi`)",
         )
     return torch.device(name)
 

@@ -109,5 +109,5 @@ def _broken(plugin: Plugin, rule: str) -> StudyFileError:
     return StudyFileError(
         f"the {KINDS[plugin.kind]} {plugin.name} must {rule}",
         got=f"{plugin.entry.value} of {plugin.origin}",
-        remedy=f"mend or uninstall {plugin.package}",
+        remedy=f"fix or uninstall {plugin.package}",
     )

@@ -51,7 +51,7 @@ def test_search_refuses_an_unknown_table(kdsearch):
 def test_search_refuses_another_way_to_get_plotly_before_it_replays(kdsearch, tmp_path):
     code, out, err = kdsearch("bench", "search", "--tables", "nothing", "--plotlyjs", "none")
     assert (code, out) == (1, "")
-    assert err == "kdsearch: error: plotly.js must come inline or cdn (got none); choose one of the two\n"
+    assert err == "kdsearch: error: --plotlyjs must be inline or cdn (got none); choose one of the two\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,7 +93,7 @@ def test_train_refuses_what_it_cannot_measure_before_it_reads_data(kdsearch, tmp
     assert "--rows must name rows of the slides that train in float (got x9)" in err
     code, out, err = kdsearch("bench", "train", "--plotlyjs", "none")
     assert (code, out) == (1, "")
-    assert "plotly.js must come inline or cdn" in err
+    assert "--plotlyjs must be inline or cdn" in err
     assert kdsearch("bench", "train", "--samples", "0")[0] == 2
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdsearch import data, networks
 from kdsearch.data import ImageSet, Split, Stored, folder, stored
-from kdsearch.distil import answers, train, view_answers
+from kdsearch.distil import answers, train
 from kdsearch.distil.loss import cls_loss
 from kdsearch.errors import DataError, DeviceError, KdsearchError
 from kdsearch.measure.accuracy import accuracy, batch_of, logits
@@ -108,7 +108,7 @@ def test_a_teacher_answers_alike(both: tuple[Split, Split], tmp_path: Path) -> N
     assert torch.equal(asked[0].logits, asked[1].logits)
     tables = []
     for number, split in enumerate(both):
-        table = view_answers.obtain(
+        table = answers.obtain_views(
             teacher, split.train, split.prepare, Augment(flip=True), folder=tmp_path / str(number), name="x"
         )
         order = torch.arange(len(split.train))

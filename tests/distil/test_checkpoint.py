@@ -278,6 +278,7 @@ import os, signal, sys, torch
 from kdsearch.distil import checkpoint, teacher
 from kdsearch.records import Progress
 from kdsearch.search.plan import make_plan
+from kdsearch.search.run_options import Request
 from kdsearch.system import signals
 
 number, share = int(sys.argv[1]), float(sys.argv[2])
@@ -292,7 +293,7 @@ class Killing(Progress):
     def resumed(self, what, done, epochs):
         print(what, done, epochs)
 
-plan = make_plan(dataset="digits", train_size=200, max_epochs=4, device="cpu", cost="flops")
+plan = make_plan(Request(dataset="digits", train_size=200, max_epochs=4, device="cpu", cost="flops"))
 with signals.handled():
     teacher.obtain(plan.spec.teacher, plan.split, progress=Killing())
 print(teacher.cached_file(plan.spec.teacher, plan.split))

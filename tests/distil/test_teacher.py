@@ -181,7 +181,7 @@ def test_missing_weights_are_named(plan: Plan, tmp_path: Path):
 
 def test_a_training_that_does_not_stay_finite_is_refused_and_not_kept(plan: Plan, own_cache: Path):
     recipe = plan.spec.teacher.recipe.model_copy(update={"lr": 1e30})
-    with pytest.raises(TeacherError, match=r"training must stay finite.*mend \[teacher.recipe\]"):
+    with pytest.raises(TeacherError, match=r"training must stay finite.*lower lr in \[teacher.recipe\]"):
         obtain(plan.spec.teacher.model_copy(update={"recipe": recipe}), plan.split)
     assert [*own_cache.rglob("*.safetensors")] == []
 

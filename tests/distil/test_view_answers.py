@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from kdsearch.data import ImageSet, views
-from kdsearch.distil import answers, lesson, view_answers
+from kdsearch.distil import answers, lesson
+from kdsearch.distil.answers import ViewAnswers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Batch, Lesson, _order, train
-from kdsearch.distil.view_answers import ViewAnswers
 from kdsearch.search.plan import Plan
 from kdsearch.spec import Augment, Recipe
 
@@ -42,7 +42,7 @@ def teacher_net() -> Asked:
 
 
 def table(network: nn.Module, data: ImageSet, folder: Path, augment: Augment = AUGMENT) -> ViewAnswers:
-    return view_answers.obtain(network, data, prepare, augment, folder=folder, name="t")
+    return answers.obtain_views(network, data, prepare, augment, folder=folder, name="t")
 
 
 def draw(data: ImageSet, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +130,7 @@ def test_a_training_from_the_table_is_one_with_the_teacher_in_the_loop(plan: Pla
     recipe = plan.spec.student.recipe.model_copy(update={"augment": AUGMENT, "lr_batch": None})
     spec = plan.spec.student.model_copy(update={"recipe": recipe})
     config = {"width": 24, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
-    found = view_answers.obtain(
+    found = answers.obtain_views(
         teacher.network, plan.split.train, plan.split.prepare, AUGMENT, folder=tmp_path, name="t"
     )
     student = lesson.build(spec, config, seed=0, split=plan.split)
@@ -238,12 +238,12 @@ def test_more_images_take_over_the_answers_of_the_first_ones(noise, teacher_net,
     first = table(teacher_net, few, tmp_path, POOL)
     first.fill(torch.arange(25), torch.arange(25) % 5)
     first.keep(now=True)
-    found = view_answers.obtain(teacher_net, noise, prepare, POOL, folder=tmp_path, name="t", begins=few)
+    found = answers.obtain_views(teacher_net, noise, prepare, POOL, folder=tmp_path, name="t", begins=few)
     asked = teacher_net.images
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     found.fill(order, (torch.arange(40) % 5)[order])
     assert teacher_net.images - asked == 15
-    fresh = view_answers.obtain(teacher_net, noise, prepare, POOL, folder=tmp_path / "other", name="t")
+    fresh = answers.obtain_views(teacher_net, noise, prepare, POOL, folder=tmp_path / "other", name="t")
     fresh.fill(order, (torch.arange(40) % 5)[order])
     assert torch.equal(found.known, fresh.known)
     torch.testing.assert_close(found.logits, fresh.logits)
@@ -261,7 +261,7 @@ def test_another_process_that_has_written_is_not_asked_after(noise, teacher_net,
 
 def test_what_took_long_to_ask_is_written_at_once(noise, teacher_net, tmp_path, monkeypatch):
     found = table(teacher_net, noise, tmp_path, POOL)
-    monkeypatch.setattr(view_answers, "ASKED_SECONDS", 0.0)
+    monkeypatch.setattr(answers, "ASKED_SECONDS", 0.0)
     between: list[int] = []
     found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64), between=lambda: between.append(1))
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
@@ -271,7 +271,7 @@ def test_what_took_long_to_ask_is_written_at_once(noise, teacher_net, tmp_path, 
 def test_answers_of_another_precision_are_others(noise, tmp_path):
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
     for precision in ("float32", "bfloat16"):
-        found = view_answers.obtain(network, noise, prepare, POOL, folder=tmp_path, name="t", precision=precision)
+        found = answers.obtain_views(network, noise, prepare, POOL, folder=tmp_path, name="t", precision=precision)
         found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64))
         found.keep(now=True)
     assert sorted("bfloat16" in path.name for path in tmp_path.glob("*.safetensors")) == [False, True]

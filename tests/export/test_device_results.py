@@ -11,7 +11,7 @@ from optuna import Study
 from optuna.trial import create_trial
 
 from kdsearch.errors import KdsearchError
-from kdsearch.export import device_results
+from kdsearch.export import device_folder
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting.measured import measurements
 
@@ -43,10 +43,10 @@ def file(tmp_path: Path, text: str | bytes, name: str = "device.json") -> Path:
 
 def test_a_sound_file_is_stored_once(study: Study, tmp_path: Path):
     path = file(tmp_path, json.dumps(SOUND))
-    (told,) = device_results.take(study, [path])
+    (told,) = device_folder.import_results(study, [path])
     assert (told["new"], told["ratio"], told["device"], told["search_ratio"]) == (True, 12.5, "Raspberry Pi 5", 10.0)
     before = dict(study.user_attrs)
-    (told,) = device_results.take(study, [path])
+    (told,) = device_folder.import_results(study, [path])
     assert not told["new"]
     assert study.user_attrs == before
     (row,) = measurements(study.user_attrs).to_dict("records")
@@ -59,7 +59,7 @@ def test_a_sound_file_is_stored_once(study: Study, tmp_path: Path):
 def test_a_later_timing_takes_the_place_of_the_same_device_and_stands_beside_another(study: Study, tmp_path: Path):
     later = SOUND | {"ratio": 12.6, "date": "2026-11-26T12:00:00+00:00"}
     for change in ({}, later, {"device": "phone"}, {"batch": 1}, {"threads": 1}, {"provider": "XNNPACK"}):
-        device_results.take(study, [file(tmp_path, json.dumps(SOUND | change))])
+        device_folder.import_results(study, [file(tmp_path, json.dumps(SOUND | change))])
     rows = measurements(study.user_attrs)
     assert len(rows) == 5
     assert sorted(rows["ratio"]) == [12.5] * 4 + [12.6]
@@ -107,7 +107,7 @@ def test_a_file_that_breaks_a_rule_is_one_line_and_nothing_is_stored(
     before = dict(study.user_attrs)
     sound, bad = file(tmp_path, json.dumps(SOUND), "sound.json"), file(tmp_path, text)
     with pytest.raises(KdsearchError) as refused:
-        device_results.take(study, [sound, bad])
+        device_folder.import_results(study, [sound, bad])
     assert f"a file to import must {rule}" in str(refused.value)
     assert str(bad) in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -116,15 +116,15 @@ def test_a_file_that_breaks_a_rule_is_one_line_and_nothing_is_stored(
 
 def test_a_file_that_is_not_there_or_lacks_a_value_is_refused(study: Study, tmp_path: Path):
     with pytest.raises(KdsearchError, match=r"--import must name a file to read: No such file"):
-        device_results.take(study, [tmp_path / "none.json"])
+        device_folder.import_results(study, [tmp_path / "none.json"])
     for name in SOUND.keys() - {"providers", "compared", "processor"}:
         lacking = {key: value for key, value in SOUND.items() if key != name}
         with pytest.raises(KdsearchError, match="a file to import must"):
-            device_results.take(study, [file(tmp_path, json.dumps(lacking))])
+            device_folder.import_results(study, [file(tmp_path, json.dumps(lacking))])
 
 
 @pytest.mark.parametrize("stored", [None, 3, [PRINT], "x" + PRINT])
 def test_a_study_that_holds_nonsense_as_fingerprints_takes_nothing(study: Study, tmp_path: Path, stored: object):
     study.set_user_attr(f"{StudyAttr.CARRIED}1", stored)
     with pytest.raises(KdsearchError, match="be of networks that"):
-        device_results.take(study, [file(tmp_path, json.dumps(SOUND))])
+        device_folder.import_results(study, [file(tmp_path, json.dumps(SOUND))])

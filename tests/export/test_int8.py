@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdsearch.errors import KdsearchError
-from kdsearch.export import formats, int8, verify
+from kdsearch.export import formats, verify
 from kdsearch.measure import deployed, onnx
 from kdsearch.search.workshop import Workshop
 
@@ -41,10 +41,10 @@ def test_products_are_integer_the_logits_near_and_the_file_smaller(workshop: Wor
 
 def test_the_images_to_calibrate_on_are_a_draw_of_the_training_images_that_stays():
     images = torch.arange(600)[:, None, None, None]
-    drawn = int8.calibration(images)
-    assert torch.equal(drawn, int8.calibration(images))
-    assert len(set(drawn.flatten().tolist())) == int8.CALIBRATION
-    assert len(int8.calibration(images[:7])) == 7
+    drawn = formats.calibration(images)
+    assert torch.equal(drawn, formats.calibration(images))
+    assert len(set(drawn.flatten().tolist())) == formats.CALIBRATION
+    assert len(formats.calibration(images[:7])) == 7
 
 
 def test_a_file_that_computes_in_float_is_no_int8_file(workshop: Workshop, tmp_path: Path):

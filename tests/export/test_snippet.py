@@ -8,36 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.commands import Run
+from helpers.commands import PHOTOS_STUDY, Run
 from PIL import Image
 
 from kdsearch.data import pictures
-
-STUDY = """
-[data]
-name = "folder"
-image_size = 8
-validation = 0.25
-[teacher]
-family = "cnn"
-seed = 0
-[teacher.recipe]
-optimizer = "adam"
-lr = 2e-3
-epochs = 3
-batch_size = 16
-[student]
-family = "mlp"
-threads = 1
-[latency]
-batch = 50
-[space]
-width = 8
-loss_weight = 0.5
-temperature = 4.0
-epochs = 2
-batch_size = 16
-"""
 
 
 def files(folder: Path) -> list[Path]:
@@ -71,7 +45,7 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.usefixtures("few_pairs")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_cards_script_gives_the_predictions_of_the_exported_file(kdsearch: Run, photos: Path, tmp_path: Path):
-    (tmp_path / "f.toml").write_text(STUDY)
+    (tmp_path / "f.toml").write_text(PHOTOS_STUDY)
     deep = np.full((8, 8), 4_000, dtype=np.uint16)
     deep[:4] = 10
     Image.fromarray(deep).save(photos / "train" / "red" / "deep.png")

@@ -16,7 +16,7 @@ from helpers.commands import Result, Run, refused
 from test_storage_files import count
 
 from kdsearch.data import ImageSet
-from kdsearch.distil import view_answers
+from kdsearch.distil import answers
 from kdsearch.distil.teacher import Teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.records import HANDED_BACK
@@ -140,8 +140,8 @@ def test_answers_that_find_no_room_leave_the_table_that_was_kept(noise: ImageSet
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     augment = Augment(flip=True, shift=1)
 
-    def table() -> view_answers.ViewAnswers:
-        return view_answers.obtain(network, noise, lambda x: x.float() / 255, augment, folder=disk, name="t")
+    def table() -> answers.ViewAnswers:
+        return answers.obtain_views(network, noise, lambda x: x.float() / 255, augment, folder=disk, name="t")
 
     first = table()
     everything = torch.arange(40)

@@ -23,6 +23,7 @@ from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr, Progress
 from kdsearch.search import failures
 from kdsearch.search.budget import Budget
 from kdsearch.search.plan import Plan, make_plan
+from kdsearch.search.run_options import Request
 from kdsearch.search.sampling.ratio_guess import LikelyRatio
 from kdsearch.search.space import trial_parameters
 from kdsearch.search.study import optimize
@@ -101,7 +102,7 @@ def test_a_failed_trials_student_is_freed_though_its_error_is_kept(workshop: Wor
 @pytest.mark.cuda
 def test_memory_of_the_gpu_comes_back_after_a_trial_that_wanted_too_much(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(networks.STUDENTS, "greedy", "helpers.greedy:FAMILY")
-    there = make_plan(dataset="digits", train_size=200, max_epochs=1, device="cuda", cost="flops")
+    there = make_plan(Request(dataset="digits", train_size=200, max_epochs=1, device="cuda", cost="flops"))
     known = Workshop(there.spec, there.split, obtain(there.spec.teacher, there.split), "flops")
     own = changed(known, family="greedy")
     run(own, NARROW)

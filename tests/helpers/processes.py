@@ -59,15 +59,19 @@ def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
 
 def trials(url: str, name: str = "digits") -> list[FrozenTrial]:
     """The study's trials as they are stored now; none while there is no study."""
-    backend = storage.open_storage(url)
+    return _read(storage.open_storage(url), name)
+
+
+def _read(backend: BaseStorage, name: str) -> list[FrozenTrial]:
     try:
         return optuna.load_study(study_name=name, storage=backend).get_trials(deepcopy=False)
     except KeyError:
         return []
     finally:
         backend.remove_session()
-        if (engine := getattr(backend, "engine", None)) is not None:
-            engine.dispose()
+        engine = getattr(getattr(backend, "_backend", backend), "engine", None)  # a cached storage has it within
+        if engine is not None:
+            engine.dispose()  # an open file would keep its log
 
 
 @cache
@@ -78,14 +82,7 @@ def _reader(url: str) -> BaseStorage:
 
 def peek(url: str, name: str = "digits") -> list[FrozenTrial]:
     """As `trials`, for who looks often beside processes that want the cores: each trial that has ended is read once."""
-    backend = _reader(url)
-    try:
-        return optuna.load_study(study_name=name, storage=backend).get_trials(deepcopy=False)
-    except KeyError:
-        return []
-    finally:
-        backend.remove_session()
-        backend._backend.engine.dispose()  # an open file would keep its log
+    return _read(_reader(url), name)
 
 
 def finished(url: str, name: str = "digits") -> int:

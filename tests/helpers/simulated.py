@@ -21,6 +21,7 @@ from kdsearch.records import Attr, Progress
 from kdsearch.search.budget import Budget
 from kdsearch.search.definition import open_study
 from kdsearch.search.plan import Plan, make_plan
+from kdsearch.search.run_options import Request
 from kdsearch.search.workers.loop import run
 from kdsearch.storage import retrying
 
@@ -49,7 +50,7 @@ def work(plan: Plan, trials: int, seconds: float, together: Barrier) -> None:
 
 
 def main(url: str, trials: int, seconds: float, workers: int) -> None:
-    plan = make_plan(dataset="digits", train_size=200, max_epochs=2, device="cpu", cost="flops", name=NAME)
+    plan = make_plan(Request(dataset="digits", train_size=200, max_epochs=2, device="cpu", cost="flops", name=NAME))
     plan = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"anchors": {}}), url=url)
     forks = multiprocessing.get_context("fork")
     together = forks.Barrier(workers + 1)

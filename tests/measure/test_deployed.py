@@ -14,6 +14,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.measure import deployed
 from kdsearch.measure.gate import Gate
 from kdsearch.search.plan import Plan, make_plan
+from kdsearch.search.run_options import Request
 from kdsearch.search.workshop import Workshop
 
 
@@ -27,7 +28,7 @@ def test_bytes_in_give_the_logits_of_prepared_images(workshop: Workshop):
 def test_a_missing_package_is_one_line_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(KdsearchError, match=rf"--cost onnx needs .*got no {name}.*pip install 'kdsearch\[onnx\]'"):
-        make_plan(dataset="digits", cost="onnx")
+        make_plan(Request(dataset="digits", cost="onnx"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from kdsearch.errors import StorageError
 from kdsearch.records import Attr
 from kdsearch.reporting.collect import StudyData, collect, configuration, plain, result
 from kdsearch.reporting.figures.layers import layers
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 
 URL = "postgresql://ann:secret@db/kd"
 

@@ -9,7 +9,7 @@ from kdsearch.records import StudyAttr
 from kdsearch.reporting import controls
 from kdsearch.reporting.collect import collect
 from kdsearch.reporting.controls import Gain, overall
-from kdsearch.reporting.pages import study_page, text
+from kdsearch.reporting.pages import study_page
 
 URL = "sqlite:///x.db"
 
@@ -50,7 +50,7 @@ def test_the_section_says_the_gain_with_its_interval(controlled):
     assert "Was the teacher worth it?" in source
     assert said in source.replace("&#43;", "+")
     assert 'id="controls-data"' in source
-    assert "| 3 | 90.0 | 96.20 % | 95.20 % |" in text.as_markdown(data).replace("\\", "")
+    assert "| 3 | 90.0 | 96.20 % | 95.20 % |" in study_page.as_markdown(data).replace("\\", "")
     assert controls.result(data)["trials"][0]["gain"] == pytest.approx(0.01)
 
 

@@ -6,7 +6,7 @@ from optuna.trial import TrialState, create_trial
 
 from kdsearch.records import Attr
 from kdsearch.reporting.collect import collect
-from kdsearch.reporting.effort import effort
+from kdsearch.reporting.verdict import effort
 
 FORECAST = {"step": 1, "at": 5, "forecast": 0.5, "trials": [], "reason": "too little"}
 BUDGET = {"step": 1, "reason": "the epochs budget was spent"}

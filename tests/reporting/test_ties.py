@@ -13,11 +13,11 @@ from optuna.trial import FrozenTrial
 from kdsearch import sittings
 from kdsearch.export import pick
 from kdsearch.records import Attr, Timing
-from kdsearch.reporting import ties, verdict
+from kdsearch.reporting import choice, verdict
 from kdsearch.reporting.collect import StudyData, collect, result
 from kdsearch.reporting.figures import layers
-from kdsearch.reporting.frames import records
-from kdsearch.reporting.pages import card, one_trial, study_page, text
+from kdsearch.reporting.formatting import records
+from kdsearch.reporting.pages import one_trial, study_page, text
 
 URL = "sqlite:///x.db"
 
@@ -58,11 +58,11 @@ def test_ratios_front_and_intervals_are_over_all_sittings(timed_data: StudyData)
 
 def test_who_is_within_noise_of_a_more_accurate_one_is_not_ranked(timed_data: StudyData):
     rows = records(timed_data.front)
-    assert ties.ties(rows) == {3: 2}
-    assert not ties.told_apart(rows[1], rows[2])
-    assert ties.told_apart(rows[0], rows[1])
-    assert ties.fastest(rows)["number"] == 2
-    assert "Timing cannot tell trial 3 from trial 2: it does not rank them" in ties.sentence(timed_data)
+    assert choice.ties(rows) == {3: 2}
+    assert not choice.told_apart(rows[1], rows[2])
+    assert choice.told_apart(rows[0], rows[1])
+    assert choice.fastest(rows)["number"] == 2
+    assert "Timing cannot tell trial 3 from trial 2: it does not rank them" in choice.timing_sentence(timed_data)
     assert [each.row["number"] for each in verdict.picks(timed_data) if each.title == "Fastest"] == [2]
 
 
@@ -76,12 +76,12 @@ def test_pick_takes_the_more_accurate_of_those_that_timing_cannot_tell_apart(tim
 
 
 def test_reports_say_microseconds_and_what_timing_cannot_tell(timed_data: StudyData):
-    told = ties.sentence(timed_data)
-    html, markdown = study_page.render(timed_data), text.as_markdown(timed_data)
+    told = choice.timing_sentence(timed_data)
+    html, markdown = study_page.render(timed_data), study_page.as_markdown(timed_data)
     assert told in html
     assert ">µs alone</th>" in html
     assert told in markdown.replace("\\", "")
-    assert "| µs an image | µs, one alone |" in markdown
+    assert "| µs | µs alone |" in markdown
     found = json.loads(text.as_json(timed_data))
     assert found["ties"] == {"3": 2}
     assert found["timing"] == told
@@ -91,15 +91,15 @@ def test_reports_say_microseconds_and_what_timing_cannot_tell(timed_data: StudyD
     front = result(timed_data, report=None)["front"]
     assert [(row["sittings"], row["microseconds_1"]) for row in front] == [(3, pytest.approx(12.0))] * 3
     assert "0.71 µs an image, 12.0 µs one alone" in layers.hover(records(timed_data.trials)[2])
-    assert "over 3 sittings" in card.card(timed_data, 2)
-    assert "12.0 µs one alone" in card.card(timed_data, 2)
+    assert "over 3 sittings" in one_trial.card(timed_data, 2)
+    assert "12.0 µs one alone" in one_trial.card(timed_data, 2)
     assert ("time", "0.71 µs an image, 12.0 µs one alone") in one_trial.lines(one_trial.facts(timed_data, 2))
 
 
 def test_ratios_of_replayed_graphs_say_that_the_cache_is_warm(timed_data: StudyData):
     there = dataclasses.replace(timed_data, environment=timed_data.environment | {"device": "cuda:0"})
-    assert ties.sentence(there).endswith("what fits of it and of the weights is in the GPU's L2 cache.")
-    assert "L2" not in ties.sentence(timed_data)
+    assert choice.timing_sentence(there).endswith("what fits of it and of the weights is in the GPU's L2 cache.")
+    assert "L2" not in choice.timing_sentence(timed_data)
 
 
 def test_an_old_study_says_that_its_intervals_are_of_one_sitting(make_trial: Any, make_study: Any):
@@ -107,7 +107,7 @@ def test_an_old_study_says_that_its_intervals_are_of_one_sitting(make_trial: Any
     found = collect(make_study([make_trial([0.9], 100.0, timing=old, timing_key="a")]), storage_url=URL)
     row = records(found.trials)[0]
     assert (row["ratio_low"], row["ratio_high"], row["sittings"], bool(row["covers"])) == (99.9, 100.1, 1.0, False)
-    assert "The ratio of 1 of 1 is of one sitting" in ties.sentence(found)
+    assert "The ratio of 1 of 1 is of one sitting" in choice.timing_sentence(found)
     html = study_page.render(found)
     assert ">µs</th>" in html
     assert ">µs alone</th>" not in html
@@ -122,6 +122,6 @@ def test_counted_operations_are_ranked_as_they_stand(make_trial: Any, make_study
     study = make_study(trials)
     study.set_user_attr("definition", {"cost": "flops"})
     found = collect(study, storage_url=URL)
-    assert ties.sentence(found) == ""
-    assert ties.fastest(records(found.front))["number"] == 1
+    assert choice.timing_sentence(found) == ""
+    assert choice.fastest(records(found.front))["number"] == 1
     assert ">µs</th>" not in study_page.render(found)

@@ -6,9 +6,8 @@ from optuna.trial import TrialState, create_trial
 
 from kdsearch import spec
 from kdsearch.records import HANDED_BACK, Attr
-from kdsearch.search import anchors
-from kdsearch.search.anchors import enqueue_missing
-from kdsearch.search.space import suggest
+from kdsearch.search import space
+from kdsearch.search.space import enqueue_missing, suggest
 
 DIGITS = spec.load(spec.shipped("digits"))
 WAITING = TrialState.WAITING
@@ -43,7 +42,7 @@ def test_waiting_anchors_are_not_enqueued_again(study):
         ([TrialState.COMPLETE], False),
         ([TrialState.FAIL], True),
         ([TrialState.FAIL] * 2, True),
-        ([TrialState.FAIL] * anchors.MAX_FAILURES, False),
+        ([TrialState.FAIL] * space.MAX_FAILURES, False),
         ([TrialState.FAIL, TrialState.COMPLETE], False),
         ([TrialState.RUNNING], False),
     ],
@@ -57,7 +56,7 @@ def test_an_anchor_is_tried_again_unless_it_is_complete_or_hopeless(study, state
 
 
 def test_that_its_worker_was_killed_is_no_failure_of_an_anchor(study):
-    for _ in range(anchors.MAX_FAILURES):
+    for _ in range(space.MAX_FAILURES):
         killed = {Attr.ANCHOR: "m1", Attr.FAIL_REASON: HANDED_BACK + "its worker died"}
         study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=killed))
     enqueue_missing(study, DIGITS, at_most=1)

@@ -136,7 +136,7 @@ def test_a_broken_checkpoint_costs_a_line_and_the_epochs(one: Path, url: str, sl
     again = Stopping()
     study = run(one, url, again)
     assert len(again.warnings) == 1
-    assert "starts anew" in again.warnings[0]
+    assert "starts over" in again.warnings[0]
     assert again.went_on == []
     assert study.trials[1].state == TrialState.COMPLETE
     assert list(slow_epochs.iterdir()) == []

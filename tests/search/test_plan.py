@@ -7,13 +7,13 @@ import optuna
 import pytest
 import torch
 
-from kdsearch.distil import precision, view_answers
+from kdsearch.distil import answers, precision
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import confirm, retrain
 from kdsearch.search.plan import as_begun, make_plan
+from kdsearch.search.run_options import Request
 from kdsearch.search.study import optimize
-from kdsearch.search.workers import joining
 from kdsearch.storage import open_storage
 from kdsearch.system import machine
 
@@ -73,7 +73,7 @@ def made_before(url: str) -> None:
 
 def test_a_pool_has_as_many_views_as_the_longest_training_has_epochs(convolutional):
     def pool(**changes) -> int | None:
-        return make_plan(study=convolutional, **{**TINY, **changes}).spec.student.recipe.augment.views
+        return make_plan(Request(study=convolutional, **{**TINY, **changes})).spec.student.recipe.augment.views
 
     assert pool(max_epochs=None) == 6
     assert pool() == TINY["max_epochs"]
@@ -89,7 +89,7 @@ def test_a_pool_has_as_many_views_as_the_longest_training_has_epochs(convolution
 def test_more_views_than_there_are_are_refused(convolutional):
     convolutional.write_text(convolutional.read_text().replace("shift = 1 }", "shift = 1, views = 19 }"))
     with pytest.raises(KdsearchError, match=r"augment: views must be at most the 18 that there are \(got 19\)"):
-        make_plan(study=convolutional, **TINY)
+        make_plan(Request(study=convolutional, **TINY))
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_a_worker_without_instructions_joins_in_the_studys_precision_and_is_warn
     study = optuna.load_study(study_name="s", storage=open_storage(url))
     kept = {**study.user_attrs[StudyAttr.OPTIONS], "trials": 2}
     study.set_user_attr(StudyAttr.OPTIONS, kept)
-    joined = joining.join(url, "s", device="cpu", progress=Said())
+    joined = study.join(url, "s", device="cpu", progress=Said())
     assert [trial.user_attrs[Attr.PRECISION] for trial in joined.trials] == ["bfloat16"] * 2
     assert any("ten times as long" in line for line in Said.lines)
 
@@ -155,7 +155,7 @@ def test_a_study_made_before_pools_and_precisions_goes_on_as_it_was(convolutiona
 
 
 def test_a_begun_study_of_this_version_changes_nothing(convolutional):
-    plan = make_plan(study=convolutional, **TINY)
+    plan = make_plan(Request(study=convolutional, **TINY))
     stored = plan.spec.model_dump(mode="json") | {"precision": "float32"}
     again = as_begun(plan, stored)
     assert again.spec == plan.spec
@@ -163,7 +163,7 @@ def test_a_begun_study_of_this_version_changes_nothing(convolutional):
 
 
 def test_a_timing_takes_the_batch_of_the_device_that_is_timed(convolutional):
-    latency = make_plan(study=convolutional, **TINY).spec.latency
+    latency = make_plan(Request(study=convolutional, **TINY)).spec.latency
     assert (latency.batch_on("cpu"), latency.batch_on("cuda")) == (8, 64)
     assert latency.model_copy(update={"cuda_batch": None}).batch_on("cuda") == 8
 
@@ -174,15 +174,15 @@ def test_the_teacher_answers_what_a_confirmation_adds_alone(convolutional, url):
     convolutional.write_text(text.replace("shift = 1 }", "shift = 2 }"))  # that no other test asks for
     study = run(convolutional, url)
     asked: list[int] = []
-    plan = make_plan(study=convolutional, **TINY)
-    original = view_answers.ViewAnswers._ask_for
+    plan = make_plan(Request(study=convolutional, **TINY))
+    original = answers.ViewAnswers._ask_for
 
     def counted(self, indices, wanted):
         asked.extend(indices.tolist())
         original(self, indices, wanted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(view_answers.ViewAnswers, "_ask_for", counted)
+        patch.setattr(answers.ViewAnswers, "_ask_for", counted)
         confirm.confirm(study, confirm.choose(study, "0"), repeats=1, device="cpu")
     assert 0 < len(asked) <= 2 * len(plan.split.validation)
     assert min(asked) >= len(plan.split.train)

@@ -23,9 +23,10 @@ from kdsearch.search import budget as budgets
 from kdsearch.search import clock, failures
 from kdsearch.search import plan as plans
 from kdsearch.search import study as search
-from kdsearch.search.anchors import enqueue_missing
 from kdsearch.search.budget import Budget, epochs_spent, finished_count
 from kdsearch.search.definition import open_study
+from kdsearch.search.run_options import Request
+from kdsearch.search.space import enqueue_missing
 from kdsearch.search.trial import Objective
 from kdsearch.search.workers import liveness
 from kdsearch.search.workshop import Workshop
@@ -104,7 +105,9 @@ def test_the_anchors_run_first_and_are_complete(study_file, url):
 
 def test_anchors_are_never_pruned_whatever_comes_before(study_file, url):
     # the anchors wait behind four trials; m1 with its batches of 32 is then dominated by a better one
-    plan = plans.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
+    plan = plans.make_plan(
+        Request(study=study_file, storage=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
+    )
     study = open_study(plan, open_storage(url))
     for _ in range(4):
         study.enqueue_trial({"width": 50, "loss_weight": 0.0, "epochs": 2, "batch_size": 16})
@@ -191,7 +194,9 @@ def test_a_loss_that_is_not_finite_fails_trials_and_five_in_a_row_end_the_run(st
 def test_failures_leave_finished_trials_alone_and_the_study_goes_on(study_file, url, plan, teacher, monkeypatch):
     monkeypatch.setattr(failures, "OWN_IN_A_ROW", failures.IN_A_ROW)
     done = outcome(optimize(study_file, url, 3))
-    own = plans.make_plan(study=study_file, storage_url=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
+    own = plans.make_plan(
+        Request(study=study_file, storage=url, train_size=200, max_epochs=2, device="cpu", cost="flops")
+    )
     bad = Objective(
         Workshop(spec.load(broken(study_file)).limited(max_epochs=2), plan.split, teacher, "flops"), seed=0,
         progress=Progress(),
@@ -318,7 +323,7 @@ def test_the_epochs_may_be_fixed_and_the_pruner_knows_how_many_either_way(study_
     assert spec.load(file).longest == 2
     assert spec.load(file).limited(max_epochs=1).space["epochs"] == 1
     fixed, sampled = (
-        search.pareto(plans.make_plan(study=path, train_size=200, device="cpu", cost="flops"))
+        search.pareto(plans.make_plan(Request(study=path, train_size=200, device="cpu", cost="flops")))
         for path in (file, study_file)
     )
     assert (fixed._max_steps, sampled._max_steps) == (2, "epochs")
@@ -395,11 +400,11 @@ def test_a_wrong_argument_is_refused_before_anything_is_made(tmp_path, changes, 
 
 def test_the_name_and_the_storage_have_their_defaults(monkeypatch, tmp_path):
     limits = {"train_size": 200, "max_epochs": 1, "device": "cpu", "cost": "flops"}
-    plan = plans.make_plan(**limits)
+    plan = plans.make_plan(Request(**limits))
     assert (plan.name, plan.url, plan.spec.data.name) == ("digits", "sqlite:///kdsearch.db", "digits")
     monkeypatch.setenv("OPTUNA_STORAGE", "journal:here.log")
-    assert plans.make_plan(**limits).url == "journal:here.log"
-    assert plans.make_plan(**limits, storage_url="sqlite:///x.db", name="n").url == "sqlite:///x.db"
+    assert plans.make_plan(Request(**limits)).url == "journal:here.log"
+    assert plans.make_plan(Request(**limits, storage="sqlite:///x.db", name="n")).url == "sqlite:///x.db"
 
 
 def test_a_folder_gives_its_name_to_the_study():

@@ -9,10 +9,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdsearch.experiments.claims.arms import CHANGES
+from kdsearch.experiments.claims.arms import CHANGES, SHOWN
 from kdsearch.experiments.claims.findings import UNTESTABLE, Effect, Finding, as_json
 from kdsearch.experiments.claims.lab import Lab
-from kdsearch.experiments.claims.theory import SHOWN
 from kdsearch.reporting.figures import style
 from kdsearch.reporting.pages import assets, document
 from kdsearch.reporting.pages.document import Document, Grid, Mark, Section

@@ -18,6 +18,7 @@ from kdsearch.experiments.claims.lemmas import Problem, Teachers
 from kdsearch.stats import NORMAL
 
 SIZES = (10, 30, 100, 300)
+INPUTS, LABELS = 40, 10  # of a simulated problem
 DRAWS = 4000  # with 1000 the intervals are sometimes too short: squares are skewed
 LARGE_SAMPLE = 1000  # examples that the better of the independent teachers is fitted on
 SMOOTHING = 0.1  # added to each label's count: with ten labels, one example in total for each input
@@ -88,11 +89,11 @@ def _softmax(logits: Floats) -> Floats:
     return shares
 
 
-def make_world(generator: np.random.Generator, inputs: int = 40, labels: int = 10) -> World:
+def make_world(generator: np.random.Generator) -> World:
     """Return a random problem: p* a softmax, f a softmax half like it, l the log-loss, unequal input probabilities."""
-    logits = generator.normal(0.0, 2.0, (inputs, labels))
-    other = 0.5 * logits + generator.normal(0.0, 1.0, (inputs, labels))
-    return World(_softmax(generator.normal(0.0, 0.5, inputs)), _softmax(logits), -np.log(_softmax(other)))
+    logits = generator.normal(0.0, 2.0, (INPUTS, LABELS))
+    other = 0.5 * logits + generator.normal(0.0, 1.0, (INPUTS, LABELS))
+    return World(_softmax(generator.normal(0.0, 0.5, INPUTS)), _softmax(logits), -np.log(_softmax(other)))
 
 
 def draw(generator: np.random.Generator, world: World, size: int, draws: int) -> Floats:

@@ -39,10 +39,10 @@ def shares(measured: Measured, arm: str, metric: str = METRICS[0]) -> Floats:
     return np.array(volumes) / measured.problem.best
 
 
-def epochs_to(measured: Measured, arm: str, level: float, metric: str = METRICS[0]) -> Floats:
+def epochs_to(measured: Measured, arm: str, level: float) -> Floats:
     """Return (seeds,): epochs to a share of the problem's best; the budget where it is never reached."""
     wanted = level * measured.problem.best
-    return np.array([reached(getattr(run, metric), wanted, measured.budget) for run in measured.arms[arm]])
+    return np.array([reached(getattr(run, METRICS[0]), wanted, measured.budget) for run in measured.arms[arm]])
 
 
 def common_arms(measured: Sequence[Measured]) -> list[str]:
@@ -50,12 +50,9 @@ def common_arms(measured: Sequence[Measured]) -> list[str]:
     return [key for key in measured[0].arms if all(key in one.arms for one in measured)]
 
 
-def by_task(measured: Sequence[Measured], metric: str = METRICS[0]) -> dict[str, Floats]:
+def by_task(measured: Sequence[Measured]) -> dict[str, Floats]:
     """Return (tasks, budgets) by arm: the median over seeds of the share of the best; a task is one observation."""
-    return {
-        key: np.array([np.median(shares(one, key, metric), axis=0) for one in measured])
-        for key in common_arms(measured)
-    }
+    return {key: np.array([np.median(shares(one, key), axis=0) for one in measured]) for key in common_arms(measured)}
 
 
 def paired(ours: Floats, other: Floats) -> dict[str, Any]:
@@ -193,8 +190,8 @@ def _bar(measured: Sequence[Measured], values: dict[str, Floats], what: str, our
     return Bar(what, f"better on most {unit} at every budget", figure, met)
 
 
-def band(measured: Measured, arm: str, epochs: Sequence[int], metric: str = METRICS[0]) -> Floats:
+def band(measured: Measured, arm: str, epochs: Sequence[int]) -> Floats:
     """Return (3, epochs): median and quartiles over seeds of the hypervolume, as a share of the problem's best."""
-    volumes = np.array([[at(getattr(run, metric), e) for e in epochs] for run in measured.arms[arm]])
+    volumes = np.array([[at(getattr(run, METRICS[0]), e) for e in epochs] for run in measured.arms[arm]])
     found: Floats = np.quantile(volumes / measured.problem.best, [0.5, 0.25, 0.75], axis=0)
     return found

@@ -22,7 +22,6 @@ from kdsearch.records import Config
 Floats = NDArray[np.float64]
 
 SAMPLE = 2000  # random configurations whose front defines a problem's best
-LCBENCH = "lcbench"
 LCBENCH_EPOCHS = 52
 
 

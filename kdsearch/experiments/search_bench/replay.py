@@ -18,8 +18,7 @@ from optuna.trial import TrialState
 from kdsearch import pareto
 from kdsearch.experiments.search_bench.problems import Problem
 from kdsearch.experiments.search_bench.rivals import MOASHA, HubJoint, Oracle, SameEpochDominance
-from kdsearch.experiments.search_bench.table_rows import EPOCHS, Rows, TableSampler
-from kdsearch.experiments.search_bench.tables import Table
+from kdsearch.experiments.search_bench.tables import EPOCHS, Rows, Table, TableSampler
 from kdsearch.pruning import pruner
 from kdsearch.records import Attr
 from kdsearch.search.sampling import samplers

@@ -1,10 +1,12 @@
-"""Tables of full learning curves from real training: reading and writing."""
+"""Tables of full learning curves from real training: files, rows as an Optuna study sees them, and their sampler."""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
 import json
+import math
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -12,11 +14,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from pydantic import TypeAdapter
 
 from kdsearch import pareto
 from kdsearch.errors import KdsearchError
 from kdsearch.records import Config
-from kdsearch.system import files
+from kdsearch.search import space
+from kdsearch.search.sampling.proposals import Draft, Near
+from kdsearch.spec import Dimension, Range
+from kdsearch.system import files, machine
 
 Row = dict[str, Any]
 """`config`, `ratio` (with `low` and `high`), `parameters`, `accuracy` (validation, one an epoch), `seconds` (one an
@@ -95,7 +105,7 @@ def load(name: str) -> Table:
         remedy = f"choose one of {', '.join(shipped())}, or give the path of a table (*.json.gz)"
         raise KdsearchError("a table must exist", got=name, remedy=remedy) from None
     except (OSError, EOFError, KeyError, ValueError) as error:
-        remedy = "make it anew with `kdsearch bench tabulate`"
+        remedy = "make it again with `kdsearch bench tabulate`"
         raise KdsearchError(f"a table must be readable: {error}", got=path, remedy=remedy) from None
 
 
@@ -108,3 +118,189 @@ def save(path: Path, provenance: dict[str, Any], rows: list[Row]) -> None:
     text = json.dumps({"provenance": provenance, "rows": rows}, separators=(",", ":"))
     packed = gzip.compress(text.encode(), mtime=0)
     files.write_whole(path, lambda beside: beside.write_bytes(packed))
+
+
+EPOCHS = "epochs"
+Params = dict[str, Any]
+Key = frozenset[tuple[str, Any]]
+
+
+def _key(params: Params) -> Key:
+    return frozenset((name, value) for name, value in params.items() if name != EPOCHS)
+
+
+def _place(value: Any, distribution: BaseDistribution) -> float:
+    """Return a parameter's position in its range, 0 to 1; on a log scale for log ranges and lists of sizes."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices: list[Any] = list(distribution.choices)
+        low, high = min(choices), max(choices)
+        log = low > 0
+    else:
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        low, high, log = distribution.low, distribution.high, distribution.log
+    if low == high:
+        return 0.0
+    if log:
+        return math.log(value / low) / math.log(high / low)
+    return float((value - low) / (high - low))
+
+
+class Rows:
+    """The rows of a table, which are all that a study on it can train.
+
+    Args:
+        table: with the search space in its provenance.
+        sampled_epochs: a trial's number of epochs is a parameter, 1 to the table's; else every trial has all of them.
+
+    Attributes:
+        table: as given.
+        dimensions: the search space, with `epochs` if sampled.
+        params: a row's parameters, without `epochs`.
+        distributions: of these parameters, and of `epochs` where it is one.
+        free: (rows,), whether no trial has had the row yet.
+    """
+
+    def __init__(self, table: Table, *, sampled_epochs: bool) -> None:
+        spaces: TypeAdapter[dict[str, Dimension]] = TypeAdapter(dict[str, Dimension])
+        self.table = table
+        self.dimensions = spaces.validate_python(table.provenance["study_file"]["space"])
+        self.dimensions[EPOCHS] = Range(low=1, high=table.epochs) if sampled_epochs else table.epochs
+        self.params: list[Params] = []
+        self.distributions: list[dict[str, BaseDistribution]] = []
+        for config in table.configs:
+            fixed = FixedTrial(space.trial_parameters(config | {EPOCHS: 1}, self.dimensions))
+            space.suggest(fixed, self.dimensions)  # type: ignore[arg-type]  # it has what suggest calls
+            self.params.append({name: value for name, value in fixed.params.items() if name != EPOCHS})
+            self.distributions.append(dict(fixed.distributions))
+        self.free = np.ones(len(self.params), dtype=np.bool_)
+        self._index = {_key(params): row for row, params in reversed(list(enumerate(self.params)))}
+        self._names = sorted({name for params in self.params for name in params})
+        self._places = np.array([
+            self._numbers(params, held) for params, held in zip(self.params, self.distributions, strict=True)
+        ])  # fmt: skip
+
+        self.name, self.epochs, self.reference, self.best = table.name, table.epochs, table.reference, table.best
+        self._taught = {
+            json.dumps(config | {EPOCHS: 0}, sort_keys=True): row for row, config in enumerate(table.configs)
+        }
+
+    observed_in, own = "fractions", True  # see `problems.Problem`
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def curves(self, config: Config) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return validation accuracy, and test accuracy where the table holds it; (epochs,) each."""
+        row = self._taught[json.dumps(config | {EPOCHS: 0}, sort_keys=True)]
+        test = self.table.accuracy if self.table.test is None else self.table.test
+        return self.table.accuracy[row], test[row]
+
+    def find(self, params: Params) -> int:
+        """Return the row with these parameters, ignoring `epochs`.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        return self._index[_key(params)]
+
+    def take(self, row: int) -> None:
+        """Assign a row to a trial; once all rows are taken, all become free again."""
+        self.free[row] = False
+        if not self.free.any():
+            self.free[:] = True
+
+    def ratio(self, config: Config) -> float:
+        """Return the inference ratio of the row with this configuration, ignoring `epochs`.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        return float(self.table.ratio[self.find(space.trial_parameters(config, self.dimensions))])
+
+    def nearest(self, params: Params, held: dict[str, BaseDistribution]) -> int:
+        """Return the free row nearest to the given parameters.
+
+        The distance is Gower's (Biometrics 1971): the mean, over the parameters that both have, of the difference of
+        their positions in the range (on a log scale for log ranges and for lists of sizes).
+
+        Args:
+            params: drawn anywhere in the space.
+            held: their distributions.
+        """
+        apart = np.abs(self._places - self._numbers(params, held))
+        both = ~np.isnan(apart)
+        distance = np.where(both, apart, 0.0).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+        return int(np.argmin(np.where(self.free, distance, np.inf)))
+
+    def draw(self, trial: Any) -> Config:
+        """Suggest a whole configuration on a trial or a draft of one; a draft that moves is put on the nearest row."""
+        config = space.suggest(trial, self.dimensions)
+        if not isinstance(trial, Near):
+            return config
+        row = self.nearest(trial.parameters, trial.distributions)
+        epochs = {EPOCHS: trial.parameters[EPOCHS]} if EPOCHS in trial.parameters else {}
+        trial.parameters, trial.distributions = self.params[row] | epochs, self.distributions[row]
+        return self.table.configs[row] | {EPOCHS: config[EPOCHS]}
+
+    def _numbers(self, params: Params, held: dict[str, BaseDistribution]) -> NDArray[np.float64]:
+        """Return (names,), NaN for missing parameters."""
+        return np.array([
+            _place(params[name], held[name]) if name in params else math.nan for name in self._names
+        ])  # fmt: skip
+
+
+class TableSampler(BaseSampler):
+    """Proposes only rows: a draw of another sampler is moved to the nearest row that no trial has had yet.
+
+    The trial gets the row's own parameters, so that every sampler learns from what was really trained.
+
+    Args:
+        rows: of the table.
+        inner: draws anywhere in the space. None: each free row is equally likely.
+        seed: of the draws without an inner sampler.
+    """
+
+    def __init__(self, rows: Rows, inner: BaseSampler | None, *, seed: int) -> None:
+        self._rows = rows
+        self._inner = inner
+        self._random = np.random.default_rng(machine.derive_seed("rows", seed))
+        self._drawn: Params = {}
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Delegate to the inner sampler."""
+        if self._inner is not None:
+            self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Draw a row and return all its parameters."""
+        if self._inner is None:
+            row = int(self._random.choice(np.flatnonzero(self._rows.free)))
+            epochs: int | None = int(self._random.integers(1, self._rows.table.epochs + 1))
+        else:
+            draft = Draft(self._inner, study, trial)
+            self._rows.draw(draft)
+            row = self._rows.nearest(draft.parameters, draft.distributions)
+            epochs = draft.parameters.get(EPOCHS)
+        held = self._rows.distributions[row]
+        self._drawn = self._rows.params[row] | ({EPOCHS: epochs} if EPOCHS in held else {})
+        return held
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the row that was drawn last."""
+        return {name: self._drawn[name] for name in search_space}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return the parameter of any row that has it, for a move from a row that lacks it."""
+        if param_name == EPOCHS:
+            return int(self._random.integers(1, self._rows.table.epochs + 1))
+        values = [params[param_name] for params in self._rows.params if param_name in params]
+        return values[int(self._random.integers(len(values)))]
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Delegate to the inner sampler."""
+        if self._inner is not None:
+            self._inner.after_trial(study, trial, state, values)

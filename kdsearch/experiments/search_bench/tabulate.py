@@ -19,6 +19,7 @@ from kdsearch.experiments.search_bench.tables import Row, save
 from kdsearch.records import Config, Progress
 from kdsearch.search import space
 from kdsearch.search.plan import Plan, make_plan
+from kdsearch.search.run_options import Request
 from kdsearch.search.workshop import Workshop
 from kdsearch.system import machine
 
@@ -38,15 +39,11 @@ def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Co
     return list(drawn.values())
 
 
-def _workshop_of(plan: Plan) -> Workshop:
-    return Workshop.open(plan)
-
-
-def _begin(options: dict[str, Any]) -> None:
+def _begin(asked: Request) -> None:
     """Make a worker's workshop with one thread: two such workers beat one with two threads on small networks."""
     global _workshop
     torch.set_num_threads(1)
-    _workshop = _workshop_of(make_plan(**options))
+    _workshop = Workshop.open(make_plan(asked))
 
 
 def _row(index: int, config: Config, seed: int) -> tuple[int, Row]:
@@ -73,7 +70,7 @@ class Partial:
             raise KdsearchError(
                 "a table that was begun must go on with the same options",
                 got=self.path,
-                remedy="remove that file to begin anew",
+                remedy="remove that file to start over",
             )
         for line in lines[1:]:
             if line.endswith("}"):  # else the last line was cut while it was written
@@ -90,7 +87,7 @@ class Partial:
             file.write(json.dumps({"index": index, **row}) + "\n")
 
 
-def _ratios(workshop: Workshop, configs: list[Config], progress: Progress) -> dict[str, dict[str, float]]:
+def _ratios(workshop: Workshop, configs: list[Config]) -> dict[str, dict[str, float]]:
     """Measure each architecture once, in this process and before any worker starts."""
     found: dict[str, dict[str, float]] = {}
     for config in configs:
@@ -102,32 +99,32 @@ def _ratios(workshop: Workshop, configs: list[Config], progress: Progress) -> di
 
 
 def tabulate(
-    out: Path, *, count: int, epochs: int, workers: int, seed: int, progress: Progress, **options: Any
+    out: Path, asked: Request, *, count: int, epochs: int, workers: int, seed: int, progress: Progress
 ) -> Path:
     """Train random configurations of a study to their end and write their curves as a table.
 
     Args:
         out: the table's file, `NAME.json.gz`; finished rows are kept in `NAME.json.gz.partial` until all are done.
+        asked: the study.
         count: number of distinct configurations.
         epochs: of every one.
         workers: processes, of one CPU thread each.
         seed: of the configurations, and with their index of each training.
         progress: notified of rows.
-        options: of `make_plan`: data set or study file, data folder, device, train size.
 
     Raises:
         KdsearchError: as in `make_plan`; or the rows of an earlier run have other options.
     """
-    plan = make_plan(**options)
-    workshop = _workshop_of(plan)
+    plan = make_plan(asked)
+    workshop = Workshop.open(plan)
     configs = configurations(plan, count=count, epochs=epochs, seed=seed)
     wanted = {"study_file": plan.spec.model_dump(mode="json", exclude={"anchors"}), "epochs": epochs, "seed": seed}
     partial = Partial(out, wanted)
-    ratios = _ratios(workshop, configs, progress)
+    ratios = _ratios(workshop, configs)
     progress.study_started(len(partial.rows), count)
     missing = [(index, config) for index, config in enumerate(configs) if index not in partial.rows]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(options,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(asked,)) as pool:
         futures = [pool.submit(_row, index, config, seed) for index, config in missing]
         for future in as_completed(futures):
             index, row = future.result()

@@ -126,7 +126,7 @@ def _verdict(options: Options, measured: Sequence[Measured]) -> str:
     if not measured:
         return "No row was measured yet."
     if options.scaled:
-        return "This run is smaller than the deck's: it shows that the path works, and no row is measured by it."
+        return "This run is smaller than the deck's: it shows that the program runs, and measures no row."
     measured = [one for one in measured if one.difference is not None]
     words_of = ("matches", "higher", "lower", "undecided")
     counts = {word: sum(one.verdict == word for one in measured) for word in words_of}
@@ -153,7 +153,7 @@ def _accuracy_text(options: Options, measured: Sequence[Measured]) -> list[str]:
             "published run); 1 is the same order, 0 none in common."
         )
     if options.scaled:
-        text.append("The words are not given: less was trained than the deck trained.")
+        text.append("There are no verdicts: this run trained less than the deck.")
     text += [
         f"{label(one)} comes out {-one.difference.mean:.2f} points lower. {_why(one)}"
         for one in measured
@@ -215,7 +215,7 @@ def _speed_text(options: Options) -> list[str]:
     return [
         f"Inference as the deck timed it: {batch}{back}, eager, one thread on a CPU. Teacher and student are timed in "
         "turn, anew in each repeat, and rows of one architecture share the timing, so they tie. A published ratio is "
-        "one timing on another machine: no bar. "
+        "one timing on another machine: no error bar. "
         + (
             "The published training time of MNIST is of a three-fold cross-validation: not comparable with ours, "
             "which is of one training."

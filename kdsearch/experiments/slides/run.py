@@ -19,7 +19,7 @@ from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher as teachers
 from kdsearch.distil.precision import Choice
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.slides import int8_row, training
+from kdsearch.experiments.slides import training
 from kdsearch.experiments.slides.deck_recipes import DECKS, School, open_school, teacher_spec, teacher_split
 from kdsearch.experiments.slides.rows import READINGS, Dataset, Job, Settings, rows
 from kdsearch.records import Attr, Precision, Progress, StudyAttr
@@ -78,7 +78,7 @@ class Options:
 
 def without_missing(options: Options, progress: Progress) -> Options:
     """Return the options without int8 rows where their packages are missing, after a warning."""
-    lacking = int8_row.missing()
+    lacking = training.missing()
     if not lacking:
         return options
     progress.warning(f"the int8 row is left out: no {', '.join(lacking)}; pip install 'kdsearch[int8]' brings them")
@@ -92,7 +92,9 @@ def check(options: Options) -> None:
         KdsearchError: a number is out of its range, or an int8 row lacks its packages.
     """
     if not 1 <= options.repeats <= MAX_REPEATS:
-        raise KdsearchError(f"--repeats must lie between 1 and {MAX_REPEATS}", got=options.repeats, remedy="correct it")
+        raise KdsearchError(
+            f"--repeats must lie between 1 and {MAX_REPEATS}", got=options.repeats, remedy="give a number in that range"
+        )
     if options.width is not None and (options.dataset != "cifar10" or options.width < 1):
         raise KdsearchError(
             "--width narrows the CIFAR-10 students and must be at least 1",
@@ -106,7 +108,7 @@ def check(options: Options) -> None:
             remedy="leave it out",
         )
     if any(job.settings.bits is not None for job in options.jobs):
-        int8_row.require()
+        training.require()
     for option, value in {"--train-size": options.train_size, "--max-epochs": options.max_epochs}.items():
         if value is not None and value < 1:
             raise KdsearchError(f"{option} must be at least 1", got=value, remedy="give a whole number above 0")

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from kdsearch.distil import lesson, teacher
-from kdsearch.distil.answers import Answers
-from kdsearch.distil.view_answers import ViewAnswers
+from kdsearch.distil import lesson
+from kdsearch.distil.answers import Answers, ViewAnswers
 from kdsearch.errors import KdsearchError, TrialError
 from kdsearch.measure import accuracy
 from kdsearch.records import Config, Progress
 from kdsearch.search.plan import Plan
+from kdsearch.search.workshop import Workshop
 from kdsearch.spec import Recipe, StudySpec, dimension_holds
 from kdsearch.system import machine
 
@@ -181,8 +181,7 @@ def _answers(plan: Plan, config: Config, progress: Progress) -> Answers | ViewAn
     """Return the teacher's outputs, where the student's loss uses them."""
     if not lesson.needs_teacher(config):
         return None
-    known = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
-    return known.answers_to_shown(plan.split.train, plan.spec.student.recipe.augment)
+    return Workshop.open(plan, progress).answers
 
 
 def _training(

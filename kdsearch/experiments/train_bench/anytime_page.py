@@ -35,11 +35,11 @@ HEIGHT = 380  # pixels of the figure
 HOW = (
     "A pruner compares students epoch by epoch, and every checkpoint may be the one that is shipped: so a recipe is "
     "judged by the accuracy it has after each of several lengths. `one-cycle` is planned for one length, so it is "
-    "trained anew for each: the others are trained once, and looked at on the way. That makes it the hardest rival and "
+    "trained anew for each: the others are trained once, and scored on the way. That makes it the hardest rival and "
     "no choice for a search.",
     f"`averaged` takes the weights' running average with power {POWER:g}, about the last ninth of the steps so far; "
-    "`schedule-free` is its authors' SGD, its learning rate ten times the others' for want of momentum's factor, batch "
-    "norm's statistics taken anew from 20 batches at each epoch's end.",
+    "`schedule-free` is its authors' SGD, its learning rate ten times the others' as it lacks momentum's factor, batch "
+    "norm's statistics computed again from 20 batches at each epoch's end.",
     "Each recipe tries every learning rate and keeps the one with the highest mean validation accuracy over all "
     "lengths; what is shown is test accuracy. A training whose loss did not stay finite counts as 0 from there on.",
 )
@@ -99,7 +99,7 @@ def report(found: Sequence[Outcome], options: Options, made: dict[str, Any]) -> 
     """Return the page's text, figure and tables."""
     best, gap = made["best"], made["less_than_one_cycle"]
     verdict = (
-        f"Of the recipes that are worth something at every epoch, `{best}` does best here; over all lengths it stays "
+        f"Of the recipes that may stop at any epoch, `{best}` does best here; over all lengths it stays "
         f"{100 * abs(gap):.2f} points {'below' if gap >= 0 else 'above'} a one-cycle rate planned for each."
     )
     header = ("recipe", "rate", *(f"{n} epoch{'s' if n > 1 else ''}" for n in options.lengths))

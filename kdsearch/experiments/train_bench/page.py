@@ -47,8 +47,8 @@ HOW = (
     "a graph like ours; teacher a forward pass for inference. Reading "
     "images and waiting for workers cost the plain loop on CIFAR-10 time beyond the ceiling's, so more than 100 % of "
     "it is possible.",
-    "The teacher is untrained, of the deck's family: its weights change no time. What glibc is told about freed memory "
-    "holds for the whole process, so the plain loop gains by it, too.",
+    "The teacher is untrained, of the deck's family: its weights change no time. The setting that keeps freed memory "
+    "with glibc holds for the whole process, so the plain loop gains by it, too.",
 )
 
 OF = "Medians over rounds. Of the ceiling: speed-up / ceiling."

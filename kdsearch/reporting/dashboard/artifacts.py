@@ -16,7 +16,7 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.figures.style import BLUE, GREY, padded
-from kdsearch.reporting.pages.card import card
+from kdsearch.reporting.pages.one_trial import card
 from kdsearch.storage import file_of, masked
 from kdsearch.system.files import write_text
 
@@ -72,7 +72,7 @@ class Shelf:
             KdsearchError: the study is not one of kdsearch, or the folder cannot be written.
         """
         data = collect(study, storage_url=self._url)
-        wanted = _files(data, study)
+        wanted = _files(data)
         for identity, name in _standing(study).items():
             if name in wanted:
                 content = wanted.pop(name).encode(errors="backslashreplace")
@@ -94,12 +94,10 @@ class Shelf:
         return path.is_file() and path.read_bytes() == content
 
 
-def _files(data: StudyData, study: Study) -> dict[str, str]:
+def _files(data: StudyData) -> dict[str, str]:
     found = {}
     for number in data.front["number"]:
-        confirmed = study.user_attrs.get(f"confirmed:{number}")
-        known = confirmed if isinstance(confirmed, dict) else None
-        found[f"trial-{number}-card.md"] = card(data, int(number), confirmed=known)
+        found[f"trial-{number}-card.md"] = card(data, int(number))
         found[f"trial-{number}-curve.svg"] = curve(data, int(number))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, untrained
 from kdsearch.reporting.figures.style import BLUE, GREY, ORANGE, PURPLE, padded, rounded
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 
 NEAR = 1.25  # factor of the ratio: slide rows nearer than this share a label
 FAINT = 200  # how many of the latest trials off the front are drawn

@@ -8,8 +8,7 @@ from typing import Any
 
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, configuration
-from kdsearch.reporting.formatting import number
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import number, records
 from kdsearch.reporting.pages.markdown import code, plain, table
 from kdsearch.reporting.verdict import verdict
 

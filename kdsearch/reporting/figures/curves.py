@@ -9,8 +9,7 @@ import plotly.graph_objects as go
 
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData
-from kdsearch.reporting.figures.labels import beside
-from kdsearch.reporting.figures.layers import curve_groups
+from kdsearch.reporting.figures.layers import beside, curve_groups
 from kdsearch.reporting.figures.style import (
     BLUE,
     BOTTOM,
@@ -27,7 +26,7 @@ from kdsearch.reporting.figures.style import (
     padded,
     rounded,
 )
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 
 HEIGHT = 420
 AXES = {"finished": "finished trials", "epochs": "epochs of training", "hours": "hours since the first trial began"}

@@ -10,8 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from kdsearch.reporting.collect import StudyData
-from kdsearch.reporting.figures.labels import Label, beside
-from kdsearch.reporting.figures.layers import METRICS, layers
+from kdsearch.reporting.figures.layers import METRICS, Label, beside, layers
 from kdsearch.reporting.figures.style import (
     BLUE,
     BOTTOM,

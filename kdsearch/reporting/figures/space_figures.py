@@ -19,7 +19,7 @@ from kdsearch.reporting.figures.style import (
     layout,
     rounded,
 )
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 
 HEIGHT = 420
 DECADES = 30  # largest over smallest value from which an axis is logarithmic

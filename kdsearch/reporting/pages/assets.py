@@ -31,7 +31,7 @@ def checked(plotlyjs: str) -> Library:
         KdsearchError: `plotlyjs` is neither.
     """
     if plotlyjs not in get_args(Library):
-        raise KdsearchError("plotly.js must come inline or cdn", got=plotlyjs, remedy="choose one of the two")
+        raise KdsearchError("--plotlyjs must be inline or cdn", got=plotlyjs, remedy="choose one of the two")
     return cast(Library, plotlyjs)
 
 

@@ -10,12 +10,11 @@ import plotly.graph_objects as go
 
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, plain, result
-from kdsearch.reporting.effort import effort
 from kdsearch.reporting.figures.layers import hover
 from kdsearch.reporting.figures.style import CYCLE, LEGEND_ROW, SYMBOLS, TITLES, layout, rounded
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
 from kdsearch.reporting.pages.document import Document, Grid, Section
-from kdsearch.reporting.verdict import KNEE, picks
+from kdsearch.reporting.verdict import KNEE, effort, picks
 
 HEIGHT = 520
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import unescape as html_words
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup, escape
 
 from kdsearch.reporting.pages.assets import Library, parts, templates
+from kdsearch.reporting.pages.markdown import code, facts, plain
 from kdsearch.system.files import write_text
 
 Mark = Literal["good", "bad", "unsure"]
@@ -24,6 +26,8 @@ MANY = 8  # columns: a wider table is set smaller
 NUMERIC = re.compile(r"[^\w.]*\.?\d(?!.*[^\W\d_]{4})", re.DOTALL)
 NOTHING = ("", "-", "–", "—")
 CODE = re.compile(r"`([^`]+)`")
+ELEMENT = re.compile("<code>(.*?)</code>", re.DOTALL)
+TAG = re.compile("<[^>]*>")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class Grid:
         header: the columns' titles.
         rows: text, as wide as the header.
         marks: kinds of outcome by cell text: HTML colours such cells and puts a sign before them.
+        groups: titles above the header, each with the number of its columns; none, or for all columns.
+        below: a command below each row, in HTML alone; none, or one a row.
+        titled: whether the first cell of a row is its title.
 
     Raises:
         ValueError: a row's width differs from the header's, or a mark is unknown.
@@ -42,6 +49,9 @@ class Grid:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     marks: Mapping[str, Mark] = field(default_factory=dict)
+    groups: Sequence[tuple[str, int]] = ()
+    below: Sequence[str] = ()
+    titled: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -53,17 +63,38 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A part that HTML shows when its title is clicked.
+
+    Attributes:
+        title: the line to click.
+        grid: a table.
+        facts: named facts.
+        code: preformatted text, in HTML alone.
+    """
+
+    title: str
+    grid: Grid | None = None
+    facts: Sequence[tuple[str, str]] = ()
+    code: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a document, shown in this order; empty parts are left out.
 
     Attributes:
-        title: the heading.
+        title: the heading; "": none.
         text: paragraphs.
         figure: made with `style.layout`, so that it fits pages and phones.
         caption: below the figure.
         grid: a table.
         note: small text above the table.
         anchor: its name in addresses (`page.html#anchor`); "" gives "section-1" and so on in HTML, none in Markdown.
+        plot: name of the figure's element; "" gives "figure-1" and so on.
+        facts: named facts, shown literally: a table of two columns, a list in Markdown.
+        folds: at the end.
+        html: replaces the table in HTML.
     """
 
     title: str
@@ -73,40 +104,47 @@ class Section:
     grid: Grid | None = None
     note: str = ""
     anchor: str = ""
+    plot: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    folds: Sequence[Fold] = ()
+    html: Markup | None = None
 
 
 @dataclass(frozen=True)
 class Document:
-    """A page. All text is shown literally, except for `code` between backticks.
+    """A page. All text is shown literally, except for `code` between backticks and the elements of a `Markup`.
 
     Attributes:
         title: of the page.
         verdict: one sentence at the top, in large letters; may be empty.
         facts: command, seeds, machine and the like: a list at the end.
         sections: in their order.
+        lead: paragraphs below the verdict.
     """
 
     title: str
     verdict: str = ""
     facts: Sequence[str] = ()
     sections: Sequence[Section] = ()
+    lead: Sequence[str] = ()
 
 
-def html(document: Document, plotlyjs: Library = "inline") -> str:
+def html(document: Document, plotlyjs: Library = "inline", *, refresh: int | None = None) -> str:
     """Render the document as one HTML page.
 
     Args:
         document: what to show.
         plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
+        refresh: seconds after which a browser reloads the page; None: never.
 
     Raises:
         KdsearchError: `plotlyjs` is neither.
     """
     environment = templates()
-    environment.filters |= {"marked": _marked, "plain": lambda text: text.replace("`", "")}
-    drawn = {f"figure-{i}": section.figure for i, section in enumerate(document.sections, 1)}
+    environment.filters |= {"marked": _marked, "plain": _words}
+    drawn = {section.plot or f"figure-{i}": section.figure for i, section in enumerate(document.sections, 1)}
     return environment.get_template("document.html.j2").render(
-        document=document, facts_title=FACTS, columns=columns, many=MANY, **parts(drawn, plotlyjs)
+        document=document, facts_title=FACTS, columns=columns, many=MANY, refresh=refresh, **parts(drawn, plotlyjs)
     )
 
 
@@ -122,6 +160,7 @@ def markdown(document: Document, page: str = "") -> str:
         yield f"# {_line(document.title)}"
         if document.verdict:
             yield f"**{_line(document.verdict)}**"
+        yield from map(_line, document.lead)
         for section in document.sections:
             yield from _section_blocks(section, page)
         if document.facts:
@@ -169,14 +208,21 @@ def columns(grid: Grid) -> list[str]:
 
 
 def _column(cells: Sequence[str]) -> str:
-    told = [cell for cell in cells if cell not in NOTHING]
+    told = [words for cell in cells if (words := _words(cell)) not in NOTHING]
     if told and all(NUMERIC.match(cell) for cell in told):
         return "n"
     return "wrap" if any(len(cell) > LONG for cell in told) else ""
 
 
+def _words(text: str) -> str:
+    """Return text without the signs and elements that mark it up."""
+    return html_words(TAG.sub("", text)) if isinstance(text, Markup) else text.replace("`", "")
+
+
 def _marked(text: str) -> Markup:
-    """Escape text for HTML and set what is between backticks as code."""
+    """Escape text for HTML and set what is between backticks as code; a `Markup` stays as it is."""
+    if isinstance(text, Markup):
+        return text
     pieces = CODE.split(text)  # text and code by turns
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)
@@ -184,9 +230,17 @@ def _marked(text: str) -> Markup:
 
 
 def _section_blocks(section: Section, page: str) -> Iterator[str]:
+    blocks = [*_parts(section, page)]
+    if section.html and not blocks:
+        return  # a part of the HTML page alone
     if section.anchor:
         yield f'<a id="{escape(section.anchor)}"></a>'
-    yield f"## {_line(section.title)}"
+    if section.title:
+        yield f"## {_line(section.title)}"
+    yield from blocks
+
+
+def _parts(section: Section, page: str) -> Iterator[str]:
     yield from (_line(paragraph) for paragraph in section.text)
     if section.figure is not None:
         place = f"[{page}]({page})" if page else "the HTML page"
@@ -194,14 +248,32 @@ def _section_blocks(section: Section, page: str) -> Iterator[str]:
     if section.note:
         yield _line(section.note)
     if section.grid is not None:
-        rows = [section.grid.header, *section.grid.rows]
-        lines = ["| " + " | ".join(_line(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
-        yield "\n".join([lines[0], "|" + "---|" * len(section.grid.header), *lines[1:]])
+        yield _table(section.grid)
+    if section.facts:
+        yield facts(section.facts)
+    for fold in section.folds:
+        if fold.grid is not None or fold.facts:
+            yield f"{_line(fold.title)}:"
+            yield facts(fold.facts) if fold.grid is None else _table(fold.grid)
+
+
+def _table(grid: Grid) -> str:
+    above = [title for title, width in grid.groups for _ in range(width)] or [""] * len(grid.header)
+    header = [f"{group}: {name}" if group else name for group, name in zip(above, grid.header, strict=True)]
+    rows = [[re.sub(r"(?<!\\)\|", r"\\|", _line(cell)) for cell in row] for row in (header, *grid.rows)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def _line(text: str) -> str:
-    """Return text for Markdown in one line, its < escaped so that it opens no HTML."""
-    pieces = CODE.split(" ".join(text.split()))
-    return "".join(
-        f"`{piece}`" if i % 2 else re.sub(r"<(?=[A-Za-z/!?])", "&lt;", piece) for i, piece in enumerate(pieces)
-    )
+    """Return text for Markdown in one line, with nothing in it that is read as markup but its code."""
+    if isinstance(text, Markup):
+        pieces = [html_words(TAG.sub("", piece)) for piece in ELEMENT.split(text)]
+    else:
+        pieces = CODE.split(text)
+    return "".join(code(piece) if i % 2 else _escaped(piece, begins=i == 0) for i, piece in enumerate(pieces)).strip()
+
+
+def _escaped(piece: str, *, begins: bool) -> str:
+    before, after = " " * piece[:1].isspace(), " " * piece[-1:].isspace()
+    return f"{before}{plain(piece, begins=begins)}{after}" if piece.strip() else before

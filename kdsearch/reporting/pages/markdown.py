@@ -7,13 +7,25 @@ from collections.abc import Collection, Iterable, Sequence
 
 from kdsearch.errors import shown
 
-MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&$:@]|\.(?!\d))")  # a dot may begin a list or a link, except as in 0.5
-BEGINNING = re.compile(r"^(\d*)([-+#=)])")  # begins a list or a heading at the start of a line only
+MARKUP = re.compile(
+    r"([\\`*\[\]|~$]"
+    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasises nothing within a word
+    r"|<(?=[A-Za-z/!?])|&(?=#?\w+;)|:(?=//|[\w+-]+:)|(?<=www)\.|@(?=\w))",  # tags, entities, emoji, links
+    re.IGNORECASE,
+)
+# begins a list, a heading or a quotation at the start of a line only
+BEGINNING = re.compile(r"^(\d*)([-+](?![\d.])|[#=>]|(?<=\d)[.)](?!\d))")
 
 
-def plain(text: object) -> str:
-    """Return text for a paragraph or a cell, with every character escaped that Markdown or HTML might interpret."""
-    return BEGINNING.sub(r"\1\\\2", MARKUP.sub(r"\\\1", shown(" ".join(str(text).split()))))
+def plain(text: object, *, begins: bool = True) -> str:
+    """Return text for a paragraph or a cell, with every character escaped that Markdown or HTML might interpret.
+
+    Args:
+        text: is put into one line.
+        begins: whether it begins the paragraph or the cell.
+    """
+    line = MARKUP.sub(r"\\\1", shown(" ".join(str(text).split())))
+    return BEGINNING.sub(r"\1\\\2", line) if begins else line
 
 
 def code(text: object) -> str:

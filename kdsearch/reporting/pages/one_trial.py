@@ -1,12 +1,19 @@
-"""One trial of a study: its configuration, its figures, and why it ended."""
+"""One trial of a study: its configuration and figures, why it ended, and the model card of its student."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
+from kdsearch.errors import StorageError
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, configuration, measured, plain
-from kdsearch.reporting.frames import records
+from kdsearch.reporting.formatting import records
+from kdsearch.reporting.pages import markdown
+from kdsearch.reporting.verdict import worth
+
+UNCONFIRMED = "One seed, not confirmed: the front of a search holds lucky members."
 
 
 def facts(data: StudyData, number: int) -> dict[str, Any]:
@@ -64,3 +71,107 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("why", found["reason"]),
     ]
     return [(title, text) for title, text in said if text]
+
+
+def card(data: StudyData, number: int) -> str:
+    """Return a trial's model card.
+
+    Args:
+        data: a collected study.
+        number: of the trial.
+
+    Raises:
+        StorageError: the study holds no such trial, or it has no accuracy.
+    """
+    row = next((row for row in records(data.trials) if row["number"] == number), None)
+    if row is None or formatting.missing(row["accuracy"]):
+        raise StorageError(
+            "a model card needs a trial that was trained", got=f"trial {number}", remedy="see `kdsearch status`"
+        )
+    config = configuration(row)
+    parts = [
+        f"# Trial {number} of study {markdown.plain(data.name)}",
+        _summary(data, row),
+        _confirmed(data, number),
+        "## Figures", markdown.facts(_figures(data, row)),
+        "## Configuration",
+        markdown.facts((key.replace("_", " "), formatting.setting(value)) for key, value in config.items()),
+        "## Data", markdown.facts(_data(data)),
+        "## Teacher", markdown.facts(_teacher(data)),
+        "## Train it again", markdown.block(command(data, number)), _password(data),
+        "## Made with", markdown.facts(_made(data)),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def command(data: StudyData, trial: int | None, *options: str) -> str:
+    """Return the command that trains a trial again (None: that confirms the front), quoted, the password masked."""
+    begin = ["confirm", *options] if trial is None else ["train", "--trial", str(trial)]
+    parts = ["kdsearch", *begin, "--name", data.name, "--storage", data.storage]
+    folder = data.environment.get("data_dir")
+    return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
+
+
+def _summary(data: StudyData, row: dict[str, Any]) -> str:
+    told = worth(data, row)
+    return told[0].upper() + told[1:]
+
+
+def _confirmed(data: StudyData, number: int) -> str:
+    row = next((row for row in records(data.confirmed) if row["trial"] == number), None)
+    if row is None:
+        return f"**{UNCONFIRMED}**"
+    times = "once" if row["repeats"] == 1 else f"{row['repeats']:.0f} times"
+    said = {
+        "trained again with other seeds on the whole training set": times,
+        "mean test accuracy": formatting.span(row["test_accuracy"], row["test_low"], row["test_high"]),
+        "mean ratio": formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
+    }
+    return "**Confirmed.** " + "; ".join(f"{key}: {value}" for key, value in said.items())
+
+
+def _figures(data: StudyData, row: dict[str, Any]) -> list[tuple[str, object]]:
+    what = "counted operations" if data.cost == "flops" else "measured time, 95 % interval in brackets"
+    return [
+        ("test accuracy", formatting.percent(row["test_accuracy"])),
+        ("validation accuracy", formatting.percent(row["accuracy"])),
+        (
+            "inference ratio",
+            formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+            + f" ({what}{formatting.sittings(row)})",
+        ),
+        ("time of the student", formatting.times(row)),
+        ("at epoch", f"{formatting.count(row['best_epoch'])} of {formatting.count(row['epochs_run'])} trained"),
+        ("weights", formatting.count(row["parameters"])),
+        ("size", formatting.size(row["bytes"])),
+        ("training", formatting.seconds(row["train_seconds"])),
+        ("slide row", row["anchor"]),
+    ]
+
+
+def _data(data: StudyData) -> list[tuple[str, object]]:
+    return [("data set", data.dataset), *formatting.flat(_mapping(data.definition.get("data")))]
+
+
+def _teacher(data: StudyData) -> list[tuple[str, object]]:
+    teacher = data.teacher or {}
+    return [
+        ("family", teacher.get("family")),
+        ("test accuracy", formatting.percent(teacher.get("accuracy"))),
+        ("weights", formatting.count(teacher.get("parameters"))),
+        ("size", formatting.size(teacher.get("bytes"))),
+        ("fingerprint", teacher.get("fingerprint")),
+    ]
+
+
+def _password(data: StudyData) -> str:
+    return "The storage's password is hidden: put it in the place of `***`." if "***" in data.storage else ""
+
+
+def _made(data: StudyData) -> list[tuple[str, object]]:
+    left_out = {"data_dir", "workers", "classes"}
+    return [(key, value) for key, value in formatting.flat(data.environment) if key not in left_out]
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}

@@ -81,8 +81,7 @@ class Live:
         every: seconds between two refreshes.
 
     Attributes:
-        refreshes: number of refreshes so far.
-        seconds: duration of all of them.
+        seconds: duration of all refreshes.
     """
 
     def __init__(self, study: Study, publish: Publish, progress: Progress, every: float = EVERY) -> None:
@@ -91,7 +90,7 @@ class Live:
         self._due = 0.0
         self._shown = -1  # ended trials in the view
         self._failures = 0
-        self.refreshes, self.seconds = 0, 0.0
+        self.seconds = 0.0
 
     def look(self) -> None:
         """Refresh the view if it is due and this process holds the lease; storage errors are never raised."""
@@ -111,7 +110,6 @@ class Live:
         ended = sum(trial.state.is_finished() for trial in trials)
         if over or ended != self._shown:
             self._publish(self._own(), over)
-            self.refreshes += 1
             self._shown = ended
 
     def _own(self) -> Study:

@@ -13,13 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.errors import RunError
 from kdsearch.records import HANDED_BACK, INTERRUPTED, Attr, Progress, was_handed_back
-from kdsearch.search import anchors, failures
-from kdsearch.search.budget import Budget, is_finished
+from kdsearch.search import failures, space
+from kdsearch.search.budget import Budget, epochs_run, is_finished
 from kdsearch.search.failures import BrokenDeviceError, Streak
 from kdsearch.search.plan import Plan
 from kdsearch.search.trial import Objective
 from kdsearch.search.workers import liveness, slots
-from kdsearch.search.workers.monitor import describe
 from kdsearch.system import signals
 
 LOOK = 1.0  # seconds between two looks at a study without free trials
@@ -54,7 +53,7 @@ def run(
     try:
         while not budget.over(trials := study.get_trials(deepcopy=False)):
             changed = hand_back_abandoned(study, trials, watch, progress)
-            changed |= anchors.enqueue_missing(study, plan.spec, at_most=budget.trials, trials=trials)
+            changed |= space.enqueue_missing(study, plan.spec, at_most=budget.trials, trials=trials)
             claimed = slots.claim(study, budget.trials, None if changed else trials)
             if claimed is None:
                 between()
@@ -66,7 +65,7 @@ def run(
                 reason = trial.user_attrs.get(Attr.FAIL_REASON)
                 raise RunError(
                     f"{streak.count} trials in a row failed, the last one with: {reason}",
-                    remedy="mend the cause and run the same command again: finished trials are kept",
+                    remedy="fix the cause and run the same command again: finished trials are kept",
                 )
             between()
     except KeyboardInterrupt:
@@ -135,3 +134,17 @@ def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BA
                 study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         else:
             slots.hand_back(study, trial, reason)
+
+
+def describe(trial: FrozenTrial) -> str:
+    """Describe a trial's outcome in a few words."""
+    found = trial.user_attrs
+    if trial.state == TrialState.FAIL:
+        return str(found.get(Attr.FAIL_REASON, "no reason stored"))
+    ran = epochs_run(trial)
+    if ran == 0:
+        return f"not trained: {found.get(Attr.PRUNED_BY, {}).get('reason', 'refused by the pruner')}"
+    return (
+        f"accuracy {found[Attr.ACCURACY]:.2%} (test {found[Attr.TEST_ACCURACY]:.2%}) at epoch {found[Attr.BEST_EPOCH]}"
+        f" of {ran}/{found[Attr.CONFIG]['epochs']}, ratio {found[Attr.RATIO]:.4g}"
+    )

@@ -1,7 +1,8 @@
-"""Several workers on one machine: started, watched, restarted if they die, and stopped together."""
+"""Several workers on one machine: started, watched, restarted if they die, stopped together, and their progress."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -16,15 +17,16 @@ from typing import IO, NamedTuple
 
 import torch
 from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.errors import RunError
-from kdsearch.records import Progress
-from kdsearch.search import anchors, clock, failures
+from kdsearch.records import Attr, EpochRecord, Progress
+from kdsearch.search import clock, failures, space
+from kdsearch.search.budget import epochs_run, is_finished
 from kdsearch.search.plan import Plan
 from kdsearch.search.run_options import Options
 from kdsearch.search.workers import liveness
-from kdsearch.search.workers.loop import hand_back_abandoned
-from kdsearch.search.workers.monitor import Monitor
+from kdsearch.search.workers.loop import describe, hand_back_abandoned
 from kdsearch.system import signals
 
 LOOK = 0.5  # seconds between two looks at the study and its workers
@@ -213,7 +215,7 @@ def supervise(
     budget = options.budget()
     begin, before = time.monotonic(), clock.spent(study)
     budget.start()
-    anchors.enqueue_missing(study, plan.spec, at_most=budget.trials)
+    space.enqueue_missing(study, plan.spec, at_most=budget.trials)
     monitor, watch = Monitor(study, progress), liveness.Watch()
     progress.study_started(*budget.progress(study))
     deaths, finished = 0, 0
@@ -267,3 +269,50 @@ def _tell(worker: Ended, progress: Progress, *, retired: bool) -> None:
     how = signal.Signals(-worker.code).name if worker.code < 0 else worker.words.removeprefix(OURS)
     then = "its GPU failed again, so none takes its place" if retired else "another one takes its place"
     progress.warning(f"worker {worker.pid} died ({how}); {then}")
+
+
+class Monitor:
+    """Reports trials as they begin, train and end.
+
+    Args:
+        study: of trials that other processes run; those already in it are not reported.
+        progress: receives the events.
+    """
+
+    def __init__(self, study: Study, progress: Progress) -> None:
+        self._study, self._progress = study, progress
+        self._over = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+        self._epochs: dict[int, int] = {}  # of the running trials
+        self.finished = 0  # finished trials since the start of monitoring
+
+    def look(self) -> list[FrozenTrial]:
+        """Read the storage and report what is new; return all trials."""
+        trials = self._study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.number in self._over or trial.state == TrialState.WAITING or Attr.CONFIG not in trial.user_attrs:
+                if trial.state == TrialState.FAIL and trial.number not in self._over:
+                    self._end(trial)
+                continue
+            self._tell(trial)
+            if trial.state.is_finished():
+                self._end(trial)
+        return trials
+
+    def _tell(self, trial: FrozenTrial) -> None:
+        config = trial.user_attrs[Attr.CONFIG]
+        if trial.number not in self._epochs:
+            self._epochs[trial.number] = 0
+            self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
+        curve = trial.user_attrs.get(Attr.CURVE, {})
+        known = max(self._epochs[trial.number], int(trial.user_attrs.get(Attr.RESUMED, 0)))
+        for epoch in range(known + 1, epochs_run(trial) + 1):
+            record = EpochRecord(epoch, math.nan, curve[str(epoch)][0], math.nan)
+            self._progress.trial_epoch(trial.number, record, config["epochs"])
+            self._epochs[trial.number] = epoch
+
+    def _end(self, trial: FrozenTrial) -> None:
+        self._over.add(trial.number)
+        self._epochs.pop(trial.number, None)
+        counted = is_finished(trial)
+        self.finished += counted
+        self._progress.trial_finished(trial.number, trial.state.name, describe(trial), counted=counted)

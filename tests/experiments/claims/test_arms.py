@@ -10,7 +10,7 @@ from helpers.recording import Recorder
 from kdsearch.distil.loss import cls_loss, div_loss
 from kdsearch.distil.train import Batch
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.claims import arms, from_slides, page, run, theory
+from kdsearch.experiments.claims import arms, page, run
 from kdsearch.experiments.claims import lab as labs
 from kdsearch.experiments.claims.lab import Arm, describe
 from kdsearch.records import Attr
@@ -125,7 +125,7 @@ def test_without_hard_labels_a_class_never_shown_has_no_recall(lab):
 
 
 def test_on_cifar10_nothing_is_measured_without_its_rows():
-    found = from_slides.findings(None)
+    found = run.findings_on_cifar10(None)
     assert [(one.number, one.verdict) for one in found] == [(2, "not measured"), (3, "not measured")]
     assert "0 of the 5 repeats" in found[0].said
 
@@ -147,7 +147,7 @@ def rows_of_cifar10(*, repeats: int = 5, **definition):
 
 
 def test_on_cifar10_the_slides_rows_decide():
-    gain, more = from_slides.findings(rows_of_cifar10())
+    gain, more = run.findings_on_cifar10(rows_of_cifar10())
     assert gain.effects[0].interval.mean == pytest.approx(1.9)
     assert more.effects[0].interval.mean == pytest.approx(5.2 - 1.9)
     assert (gain.verdict, more.verdict) == ("confirmed", "confirmed")
@@ -155,7 +155,7 @@ def test_on_cifar10_the_slides_rows_decide():
 
 @pytest.mark.parametrize("changes", [{"repeats": 4}, {"width": 8}, {"max_epochs": 1}, {"data": {"train_size": 500}}])
 def test_on_cifar10_too_few_repeats_or_a_smaller_run_measure_nothing(changes):
-    assert {one.verdict for one in from_slides.findings(rows_of_cifar10(**changes))} == {"not measured"}
+    assert {one.verdict for one in run.findings_on_cifar10(rows_of_cifar10(**changes))} == {"not measured"}
 
 
 @pytest.mark.parametrize(("asked", "numbers"), [(None, list(range(1, 10))), ("4", [4]), ("9, 1,9", [1, 9])])
@@ -178,11 +178,11 @@ def test_fewer_than_five_seeds_give_no_verdict():
 
 @pytest.mark.slow
 def test_the_lemmas_hold_and_say_so():
-    first, second = theory.claim_5(0), theory.claim_6(0)
+    first, second = arms.claim_5(0), arms.claim_6(0)
     assert (first.verdict, second.verdict) == ("confirmed", "confirmed")
     assert "holds in exact arithmetic" in first.said
     assert "holds in exact arithmetic" in second.said
-    assert {row["quantity"] for row in second.facts["simulated"]} >= set(theory.SHOWN[6])
+    assert {row["quantity"] for row in second.facts["simulated"]} >= set(arms.SHOWN[6])
 
 
 @pytest.mark.slow

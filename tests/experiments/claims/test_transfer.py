@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdsearch import data
-from kdsearch.experiments.claims import transfer
+from kdsearch.experiments.claims import lab
 
 
 @pytest.fixture
@@ -12,12 +12,12 @@ def split(lab) -> data.Split:
     return lab.split
 
 
-def choose(which, split):
-    return transfer.choose(which, split, left_out=3)
+def transfer_set(which, split):
+    return lab.transfer_set(which, split, left_out=3)
 
 
 def test_halves_share_no_image_and_hold_all(split):
-    first, second = choose("first half", split), choose("second half", split)
+    first, second = transfer_set("first half", split), transfer_set("second half", split)
     assert len(first) + len(second) == len(split.train)
     assert abs(len(first) - len(second)) <= 1
     rows = torch.cat([first.images, second.images]).flatten(1)
@@ -26,20 +26,20 @@ def test_halves_share_no_image_and_hold_all(split):
 
 
 def test_a_tenth_is_stratified(split):
-    tenth = choose("tenth", split)
+    tenth = transfer_set("tenth", split)
     assert len(tenth) == len(split.train) // 10
     assert tenth.labels.bincount().min() >= 12
 
 
 def test_without_a_class_everything_else_is_there(split):
-    found = choose("without a class", split)
+    found = transfer_set("without a class", split)
     assert 3 not in found.labels
     assert len(found) == int((split.train.labels != 3).sum())
 
 
 @pytest.mark.parametrize("which", ["noise", "photographs"])
 def test_unreal_images_are_as_many_in_the_same_range_and_always_the_same(split, which):
-    found, again = choose(which, split), choose(which, split)
+    found, again = transfer_set(which, split), transfer_set(which, split)
     assert found.images.shape == split.train.images.shape
     assert found.images.dtype == torch.uint8
     assert 0 <= int(found.images.min()) < int(found.images.max()) <= 16
@@ -49,7 +49,7 @@ def test_unreal_images_are_as_many_in_the_same_range_and_always_the_same(split, 
 
 
 def test_noise_is_uniform_and_photographs_are_smooth(split):
-    noise, pictures = (choose(which, split).images.float() for which in ("noise", "photographs"))
+    noise, pictures = (transfer_set(which, split).images.float() for which in ("noise", "photographs"))
     assert noise.flatten().int().bincount(minlength=17).float().std() < 0.03 * noise.numel() / 17
     rough = [(x[..., 1:] - x[..., :-1]).abs().mean().item() for x in (noise, pictures)]
     assert rough[1] < rough[0] / 3

@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 from kdsearch import pareto
 from kdsearch.experiments.search_bench import rivals
 from kdsearch.experiments.search_bench.rivals import MOASHA, HubJoint, Oracle, SameEpochDominance
-from kdsearch.experiments.search_bench.table_rows import Rows
+from kdsearch.experiments.search_bench.tables import Rows
 from kdsearch.records import Attr
 from kdsearch.search import space
 

@@ -7,7 +7,7 @@ import numpy as np
 import optuna
 import pytest
 
-from kdsearch.experiments.search_bench.table_rows import Rows, TableSampler
+from kdsearch.experiments.search_bench.tables import Rows, TableSampler
 from kdsearch.search import space
 from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import Near

@@ -7,6 +7,7 @@ from helpers.recording import Recorder
 
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import tables, tabulate
+from kdsearch.search.run_options import Request
 
 TINY = {"train_size": 200, "max_epochs": 2, "device": "cpu", "cost": "flops"}  # the session's teacher was trained so
 
@@ -41,10 +42,10 @@ def test_rows_of_other_options_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_table_goes_on_where_it_stopped_and_comes_out_alike(tmp_path, teacher):
-    options = {"count": 3, "epochs": 2, "seed": 1, "dataset": "digits", **TINY}
+    options, asked = {"count": 3, "epochs": 2, "seed": 1}, Request(dataset="digits", **TINY)
     whole, cut = tmp_path / "whole.json.gz", tmp_path / "cut.json.gz"
     first, second = Recorder(), Recorder()
-    assert tabulate.tabulate(whole, workers=1, progress=first, **options) == whole
+    assert tabulate.tabulate(whole, asked, workers=1, progress=first, **options) == whole
     table = tables.load(str(whole))
     assert (table.accuracy.shape, table.epochs) == ((3, 2), 2)
     assert ((table.accuracy > 0) & (table.accuracy <= 1)).all()
@@ -56,7 +57,7 @@ def test_a_table_goes_on_where_it_stopped_and_comes_out_alike(tmp_path, teacher)
     kept = {"config": table.configs[1], "ratio": 5.0, "low": 5.0, "high": 5.0, "parameters": 1,
             "accuracy": [0.25, 0.5], "seconds": [1.0, 1.0]}  # fmt: skip
     begun.add(1, kept)
-    tabulate.tabulate(cut, workers=2, progress=second, **options)
+    tabulate.tabulate(cut, asked, workers=2, progress=second, **options)
     again = tables.load(str(cut))
     assert again.accuracy[1].tolist() == [0.25, 0.5]  # not trained again
     assert again.accuracy[[0, 2]].tolist() == table.accuracy[[0, 2]].tolist()

@@ -10,7 +10,7 @@ import torch
 from helpers.recording import Recorder
 
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.slides import int8_row, run, training
+from kdsearch.experiments.slides import run, training
 from kdsearch.experiments.slides.deck_recipes import School
 from kdsearch.experiments.slides.rows import choose
 from kdsearch.records import Attr, Progress
@@ -97,7 +97,7 @@ def test_options_that_cannot_be_run_are_refused(options, changes, message):
 
 
 def test_an_int8_row_without_its_packages_is_refused_with_the_remedy(options, monkeypatch):
-    monkeypatch.setattr(int8_row, "NEEDS", ("torchao", "no_such_package"))
+    monkeypatch.setattr(training, "NEEDS", ("torchao", "no_such_package"))
     run.check(options)
     with pytest.raises(
         KdsearchError, match=r"no no_such_package\); pip install 'kdsearch\[int8\]', or leave the row out"
@@ -109,7 +109,7 @@ def test_where_no_row_was_named_an_int8_row_without_its_packages_is_left_out(opt
     everything = dataclasses.replace(options, jobs=choose("mnist", None, "stated"))
     heard = Recorder()
     assert run.without_missing(everything, heard) == everything
-    monkeypatch.setattr(int8_row, "NEEDS", ("torchao", "no_such_package"))
+    monkeypatch.setattr(training, "NEEDS", ("torchao", "no_such_package"))
     assert [job.row.name for job in run.without_missing(everything, heard).jobs] == [f"m{n}" for n in range(1, 10)]
     assert heard.warnings == ["the int8 row is left out: no no_such_package; pip install 'kdsearch[int8]' brings them"]
 
@@ -160,7 +160,7 @@ def test_rows_run_on_cuda(school, options, monkeypatch):
     teacher = dataclasses.replace(school.teacher, network=copy.deepcopy(school.teacher.network).to(cuda))
     there = School("mnist", moved, teacher, teacher.answers(moved.train))
     study = optuna.create_study(directions=["maximize"] * 2)
-    in_int8 = all(importlib.util.find_spec(name) for name in int8_row.NEEDS)  # an image with a GPU may lack them
+    in_int8 = all(importlib.util.find_spec(name) for name in training.NEEDS)  # an image with a GPU may lack them
     few = dataclasses.replace(options, jobs=choose("mnist", "m7,mq" if in_int8 else "m7", "stated"), repeats=1)
     run.run_all(study, few, there, run.missing(study, few), Progress())
     here = training.in_float(school, few.jobs[0].settings, machine.derive_seed("slides", 0), [[1.0], [1.0]], print)

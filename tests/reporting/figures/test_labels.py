@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdsearch.reporting.figures.labels import beside, spread
+from kdsearch.reporting.figures.layers import beside, spread
 
 heights = st.lists(st.floats(-100, 100), max_size=12)
 

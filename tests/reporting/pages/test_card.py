@@ -10,7 +10,7 @@ from helpers.browsing import HOSTILE
 from kdsearch.errors import StorageError
 from kdsearch.reporting.collect import collect
 from kdsearch.reporting.dashboard.artifacts import Shelf, curve, folder
-from kdsearch.reporting.pages.card import UNCONFIRMED, card
+from kdsearch.reporting.pages.one_trial import UNCONFIRMED, card
 
 URL = "postgresql://ann:secret@db/kd"
 
@@ -25,10 +25,15 @@ def test_a_card_says_what_the_student_is_and_how_to_train_it_again(data):
         assert said in text
 
 
-def test_a_confirmed_students_card_says_so(data):
-    text = card(data, 3, confirmed={"test_accuracy": 0.95, "seeds": 5})
+def test_a_confirmed_students_card_says_so_without_python_in_it(complete):
+    data = collect(complete, storage_url=URL)
+    text = card(data, 3)
     assert UNCONFIRMED not in text
-    assert "test\\_accuracy: 0.95; seeds: 5" in text
+    assert "**Confirmed.** trained again with other seeds on the whole training set: 3 times; " in text
+    assert "mean test accuracy: 96.40 % (95.41 to 97.39); mean ratio: 92.0 (87.1 to 97.1)" in text
+    assert "whole training set: once; mean test accuracy: 97.50 %; mean ratio: 21.0" in card(data, 4)
+    assert "{" not in text
+    assert UNCONFIRMED in card(data, 0)
 
 
 @pytest.mark.parametrize("number", [6, 99])
@@ -86,8 +91,7 @@ def test_what_left_the_front_leaves_the_shelf(typical, make_trial, tmp_path):
 
 @pytest.mark.slow
 def test_the_card_needs_no_torch():
-    code = (
-        "import sys, kdsearch.reporting.pages.card, kdsearch.reporting.dashboard.publish; print('torch' in sys.modules)"
-    )
+    modules = "kdsearch.reporting.pages.one_trial, kdsearch.reporting.dashboard.publish"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

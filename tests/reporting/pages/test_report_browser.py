@@ -174,7 +174,7 @@ def test_a_hostile_study_is_shown_as_text(browser: Browser, make_trial, make_stu
     shown.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
     for plot in shown.locator(".nsewdrag").all():
         plot.hover()
-    assert shown.title() == f"{HOSTILE} · kdsearch report"
+    assert shown.title() == f"Study {HOSTILE} on folder:/tmp/{HOSTILE} · kdsearch"
     assert shown.locator("h1").text_content() == f"Study {HOSTILE} on folder:/tmp/{HOSTILE}"
     assert shown.locator("img, svg[onload], [onerror], [onload]").count() == 0
     # a figure's JSON ends where it should: no hostile text closed the element that it lies in

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting.collect import StudyData, collect
-from kdsearch.reporting.pages import assets, study_page
+from kdsearch.reporting.pages import assets, one_trial, study_page
 
 URL = "sqlite:///x.db"
 HOSTILE = "<script>alert(1)</script>"
@@ -68,7 +68,7 @@ def test_the_front_table_holds_figures_and_a_command_that_a_shell_reads_back(mak
     name = "it's; rm -rf $HOME"
     found = collect(make_study([make_trial([0.9], 50.0)], name=name), storage_url="postgresql://a:b@h/d")
     text = Reader(study_page.render(found, plotlyjs="cdn")).text
-    line = study_page.command(found, 0)
+    line = one_trial.command(found, 0)
     assert line in text
     assert shlex.split(line) == [
         "kdsearch", "train", "--trial", "0", "--name", name, "--storage", "postgresql://a:***@h/d"

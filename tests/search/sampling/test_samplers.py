@@ -19,7 +19,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def draws(name: str, seed: int | None, *parts: int, path: Path) -> list[dict]:
-    """Parameters of a study run in parts, each in a process that starts anew as far as the sampler can tell."""
+    """Parameters of a study run in parts, each in a process that starts over as far as the sampler can tell."""
     for trials in parts:
         study = optuna.create_study(
             storage=f"sqlite:///{path}", study_name="x", directions=["maximize"] * 2, load_if_exists=True,

@@ -7,7 +7,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdsearch.records import Attr, Config, EpochRecord, Progress
-from kdsearch.search.workers.monitor import Monitor, describe
+from kdsearch.search.workers.loop import describe
+from kdsearch.search.workers.supervisor import Monitor
 
 COMPLETE, FAIL, PRUNED, RUNNING = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING
 CONFIG = {"width": 8, "epochs": 3}

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from kdsearch.system.streams import stdout_to_stderr
+from kdsearch.cli.progress import stdout_to_stderr
 
 SCRIPT = """
 import ctypes, os, subprocess, sys
-from kdsearch.system.streams import stdout_to_stderr
+from kdsearch.cli.progress import stdout_to_stderr
 print("result 1")
 with stdout_to_stderr(), stdout_to_stderr():
     print("python")

@@ -6,7 +6,7 @@ import pytest
 from kdsearch import storage
 from kdsearch.errors import KdsearchError
 from kdsearch.records import StudyAttr
-from kdsearch.search.workers.joining import join
+from kdsearch.search.study import join
 
 
 @pytest.mark.parametrize(
