@@ -48,15 +48,19 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Run the body with both signals raising `Stopped`; end the process at most `LIMIT` seconds after the first one."""
+def handled(limit: float = LIMIT) -> Iterator[None]:
+    """Run the body with both signals raising `Stopped`; end the process at most `limit` seconds after the first one.
+
+    Args:
+        limit: seconds from the first signal to the end of the process, if the body still runs then.
+    """
     global _state
     _state = _Signals()
     heard, told = os.pipe()
     os.set_blocking(told, False)
     before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
     other, level = signal.set_wakeup_fd(told, warn_on_full_buffer=False), QUERIES.level
-    watch = threading.Thread(target=_watch, args=(heard,), daemon=True)
+    watch = threading.Thread(target=_watch, args=(heard, limit), daemon=True)
     watch.start()
     try:
         yield
@@ -70,7 +74,7 @@ def handled() -> Iterator[None]:
         os.close(heard)
 
 
-def _watch(heard: int) -> None:
+def _watch(heard: int, limit: float) -> None:
     """End the process if the main thread does not: while it waits in a library, no Python signal handler runs."""
     first, end = 0, math.inf
     while True:
@@ -84,7 +88,7 @@ def _watch(heard: int) -> None:
             if first and number == signal.SIGINT:
                 _end(number)
             if not first and number in (signal.SIGINT, signal.SIGTERM):
-                first, end = number, time.monotonic() + LIMIT
+                first, end = number, time.monotonic() + limit
 
 
 def _end(number: int) -> None:

@@ -13,7 +13,7 @@ from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import confirm, retrain
 from kdsearch.search.plan import as_begun, make_plan
 from kdsearch.search.run_options import Request
-from kdsearch.search.study import optimize
+from kdsearch.search.study import join, optimize
 from kdsearch.storage import open_storage
 from kdsearch.system import machine
 
@@ -130,7 +130,7 @@ def test_a_worker_without_instructions_joins_in_the_studys_precision_and_is_warn
     study = optuna.load_study(study_name="s", storage=open_storage(url))
     kept = {**study.user_attrs[StudyAttr.OPTIONS], "trials": 2}
     study.set_user_attr(StudyAttr.OPTIONS, kept)
-    joined = study.join(url, "s", device="cpu", progress=Said())
+    joined = join(url, "s", device="cpu", progress=Said())
     assert [trial.user_attrs[Attr.PRECISION] for trial in joined.trials] == ["bfloat16"] * 2
     assert any("ten times as long" in line for line in Said.lines)
 
