@@ -133,4 +133,4 @@ def distillation_loss(
             raise ValueError(f"loss_weight {loss_weight} needs teacher logits and a temperature")
         ordinary = teacher_logits if mix.softmax_temperature == 1 else teacher_logits / mix.softmax_temperature
         terms.append(teacher_weight * div_loss(logits, ordinary, temperature))
-    return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+    return terms[0] + terms[1] if len(terms) > 1 else terms[0]

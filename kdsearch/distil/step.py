@@ -1,4 +1,4 @@
-"""One training step over images by index, the same on every device; on CUDA captured in a graph and replayed."""
+"""One training step, the same on every device; on CUDA captured in a graph and replayed; formats of networks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from kdsearch.records import Precision
 from kdsearch.system import machine
 
 EAGER_STEPS = 3  # before the capture: kernels are chosen and the optimiser creates its states
+
+FEW_CHANNELS = 16  # of AVX-512; 8 of AVX2
 
 WAITS = "called a synchronizing CUDA operation"  # torch's warning in its debug mode of synchronisation
 
@@ -59,6 +61,8 @@ def convolves(network: nn.Module) -> bool:
 def format_for(network: nn.Module, device: torch.device, precision: Precision | None = None) -> Format:
     """Return a network's format: channels last and possibly bfloat16 for convolutions, neither for dense networks.
 
+    Channels stay first on a CPU where oneDNN would break (`_breaks_onednn`): narrow ResNets.
+
     On a CPU without bfloat16 instructions, bfloat16 would be ten times slower. Small dense layers on CUDA are bound by
     kernel launches, which casts add to.
 
@@ -69,7 +73,23 @@ def format_for(network: nn.Module, device: torch.device, precision: Precision | 
     """
     if not convolves(network):
         return Format(False, torch.contiguous_format)
-    return Format((precision or usual_precision(device)) == "bfloat16", torch.channels_last)
+    safe = device.type != "cpu" or not any(_breaks_onednn(module) for module in network.modules())
+    memory = torch.channels_last if safe else torch.contiguous_format
+    return Format((precision or usual_precision(device)) == "bfloat16", memory)
+
+
+def _breaks_onednn(module: nn.Module) -> bool:
+    """Return whether channels last, a layer's weight gradient on a CPU writes past a workspace of oneDNN.
+
+    A strided 1x1 convolution of fewer input channels than a vector register holds ends the process, hangs or returns
+    wrong gradients (oneDNN issue 6035, open in torch 2.14.1). Seen with AVX2, float32, 2 to 6 channels to 8 or more.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.in_channels // module.groups < FEW_CHANNELS
+        and set(module.kernel_size) == {1}
+        and set(module.stride) != {1}
+    )
 
 
 class Steps:
@@ -77,49 +97,50 @@ class Steps:
 
     The first steps of a training are taken as they are, which warms up what a capture needs warm; a last batch of
     another size is, too. So no step is taken twice and none is lost: a captured training is the plain one, but for
-    rounding where kernels are chosen anew. What changes from step to step lies in tensors: indices, rate and epoch.
+    rounding where kernels are chosen anew. What changes from step to step lies in tensors: inputs, rate and epoch.
     The last of the first steps is watched: one that waits for the device is never captured, for a capture that fails
     leaves stream, allocator and generator of the process in disorder.
 
     Args:
-        take: a step from indices, (batch,) int64, and views, (batch,) int64; it should not wait for the device.
+        take: a step from its inputs: images first, then what belongs to them; it should not wait for the device.
         batch_size: of the batches that are captured.
-        device: where the indices are.
+        device: where the inputs are.
         capture: whether a graph is wanted on CUDA.
     """
 
-    def __init__(
-        self, take: Callable[[Tensor, Tensor], None], *, batch_size: int, device: torch.device, capture: bool
-    ) -> None:
+    def __init__(self, take: Callable[..., None], *, batch_size: int, device: torch.device, capture: bool) -> None:
         self._take, self._device = take, device
         self._wanted = capture and device.type == "cuda"
         self._eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._chosen, self._drawn = (torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in range(2))
+        self._batch_size = batch_size
+        self._read: tuple[Tensor | None, ...] = ()  # the inputs that a captured step reads
 
-    def __call__(self, chosen: Tensor, drawn: Tensor) -> None:
+    def __call__(self, *inputs: Tensor | None) -> None:
         """Take a step.
 
         Args:
-            chosen: (batch,), int64: indices of the images.
-            drawn: (batch,), int64: the view of each.
+            inputs: of `take`, each (batch, ...), of the same shapes and layouts in every whole batch; None stays None.
         """
-        if not self._wanted or len(chosen) != len(self._chosen):
-            self._take(chosen, drawn)
+        if not self._wanted or inputs[0] is None or len(inputs[0]) != self._batch_size:
+            self._take(*inputs)
             return
         if self._graph is None and self._eager < EAGER_STEPS:
             self._eager += 1
             if self._eager < EAGER_STEPS:
-                self._aside(lambda: self._take(chosen, drawn))
-            elif self._waits(lambda: self._take(chosen, drawn)):
+                self._aside(lambda: self._take(*inputs))
+            elif self._waits(lambda: self._take(*inputs)):
                 self._give_up("it waits for the device")
             return
-        if self._graph is None and not self._capture():
-            self._take(chosen, drawn)
-            return
+        if self._graph is None:
+            self._read = tuple(None if each is None else each.clone() for each in inputs)
+            if not self._capture():
+                self._take(*inputs)
+                return
         assert self._graph is not None
-        self._chosen.copy_(chosen)
-        self._drawn.copy_(drawn)
+        for place, each in zip(self._read, inputs, strict=True):
+            if place is not None and each is not None:
+                place.copy_(each)
         self._graph.replay()
 
     def _aside(self, call: Callable[[], None]) -> None:
@@ -165,7 +186,7 @@ class Steps:
             with suppress(RuntimeError):  # of a training that failed: its own error is the one to be seen
                 machine.synchronize(self._device)
             self._graph.reset()
-            self._graph = None
+            self._graph, self._read = None, ()
 
     def _capture(self) -> bool:
         """Capture a step without taking it; return whether that was possible."""
@@ -173,7 +194,7 @@ class Steps:
         device, current = torch.cuda.current_device(), torch.cuda.current_stream(self._device)
         try:
             with no_collector(), torch.cuda.graph(graph, stream=self._side(), capture_error_mode="thread_local"):
-                self._take(self._chosen, self._drawn)
+                self._take(*self._read)
         except RuntimeError as error:  # a network from elsewhere may do within its forward pass what torch does not see
             torch.cuda.set_stream(current)  # torch leaves the capture's as the current one
             torch.cuda.set_device(device)

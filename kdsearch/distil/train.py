@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, TypeVar
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import ImageSet, Stored, views
+from kdsearch.distil.lean import Lean
 from kdsearch.distil.optimizer import load_optimizer, make_optimizer, schedule, set_rate, shown_weights
 from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.errors import TrialError
 from kdsearch.records import EpochRecord, Precision
 from kdsearch.spec import Augment, Recipe
 from kdsearch.system import machine
+
+BLOCK = 2**26  # values of images that are prepared at once on CUDA: 256 MB, 218 batches of 100 CIFAR-10 images
 
 
 @dataclass(frozen=True)
@@ -121,32 +125,24 @@ def _of(table: Tensor | None, chosen: Tensor, drawn: Tensor | None) -> Tensor | 
     return table.index_select(0, chosen) if drawn is None else table[chosen, drawn].float()
 
 
-def forward(
-    network: nn.Module,
-    images: Tensor,
-    lesson: Lesson,
-    chosen: Tensor,
-    drawn: Tensor | None,
-    epoch: Tensor,
-    form: Format,
-) -> Batch:
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""What a step reads: the network's input, labels, and the teacher's logits and norms if the lesson has them."""
+
+
+def forward(network: nn.Module, inputs: Inputs, epoch: Tensor, form: Format) -> Batch:
     """Run a forward pass; return the inputs of the lesson's loss, float32.
 
     Args:
         network: in training mode.
-        images: (batch, channels, height, width), its input.
-        lesson: what it is taught with.
-        chosen: (batch,), int64: indices of these images in the lesson's data.
-        drawn: (batch,), int64: the view of each; None if the recipe does not augment.
+        inputs: of one step, in the network's memory format.
         epoch: (), counted from 1.
         form: the network's format.
     """
-    labels = lesson.data.labels.index_select(0, chosen)
-    targets, norms = (_of(table, chosen, drawn) for table in (lesson.teacher_logits, lesson.teacher_norms))
+    images, labels, targets, norms = inputs
     with form.autocast(images.device):
         if norms is None:
-            return Batch(network(form.lay_out(images)).float(), labels, targets, epoch)
-        logits, embedding = networks.with_embedding(network, form.lay_out(images))
+            return Batch(network(images).float(), labels, targets, epoch)
+        logits, embedding = networks.with_embedding(network, images)
     return Batch(logits.float(), labels, targets, epoch, embedding.float(), norms)
 
 
@@ -175,6 +171,7 @@ class Training:
         self._form = format_for(network, self._device, lesson.precision)
         self.asking = 0.0  # seconds of asking the teacher before the last epoch
         self._network = network.to(memory_format=self._form.memory)  # type: ignore[call-overload]
+        self._lean = Lean(network, bf16=self._form.bf16)
         self._optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
         self._epoch = torch.zeros((), device=self._device)
         self._total = torch.zeros((), device=self._device)
@@ -185,11 +182,6 @@ class Training:
         self._steps = Steps(
             lambda *batch: _alive(take)(*batch), batch_size=lesson.batch_size, device=self._device, capture=capture
         )
-        # images that lie in a file are fetched beside the steps, into the place that a captured step reads
-        self._fetched: Tensor | None = None
-        if isinstance(lesson.data.images, Stored):
-            size = (lesson.batch_size, *lesson.data.images.shape[1:])
-            self._fetched = torch.zeros(size, dtype=torch.uint8, device=self._device)
         self._shown = shown_weights(self._optimizer, network, recipe, lesson.steps, lambda count: _alive(inputs)(count))
 
     def close(self) -> None:
@@ -212,44 +204,80 @@ class Training:
         self._epoch.fill_(epoch)
         self._total.zero_()
         steps = lesson.steps
-        parts = [slice(step * lesson.batch_size, (step + 1) * lesson.batch_size) for step in range(steps)]
-        for step, fetched in enumerate(self._fetch(order, parts)):
-            done = (epoch - 1) * steps + step
-            lesson.on_step(done)
-            if recipe.schedule != "constant":
-                share = schedule(recipe, done, lesson.epochs * steps)
-                set_rate(self._optimizer, share * recipe.rate_for(lesson.batch_size))
-            if self._fetched is not None and fetched is not None:
-                self._fetched[: len(fetched)].copy_(fetched, non_blocking=True)
-            self._steps(order[parts[step]], drawn[parts[step]])
-            self._shown.step()
+        with self._lean:
+            for step, inputs in enumerate(self._batches(order, drawn)):
+                done = (epoch - 1) * steps + step
+                lesson.on_step(done)
+                if recipe.schedule != "constant":
+                    share = schedule(recipe, done, lesson.epochs * steps)
+                    set_rate(self._optimizer, share * recipe.rate_for(lesson.batch_size))
+                self._steps(*inputs)
+                self._lean.steps += 1
+                self._shown.step()
         self._shown.show()
         finite = torch.stack([parameter.isfinite().all() for parameter in self._network.parameters()]).all()
         return torch.where(finite, self._total / steps, torch.nan).item()  # the epoch's only wait for the device
 
-    def _fetch(self, order: Tensor, parts: list[slice]) -> Iterator[Tensor | None]:
-        """Yield the images of each batch, read ahead, if they are in a file; None if a step finds them in memory."""
+    def _batches(self, order: Tensor, drawn: Tensor) -> Iterator[Inputs]:
+        """Yield the inputs of each step.
+
+        Views and preprocessing are made for many steps at once on CUDA, where a step is bound by its kernels, and step
+        by step on a CPU, whose caches a batch fits. Images in a file are read ahead, batch by batch.
+        """
+        size, steps = self._lesson.batch_size, self._lesson.steps
         images = self._lesson.data.images
-        if not isinstance(images, Stored):
-            return iter([None] * len(parts))
-        places = order.cpu()  # once per epoch
-        return images.batches(places[part] for part in parts)
+        if isinstance(images, Stored):
+            parts = [slice(step * size, (step + 1) * size) for step in range(steps)]
+            places = order.cpu()  # once per epoch
+            for part, fetched in zip(parts, images.batches(places[part] for part in parts), strict=True):
+                yield self._ready(order[part], drawn[part], fetched.to(self._device, non_blocking=True))
+            return
+        block = max(1, BLOCK // (size * math.prod(images.shape[1:]))) if self._device.type == "cuda" else 1
+        for first in range(0, steps, block):
+            part = slice(first * size, min(first + block, steps) * size)
+            ready = self._ready(order[part], drawn[part])
+            split = (repeat(None) if each is None else each.split(size) for each in ready)
+            yield from zip(*split, strict=False)  # type: ignore[misc]
+
+    def _ready(self, chosen: Tensor, drawn: Tensor, fetched: Tensor | None = None) -> Inputs:
+        """Return the inputs of steps on views of images.
+
+        Args:
+            chosen: (images,), int64: their indices.
+            drawn: (images,), int64: the view of each.
+            fetched: (images, channels, height, width), these images, if they are not in memory.
+        """
+        lesson, which = self._lesson, drawn if self._augmented else None
+        targets, norms = (_of(table, chosen, which) for table in (lesson.teacher_logits, lesson.teacher_norms))
+        images = self._form.lay_out(self._images(chosen, drawn, fetched))
+        return images, lesson.data.labels.index_select(0, chosen), targets, norms
 
     def _images(self, chosen: Tensor, drawn: Tensor, fetched: Tensor | None = None) -> Tensor:
         """Return the network's input for views of images."""
         # index_select is several times as fast as images[chosen] on a CPU
-        shown = self._lesson.data.images.index_select(0, chosen) if fetched is None else fetched[: len(chosen)]
+        shown = self._lesson.data.images.index_select(0, chosen) if fetched is None else fetched
         which = drawn if self._pool is None else self._pool[chosen, drawn].long()
         return self._lesson.prepare(views.make(shown, which, self._recipe.augment))
 
-    def _step(self, chosen: Tensor, drawn: Tensor) -> None:
-        """Take a step: views, forward, loss, backward, optimiser; without waiting for the device."""
-        which = drawn if self._augmented else None
-        images = self._images(chosen, drawn, self._fetched)
-        batch = forward(self._network, images, self._lesson, chosen, which, self._epoch, self._form)
-        loss = self._lesson.loss(batch)
+    def sample(self) -> Callable[[], None]:
+        """Return a call that takes a whole step on the first images, to count its kernels or time it alone."""
+        chosen = torch.arange(self._lesson.batch_size, device=self._device)
+        inputs = self._ready(chosen, torch.zeros_like(chosen))
+
+        def take() -> None:
+            with self._lean:
+                self._network.train()
+                self._step(*inputs)
+
+        return take
+
+    def _step(self, *inputs: Any) -> None:
+        """Take a step: forward, loss, backward, optimiser; without waiting for the device."""
+        self._lean.cast()
+        loss = self._lesson.loss(forward(self._network, inputs, self._epoch, self._form))  # type: ignore[arg-type]
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._lean.collect()
         self._optimizer.step()
         self._total += loss.detach()
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -33,8 +36,8 @@ def prepare(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def student(device: str = "cpu") -> nn.Module:
-    architecture = {"width": 8, "blocks": [1, 1, 0, 0], "stride": 2}
+def student(device: str = "cpu", *, width: int = 8, stride: int = 2) -> nn.Module:
+    architecture = {"width": width, "blocks": [1, 1, 0, 0], "stride": stride}
     with torch.device(device):
         return networks.student_family("resnet").build(architecture, (3, 8, 8), 4)
 
@@ -81,7 +84,7 @@ def test_no_step_waits_for_its_device(device, recipe, monkeypatch):
         training = Training(student(device), lesson(recipe, device, make=torch.empty), recipe)
         batch = torch.empty(16, dtype=torch.int64, device=device)
         for _ in range(3):
-            training._step(batch, batch)
+            training._step(*training._ready(batch, batch))
         assert training._total.device.type == device
         assert all(group["lr"].device.type == device for group in training._optimizer.param_groups)
         with pytest.raises(DataDependentOutputException):  # so that this test can fail
@@ -115,7 +118,7 @@ class Replayed(Steps):
 
     def replay(self) -> None:
         self.replays += 1
-        self._take(self._chosen, self._drawn)
+        self._take(*self._read)
 
 
 def outcome(recipe: Recipe, device: str, **changes) -> tuple[list[float], dict[str, Tensor]]:
@@ -344,7 +347,7 @@ def test_after_a_capture_that_failed_the_process_is_whole_and_the_training_goes_
         with pytest.warns(UserWarning, match=r"operation not permitted when stream is capturing$") as caught:
             two(steps, EAGER_STEPS + 2)
         assert len(caught) == 1
-        assert taken == [0, 1, 2, 0, 3, 4]  # the captured one is of the graph's own indices, and is not taken on CUDA
+        assert taken == [0, 1, 2, 3, 3, 4]  # the captured one is of the graph's own inputs, and is not taken on CUDA
     assert cuda.called == ["allocator: 0", "generator: clone", "synchronize"]
     assert len(cuda.streams) == 1
     assert gc.isenabled()
@@ -356,7 +359,35 @@ def test_formats():
     dense = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     cpu = torch.device("cpu")
     assert format_for(dense, cpu) == step.Format(False, torch.contiguous_format)
-    assert format_for(student(), cpu) == step.Format(False, torch.channels_last)
+    assert format_for(student(width=16), cpu) == step.Format(False, torch.channels_last)
+
+
+def test_channels_stay_first_where_onednn_would_break_the_process():
+    cpu, narrow = torch.device("cpu"), student(width=4)
+    assert format_for(narrow, cpu).memory is torch.contiguous_format
+    assert format_for(narrow, torch.device("cuda"), "bfloat16").memory is torch.channels_last
+    for safe in (nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, stride=2), nn.Conv2d(16, 8, 1, stride=2)):
+        assert format_for(safe, cpu).memory is torch.channels_last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_narrow_student_trains_on_a_processor_with_avx2(threads):
+    """In a process of its own, which oneDNN ended: 4 channels through a strided 1x1 convolution, channels last."""
+    code = f"""
+import torch
+from tests.distil.test_step import RECIPES, lesson, student
+from kdsearch.distil.loss import cls_loss
+from kdsearch.distil.train import train
+torch.manual_seed(0)
+what = lesson(RECIPES["deck"], "cpu", loss=lambda batch: cls_loss(batch.logits, batch.labels), teacher_norms=None,
+              threads={threads})
+for record in train(student(width=4, stride=1), what, RECIPES["deck"], validate=lambda _: 0.5):
+    print(record.epoch)
+"""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "MALLOC_CHECK_": "3"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.stdout.split() == ["1", "2", "3"], ended.stderr
 
 
 def test_on_cuda_convolutions_compute_in_bfloat16_and_dense_networks_do_not(monkeypatch):
@@ -457,6 +488,6 @@ def test_an_epoch_waits_for_the_device_only_at_its_end():
             with pytest.raises(RuntimeError, match="synchroniz"):
                 torch.zeros(1, device="cuda").item()
             batch = torch.zeros(16, dtype=torch.int64, device="cuda")
-            training._steps(batch, batch)
+            training._steps(*training._ready(batch, batch))
         finally:
             torch.cuda.set_sync_debug_mode("default")

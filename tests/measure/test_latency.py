@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import time
 from functools import partial
 from random import Random
@@ -126,6 +127,46 @@ def test_convolutions_are_timed_channels_last_on_cuda_and_as_they_were_on_a_cpu(
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     assert not convolution.training
+
+
+def test_the_teacher_is_captured_once_for_a_batch_and_where_its_weights_lie():
+    captured: list[torch.Size] = []
+
+    def capture(network: nn.Module, batch: torch.Tensor) -> latency.Call:
+        captured.append(batch.shape)
+        network(batch)
+        return lambda: len(captured)
+
+    teacher, other, batch = mlp(8), mlp(8), torch.zeros(4, 64)
+    kept = [latency._once_a_process(teacher, part, capture) for part in (batch, batch[:1], batch, batch[:1].clone())]
+    assert captured == [(4, 64), (1, 64)]
+    assert (kept[0], kept[1]) == (kept[2], kept[3])
+    latency._once_a_process(other, batch, capture)
+    assert len(captured) == 3
+    teacher[0].weight.data = teacher[0].weight.detach().clone()
+    latency._once_a_process(teacher, batch, capture)
+    assert len(captured) == 4
+    assert len(latency._captured[teacher]) == 1
+    count = len(latency._captured)
+    del teacher
+    gc.collect()
+    assert len(latency._captured) == count - 1
+
+
+@pytest.mark.cuda
+def test_on_cuda_the_teachers_graphs_serve_all_students(monkeypatch: pytest.MonkeyPatch):
+    captured: list[int] = []
+    real = latency._graphed
+    monkeypatch.setattr(
+        latency, "_graphed", lambda network, batch: captured.append(id(network)) or real(network, batch)
+    )
+    device = torch.device("cuda:0")
+    teacher = mlp(2000).to(device)
+    first, second = (
+        latency.measure(teacher, mlp(30).to(device), torch.zeros(100, 64, device=device)) for _ in range(2)
+    )
+    assert captured.count(id(teacher)) == 2  # of the batch and of one image
+    assert first.ratio == pytest.approx(second.ratio, rel=0.5)
 
 
 @pytest.mark.cuda

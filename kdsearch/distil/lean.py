@@ -1,0 +1,103 @@
+"""A network within an epoch of training, without the kernels of casts layer by layer and of counting batches."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+CAST = (nn.Conv2d, nn.Linear)  # exact types: autocast casts their weights, and a subclass may use them otherwise
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+class Lean:
+    """Context of the steps of an epoch, in which the network has no avoidable kernels; after it, it is as before.
+
+    In bfloat16 its convolutions and dense layers hold bfloat16 copies of their weights. All are cast at once by `cast`
+    (one fused kernel on CUDA instead of one a layer), and their gradients by `collect`; the arithmetic is that of
+    autocast, under which forward passes still run. Batch norm does not count batches on the device; on leaving, the
+    counts are as if it had.
+
+    Args:
+        network: the optimiser's parameters are its; it must be in its memory format already.
+        bf16: whether its forward passes run under autocast to bfloat16.
+    """
+
+    def __init__(self, network: nn.Module, *, bf16: bool) -> None:
+        # a momentum of None needs the count: the mean over batches
+        self._norms = [
+            module
+            for module in network.modules()
+            if isinstance(module, Norm) and type(module).forward is Norm.forward and module.momentum is not None
+            if module.num_batches_tracked is not None
+        ]
+        self._counts: list[Tensor] = []
+        self._places: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
+        if bf16:
+            self._places = [
+                (module, name, weight, nn.Parameter(weight.detach().bfloat16(), weight.requires_grad))
+                for module, name, weight in _cast_alone(network)
+            ]
+        self._weights: list[Tensor] = [weight for _, _, weight, _ in self._places]
+        self._copies: list[Tensor] = [copy for _, _, _, copy in self._places]
+        # written in place: a captured step's optimiser reads these addresses
+        self._gradients = [torch.empty_like(weight) for weight in self._weights]
+        self.steps = 0  # taken in this epoch
+
+    def __enter__(self) -> Lean:
+        self.steps = 0
+        self._counts = [norm.num_batches_tracked for norm in self._norms]  # type: ignore[misc]
+        for norm in self._norms:
+            norm.num_batches_tracked = None
+        for module, name, _, copy in self._places:
+            setattr(module, name, copy)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for norm, count in zip(self._norms, self._counts, strict=True):
+            norm.num_batches_tracked = count
+        if self._counts and self.steps:
+            torch._foreach_add_(self._counts, self.steps)
+        for module, name, weight, _ in self._places:
+            setattr(module, name, weight)
+
+    @torch.no_grad()
+    def cast(self) -> None:
+        """Write the weights of this step into their copies, whose gradients are dropped."""
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._weights)
+        for copy in self._copies:
+            copy.grad = None
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Give the weights the gradients of their copies, in float32; those without one have none."""
+        pairs = [
+            (gradient, copy.grad, weight)
+            for gradient, copy, weight in zip(self._gradients, self._copies, self._weights, strict=True)
+            if copy.grad is not None
+        ]
+        if pairs:
+            gradients, found, _ = map(list, zip(*pairs, strict=True))
+            torch._foreach_copy_(gradients, found)
+        for gradient, _, weight in pairs:
+            weight.grad = gradient
+
+
+def _cast_alone(network: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Return the parameters of layers that autocast casts, with their places, if nothing else holds them."""
+    held: dict[nn.Parameter, int] = {}
+    for module in network.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                held[parameter] = held.get(parameter, 0) + 1
+    return [
+        (module, name, parameter)
+        for module in network.modules()
+        if type(module) in CAST
+        for name, parameter in module._parameters.items()
+        if parameter is not None and held[parameter] == 1
+    ]

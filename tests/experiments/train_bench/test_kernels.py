@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdsearch import spec
+from kdsearch.distil import train
+from kdsearch.experiments.train_bench import budget, kernels
+from kdsearch.experiments.train_bench.kernels import Op
+
+C5 = {"convolution": 38, "batch norm": 26, "casts": 5, "optimiser": 1, "rest": 62}
+
+
+@pytest.fixture(scope="module")
+def c5() -> list[Op]:
+    shipped = spec.load(spec.shipped("cifar10"))
+    config = shipped.anchors["c5"].config
+    return budget.step_of(budget.student(config), shipped.student.recipe, config["batch_size"], taught=True)
+
+
+def test_views_and_empty_memory_are_no_kernels_and_work_is_counted():
+    weight, images = torch.rand(8, 4, 3, 3, requires_grad=True), torch.rand(2, 4, 8, 8)
+
+    def call() -> None:
+        F.conv2d(images, weight, padding=1).flatten(1).t()[0].sum().backward()
+
+    ops = kernels.log(call)
+    names = [op.name for op in ops]
+    assert "convolution" in names[0]
+    assert not {"view", "t", "select", "empty"} & set(names)
+    forward, backward = (op for op in ops if op.kind == "convolution")
+    assert forward.flops == backward.flops == 2 * 2 * 8 * 8 * 8 * 4 * 9
+    assert (forward.kernels, backward.kernels) == (1, 1)  # the input wants no gradient
+    assert forward.bytes == 4 * (weight.numel() + images.numel() + 2 * 8 * 8 * 8)
+    assert kernels.seconds(ops) >= len(ops) * kernels.SECONDS_A_KERNEL
+
+
+def test_a_step_of_c5_has_no_avoidable_kernels(c5: list[Op]):
+    """13 convolutions, 25 gradients; casts of all weights, all gradients, the input, the logits and their gradient."""
+    assert kernels.by_kind(c5) == C5
+    names = [op.name for op in c5]
+    assert names.count("_foreach_copy_") == 2
+    assert names.count("add_") == 5  # residual sums and the running loss: no batch norm counts
+    assert not {"index_select", "index", "_local_scalar_dense", "clone"} & set(names)
+
+
+def test_the_reports_table_has_the_counts(c5: list[Op]):
+    text = (Path(__file__).parents[3] / "reports" / "README.md").read_text()
+    assert budget.described("c5", c5) in text
+
+
+@pytest.mark.slow
+def test_the_reports_tables_are_what_the_budget_prints(capsys: pytest.CaptureFixture[str]):
+    text = (Path(__file__).parents[3] / "reports" / "README.md").read_text()
+    budget.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(lines) == 12
+    assert [line for line in lines if line not in text] == []
+
+
+@pytest.mark.cuda
+def test_the_device_runs_about_the_kernels_that_were_counted():
+    """cuDNN adds reductions, workspaces and layouts of its own: less than twice the count."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from tests.distil.test_lean import RECIPE, lesson, student
+
+    network = student().cuda()
+    what = lesson()
+    training = train.Training(network, replace(what, data=what.data.to(torch.device("cuda"))), RECIPE)
+    take = training.sample()
+    counted = sum(op.kernels for op in kernels.log(take))
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        take()
+        torch.cuda.synchronize()
+    launched = sum(event.count for event in seen.key_averages())
+    assert counted / 2 <= launched <= 2 * counted
