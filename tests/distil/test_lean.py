@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdsearch import networks
 from kdsearch.data import ImageSet
-from kdsearch.distil.lean import Lean
+from kdsearch.distil.lean import Lean, unseen
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.optimizer import make_optimizer
 from kdsearch.distil.train import Lesson, Training
@@ -109,3 +112,35 @@ def test_a_weight_that_a_step_does_not_use_has_no_gradient():
     assert torch.equal(network["used"].weight.grad, torch.ones(2, 4))
     assert network["other"].weight.grad is None
     copy.deepcopy(network)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kernel=st.integers(1, 4), stride=st.integers(1, 3), padding=st.integers(0, 2), dilation=st.integers(1, 2),
+    height=st.integers(1, 6), width=st.integers(1, 6),
+)  # fmt: skip
+def test_parts_of_a_kernel_that_see_padding_alone_have_no_gradient(kernel, stride, padding, dilation, height, width):
+    assume(min(height, width) + 2 * padding > dilation * (kernel - 1))
+    layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation, dtype=torch.float64)
+    layer(torch.rand(1, 1, height, width, dtype=torch.float64) + 1).sum().backward()
+    rows, columns = unseen(layer, (height, width))
+    empty = torch.zeros(kernel, kernel, dtype=torch.bool)
+    empty[rows] = True
+    empty[:, columns] = True
+    assert torch.equal(layer.weight.grad[0, 0] == 0, empty)
+
+
+def test_what_onednn_leaves_unwritten_is_no_gradient():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(8, 2))
+    lean = Lean(network, bf16=True)
+    with lean:
+        lean.cast()
+        with torch.autocast("cpu", torch.bfloat16):
+            network(torch.rand(4, 3, 2, 2)).float().sum().backward()
+        network[0].weight.grad[:, :, 0] = math.nan  # as oneDNN does with memory that held it
+        network[0].weight.grad[..., 0] = math.nan
+        lean.collect()
+    gradient = network[0].weight.grad
+    assert torch.isfinite(gradient).all()
+    assert not gradient[:, :, 0].any()
+    assert gradient[:, :, 1:, 1:].any()
