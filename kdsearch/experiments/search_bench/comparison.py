@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, wilcoxon
 
 from kdsearch.experiments.search_bench.replay import ALL, Arm, Steps
-from kdsearch.experiments.search_bench.run import DEFAULT, Measured
+from kdsearch.experiments.search_bench.run import DEFAULT, PEERS, Measured
 
 BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 METRICS = ("checkpoints", "best_trials")  # the first one decides
@@ -167,6 +167,8 @@ def bars(measured: Sequence[Measured]) -> list[Bar]:
         ("ours against no pruning, random draws", _key("random", "pruner"), _key("random", "none"), "end"),
         ("the default against plain TPE", DEFAULT.key, _key("tpe", "none"), "all"),
         ("ours against MO-ASHA, random draws", _key("random", "pruner"), _key("random", "moasha"), "all"),
+        ("the default against NePS's PriMO", DEFAULT.key, PEERS["primo"].key, "all"),
+        ("the default against Syne Tune's MOASHA", DEFAULT.key, PEERS["syne-moasha"].key, "all"),
     ]
     return [_bar(measured, values, *pair) for pair in pairs if pair[1] in values and pair[2] in values]
 
