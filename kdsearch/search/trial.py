@@ -199,7 +199,7 @@ class Objective:
                 if record.epoch < config["epochs"]:
                     hopeless = self._hopeless(trial)
                     if hopeless or self._stops(trial):
-                        if self._paused is not None:
+                        if self._paused is not None and trial.user_attrs.get(Attr.RESUMES) is None:
                             self._paused.keep(trial.number, training.state_dict())
                         break
                     if self._is_cut(trial, record.epoch):

@@ -65,6 +65,7 @@ METHODS = {
 METRIC_WORDS = {
     METRICS[0]: "all checkpoints of all trials, those of pruned ones too, for every rule",
     METRICS[1]: "`study.best_trials`: COMPLETE trials alone",
+    METRICS[2]: "all checkpoints, the front chosen by true values: what was trained, however noise misleads a choice",
 }
 
 

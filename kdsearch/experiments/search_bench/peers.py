@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, problem: Problem, run: Run, budget: float) -> None:
         self._problem, self._run, self._budget = problem, run, budget
-        self._all, self._ended = Archive(problem.reference), Archive(problem.reference)
+        self._all, self._ended, self._true = (Archive(problem.reference) for _ in range(3))
         self._done: dict[str, int] = {}  # epochs by parameters
         self._known: dict[str, tuple[float, Floats, Floats]] = {}  # ratio, observed and true accuracies
         trial = optuna.create_study().ask()
@@ -88,6 +88,7 @@ class Bench:
                 self._done[key] = done
                 self._run.spent += 1
                 self._note(self._all, self._run.checkpoints, observed[done - 1], ratio, true[done - 1])
+                self._note(self._true, self._run.by_truth, true[done - 1], ratio, true[done - 1])
                 yield done, self.values(params, done)
         finally:
             if done:

@@ -79,6 +79,7 @@ class Run:
         trained: trials with at least one epoch.
         best_trials: (epochs spent, hypervolume) whenever the hypervolume of `study.best_trials` changed.
         checkpoints: the same for all checkpoints of all trials, each counted as soon as it exists.
+        by_truth: the same as `checkpoints`, with the front chosen by true values.
         seconds: of CPU time.
     """
 
@@ -90,6 +91,7 @@ class Run:
     resumed: int = 0
     best_trials: Steps = field(default_factory=list)
     checkpoints: Steps = field(default_factory=list)
+    by_truth: Steps = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -171,7 +173,7 @@ class Replay:
             sampler=sampler,
             pruner=make_pruner(rule, self._problem, EPOCHS if sampled else self._problem.epochs),
         )
-        self._best, self._all = Archive(self._problem.reference), Archive(self._problem.reference)
+        self._best, self._all, self._true = (Archive(self._problem.reference) for _ in range(3))
         self._refused = 0  # trials in a row that ended before their first epoch
         self.run_ = Run(arm, seed)
 
@@ -258,18 +260,23 @@ class Replay:
             accuracy = float(observed[epoch - 1])
             best = max(best, (accuracy, float(true[epoch - 1])))
             self._note(self._all, self.run_.checkpoints, accuracy, ratio, float(true[epoch - 1]))
+            self._note(self._true, self.run_.by_truth, float(true[epoch - 1]), ratio, float(true[epoch - 1]))
             pruner.report(trial, (self._reported(accuracy), ratio), epoch, prefix="")
             if over or epoch == last:
                 break
             if pruner.should_prune(trial, prefix=""):
-                self._paused.numbers.append(trial.number)
+                self._pause(trial)
                 trial.set_user_attr(Attr.ACCURACY, best[0])
                 self.study.tell(trial, state=TrialState.PRUNED)
                 return
             if pruner.should_stop(trial, prefix=""):
-                self._paused.numbers.append(trial.number)
+                self._pause(trial)
                 break
         self._end(trial, best, ratio)
+
+    def _pause(self, trial: optuna.Trial) -> None:
+        if Attr.RESUMES not in trial.user_attrs:  # once is enough
+            self._paused.numbers.append(trial.number)
 
     def _reported(self, accuracy: float) -> float:
         kind = self._problem.observed_in

@@ -77,6 +77,8 @@ class Measured:
 def expanded(names: Sequence[str]) -> list[str]:
     """Expand names to single problems: `lcbench:PATH` to the report's tasks, `families` to all families.
 
+    `lcbench:PATH:TASK` is a single task, by its OpenML id.
+
     Raises:
         KdsearchError: two names are the same, or LCBench's folder cannot be read.
     """
@@ -85,8 +87,11 @@ def expanded(names: Sequence[str]) -> list[str]:
         if name == "families":
             found += [FAMILY + family for family in FAMILIES]
         elif name.startswith((LCBENCH, TUNING)):
-            folder = name.partition(":")[2]
-            tasks = lcbench_tasks(Path(folder), tuning=name.startswith(TUNING))
+            folder, _, task = name.partition(":")[2].rpartition(":")
+            tasks = [task]
+            if not (folder and task.isdigit()):
+                folder = name.partition(":")[2]
+                tasks = lcbench_tasks(Path(folder), tuning=name.startswith(TUNING))
             found += [f"{LCBENCH}{folder}:{task}" for task in tasks]
         else:
             found.append(name)
@@ -146,7 +151,8 @@ def load_kept(path: Path) -> dict[str, Run]:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry: dict[str, Any] = json.loads(line)
                 run = entry["run"]
-                steps = {metric: [tuple(step) for step in run[metric]] for metric in ("best_trials", "checkpoints")}
+                names = ("best_trials", "checkpoints", "by_truth")
+                steps = {metric: [tuple(step) for step in run[metric]] for metric in names}
                 found[entry["key"]] = Run(**{**run, **steps, "arm": Arm(**run["arm"])})
     return found
 
@@ -196,7 +202,8 @@ def measure(
     """Run all replays, except those cached by an earlier call of the same code.
 
     Args:
-        names: of tables, their paths, `families`, `family:NAME`, `lcbench:PATH` or `lcbench-tuning:PATH`.
+        names: of tables, their paths, `families`, `family:NAME`, `lcbench:PATH`, `lcbench:PATH:TASK` or
+            `lcbench-tuning:PATH`.
         seeds: of the replays.
         budget: epochs of each; None: 30 full trainings.
         full: see `arms`.

@@ -45,7 +45,8 @@ def test_the_figures_of_a_replay_add_up(table, arm):
     assert run.best_trials[-1][1] == pytest.approx(hypervolume(members, table))
     seen = [point for trial in trials for point in trial.user_attrs[Attr.CURVE].values() if point[0] is not None]
     assert run.checkpoints[-1][1] == pytest.approx(hypervolume(seen, table))
-    for steps in (run.best_trials, run.checkpoints):
+    assert run.by_truth[-1][1] >= run.checkpoints[-1][1] - 1e-12
+    for steps in (run.best_trials, run.checkpoints, run.by_truth):
         assert steps == sorted(set(steps))
         assert all(epoch <= run.spent for epoch, _ in steps)
     assert run.checkpoints[-1][1] >= run.best_trials[-1][1] - 1e-12

@@ -165,6 +165,7 @@ def test_names_stand_for_several_problems(tmp_path):
     assert search.expanded(["families"]) == [f"family:{name}" for name in FAMILIES]
     assert search.expanded([f"lcbench:{tmp_path}"]) == [f"lcbench:{tmp_path}:b"]
     assert search.expanded([f"lcbench-tuning:{tmp_path}"]) == [f"lcbench:{tmp_path}:a", f"lcbench:{tmp_path}:c"]
+    assert search.expanded([f"lcbench:{tmp_path}:3945"]) == [f"lcbench:{tmp_path}:3945"]
     with pytest.raises(KdsearchError, match="lcbench:PATH must be a folder"):
         search.expanded(["lcbench:nowhere"])
     with pytest.raises(KdsearchError, match="a family must be one of"):
