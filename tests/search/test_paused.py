@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import kdsearch
 from kdsearch.records import HANDED_BACK, Attr, EpochRecord, Progress
 from kdsearch.reporting.collect import collect
-from kdsearch.reporting.effort import effort
+from kdsearch.reporting.verdict import effort
 from kdsearch.search import paused as pausing
 from kdsearch.search.budget import epochs_run, epochs_spent
 from kdsearch.search.paused import PausedTrials
