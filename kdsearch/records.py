@@ -47,7 +47,10 @@ class Attr:
     WORKER = "worker"  # the process that runs it (see search.workers.liveness)
     BEAT = "beat"  # counter that grows while the trial runs
     RETRY_OF = "retry_of"  # number of the handed-back trial whose parameters it runs again
-    RESUMED = "resumed"  # epochs of its curve that the handed-back trial trained, from whose checkpoint it resumed
+    RESUMED = "resumed"  # epochs of its curve that another trial trained, from whose checkpoint it went on
+    RESUMES = (
+        "resumes"  # number of the trial, ended by the pruner, that it goes on with, and whose curve it begins with
+    )
     PRUNED_BY = "pruned_by"  # why the pruner pruned it (see pruning.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was stopped early
     STOPPED_BY = "stopped_by"  # why it was stopped

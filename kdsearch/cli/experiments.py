@@ -53,7 +53,7 @@ def search(
         str | None,
         typer.Option(
             help="With commas between: names or paths of tables, families, family:NAME, lcbench:FOLDER (the tasks for "
-            "the report) or lcbench-tuning:FOLDER (default: the tables that ship)."
+            "the report), lcbench:FOLDER:TASK or lcbench-tuning:FOLDER (default: the tables that ship)."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Replays of each arm.")] = 10,

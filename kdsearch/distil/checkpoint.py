@@ -105,11 +105,14 @@ class Checkpoint:
         name: names the file; trainings with equal names must be the same.
         warn: gets one line about a broken file, or once about one that cannot be written: the training goes on.
         least: minimum seconds of an epoch for anything to be written.
+        path: of the file; None: named after the training, in `folder`.
     """
 
-    def __init__(self, name: str, warn: Callable[[str], object], *, least: float = 0.0) -> None:
+    def __init__(
+        self, name: str, warn: Callable[[str], object], *, least: float = 0.0, path: Path | None = None
+    ) -> None:
         self._name, self._warn, self._least = name, warn, least
-        self.path = folder() / f"{name}.safetensors"
+        self.path = path or folder() / f"{name}.safetensors"
         self._written = time.monotonic()
         self._works = True
 

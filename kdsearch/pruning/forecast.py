@@ -17,6 +17,7 @@ FEWEST = 2  # trials that trained further, required for a forecast
 RECENT_SHARE, RECENT_LEAST = 1 / 3, 8  # of the ended trials: the recent ones, whose gain is the study's present pace
 STAND_IN_MOST = 15.0  # upper limit of the ended trials that one audited trial stands for
 PACE_LEAST = 3  # ended trials required for a pace
+HORIZONS = 6  # future steps that are evaluated if there are more than two objectives
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,31 @@ def mistaken(history: History, scale: Scale, bar: float) -> float:
         gain = pareto.gains(front[pareto.members(front)], scale.transform(late[None]), scale.reference)[0]
         wrong += bool(gain > bar * (ended.last[row] - ended.would_end[row]) and gain > 0)
     return wrong / (len(rows) + 1)
+
+
+def promise(history: History, scale: Scale, hope: Forecast, front: Floats, optimistic: Floats | None = None) -> float:
+    """Return the highest expected gain in hypervolume per step by any future step of the trial in question.
+
+    Args:
+        history: with an own curve.
+        scale: of the objectives.
+        hope: the trial's forecast.
+        front: (members, objectives), transformed, the trial's own best checkpoint included.
+        optimistic: (horizons,), values whose gain counts if it is higher than the expected one.
+    """
+    assert history.own is not None
+    point = own_point(history)
+    columns = np.arange(len(hope.steps))
+    if len(point) != 2:  # slow in more dimensions
+        columns = np.unique(np.geomspace(1, len(columns), HORIZONS).round().astype(int) - 1)
+    values = (hope.values if optimistic is None else np.vstack([hope.values, optimistic]))[:, columns]
+    hoped = np.tile(point, (values.size, 1))
+    hoped[:, scale.observed] = values.reshape(-1)
+    gains = pareto.gains(front, scale.transform(hoped), scale.reference).reshape(values.shape)
+    expected = hope.weights @ gains[: len(hope.weights)]
+    if optimistic is not None:
+        expected = np.maximum(expected, gains[-1])
+    return float((expected / (hope.steps[columns] - history.own.steps[-1])).max())
 
 
 def own_point(history: History) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -78,6 +79,13 @@ def stored(trial: BaseTrial, name: str) -> Any:
     """Return a user attribute of the pruner, under its plain name or with the prefix used in other studies."""
     attrs = trial.user_attrs
     return attrs.get(FOREIGN + name, attrs.get(name))
+
+
+def continued(trial: BaseTrial) -> int | None:
+    """Return the number of the ended trial that a trial resumes, with its curve; None for other trials."""
+    attrs = trial.user_attrs
+    number = attrs.get(FOREIGN + Attr.RESUMES, attrs.get(Attr.RESUMES) if Attr.CURVE in attrs else None)
+    return number if isinstance(number, int) and 0 <= number < trial.number else None
 
 
 class Evidence:
@@ -292,7 +300,8 @@ class History:
         observed: index of the objective observed step by step; None while it is not determined.
         sign: (objectives,), 1 where more is better, else -1.
         grid: (steps,), ascending: every step at which something was observed.
-        ended: COMPLETE and PRUNED trials with a checkpoint, in the order in which their end was noticed.
+        ended: COMPLETE and PRUNED trials with a checkpoint, in the order in which their end was noticed; those that
+            another trial has resumed are left out, for its curve holds theirs.
         running: RUNNING trials with a checkpoint.
         own: curve of the trial in question, which is in neither.
         recovers: whether any trial had a finite value after a NaN.
@@ -312,7 +321,8 @@ class History:
         self._constrained = False
         self._curves: list[Curve] = []
         self._passed: set[int] = set()
-        self.ended = self.running = self._stack([])
+        self._continued: set[int] = set()  # trials that an ended one resumed
+        self.ended = self.running = self._all = self._stack([])
 
     def update(self, study: Study, number: int | None = None) -> None:
         """Read new data from the storage; failed trials are left out, as their checkpoints cannot be on the front.
@@ -342,6 +352,7 @@ class History:
         known = len(self.encoder.distributions), len(self.grid)
         fresh: list[Curve] = []
         running: list[Curve] = []
+        left_out: set[int] = set()
         self.own = None
         for trial in trials:
             over = trial.state != TrialState.RUNNING
@@ -350,11 +361,16 @@ class History:
             if trial.state == TrialState.FAIL:
                 continue
             curve = self._read(trial, observed)
+            before = continued(trial)
+            if before is not None and len(curve.steps):
+                (self._continued if trial.number in self._passed else left_out).add(before)
             if trial.number == number:
                 self.own = curve
             elif len(curve.steps) and not np.isnan(np.delete(curve.known, observed)).any():
                 (fresh if over else running).append(curve)
         self._keep(fresh, running, changed=known != (len(self.encoder.distributions), len(self.grid)))
+        left_out |= self._continued
+        self.ended = self._all.where(~np.isin(self._all.number, list(left_out))) if left_out else self._all
 
     def _read(self, trial: FrozenTrial, observed: int) -> Curve:
         curve = read(trial, self.sign, observed, constrained=self._constrained)
@@ -366,7 +382,7 @@ class History:
 
     def _keep(self, fresh: list[Curve], running: list[Curve], *, changed: bool) -> None:
         self._curves += fresh
-        self.ended = self._stack(self._curves) if changed else self.ended.joined(self._stack(fresh))
+        self._all = self._stack(self._curves) if changed else self._all.joined(self._stack(fresh))
         self.running = self._stack(running)
 
     def _stack(self, curves: Sequence[Curve]) -> Stack:
@@ -397,6 +413,13 @@ class History:
         """Return parameters as numbers from 0 to 1: (rows, columns)."""
         rows = [self.encoder.encode(params) for params in parameters]
         return np.array(rows, dtype=np.float64).reshape(len(rows), -1 if rows else 0)
+
+    def about(self, number: int) -> History:
+        """Return this history with an ended trial, one of `ended`, as the trial in question."""
+        found = copy.copy(self)
+        found.own = next(curve for curve in self._curves if curve.number == number)
+        found.ended = self.ended.where(self.ended.number != number)
+        return found
 
     def curves(self) -> Stack:
         """Return all curves but that of the trial in question."""

@@ -16,8 +16,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from kdsearch import pareto
 from kdsearch.pruning import forecast
-from kdsearch.pruning.forecast import Forecast
-from kdsearch.pruning.history import Curve, Floats, History, Stack, stored_curve
+from kdsearch.pruning.history import Curve, Floats, History, Stack, continued, stored_curve
 from kdsearch.pruning.scale import Scale, make_scale
 from kdsearch.records import FOREIGN, Attr
 
@@ -43,7 +42,6 @@ class Verdict:
 GO = Verdict("go")
 AUDIT_MOST = 1 / 3  # of all steps, by audited trials: beyond it no more are begun
 NOTHING = 1e-12  # of the hypervolume: a gain per step within the rounding error of sums of products
-HORIZONS = 6  # future steps that are evaluated if there are more than two objectives
 
 
 _warned: weakref.WeakKeyDictionary[Study, set[str]] = weakref.WeakKeyDictionary()
@@ -306,7 +304,8 @@ class ParetoPruner(BasePruner):
             return dict(stored)
         curves = self._history.curves()
         spent = int(curves.last.sum())
-        if not drawn(trial.number, self._audit, self._seed) or curves.last[curves.audited].sum() > AUDIT_MOST * spent:
+        enough = curves.last[curves.audited].sum() > AUDIT_MOST * spent
+        if enough or continued(trial) is not None or not drawn(trial.number, self._audit, self._seed):
             return {}
         audit = {"trial": trial.number, "never_pruned": "drawn at random to check the pruner", "would_end": None}
         self._store_audit(study, trial, audit)
@@ -340,24 +339,11 @@ class ParetoPruner(BasePruner):
         mistaken = forecast.mistaken(history, scale, bar)
         optimistic = hope.quantile(1 - (1 - self._optimism) * (1 - mistaken))
         everyone = scale.transform(np.vstack([others.points[others.feasible], point]))
-        nothing = NOTHING * pareto.volume(everyone[pareto.members(everyone)], scale.reference)
-        if self._promise(hope, optimistic, everyone, point, scale) > max(bar * (1 - mistaken), nothing):
+        front = everyone[pareto.members(everyone)]
+        nothing = NOTHING * pareto.volume(front, scale.reference)
+        if forecast.promise(history, scale, hope, front, optimistic) > max(bar * (1 - mistaken), nothing):
             return GO
         return _no_hope(scale, others, own, point, hope.steps[-1], float(optimistic.max()), step)
-
-    def _promise(self, hope: Forecast, optimistic: Floats, everyone: Floats, point: Floats, scale: Scale) -> float:
-        """Return the highest gain in hypervolume per step, on average or in the optimistic case, by any future step."""
-        assert self._history.own is not None
-        front = everyone[pareto.members(everyone)]
-        columns = np.arange(len(hope.steps))
-        if len(point) != 2:  # slow in more dimensions
-            columns = np.unique(np.geomspace(1, len(columns), HORIZONS).round().astype(int) - 1)
-        values = np.vstack([hope.values, optimistic])[:, columns]
-        hoped = np.tile(point, (values.size, 1))
-        hoped[:, scale.observed] = values.reshape(-1)
-        gains = pareto.gains(front, scale.transform(hoped), scale.reference).reshape(values.shape)
-        expected = np.maximum(hope.weights @ gains[:-1], gains[-1])
-        return float((expected / (hope.steps[columns] - self._history.own.steps[-1])).max())
 
     def _length(self, own: Curve, others: Stack) -> int:
         longest = max(int(others.last.max()), int(own.steps[-1]))

@@ -28,7 +28,8 @@ CONFIG = "config."
 
 NUMBERS = (
     "accuracy", "test_accuracy", "ratio", "ratio_low", "ratio_high", "sittings", "microseconds", "microseconds_1",
-    "parameters", "bytes", "best_epoch", "epochs_run", "train_seconds", "saved",
+    "parameters", "bytes", "best_epoch", "epochs_run", "epochs_spent", "train_seconds", "saved",
+    "resumes",
 )  # fmt: skip
 TIMED = ("ratio", "ratio_low", "ratio_high", "sittings", "microseconds", "microseconds_1")
 TRIAL_COLUMNS = (
@@ -56,7 +57,8 @@ class StudyData:
             1. `accuracy` is that of the epoch that validation chose, `reason` says why a trial was pruned,
             stopped early or failed, `why` is what was stored of it, `against_teacher` counts test images by which of
             the two models is right (None: not stored), `saved` is how many epochs of its configuration a forecast
-            saved, `on_front` marks non-dominated complete trials,
+            saved, `epochs_spent` leaves out the epochs of its curve that another trial trained, `resumes` is the ended
+            trial that it went on with, `on_front` marks non-dominated complete trials,
             `finished` is a time; columns `config.KEY` hold the configuration.
         curves: (trial, epoch, validation accuracy), ordered.
         anchors: one row a slide row: see `deck_rows.anchors`.
@@ -313,8 +315,11 @@ def _row(trial: FrozenTrial, timed: sittings.Ratio | None) -> dict[str, Any]:
     row["epochs_run"] = float(curve[-1][0]) if curve else 0.0
     anchor = attrs.get(Attr.ANCHOR)
     why, reason = _ending(trial)
+    if not math.isnan(row["resumes"]):
+        reason = "; ".join(filter(None, [f"resumes trial {row['resumes']:.0f}", reason]))
     forecast = trial.state == TrialState.PRUNED or "forecast" in (why or {})
     planned = number(_mapping(attrs.get(Attr.CONFIG)).get("epochs"))
+    row["epochs_spent"] = max(0.0, row["epochs_run"] - number(attrs.get(Attr.RESUMED, 0)))
     row["saved"] = planned - row["epochs_run"] if forecast and curve else 0.0
     return {
         "number": trial.number,

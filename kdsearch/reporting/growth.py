@@ -58,7 +58,7 @@ def history(trials: pd.DataFrame, floor: float | None, *, begin: datetime | None
     epochs = 0.0
     finished = trials[(trials["state"] == "COMPLETE") | (trials["state"] == "PRUNED") & (trials["epochs_run"] > 0)]
     for row in records(finished.sort_values(["finished", "number"])):
-        epochs += row["epochs_run"]
+        epochs += row["epochs_spent"]
         point = (row["accuracy"], row["ratio"])
         if row["state"] == "COMPLETE" and not any(pareto.dominates(known, point) for known in best):
             # dominated points add no area, so the front so far suffices

@@ -264,8 +264,9 @@ def effort(data: StudyData) -> str:
     trained = data.trials[data.trials["epochs_run"] > 0]
     if trained.empty:
         return ""
-    spent = f"spent {_many(trained['epochs_run'].sum(), 'epoch')} on {_many(len(trained), 'trial')}"
+    spent = f"spent {_many(trained['epochs_spent'].sum(), 'epoch')} on {_many(len(trained), 'trial')}"
     finished = trained[trained["state"].isin(["COMPLETE", "PRUNED"])]
+    finished = finished[~finished["number"].isin(finished["resumes"])]  # their curves and plans are also another's
     if PLANNED not in finished:
         return spent
     planned = finished[PLANNED].map(number)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from optuna import Study, Trial
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from kdsearch.errors import KdsearchError
 from kdsearch.records import Attr
@@ -16,8 +16,8 @@ EPOCHS_SPENT = "the epochs budget was spent"
 TIME_OVER = "the timeout had passed"
 
 
-def epochs_run(trial: FrozenTrial) -> int:
-    """Return the number of epochs that a trial trained, whatever its state."""
+def epochs_run(trial: BaseTrial) -> int:
+    """Return the number of epochs of a trial's curve, whatever its state."""
     return max(map(int, trial.user_attrs.get(Attr.CURVE, {})), default=0)
 
 
@@ -34,7 +34,7 @@ def finished_count(trials: Iterable[FrozenTrial]) -> int:
 def epochs_spent(trials: Iterable[FrozenTrial]) -> int:
     """Return the epochs of training over all trials of a study, also pruned, failed, killed and running ones.
 
-    Epochs that a trial took over from the checkpoint of a handed-back one count once, for the handed-back one.
+    Epochs that a trial took over from the checkpoint of another one count once, for the other one.
     """
     return sum(max(0, epochs_run(trial) - int(trial.user_attrs.get(Attr.RESUMED, 0))) for trial in trials)
 

@@ -79,6 +79,9 @@ class Options:
         CANDIDATES, "Drawn for each trial, the most promising is trained; 1: the sampler's own draw.", least=1
     )
     pruner: str = option("pareto", "pareto or none.")
+    resume_trials: bool = option(
+        False, "A trial that the pruner ended may go on from its checkpoint where that promises more than a new one."
+    )
     seed: int | None = option(None, "Makes trials repeatable, with --cost flops the study.")
 
     def budget(self) -> Budget:

@@ -23,6 +23,7 @@ from kdsearch.records import Attr, Config, Progress, StudyAttr, TeacherFacts
 from kdsearch.search import clock, failures, run_options, space
 from kdsearch.search.budget import Budget, epochs_run
 from kdsearch.search.definition import begun, check_definition, open_study
+from kdsearch.search.paused import PausedTrials
 from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan, rejoin
 from kdsearch.search.retime import Retimer, lacking
 from kdsearch.search.run_options import CANDIDATES, Options, Request
@@ -62,7 +63,13 @@ def epoch_seconds(trial: FrozenTrial) -> float | None:
 
 
 def make_sampler(
-    name: str, workshop: Workshop, *, candidates: int, seed: int | None, by_time: bool = False
+    name: str,
+    workshop: Workshop,
+    *,
+    candidates: int,
+    seed: int | None,
+    by_time: bool = False,
+    paused: PausedTrials | None = None,
 ) -> BaseSampler:
     """Return the sampler of that name; with candidates, wrapped in a `ProposalSampler`.
 
@@ -72,6 +79,7 @@ def make_sampler(
         candidates: number drawn per trial.
         seed: of the study.
         by_time: whether promise counts by the second of training instead of by the epoch (see `counts_seconds`).
+        paused: ended trials that may be resumed instead; None: none.
     """
     least = samplers.least_batch(workshop.spec, workshop.device)
     inner = samplers.make(name, seed)
@@ -96,6 +104,7 @@ def make_sampler(
         cost=epoch_seconds if by_time else None,
         candidates=candidates,
         share=1 / candidates,
+        paused=paused,
         seed=seed,
         log=[1],
         ideal=1.0,
@@ -136,6 +145,7 @@ def optimize(
     candidates: int = CANDIDATES,
     pruner: str = "pareto",
     cost: str = "latency",
+    resume_trials: bool = False,
     seed: int | None = None,
     train_size: int | None = None,
     max_epochs: int | None = None,
@@ -164,6 +174,8 @@ def optimize(
             own draw.
         pruner: `pareto` or `none`.
         cost: `latency` (measured in torch), `onnx` (in ONNX Runtime on the CPU) or `flops` (counted: deterministic).
+        resume_trials: whether a trial that the pruner ended may go on from its checkpoint, where that promises more
+            hypervolume an epoch than a new one.
         seed: with the trial's number, seeds each trial's sampling and training.
         train_size, max_epochs: upper limits, for a first look with less work.
         timeout: seconds after which no new trial starts, and the running one ends after its epoch (an anchor is trained
@@ -305,17 +317,23 @@ def work(
         KeyboardInterrupt: a signal asked the process to end; its trial is handed back.
     """
     counted = clock.Clock()
+    place = folder(plan.url, plan.name)
+    paused = PausedTrials(place / "paused", progress.warning) if options.resume_trials else None
     inner = make_sampler(
         options.sampler, workshop, candidates=options.candidates, seed=options.seed,
-        by_time=counts_seconds(plan, budget),
+        by_time=counts_seconds(plan, budget), paused=paused,
     )  # fmt: skip
     study.sampler = clock.TimedSampler(inner, counted)
-    keeper = Keeper(folder(plan.url, plan.name), progress)
-    objective = Objective(workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted, keeper=keeper)
+    keeper = Keeper(place, progress)
+    objective = Objective(
+        workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted, keeper=keeper, paused=paused
+    )
     retimer = Retimer(study, workshop, counted, progress)
 
     def also_time() -> None:
         retimer.between()
+        if paused is not None:
+            paused.sweep(study.get_trials(deepcopy=False))
         between()
 
     try:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from optuna import Study, Trial, TrialPruned
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor, nn
 
 from kdsearch import networks
@@ -19,7 +19,10 @@ from kdsearch.distil.train import Run, State
 from kdsearch.pruning import pruner
 from kdsearch.records import Attr, Config, EpochRecord, Progress, Timing
 from kdsearch.search import failures, space
+from kdsearch.search.budget import epochs_run
 from kdsearch.search.clock import REST, Clock
+from kdsearch.search.paused import PausedTrials
+from kdsearch.search.sampling import resuming
 from kdsearch.search.weights import Keeper
 from kdsearch.search.workshop import Workshop
 from kdsearch.system import machine
@@ -72,6 +75,7 @@ class Objective:
         cut: called after each epoch, returns why a spent budget ends the trial now; None: it goes on.
         clock: counts the time; None: one of its own.
         keeper: keeps the weights of trials on the front; None: they are not kept.
+        paused: keeps the checkpoints of trials that the pruner ends, and has those that are resumed; None: no trial is.
     """
 
     def __init__(
@@ -83,8 +87,9 @@ class Objective:
         cut: Callable[[Trial], str | None] = lambda trial: None,
         clock: Clock | None = None,
         keeper: Keeper | None = None,
+        paused: PausedTrials | None = None,
     ) -> None:
-        self._keeper = keeper
+        self._keeper, self._paused = keeper, paused
         self._workshop = workshop
         self._seed = seed
         self._progress = progress
@@ -96,7 +101,7 @@ class Objective:
         """Run the trial; store the reason of an error before raising it.
 
         Raises:
-            TrialPruned: the pruner called it hopeless.
+            TrialPruned: the pruner called it hopeless, or it added nothing to the complete trial that it resumed.
             BrokenDeviceError: the GPU does not answer any more; no reason was stored, for the trial is to be run again.
         """
         self.number = trial.number
@@ -111,7 +116,8 @@ class Objective:
     def _run(self, trial: Trial) -> tuple[float, float]:
         workshop = self._workshop
         config = space.draw(trial, workshop.spec)
-        seed = self._seed_for(trial, config)
+        before = self._resumed(trial)
+        seed = self._seed_for(trial, config) if before is None else before.user_attrs[Attr.SEED]
         self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
         trial.set_user_attr(Attr.CONFIG, config)
         trial.set_user_attr(Attr.SEED, seed)
@@ -122,7 +128,7 @@ class Objective:
         trial.set_user_attr(Attr.PRECISION, trained_in(student, workshop.device, workshop.precision))
         timing = self._time(trial, student, config)
         pruner.report(trial, (None, timing.ratio), 0, prefix="")
-        if refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and self._hopeless(trial):
+        if before is None and refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and self._hopeless(trial):
             raise TrialPruned  # before its first epoch
         kept = workshop.checkpoint(config, seed, self._progress.warning)
         with workshop.gate.working():
@@ -134,12 +140,17 @@ class Objective:
         trial.set_user_attr(Attr.AGAINST_TEACHER, counts.stored())
         workshop.keep(told=self._progress.warning)
         kept.remove()
-        if hopeless:
+        if hopeless or (before is not None and _adds_nothing(trial, before, best)):
             raise TrialPruned
         if self._keeper is not None:
             self._keeper.sweep(trial.study)
             self._keeper.keep(trial, best.weights, (best.accuracy, timing.ratio))
         return best.accuracy, timing.ratio
+
+    def _resumed(self, trial: Trial) -> FrozenTrial | None:
+        """Return the ended trial whose training this one continues, or None."""
+        number = resuming.resumed(trial)
+        return None if number is None else trial.study.get_trials(deepcopy=False)[number]
 
     def _seed_for(self, trial: Trial, config: Config) -> int:
         """Return the trial's seed, or that of the handed-back trial that it repeats if its checkpoint is here."""
@@ -185,9 +196,14 @@ class Objective:
                 best.see(record, student)
                 pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
                 self._progress.trial_epoch(trial.number, record, config["epochs"])
-                hopeless = record.epoch < config["epochs"] and self._hopeless(trial)
-                if hopeless or (record.epoch < config["epochs"] and self._ends(trial, record.epoch)):
-                    break
+                if record.epoch < config["epochs"]:
+                    hopeless = self._hopeless(trial)
+                    if hopeless or self._stops(trial):
+                        if self._paused is not None and trial.user_attrs.get(Attr.RESUMES) is None:
+                            self._paused.keep(trial.number, training.state_dict())
+                        break
+                    if self._is_cut(trial, record.epoch):
+                        break
                 kept.keep(training.state_dict, record.seconds)
         trial.set_user_attr(Attr.LOSSES, [record.loss for record in records])
         trial.set_user_attr(Attr.TRAIN_SECONDS, sum(record.seconds for record in records))
@@ -198,7 +214,7 @@ class Objective:
     def _begin(
         self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, kept: Checkpoint
     ) -> StudentTraining:
-        """Begin a training, or resume a handed-back trial's training from its checkpoint, with its curve."""
+        """Begin a training, or go on from the checkpoint of a handed-back or an ended trial, with its curve."""
 
         def begin(state: State | None) -> StudentTraining:
             if state is None:
@@ -206,10 +222,18 @@ class Objective:
             best, records = Best(**state["best"]), [EpochRecord(**each) for each in state["records"]]
             return StudentTraining(self._workshop.teach(student, config, seed, state["run"]), best, records)
 
-        training = kept.resume(begin, self._workshop.device)
-        if training.records:
-            trial.set_user_attr(Attr.RESUMED, len(training.records))
-            self._progress.resumed(f"trial {trial.number}", len(training.records), config["epochs"])
+        before, source = trial.user_attrs.get(Attr.RESUMES), kept
+        if before is not None and self._paused is not None and not kept.path.is_file():
+            source = self._paused.checkpoint(before)
+        training = source.resume(begin, self._workshop.device)
+        done = len(training.records)
+        if done:
+            trial.set_user_attr(Attr.RESUMED, done)
+        if done and source is not kept:
+            at = f"epoch {done + 1} of {config['epochs']}"
+            self._progress.note(f"trial {trial.number} resumes trial {before} at {at}")
+        elif done:
+            self._progress.resumed(f"trial {trial.number}", done, config["epochs"])
         for record in training.records:
             pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
         return training
@@ -234,17 +258,29 @@ class Objective:
         with self._clock.spent_on("search"):
             return pruner.should_prune(trial, prefix="")
 
-    def _ends(self, trial: Trial, epoch: int) -> bool:
-        """Return whether the trial, which is not hopeless, ends here with its best checkpoint; store the reason."""
+    def _stops(self, trial: Trial) -> bool:
         with self._clock.spent_on("search"):
-            stop = pruner.should_stop(trial, prefix="")
-        if stop:
-            return True
+            return pruner.should_stop(trial, prefix="")
+
+    def _is_cut(self, trial: Trial, epoch: int) -> bool:
+        """Return whether a spent budget ends the trial here with its best checkpoint; store the reason."""
         reason = self._cut(trial)
         if reason is not None:
             trial.set_user_attr(Attr.STOPPED_AT, epoch)
             trial.set_user_attr(Attr.STOPPED_BY, {"step": epoch, "reason": reason})
         return reason is not None
+
+
+def _adds_nothing(trial: Trial, before: FrozenTrial, best: Best) -> bool:
+    """Return whether a trial is no better than the complete one that it resumed; store so, as the reason of its end.
+
+    Then it ends PRUNED, so that their common checkpoint stands on the front once.
+    """
+    if before.state != TrialState.COMPLETE or best.accuracy > before.values[0]:
+        return False
+    why = f"no epoch since was better than trial {before.number}, which it resumed"
+    trial.set_user_attr(Attr.PRUNED_BY, {"step": epochs_run(trial), "trials": [before.number], "reason": why})
+    return True
 
 
 def handed_back_seeds(trial: Trial) -> Iterator[int]:

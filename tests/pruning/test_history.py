@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from kdsearch import report
 from kdsearch.errors import KdsearchError
-from kdsearch.pruning.history import Encoder, Evidence, History, credited, read, signs, stored_curve
+from kdsearch.pruning.history import Encoder, Evidence, History, continued, credited, read, signs, stored_curve
 from kdsearch.records import Attr
 
 MAX2 = ["maximize", "maximize"]
@@ -355,3 +355,68 @@ def test_infeasible_trials_may_not_stand_on_the_front():
     history = updated(study)
     assert history.ended.feasible.tolist() == [True, True, False]
     assert history.running.feasible.tolist() == [False, True, False]  # the first one's are not known yet
+
+
+def test_an_ended_trial_gives_way_to_the_one_that_goes_on_with_it():
+    study = optuna.create_study(directions=MAX2)
+    first = study.ask({"x": FloatDistribution(0, 1)})
+    _report(first, [0.1, 0.2])
+    study.tell(first, state=PRUNED)
+    history = History()
+
+    def numbers():
+        history.update(study)
+        return history.ended.number.tolist(), history.running.number.tolist()
+
+    assert numbers() == ([0], [])
+    second = study.ask({"x": FloatDistribution(0, 1)})
+    second.set_user_attr(Attr.RESUMES, 0)
+    assert numbers() == ([0], [])  # it has no curve yet
+    _report(second, [0.1, 0.2, 0.5])
+    assert numbers() == ([], [1])
+    study.tell(second, state=FAIL)
+    assert numbers() == ([0], [])
+    third = study.ask({"x": FloatDistribution(0, 1)})
+    third.set_user_attr(Attr.RESUMES, 0)
+    _report(third, [0.1, 0.2, 0.4])
+    study.tell(third, state=PRUNED)
+    assert numbers() == ([2], [])
+    fresh = History()
+    fresh.update(study)
+    assert fresh.ended.number.tolist() == [2]
+    assert history.curves().points[:, 0].max() == pytest.approx(0.4)
+
+
+def test_an_ended_trial_can_be_asked_about():
+    study = optuna.create_study(directions=MAX2)
+    for values in ([0.1, 0.2], [0.1, 0.3, 0.4], [0.1, 0.2, 0.3]):
+        trial = study.ask({"x": FloatDistribution(0, 1)})
+        _report(trial, values)
+        study.tell(trial, state=PRUNED)
+    history = History()
+    history.update(study)
+    view = history.about(1)
+    assert view.own is not None
+    assert view.own.best.tolist() == [0.1, 0.3, 0.4]
+    assert view.curves().number.tolist() == [0, 2]
+    assert history.curves().number.tolist() == [0, 1, 2]
+    assert history.own is None
+
+
+@pytest.mark.parametrize("number", [True, "0", 1, 2, -1, 0.0, None])
+def test_a_trial_goes_on_with_an_earlier_one_only(number):
+    attrs = {Attr.CURVE: {"1": [0.1, 2.0]}, Attr.RESUMES: number}
+    trial = create_trial(state=PRUNED, user_attrs=attrs)
+    trial.number = 1
+    assert continued(trial) is None
+
+
+def test_a_user_attribute_of_somebody_else_resumes_nothing():
+    trial = create_trial(state=PRUNED, user_attrs={Attr.RESUMES: 0})
+    trial.number = 1
+    assert continued(trial) is None
+
+
+def _report(trial, values):
+    for step, value in enumerate(values, 1):
+        report(trial, (value, 2.0), step, prefix="")

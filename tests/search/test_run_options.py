@@ -15,7 +15,8 @@ from kdsearch.search import run_options as options
 from kdsearch.search.run_options import Options, Request
 
 OTHER = {
-    "trials": 7, "epochs_budget": 90, "timeout": 12.5, "sampler": "random", "candidates": 1, "pruner": "none", "seed": 3
+    "trials": 7, "epochs_budget": 90, "timeout": 12.5, "sampler": "random", "candidates": 1, "pruner": "none",
+    "resume_trials": True, "seed": 3,
 }  # fmt: skip
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, wilcoxon
 
 from kdsearch.experiments.search_bench.replay import ALL, Arm, Steps
-from kdsearch.experiments.search_bench.run import DEFAULT, Measured
+from kdsearch.experiments.search_bench.run import DEFAULT, PEERS, Measured
 
 BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1.0)
-METRICS = ("checkpoints", "best_trials")  # the first one decides
+METRICS = ("checkpoints", "best_trials", "by_truth")  # the first one decides
 RESAMPLES = 2000
 SIGNIFICANT = 0.05
 LEVELS = (0.95, 0.98)
@@ -96,7 +96,7 @@ def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
 
     Returns:
         `budgets`; `tasks`: by name, budget, seeds, best, and by arm the quartiles of the share of the best at each
-        budget (as [median, lower, upper]), for both metrics, with `epochs_to` and CPU seconds; `ranks`: see
+        budget (as [median, lower, upper]), for each metric, with `epochs_to` and CPU seconds; `ranks`: see
         `mean_ranks`; `pairs`: every pair of arms at every budget, over tasks (over seeds where there is one task).
     """
     values = by_task(measured)
@@ -167,6 +167,8 @@ def bars(measured: Sequence[Measured]) -> list[Bar]:
         ("ours against no pruning, random draws", _key("random", "pruner"), _key("random", "none"), "end"),
         ("the default against plain TPE", DEFAULT.key, _key("tpe", "none"), "all"),
         ("ours against MO-ASHA, random draws", _key("random", "pruner"), _key("random", "moasha"), "all"),
+        ("the default against NePS's PriMO", DEFAULT.key, PEERS["primo"].key, "all"),
+        ("the default against Syne Tune's MOASHA", DEFAULT.key, PEERS["syne-moasha"].key, "all"),
     ]
     return [_bar(measured, values, *pair) for pair in pairs if pair[1] in values and pair[2] in values]
 

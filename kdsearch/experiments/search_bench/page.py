@@ -57,11 +57,15 @@ METHODS = {
     "pruner": "`kdsearch.ParetoPruner`, with its audit",
     "proposals": "the choice of candidates by the model, in competition with the sampler's own draws; no pruning",
     "ours": "both; under TPE with sampled epochs this is what `kdsearch optimize` does",
+    "resume": "`ours`, and a trial that was ended may go on where that promises more an epoch (`--resume-trials`)",
+    "primo": "PriMO as NePS ships it (`neural-pipeline-search`), without priors",
+    "syne-moasha": "MOASHA as Syne Tune ships it, with random configurations",
     "oracle": "hindsight: goes on only while a checkpoint to come would grow the hypervolume",
 }
 METRIC_WORDS = {
     METRICS[0]: "all checkpoints of all trials, those of pruned ones too, for every rule",
     METRICS[1]: "`study.best_trials`: COMPLETE trials alone",
+    METRICS[2]: "all checkpoints, the front chosen by true values: what was trained, however noise misleads a choice",
 }
 
 

@@ -252,6 +252,8 @@ class LCBench:
                 f"lcbench:PATH must be a folder with model.onnx, encoding.json and config_space.json: {error}",
                 got=folder,
             ) from error
+        if task not in encoding:
+            raise KdsearchError("lcbench:PATH:TASK must name one of its tasks, by OpenML id", got=task)
         self.name = f"lcbench-{task}"
         self._task = int(encoding[task])
         self._space = {entry["name"]: entry for entry in space if entry["name"] not in ("OpenML_task_id", "epoch")}

@@ -21,7 +21,8 @@ from kdsearch.experiments.search_bench.rivals import MOASHA, HubJoint, Oracle, S
 from kdsearch.experiments.search_bench.tables import EPOCHS, Rows, Table, TableSampler
 from kdsearch.pruning import pruner
 from kdsearch.records import Attr
-from kdsearch.search.sampling import samplers
+from kdsearch.search.budget import epochs_run
+from kdsearch.search.sampling import resuming, samplers
 from kdsearch.search.sampling.proposals import ProposalSampler
 from kdsearch.system import machine
 
@@ -33,9 +34,11 @@ METHODS = {
     "pruner": ("pareto", False),
     "proposals": ("none", True),
     "ours": ("pareto", True),
+    "resume": ("pareto", True),
     "oracle": ("oracle", False),
 }
-"""Methods mapped to their pruning rule and whether trials are chosen among several candidates."""
+"""Methods mapped to their pruning rule and whether trials are chosen among several candidates; "resume" is "ours" with
+trials that go on after they were ended."""
 
 ALL, SAMPLED = "all", "sampled"
 REFUSED_IN_A_ROW = 1000  # trials refused before their first epoch that end a replay of a problem without rows
@@ -72,9 +75,11 @@ class Run:
         arm, seed: as given.
         spent: epochs.
         trials: number started, including those that a rule refused before the first epoch.
+        resumed: trials that went on from one that was ended.
         trained: trials with at least one epoch.
         best_trials: (epochs spent, hypervolume) whenever the hypervolume of `study.best_trials` changed.
         checkpoints: the same for all checkpoints of all trials, each counted as soon as it exists.
+        by_truth: the same as `checkpoints`, with the front chosen by true values.
         seconds: of CPU time.
     """
 
@@ -83,8 +88,10 @@ class Run:
     spent: int = 0
     trials: int = 0
     trained: int = 0
+    resumed: int = 0
     best_trials: Steps = field(default_factory=list)
     checkpoints: Steps = field(default_factory=list)
+    by_truth: Steps = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -155,16 +162,18 @@ class Replay:
         self._problem: Problem = Rows(problem, sampled_epochs=sampled) if isinstance(problem, Table) else problem
         self._arm = arm
         self._budget, self._limit = budget, trials
+        self._paused = PausedHere()
         sampler, random = self._samplers(seed)
         if proposals:
-            sampler = _choosing(sampler, random, self._problem, seed)
+            paused = self._paused if arm.method == "resume" else None
+            sampler = _choosing(sampler, random, self._problem, seed, paused)
         errors = self._problem.observed_in == "errors"
         self.study = optuna.create_study(
             directions=["minimize" if errors else "maximize", "maximize"],
             sampler=sampler,
             pruner=make_pruner(rule, self._problem, EPOCHS if sampled else self._problem.epochs),
         )
-        self._best, self._all = Archive(self._problem.reference), Archive(self._problem.reference)
+        self._best, self._all, self._true = (Archive(self._problem.reference) for _ in range(3))
         self._refused = 0  # trials in a row that ended before their first epoch
         self.run_ = Run(arm, seed)
 
@@ -221,7 +230,8 @@ class Replay:
         self.run_.trials += 1
         trial = self.study.ask()
         config = self._problem.draw(trial)
-        if isinstance(self._problem, Rows):
+        before = resuming.resumed(trial)
+        if isinstance(self._problem, Rows) and before is None:
             self._problem.take(self._problem.find(trial.params))
         last = int(trial.params.get(EPOCHS, self._problem.epochs))
         ratio = self._problem.ratio(config)
@@ -229,12 +239,19 @@ class Replay:
         trial.set_user_attr(Attr.CONFIG, config)
         trial.set_user_attr(Attr.RATIO, ratio)
         pruner.report(trial, (None, ratio), 0, prefix="")
-        if pruner.should_prune(trial, prefix=""):
+        best = (-math.inf, math.nan)  # observed, and the true accuracy of that epoch
+        done = 0 if before is None else epochs_run(self.study.get_trials(deepcopy=False)[before])
+        if done:
+            trial.set_user_attr(Attr.RESUMED, done)
+        for epoch, accuracy in enumerate(observed[:done].tolist(), 1):
+            best = max(best, (accuracy, float(true[epoch - 1])))
+            pruner.report(trial, (self._reported(accuracy), ratio), epoch, prefix="")
+        if before is None and pruner.should_prune(trial, prefix=""):
             self.study.tell(trial, state=TrialState.PRUNED)
             return
-        best = (-math.inf, math.nan)  # observed, and the true accuracy of that epoch
-        self.run_.trained += 1
-        for epoch in range(1, last + 1):
+        self.run_.trained += before is None
+        self.run_.resumed += before is not None
+        for epoch in range(done + 1, last + 1):
             try:
                 over = yield
             except GeneratorExit:
@@ -243,16 +260,23 @@ class Replay:
             accuracy = float(observed[epoch - 1])
             best = max(best, (accuracy, float(true[epoch - 1])))
             self._note(self._all, self.run_.checkpoints, accuracy, ratio, float(true[epoch - 1]))
+            self._note(self._true, self.run_.by_truth, float(true[epoch - 1]), ratio, float(true[epoch - 1]))
             pruner.report(trial, (self._reported(accuracy), ratio), epoch, prefix="")
             if over or epoch == last:
                 break
             if pruner.should_prune(trial, prefix=""):
+                self._pause(trial)
                 trial.set_user_attr(Attr.ACCURACY, best[0])
                 self.study.tell(trial, state=TrialState.PRUNED)
                 return
             if pruner.should_stop(trial, prefix=""):
+                self._pause(trial)
                 break
         self._end(trial, best, ratio)
+
+    def _pause(self, trial: optuna.Trial) -> None:
+        if Attr.RESUMES not in trial.user_attrs:  # once is enough
+            self._paused.numbers.append(trial.number)
 
     def _reported(self, accuracy: float) -> float:
         kind = self._problem.observed_in
@@ -271,7 +295,30 @@ class Replay:
             steps.append((self.run_.spent, archive.hypervolume))
 
 
-def _choosing(inner: BaseSampler, random: BaseSampler, problem: Problem, seed: int) -> ProposalSampler:
+class PausedHere:
+    """The ended trials of a replay, all of which can go on.
+
+    Attributes:
+        numbers: of these trials.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def offered(self) -> list[int]:
+        return list(self.numbers)
+
+    def take(self, number: int) -> bool:
+        self.numbers.remove(number)
+        return True
+
+    def drop(self, number: int) -> None:
+        self.numbers.remove(number)
+
+
+def _choosing(
+    inner: BaseSampler, random: BaseSampler, problem: Problem, seed: int, paused: PausedHere | None
+) -> ProposalSampler:
     """Return a sampler that chooses among candidates of two samplers by their ratios, as `kdsearch optimize` does."""
     known: dict[str, Any] = {"log": [1], "ideal": 1.0} if problem.own else {}
     return ProposalSampler(
@@ -280,6 +327,7 @@ def _choosing(inner: BaseSampler, random: BaseSampler, problem: Problem, seed: i
         problem.draw,
         lambda _, configs: [(problem.ratio(config),) for config in configs],
         steps=lambda config: int(config.get(EPOCHS, problem.epochs)),
+        paused=paused,
         seed=seed,
         **known,
     )

@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.search_bench import tables
+from kdsearch.experiments.search_bench import peers, tables
 from kdsearch.experiments.search_bench.problems import FAMILIES, Family, LCBench, Problem, lcbench_tasks
 from kdsearch.experiments.search_bench.replay import ALL, SAMPLED, Arm, Run, replay
 from kdsearch.experiments.search_bench.tables import Table
@@ -32,9 +32,10 @@ RULES = ("none", "dominance", "moasha", "hub", "pruner", "oracle")
 CHOICES = ("none", "pruner", "proposals", "ours")  # rule x proposals
 DEFAULT = Arm("tpe", ALL, "ours")  # `kdsearch optimize` where every trial may have all epochs
 SHIPPED = Arm("tpe", SAMPLED, "ours")  # and where the number of epochs is a dimension, as in the shipped study files
+PEERS = {method: Arm("own", ALL, method) for method in peers.PACKAGES}
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 WORKERS = 4
-SLOW = ("random", "nsga2", "tpe", "gp")  # fast to slow
+SLOW = ("random", "nsga2", "tpe", "own", "gp")  # fast to slow
 FAMILY, LCBENCH, TUNING = "family:", "lcbench:", "lcbench-tuning:"
 
 
@@ -42,16 +43,17 @@ def arms(*, full: bool, sampled: bool) -> list[Arm]:
     """Return the arms to compare: all rules with random draws, rule x proposals in full with random draws and TPE.
 
     Args:
-        full: whether to add NSGA-II, GP (with log-EHVI) and four workers.
-        sampled: whether the problem can have its number of epochs as a dimension: then the shipped setting is an arm.
+        full: whether to add NSGA-II, GP (with log-EHVI), resumed trials and four workers.
+        sampled: whether the problem can have its number of epochs as a dimension: then the shipped setting is an arm,
+            else the peers that are installed are.
     """
     found = [Arm("random", ALL, method) for method in dict.fromkeys((*RULES, *CHOICES))]
     found += [Arm("tpe", ALL, method) for method in CHOICES]
-    if sampled:
-        found.append(SHIPPED)
+    found += [SHIPPED] if sampled else [PEERS[method] for method in peers.installed()]
     if full:
         found += [Arm(sampler, ALL, method) for sampler in ("nsga2", "gp") for method in ("none", "ours")]
         found += [Arm("random", ALL, method, WORKERS) for method in ("none", "ours")]
+        found += [Arm("tpe", ALL, "resume")]
     return found
 
 
@@ -75,6 +77,8 @@ class Measured:
 def expanded(names: Sequence[str]) -> list[str]:
     """Expand names to single problems: `lcbench:PATH` to the report's tasks, `families` to all families.
 
+    `lcbench:PATH:TASK` is a single task, by its OpenML id.
+
     Raises:
         KdsearchError: two names are the same, or LCBench's folder cannot be read.
     """
@@ -83,8 +87,11 @@ def expanded(names: Sequence[str]) -> list[str]:
         if name == "families":
             found += [FAMILY + family for family in FAMILIES]
         elif name.startswith((LCBENCH, TUNING)):
-            folder = name.partition(":")[2]
-            tasks = lcbench_tasks(Path(folder), tuning=name.startswith(TUNING))
+            folder, _, task = name.partition(":")[2].rpartition(":")
+            tasks = [task]
+            if not (folder and task.isdigit()):
+                folder = name.partition(":")[2]
+                tasks = lcbench_tasks(Path(folder), tuning=name.startswith(TUNING))
             found += [f"{LCBENCH}{folder}:{task}" for task in tasks]
         else:
             found.append(name)
@@ -133,7 +140,7 @@ def _code() -> str:
 def _key(name: str, arm: Arm, seed: int, budget: int) -> str:
     path = Path(name)
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
-    return json.dumps([_code(), name, content, arm.key, seed, budget])
+    return json.dumps([_code(), name, content, arm.key, seed, budget, peers.version(arm.method)])
 
 
 def load_kept(path: Path) -> dict[str, Run]:
@@ -144,7 +151,8 @@ def load_kept(path: Path) -> dict[str, Run]:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry: dict[str, Any] = json.loads(line)
                 run = entry["run"]
-                steps = {metric: [tuple(step) for step in run[metric]] for metric in ("best_trials", "checkpoints")}
+                names = ("best_trials", "checkpoints", "by_truth")
+                steps = {metric: [tuple(step) for step in run[metric]] for metric in names}
                 found[entry["key"]] = Run(**{**run, **steps, "arm": Arm(**run["arm"])})
     return found
 
@@ -156,7 +164,11 @@ def _keep(path: Path, key: str, run: Run) -> None:
 
 
 def _work(name: str, arm: Arm, seed: int, budget: int) -> Run:
-    return replay(problem(name), arm, seed=seed, budget=budget)
+    found = problem(name)
+    if arm.method in peers.PACKAGES:
+        assert not isinstance(found, Table)  # see `arms`
+        return peers.search(found, Run(arm, seed), budget)
+    return replay(found, arm, seed=seed, budget=budget)
 
 
 @contextlib.contextmanager
@@ -190,7 +202,8 @@ def measure(
     """Run all replays, except those cached by an earlier call of the same code.
 
     Args:
-        names: of tables, their paths, `families`, `family:NAME`, `lcbench:PATH` or `lcbench-tuning:PATH`.
+        names: of tables, their paths, `families`, `family:NAME`, `lcbench:PATH`, `lcbench:PATH:TASK` or
+            `lcbench-tuning:PATH`.
         seeds: of the replays.
         budget: epochs of each; None: 30 full trainings.
         full: see `arms`.

@@ -56,20 +56,20 @@ def _progress(data: StudyData, options: Mapping[str, Any], *, over: bool) -> str
 def _left(data: StudyData, unit: str, total: int | None) -> float | None:
     """Estimate the seconds until a limit is reached at the pace of the last trials; None where it cannot be yet."""
     ended = data.trials[data.trials["finished"].notna() & (data.trials["epochs_run"] > 0)].sort_values("finished")
-    done = len(ended[ended["state"] != "FAIL"]) if unit == "trials" else float(data.trials["epochs_run"].sum())
+    done = len(ended[ended["state"] != "FAIL"]) if unit == "trials" else float(data.trials["epochs_spent"].sum())
     last = ended.tail(RECENT + 1)
     if not total or len(last) < 3:
         return None
     gaps = last["finished"].diff().dt.total_seconds().dropna()
     seconds = float(gaps.clip(upper=PAUSE * gaps.median()).sum())
-    amount = len(gaps) if unit == "trials" else float(last["epochs_run"].iloc[1:].sum())
+    amount = len(gaps) if unit == "trials" else float(last["epochs_spent"].iloc[1:].sum())
     return max(0.0, total - done) * seconds / amount if amount else None
 
 
 def _counts(data: StudyData) -> str:
     named = ("complete", "pruned", "untrained", "failed", "running", "waiting")
     states = ", ".join(f"{data.counts[state]} {state}" for state in named if data.counts.get(state))
-    epochs = f"; {data.trials['epochs_run'].sum():,.0f} epochs" if len(data.trials) else ""
+    epochs = f"; {data.trials['epochs_spent'].sum():,.0f} epochs" if len(data.trials) else ""
     volume = f"; hypervolume {data.hypervolume:.4f}" if data.hypervolume else ""
     return f"Trials: {states}{epochs}{volume}." if states else "No trial has begun yet."
 

@@ -14,11 +14,14 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtri
 
 from kdsearch import pareto
+from kdsearch.pruning import forecast
 from kdsearch.pruning.forecast import log_steps
 from kdsearch.pruning.history import Floats, History, Stack
 from kdsearch.pruning.scale import Scale, make_scale
 from kdsearch.records import Attr, Config
 from kdsearch.search.run_options import CANDIDATES
+from kdsearch.search.sampling import resuming
+from kdsearch.search.sampling.resuming import Continued, Paused
 from kdsearch.search.sampling.samplers import WrappedSampler
 from kdsearch.search.sampling.surrogate import GaussianProcess
 from kdsearch.system import machine
@@ -26,7 +29,7 @@ from kdsearch.system import machine
 SHARE = 1 / 240  # of the candidates: one, while the inner sampler's models are the slow part
 NEAR = 1 / 3  # of the candidates: moves from members of the front
 MOVE, CHANGED = 0.1, 0.4  # standard deviation of a move as a share of the range, and probability that a parameter moves
-MODEL, SAMPLER = "model", "sampler"  # values of the attribute `proposed_by`
+MODEL, SAMPLER, RESUMED = "model", "sampler", "resumed"  # values of the attribute `proposed_by`
 LATELY = 30  # latest trials whose gains decide the shares of the two proposers
 MODEL_SHARE = 0.75  # until anything was gained
 LEAST_SHARE = 0.1  # of the trials, for each of the two
@@ -136,6 +139,8 @@ class ProposalSampler(WrappedSampler):
         candidates: number drawn per trial.
         share: of the candidates, drawn by the inner sampler.
         compete: whether some trials are the inner sampler's own draws.
+        paused: trials that the pruner ended and that may be resumed instead, where that promises more per step than the
+            best candidate; such a trial's number is the attribute `resumes`. None: none.
         seed: of the moves and of the choice of proposer; None: a fresh one.
         log: indices of objectives on a log scale, see `scale.make_scale`.
         ideal: of the observed objective, see `scale.make_scale`.
@@ -153,6 +158,7 @@ class ProposalSampler(WrappedSampler):
         candidates: int = CANDIDATES,
         share: float = SHARE,
         compete: bool = True,
+        paused: Paused | None = None,
         seed: int | None = None,
         log: Sequence[int] | None = None,
         ideal: float | None = None,
@@ -164,8 +170,9 @@ class ProposalSampler(WrappedSampler):
         self._near = round(NEAR * (candidates - self._own))
         self._others = candidates - self._own - self._near
         self._compete, self._seed = compete, machine.fresh_seed() if seed is None else seed
+        self._paused = paused
         self._units: dict[str, Any] = {"log": log, "ideal": ideal}
-        self._chosen: Draft | None = None
+        self._chosen: Draft | Continued | None = None
         self._study: Study | None = None
         self._history, self._model, self._costs = History(), GaussianProcess(), GaussianProcess()
 
@@ -191,7 +198,7 @@ class ProposalSampler(WrappedSampler):
             return super().sample_relative(study, trial, search_space)
         return self._chosen.parameters
 
-    def _choose(self, study: Study, trial: FrozenTrial) -> Draft | None:
+    def _choose(self, study: Study, trial: FrozenTrial) -> Draft | Continued | None:
         if study is not self._study:
             self._study, self._history = study, History()
             self._model, self._costs = GaussianProcess(), GaussianProcess()
@@ -213,10 +220,35 @@ class ProposalSampler(WrappedSampler):
         possible = [index for index, values in enumerate(known) if values is not None]
         if not possible:
             return drafts[0]
-        points = np.array([known[index] for index in possible], dtype=np.float64)
+        points = self._points(np.array([known[index] for index in possible], dtype=np.float64))
         parameters = [drafts[index].parameters for index in possible]
-        gains = self._gains(seen, parameters, points, [self._steps(configs[index]) for index in possible])
-        return drafts[possible[int(np.argmax(gains / self._expected_costs(study, parameters)))]]
+        steps = [self._steps(configs[index]) for index in possible]
+        scale = _scale(self._history, seen, points, self._units)
+        gains = self._gains(scale, seen, parameters, points, steps)
+        costs = self._expected_costs(study, parameters)
+        best = int(np.argmax(gains / costs))
+        return self._resumed(study, trial, scale, gains[best] / steps[best]) or drafts[possible[best]]
+
+    def _resumed(self, study: Study, trial: FrozenTrial, scale: Scale, best: float) -> Continued | None:
+        """Return the parameters of an ended trial that is to go on instead of a candidate, if there is one.
+
+        Args:
+            study, trial: as in `_choose`.
+            scale: of the objectives.
+            best: the candidate's expected gain per step.
+        """
+        numbers = [] if self._paused is None else self._paused.offered()
+        if self._paused is None or not numbers:
+            return None
+        trials = study.get_trials(deepcopy=False)
+        promised = resuming.promises(self._history, scale, trials, numbers, self._steps)
+        bar = resuming.MARGIN * max(best, forecast.pace(self._history, scale))
+        number = resuming.choose(self._paused, promised, bar)
+        if number is None:
+            return None
+        study._storage.set_trial_user_attr(trial._trial_id, Attr.RESUMES, number)
+        study._storage.set_trial_user_attr(trial._trial_id, Attr.PROPOSED_BY, RESUMED)
+        return Continued(trials[number])
 
     def _moves(self, study: Study, trial: FrozenTrial, seen: Stack, random: Generator) -> list[Draft]:
         """Return candidates near members of the front, each member in turn."""
@@ -268,12 +300,17 @@ class ProposalSampler(WrappedSampler):
         expected: Floats = np.exp(self._costs.predict(self._history.features(parameters))[0])
         return expected
 
-    def _gains(self, seen: Stack, params: Sequence[Mapping[str, Any]], known: Floats, steps: Sequence[int]) -> Floats:
+    def _points(self, known: Floats) -> Floats:
+        """Return the candidates' known objectives, more is better, with 0 for the observed one: (candidates, all)."""
+        assert self._history.observed is not None
+        found: Floats = np.insert(known, self._history.observed, 0.0, axis=1) * self._history.sign
+        return found
+
+    def _gains(
+        self, scale: Scale, seen: Stack, params: Sequence[Mapping[str, Any]], points: Floats, steps: Sequence[int]
+    ) -> Floats:
         """Return the expected gain of each candidate, (candidates,)."""
         history = self._history
-        assert history.observed is not None
-        points = np.insert(known, history.observed, 0.0, axis=1) * history.sign  # (candidates, objectives)
-        scale = _scale(history, seen, points, self._units)
         front = scale.transform(seen.points[seen.feasible])
         front = front[pareto.members(front)]
         self._learn(scale, _latest(seen))

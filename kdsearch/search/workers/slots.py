@@ -114,7 +114,7 @@ def _copy_work(study: Study, slot: FrozenTrial, source: FrozenTrial | None) -> N
     attrs: dict[str, Any] = {} if source is None else source.user_attrs
     fixed = {} if source is None else source.system_attrs[FIXED]
     study._storage.set_trial_system_attr(slot._trial_id, FIXED, fixed)
-    for name in (Attr.ANCHOR, Attr.RETRY_OF):
+    for name in (Attr.ANCHOR, Attr.RETRY_OF, Attr.RESUMES):
         if name in attrs or name in slot.user_attrs:
             study._storage.set_trial_user_attr(slot._trial_id, name, attrs.get(name))
 
@@ -143,7 +143,7 @@ def hand_back(study: Study, trial: FrozenTrial, reason: str) -> bool:
         return False
     fixed = {**trial.system_attrs.get(FIXED, {}), **trial.params}
     if fixed:
-        anchor = trial.user_attrs.get(Attr.ANCHOR)
-        named = {} if anchor is None else {Attr.ANCHOR: anchor}
+        attrs = trial.user_attrs
+        named = {name: attrs[name] for name in (Attr.ANCHOR, Attr.RESUMES) if attrs.get(name) is not None}
         study.enqueue_trial(fixed, user_attrs={Attr.RETRY_OF: trial.number, **named})
     return True

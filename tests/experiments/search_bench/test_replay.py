@@ -10,8 +10,11 @@ from optuna.trial import TrialState
 from kdsearch import pareto
 from kdsearch.experiments.search_bench import replay as replays
 from kdsearch.experiments.search_bench import tables
+from kdsearch.experiments.search_bench.problems import Family
 from kdsearch.experiments.search_bench.replay import METHODS, Archive, Arm, Replay, replay
 from kdsearch.records import Attr
+from kdsearch.search.budget import epochs_run, epochs_spent
+from kdsearch.search.sampling import resuming
 
 ARMS = [
     *(Arm("random", "all", method) for method in METHODS),
@@ -31,18 +34,19 @@ def test_the_figures_of_a_replay_add_up(table, arm):
     one = Replay(table, arm, seed=3, budget=70)
     run = one.run()
     trials = one.study.trials
-    epochs = [max(map(int, trial.user_attrs[Attr.CURVE])) for trial in trials]
-    assert run.spent == sum(epochs) <= 70
+    epochs = [epochs_run(trial) for trial in trials]
+    assert run.spent == epochs_spent(trials) <= 70
     if arm.method != "oracle":  # which may run out of rows
         assert run.spent == 70
     assert run.trials == len(trials)
-    assert run.trained >= sum(count > 0 for count in epochs)
+    assert run.trained + run.resumed >= sum(count > 0 for count in epochs)
     assert not any(trial.state == TrialState.RUNNING for trial in trials)
     members = [trial.values for trial in one.study.best_trials]
     assert run.best_trials[-1][1] == pytest.approx(hypervolume(members, table))
     seen = [point for trial in trials for point in trial.user_attrs[Attr.CURVE].values() if point[0] is not None]
     assert run.checkpoints[-1][1] == pytest.approx(hypervolume(seen, table))
-    for steps in (run.best_trials, run.checkpoints):
+    assert run.by_truth[-1][1] >= run.checkpoints[-1][1] - 1e-12
+    for steps in (run.best_trials, run.checkpoints, run.by_truth):
         assert steps == sorted(set(steps))
         assert all(epoch <= run.spent for epoch, _ in steps)
     assert run.checkpoints[-1][1] >= run.best_trials[-1][1] - 1e-12
@@ -111,6 +115,21 @@ def test_a_stopped_trial_is_complete_and_a_pruned_one_is_not(table):
     for trial in one.study.trials:
         if Attr.STOPPED_AT in trial.user_attrs:
             assert trial.state == TrialState.COMPLETE
+
+
+def test_a_resumed_trial_repeats_the_ended_ones_curve_and_costs_the_rest(monkeypatch):
+    monkeypatch.setattr(resuming, "MARGIN", 0.0)
+    one = Replay(Family("late-bloomers"), Arm("random", "all", "resume"), seed=0, budget=200)
+    run = one.run()
+    trials = one.study.trials
+    pairs = [(trials[t.user_attrs[Attr.RESUMES]], t) for t in trials if Attr.RESUMES in t.user_attrs]
+    assert run.resumed == len(pairs) > 0
+    assert run.spent == epochs_spent(trials) == 200
+    for before, after in pairs:
+        assert after.params == before.params
+        assert after.user_attrs[Attr.RESUMED] == epochs_run(before)
+        assert after.user_attrs[Attr.CURVE].items() >= before.user_attrs[Attr.CURVE].items()
+        assert Attr.AUDIT not in after.user_attrs  # an audit is of trials drawn at random
 
 
 def test_the_archive_holds_what_hypervolume_says(table):

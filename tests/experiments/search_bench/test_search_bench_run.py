@@ -39,7 +39,8 @@ def made(table, steps, arm="random/all/none", budget=100):
 
 def test_rules_and_proposals_are_crossed_in_full_and_what_ships_is_an_arm():
     plain, full = arms(full=False, sampled=True), arms(full=True, sampled=True)
-    assert {arm.method for arm in plain if arm.sampler == "random"} == set(METHODS)
+    assert {arm.method for arm in plain if arm.sampler == "random"} == set(METHODS) - {"resume"}
+    assert Arm("tpe", "all", "resume") in full
     assert {arm.method for arm in plain if (arm.sampler, arm.epochs) == ("tpe", "all")} == set(search.CHOICES)
     assert search.SHIPPED in plain
     assert search.SHIPPED not in arms(full=False, sampled=False)
@@ -164,6 +165,7 @@ def test_names_stand_for_several_problems(tmp_path):
     assert search.expanded(["families"]) == [f"family:{name}" for name in FAMILIES]
     assert search.expanded([f"lcbench:{tmp_path}"]) == [f"lcbench:{tmp_path}:b"]
     assert search.expanded([f"lcbench-tuning:{tmp_path}"]) == [f"lcbench:{tmp_path}:a", f"lcbench:{tmp_path}:c"]
+    assert search.expanded([f"lcbench:{tmp_path}:3945"]) == [f"lcbench:{tmp_path}:3945"]
     with pytest.raises(KdsearchError, match="lcbench:PATH must be a folder"):
         search.expanded(["lcbench:nowhere"])
     with pytest.raises(KdsearchError, match="a family must be one of"):

@@ -12,8 +12,10 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import pareto, report
+from kdsearch.pruning.history import History
+from kdsearch.pruning.scale import make_scale
 from kdsearch.records import Attr
-from kdsearch.search.sampling import samplers
+from kdsearch.search.sampling import resuming, samplers
 from kdsearch.search.sampling.proposals import Near, ProposalSampler
 
 MAX2 = ["maximize", "maximize"]
@@ -335,3 +337,81 @@ def test_who_gained_lately_proposes_more(good, low, high):
     sampler = proposing(compete=True)
     sampler._history.update(study)
     assert low <= sampler._share_of_model(study, sampler._history.curves()) <= high
+
+
+class Shelf:
+    """Paused trials of which all but the given ones were claimed by others."""
+
+    def __init__(self, numbers, free=None):
+        self.numbers, self.free, self.dropped = list(numbers), free, []
+
+    def offered(self):
+        return self.numbers
+
+    def take(self, number):
+        return self.free is None or number in self.free
+
+    def drop(self, number):
+        self.dropped.append(number)
+
+
+def paused_study(monkeypatch, shelf, margin):
+    """Eight whole trials, then eight that ended after their first step, then one more."""
+    monkeypatch.setattr(resuming, "MARGIN", margin)
+    study = optuna.create_study(directions=MAX2, sampler=proposing(paused=shelf))
+
+    def ended(trial):
+        config = suggest(trial)
+        trial.set_user_attr(Attr.CONFIG, config)
+        report(trial, (None, ratio(config)), 0)
+        for step, accuracy in enumerate(accuracies(config)[: STEPS if trial.number < 8 else 1], 1):
+            report(trial, (accuracy, ratio(config)), step)
+        if trial.number < 8:
+            return accuracies(config)[-1], ratio(config)
+        raise optuna.TrialPruned
+
+    study.optimize(ended, n_trials=16)
+    shelf.numbers = list(range(8, 16))
+    trial = study.ask()
+    suggest(trial)
+    return study, trial
+
+
+def test_the_most_promising_ended_trial_goes_on_where_nothing_promises_more(monkeypatch):
+    study, trial = paused_study(monkeypatch, Shelf([]), margin=-1.0)
+    number = resuming.resumed(trial)
+    assert 8 <= number < 16
+    assert trial.user_attrs[Attr.RESUMES] == number
+    assert trial.params == study.trials[number].params
+    assert study.trials[trial.number].user_attrs[Attr.PROPOSED_BY] == "resumed"
+
+
+def test_a_candidate_goes_first_where_it_promises_more(monkeypatch):
+    _, trial = paused_study(monkeypatch, Shelf([]), margin=1e9)
+    assert resuming.resumed(trial) is None
+
+
+def test_what_another_worker_has_claimed_is_left_to_it(monkeypatch):
+    _, trial = paused_study(monkeypatch, Shelf([], free=[9]), margin=-1.0)
+    assert resuming.resumed(trial) == 9
+    _, trial = paused_study(monkeypatch, Shelf([], free=[]), margin=-1.0)
+    assert resuming.resumed(trial) is None
+
+
+def test_the_least_promising_lose_their_checkpoints(monkeypatch):
+    shelf = Shelf([])
+    monkeypatch.setattr(resuming, "MOST", 3)
+    paused_study(monkeypatch, shelf, margin=1e9)
+    assert len(shelf.dropped) == len(set(shelf.dropped)) == 5
+
+
+def test_a_trial_at_its_end_promises_nothing(monkeypatch):
+    study, _ = paused_study(monkeypatch, Shelf([]), margin=1e9)
+    history = History()
+    history.update(study)
+    points = history.curves().points
+    scale = make_scale(points, history.sign, history.observed, lowest=float(points[:, 0].min()))
+    promised = resuming.promises(history, scale, study.trials, range(99), lambda config: STEPS)
+    assert sorted(promised) == list(range(8, 16))
+    assert list(promised.values()) == sorted(promised.values(), reverse=True)
+    assert resuming.promises(history, scale, study.trials, range(99), lambda config: 1) == {}
