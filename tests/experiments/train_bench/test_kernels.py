@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from kdsearch import spec
 from kdsearch.distil import train
-from kdsearch.experiments.train_bench import budget, kernels
+from kdsearch.experiments.train_bench import kernels, paper_budget
 from kdsearch.experiments.train_bench.kernels import Op
 
 C5 = {"convolution": 38, "batch norm": 26, "casts": 5, "optimiser": 1, "rest": 62}
@@ -19,7 +19,7 @@ C5 = {"convolution": 38, "batch norm": 26, "casts": 5, "optimiser": 1, "rest": 6
 def c5() -> list[Op]:
     shipped = spec.load(spec.shipped("cifar10"))
     config = shipped.anchors["c5"].config
-    return budget.step_of(budget.student(config), shipped.student.recipe, config["batch_size"], taught=True)
+    return paper_budget.step_of(paper_budget.student(config), shipped.student.recipe, config["batch_size"], taught=True)
 
 
 def test_views_and_empty_memory_are_no_kernels_and_work_is_counted():
@@ -50,13 +50,13 @@ def test_a_step_of_c5_has_no_avoidable_kernels(c5: list[Op]):
 
 def test_the_reports_table_has_the_counts(c5: list[Op]):
     text = (Path(__file__).parents[3] / "reports" / "README.md").read_text()
-    assert budget.described("c5", c5) in text
+    assert paper_budget.described("c5", c5) in text
 
 
 @pytest.mark.slow
 def test_the_reports_tables_are_what_the_budget_prints(capsys: pytest.CaptureFixture[str]):
     text = (Path(__file__).parents[3] / "reports" / "README.md").read_text()
-    budget.main()
+    paper_budget.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(lines) == 12
     assert [line for line in lines if line not in text] == []

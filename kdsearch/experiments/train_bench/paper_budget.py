@@ -1,6 +1,6 @@
 """The 100-trial study on an H100 as a budget on paper: parts counted from kernels, bytes and operations.
 
-`python -m kdsearch.experiments.train_bench.budget` prints the tables of reports/README.md. Nothing here is measured: an
+`python -m kdsearch.experiments.train_bench.paper_budget` prints the tables of reports/README.md. Nothing here is measured: an
 operator takes the longest of its launches, its bytes and its operations, at the data sheet's full rates.
 """
 
