@@ -179,7 +179,7 @@ def _microseconds(data: StudyData, row: dict[str, Any]) -> str:
     times = (number(row.get("microseconds")), f"an image at batch {batch}"), (
         number(row.get("microseconds_1")), "at batch 1"
     )  # fmt: skip
-    return ", ".join(f"{value:.3g} µs {what}" for value, what in times if value > 0)
+    return ", ".join(f"{formatting.microseconds(value)} µs {what}" for value, what in times if value > 0)
 
 
 def _below(of: Standing) -> str:

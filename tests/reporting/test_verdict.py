@@ -113,6 +113,8 @@ def test_what_was_confirmed_is_what_the_verdict_says_and_like_is_compared_with_l
 def test_microseconds_stand_where_they_are_known(data: StudyData):
     row = data.trials.to_dict("records")[3] | {"microseconds": 1.234, "microseconds_1": 12.6}
     assert "; 1.23 µs an image at batch 1000, 12.6 µs at batch 1;" in worth(data, row)
+    slow = row | {"microseconds": 1238.0, "microseconds_1": 2912.0}
+    assert "; 1,238 µs an image at batch 1000, 2,912 µs at batch 1;" in worth(data, slow)
 
 
 @pytest.mark.parametrize(
