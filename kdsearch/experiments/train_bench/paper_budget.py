@@ -1,7 +1,7 @@
 """The 100-trial study on an H100 as a budget on paper: parts counted from kernels, bytes and operations.
 
-`python -m kdsearch.experiments.train_bench.paper_budget` prints the tables of reports/README.md. Nothing here is measured: an
-operator takes the longest of its launches, its bytes and its operations, at the data sheet's full rates.
+`python -m kdsearch.experiments.train_bench.paper_budget` prints the tables of reports/README.md. Nothing here is
+measured: an operator takes the longest of its launches, its bytes and its operations, at the data sheet's full rates.
 """
 
 from __future__ import annotations
