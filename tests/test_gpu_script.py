@@ -109,6 +109,12 @@ def test_what_runs_too_long_is_told_to_end_and_is_not_done(machine: Machine):
     assert machine.done == []
 
 
+def test_a_study_that_the_clock_ended_has_a_report_if_that_fits(machine: Machine):
+    assert "\nran" not in machine.call("study", STOP="0").stdout  # no study was begun
+    assert "\nran" in machine.call("study", STOP="2", SLOW="optimize").stdout
+    assert "\nran" not in machine.call("study", STOP="2", GRACE="4", SLOW="cifar10-gpu").stdout  # it would take 30 s
+
+
 def test_a_piece_that_fails_is_named_and_the_others_run(machine: Machine):
     ended = machine.call("slides", "recipes", BAD="slides")
     assert ended.returncode == 1
