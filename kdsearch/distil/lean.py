@@ -108,9 +108,8 @@ class Lean:
         if pairs:
             gradients, found, _ = map(list, zip(*pairs, strict=True))
             torch._foreach_copy_(gradients, found)
-        for parts in self._unseen.values():
-            for part in parts:
-                part.zero_()
+        if empty := [part for parts in self._unseen.values() for part in parts]:
+            torch._foreach_zero_(empty)
         for gradient, _, weight in pairs:
             weight.grad = gradient
 
