@@ -49,7 +49,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Fails a test that was skipped although `.ci/run` says that this machine serves its marks."""
     report = yield
     served = set(os.environ.get("KDSEARCH_REQUIRED_MARKS", "").split())
-    wanted = {mark.name for mark in item.iter_markers()} & {"slow", "cuda", "browser", "postgres", "real_data"}
+    wanted = {mark.name for mark in item.iter_markers()} & {"slow", "cuda", "browser", "postgres", "real_data", "peers"}
     if report.skipped and served and wanted <= served:
         report.outcome = "failed"
         report.longrepr = f"skipped, although it is served here ({', '.join(sorted(wanted))}): {report.longrepr}"

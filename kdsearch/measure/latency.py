@@ -62,7 +62,7 @@ def _once(call: Call, device: torch.device) -> float:
 
 
 def _pairs(
-    teacher: Call, student: Call, device: torch.device, least: float = SAMPLE_SECONDS, most: int = MAX_PAIRS
+    teacher: Call, student: Call, device: torch.device, least: float = SAMPLE_SECONDS, most: int | None = None
 ) -> Pairs:
     """Return alternating samples of teacher and student: as many pairs as fit in `SITTING_SECONDS`, within limits.
 
@@ -70,13 +70,13 @@ def _pairs(
         teacher, student: one inference of a batch each.
         device: where they run.
         least: minimum seconds of a sample.
-        most: number of pairs, at least MIN_PAIRS.
+        most: number of pairs, at least MIN_PAIRS; None: MAX_PAIRS.
     """
     once = _once(teacher, device), _once(student, device)
     sample = max(least, SAMPLE_SHARE * max(once))
     often = [math.ceil(sample / seconds) for seconds in once]
     fit = int(SITTING_SECONDS / sum(times * seconds for times, seconds in zip(often, once, strict=True)))
-    count = max(MIN_PAIRS, min(most, fit))
+    count = max(MIN_PAIRS, min(MAX_PAIRS if most is None else most, fit))
     pairs = [(_seconds(teacher, often[0], device), _seconds(student, often[1], device)) for _ in range(count)]
     return [of_teacher for of_teacher, _ in pairs], [of_student for _, of_student in pairs]
 

@@ -65,6 +65,7 @@ def test_only_what_is_installed_is_an_arm():
 
 
 @pytest.mark.slow
+@pytest.mark.peers
 @pytest.mark.parametrize("method", peers.PACKAGES)
 def test_a_peer_spends_its_budget_alike_by_its_seed(family, method):
     if peers.version(method) is None:
