@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from types import TracebackType
 
 import torch
@@ -46,12 +45,12 @@ class Lean:
         self._copies: list[Tensor] = [copy for _, _, _, copy in self._places]
         # written in place: a captured step's optimiser reads these addresses
         self._gradients = [torch.empty_like(weight) for weight in self._weights]
-        self._unseen: dict[int, list[Tensor]] = {}  # by layer: the parts of its gradient that stay 0
-        self._watched = [
-            (index, module)
-            for index, (module, name, weight, _) in enumerate(self._places)
+        self._unseen: list[Tensor] = []  # the parts of gradients that stay 0
+        self._fresh = {  # gradients of layers whose input has not been seen yet
+            module: gradient
+            for (module, name, weight, _), gradient in zip(self._places, self._gradients, strict=True)
             if isinstance(module, nn.Conv2d) and name == "weight" and weight.device.type == "cpu"
-        ]
+        }
         self._hooks: list[RemovableHandle] = []
         self.steps = 0  # taken in this epoch
 
@@ -62,20 +61,16 @@ class Lean:
             norm.num_batches_tracked = None
         for module, name, _, copy in self._places:
             setattr(module, name, copy)
-        self._hooks = [
-            module.register_forward_pre_hook(partial(self._look, index))
-            for index, module in self._watched
-            if index not in self._unseen
-        ]
+        self._hooks = [module.register_forward_pre_hook(self._look) for module in self._fresh]
         return self
 
-    def _look(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _look(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Note, at a layer's first input, which parts of its kernels see padding alone."""
-        if index not in self._unseen:
-            assert isinstance(module, nn.Conv2d)
+        assert isinstance(module, nn.Conv2d)
+        gradient = self._fresh.pop(module, None)
+        if gradient is not None:
             rows, columns = unseen(module, inputs[0].shape[-2:])
-            gradient = self._gradients[index]
-            self._unseen[index] = [gradient[:, :, row] for row in rows] + [gradient[..., column] for column in columns]
+            self._unseen += [gradient[:, :, row] for row in rows] + [gradient[..., column] for column in columns]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -108,8 +103,8 @@ class Lean:
         if pairs:
             gradients, found, _ = map(list, zip(*pairs, strict=True))
             torch._foreach_copy_(gradients, found)
-        if empty := [part for parts in self._unseen.values() for part in parts]:
-            torch._foreach_zero_(empty)
+        if self._unseen:
+            torch._foreach_zero_(self._unseen)
         for gradient, _, weight in pairs:
             weight.grad = gradient
 

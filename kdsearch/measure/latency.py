@@ -221,9 +221,9 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     Interleaved, warmed up and synchronised, with freed memory kept (`machine.keep_freed_memory`) as training keeps it:
     else the MNIST teacher's call takes 0.83 s in a fresh process and 0.68 s in one that has trained. On a CPU the calls
     are eager, with as many threads as the caller has set; on CUDA the ratio is of replayed graphs, channels last where
-    a network convolves, with that of a few eager calls beside it; the teacher's
-    graph is captured once a process. A replay finds in the GPU's L2 cache what fits there of
-    weights and of the one batch, as a server under load would. A single image is timed in the same way after the batch.
+    a network convolves, with that of a few eager calls beside it; the teacher's graph is captured once a process. A
+    replay finds in the GPU's L2 cache what fits there of weights and of the one batch, as a server under load would. A
+    single image is timed in the same way after the batch.
 
     Args:
         teacher, student: on the batch's device; left in evaluation mode.
@@ -236,7 +236,7 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     with torch.inference_mode(), on_device:
         one_teacher, one_student = for_teacher[:1], for_student[:1]
         # on CUDA the eager ratio only stands beside the one that counts
-        most = MIN_PAIRS if device.type == "cuda" else MAX_PAIRS
+        most = MIN_PAIRS if device.type == "cuda" else None
         timed = eager = _pairs(lambda: teacher(for_teacher), lambda: student(for_student), device, most=most)
         if device.type == "cuda":
             of_teacher, of_one = (_once_a_process(teacher, part, _graphed) for part in (for_teacher, one_teacher))

@@ -15,8 +15,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from kdsearch import storage
-from kdsearch.distil import precision, teacher
 from kdsearch.distil import precision as precisions
+from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.records import Attr, Config, Progress, StudyAttr, TeacherFacts
@@ -384,7 +384,7 @@ def join(
     if not budget.over(study.get_trials(deepcopy=False)):
         study.pruner = PRUNERS[found.pruner](plan)
         warn_of_slowness(plan, progress)
-        for note in precision.warnings(plan.precision, plan.device):
+        for note in precisions.warnings(plan.precision, plan.device):
             progress.warning(note)
         workshop = Workshop.open(plan, progress)
         try:

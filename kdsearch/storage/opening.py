@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kdsearch.errors import StorageError
 from kdsearch.records import StudyAttr
 from kdsearch.storage.masking import JOURNAL, first_line, hidden, is_torn, masked, trouble
-from kdsearch.system import files
+from kdsearch.system import mounts
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -137,7 +137,7 @@ def warning(url: str) -> str | None:
     from sqlalchemy.engine import make_url
 
     path = make_url(url).database if url.startswith("sqlite") else None
-    kind = files.shared_kind(Path(path)) if path else None
+    kind = mounts.shared_kind(Path(path)) if path else None
     if kind is None:
         return None
     return (

@@ -1,4 +1,4 @@
 """The machine: devices, seeds, files, signals, plugins.
 
-Others use `files`, `machine`, `plugins`, `signals`.
+Others use `files`, `machine`, `mounts`, `plugins`, `signals`.
 """

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written whole or not at all; and whether a file system is shared with other machines."""
+"""Atomic writes: a file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from kdsearch.errors import KdsearchError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-
-import re
-import subprocess
-import sys
 
 DIGEST = "digest"  # in the metadata of tensors: safetensors detects a short file, but not a changed byte
 STALE_SECONDS = 3600  # age from which a temporary file is no longer being written
@@ -184,58 +179,3 @@ def blank_digest(key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> hashli
 
 def _named(key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
     return repr((key, dtype, shape)).encode()
-
-
-SHARED = {
-    "9p", "afs", "afpfs", "beegfs", "ceph", "cifs", "fhgfs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
-    "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
-    "panfs", "smb3", "smbfs", "vboxsf", "virtiofs", "webdav", "wekafs",
-}  # fmt: skip
-ESCAPED = re.compile(r"\\([0-7]{3})")
-
-
-def shared_kind(path: Path) -> str | None:
-    """Return the kind of network file system of a path, existing or not; None if it is local or unknown.
-
-    path: of a file, which need not exist.
-    """
-    try:
-        if sys.platform == "darwin":
-            text = subprocess.run(["/sbin/mount"], capture_output=True, text=True, timeout=5, check=True).stdout
-            mounts = list(parsed_mount(text))
-        else:
-            text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-            mounts = list(parsed_mountinfo(text))
-    except (OSError, subprocess.SubprocessError):
-        return None
-    kind = kind_of(path.resolve(), mounts)
-    return kind if kind in SHARED else None
-
-
-def kind_of(path: Path, mounts: list[tuple[Path, str]]) -> str | None:
-    """Return the file system of a path: that of the deepest mount point above it, the last one if there are several.
-
-    Args:
-        path: absolute, without links.
-        mounts: mount points and their file systems, in the order of mounting.
-    """
-    above = [
-        (len(point.parts), number, kind) for number, (point, kind) in enumerate(mounts) if path.is_relative_to(point)
-    ]
-    return max(above)[2] if above else None
-
-
-def parsed_mountinfo(text: str) -> Iterator[tuple[Path, str]]:
-    """Yield mount points and file systems of Linux's /proc/self/mountinfo (proc(5): the kind follows a lone hyphen)."""
-    for line in text.splitlines():
-        words = line.split(" ")
-        if "-" in words[6:]:
-            point = ESCAPED.sub(lambda code: chr(int(code[1], 8)), words[4])
-            yield Path(point), words[words.index("-", 6) + 1]
-
-
-def parsed_mount(text: str) -> Iterator[tuple[Path, str]]:
-    """Yield mount points and file systems of macOS's `mount`: "//ann@server/share on /Volumes/share (smbfs, nodev)"."""
-    for line in text.splitlines():
-        if found := re.fullmatch(r".* on (/.*) \((\w+)[,)].*", line):
-            yield Path(found[1]), found[2]

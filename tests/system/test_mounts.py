@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdsearch import storage
-from kdsearch.system import files
+from kdsearch.system import mounts
 
 MOUNTINFO = r"""24 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 25 24 0:22 / /proc rw,nosuid - proc proc rw
@@ -35,27 +35,27 @@ files:/export on /Volumes/home (nfs)
     ],
 )
 def test_the_deepest_and_last_mount_counts(path: str, kind: str):
-    assert files.kind_of(Path(path), list(files.parsed_mountinfo(MOUNTINFO))) == kind
+    assert mounts.kind_of(Path(path), list(mounts.parsed_mountinfo(MOUNTINFO))) == kind
 
 
 def test_macs_mounts_are_read():
-    assert list(files.parsed_mount(MOUNT)) == [
+    assert list(mounts.parsed_mount(MOUNT)) == [
         (Path("/"), "apfs"), (Path("/Volumes/lab data"), "smbfs"), (Path("/Volumes/home"), "nfs"),
     ]  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as Linux tells it")
 def test_this_machines_mounts_agree_with_the_devices_that_stat_sees():
-    points = dict(files.parsed_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8")))
+    points = dict(mounts.parsed_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8")))
     assert points[Path("/proc")] == "proc"
     assert all(os.path.ismount(point) for point in points if point in (Path("/"), Path("/proc")))
-    assert files.shared_kind(Path("/proc/none.db")) is None
+    assert mounts.shared_kind(Path("/proc/none.db")) is None
 
 
 def test_only_sqlite_is_warned_of(monkeypatch: pytest.MonkeyPatch):
     assert storage.warning("journal:/home/k.log") is None
     assert storage.warning("postgresql://db/kd") is None
-    monkeypatch.setattr(files, "SHARED", {files.kind_of(Path.cwd(), _here())})
+    monkeypatch.setattr(mounts, "SHARED", {mounts.kind_of(Path.cwd(), _here())})
     line = storage.warning("sqlite:///k.db")
     assert line is not None
     assert "may lose trials" in line
@@ -64,5 +64,5 @@ def test_only_sqlite_is_warned_of(monkeypatch: pytest.MonkeyPatch):
 
 def _here() -> list[tuple[Path, str]]:
     if sys.platform == "linux":
-        return list(files.parsed_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8")))
-    return list(files.parsed_mount(MOUNT))
+        return list(mounts.parsed_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8")))
+    return list(mounts.parsed_mount(MOUNT))

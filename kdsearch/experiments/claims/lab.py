@@ -199,9 +199,7 @@ class Lab:
     def teacher_scores(self, which: Literal["whole", "half"] = "whole") -> Scores:
         """Return on which test images the teachers are right, repeated for each seed."""
         test = self.split.test
-        rows = [
-            hits(self.teacher_of(which, number).network, test, self.split.prepare) for number in range(self.teachers)
-        ]
+        rows = [self.teacher_of(which, number).hits(test) for number in range(self.teachers)]
         found = np.array([row.cpu().numpy() for row in rows], dtype=np.float64)[:, None]
         return np.broadcast_to(found, (self.teachers, self.seeds, found.shape[2]))
 
