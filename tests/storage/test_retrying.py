@@ -37,10 +37,10 @@ def lock(tmp_path: Path, impatient: RDBStorage) -> Iterator[sqlite3.Connection]:
     other.close()
 
 
-@pytest.fixture
-def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a signal leaves behind in this process is gone after the test."""
-    monkeypatch.setattr(signals, "_state", signals._state)
+@pytest.fixture(autouse=True)
+def _own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No signal of an earlier test is seen, and none of this one later: after one, patience is short."""
+    monkeypatch.setattr(signals, "_state", signals._Signals())
 
 
 def refusal(url: str, *statements: str) -> DBAPIError:
@@ -132,7 +132,7 @@ def test_it_gives_up_after_its_time_and_waits_longer_each_time(impatient: RDBSto
     assert retrying.LONGEST < sum(waits) <= retrying.LONGEST + retrying.LONGEST_WAIT
 
 
-@pytest.mark.usefixtures("lock", "_as_it_was")
+@pytest.mark.usefixtures("lock")
 def test_a_process_that_was_told_to_end_waits_for_seconds_only(impatient: RDBStorage, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(retrying, "LAST", 0.1)
     backend = retrying.patient(impatient)
@@ -145,7 +145,7 @@ def test_a_process_that_was_told_to_end_waits_for_seconds_only(impatient: RDBSto
     assert time.monotonic() - begin < 5
 
 
-@pytest.mark.usefixtures("lock", "_as_it_was")
+@pytest.mark.usefixtures("lock")
 def test_a_wait_ends_where_the_process_is_told_to_end(impatient: RDBStorage):
     with signals.handled():
         teller = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
