@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -193,7 +192,7 @@ class Steps:
         graph = torch.cuda.CUDAGraph()
         device, current = torch.cuda.current_device(), torch.cuda.current_stream(self._device)
         try:
-            with no_collector(), torch.cuda.graph(graph, stream=self._side(), capture_error_mode="thread_local"):
+            with machine.capture(graph, self._side()):
                 self._take(*self._read)
         except RuntimeError as error:  # a network from elsewhere may do within its forward pass what torch does not see
             torch.cuda.set_stream(current)  # torch leaves the capture's as the current one
@@ -205,19 +204,6 @@ class Steps:
             return False
         self._graph = graph
         return True
-
-
-@contextmanager
-def no_collector() -> Iterator[None]:
-    """Collects what is unreachable, and runs its body without the collector: what that frees may end a capture."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _mend(graph: torch.cuda.CUDAGraph, index: int) -> None:

@@ -172,7 +172,7 @@ def _graphed(network: nn.Module, batch: Tensor) -> Call:
             network(static)
     torch.cuda.current_stream(batch.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
+    with machine.capture(graph, side):
         network(static)
 
     def replay() -> None:

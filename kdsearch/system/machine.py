@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import platform
@@ -194,6 +195,20 @@ def side_stream(index: int) -> torch.cuda.Stream:
     `side_stream.cache_clear()` gives a new one, after a capture that failed on it.
     """
     return torch.cuda.Stream(torch.device("cuda", index))
+
+
+@contextmanager
+def capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
+    """Captures the body's kernels in a graph, without the collector: what it frees may end a capture."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def cuda_index(device: torch.device) -> int:
