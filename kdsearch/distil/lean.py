@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import TracebackType
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from types import ModuleType, TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ class Lean:
     In bfloat16 its convolutions and dense layers hold bfloat16 copies of their weights. All are cast at once by `cast`
     (one fused kernel on CUDA instead of one a layer), and their gradients by `collect`; the arithmetic is that of
     autocast, under which forward passes still run. Batch norm does not count batches on the device; on leaving, the
-    counts are as if it had. On a CPU the parts of a gradient that oneDNN leaves unwritten are 0 (`unseen`).
+    counts are as if it had. On a CPU the parts of a gradient that oneDNN leaves unwritten are 0 (`unseen`); on CUDA
+    batch norm and max pooling are our own kernels (`gpu_layers`).
 
     Args:
         network: the optimiser's parameters are its; it must be in its memory format already.
@@ -52,6 +55,7 @@ class Lean:
             if isinstance(module, nn.Conv2d) and name == "weight" and weight.device.type == "cpu"
         }
         self._hooks: list[RemovableHandle] = []
+        self._own = _own_layers(network) if bf16 else []
         self.steps = 0  # taken in this epoch
 
     def __enter__(self) -> Lean:
@@ -61,6 +65,8 @@ class Lean:
             norm.num_batches_tracked = None
         for module, name, _, copy in self._places:
             setattr(module, name, copy)
+        for module, forward in self._own:
+            module.forward = forward  # type: ignore[method-assign]
         self._hooks = [module.register_forward_pre_hook(self._look) for module in self._fresh]
         return self
 
@@ -81,6 +87,8 @@ class Lean:
             torch._foreach_add_(self._counts, self.steps)
         for module, name, weight, _ in self._places:
             setattr(module, name, weight)
+        for module, _ in self._own:
+            del module.forward
         for hook in self._hooks:
             hook.remove()
 
@@ -107,6 +115,38 @@ class Lean:
             torch._foreach_zero_(self._unseen)
         for gradient, _, weight in pairs:
             weight.grad = gradient
+
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def _own_layers(network: nn.Module) -> list[tuple[nn.Module, Forward]]:
+    """Return the batch norms and max poolings on CUDA that `gpu_layers` knows, each with its forward pass there."""
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    layers = own_kernels(device) if device.type == "cuda" else None
+    if layers is None:
+        return []
+    return [
+        (module, partial(forward, module))
+        for module in network.modules()
+        if (forward := layers.forward_of(module)) is not None
+    ]
+
+
+@cache
+def own_kernels(device: torch.device) -> ModuleType | None:
+    """Return the module of our own kernels where Triton compiles them: it needs a C compiler and comes with torch."""
+    try:
+        from kdsearch.distil import gpu_layers as layers
+
+        layers.trial(device)
+    except Exception as error:  # of an import, a compiler or a driver: torch's own layers do the same
+        reason = " ".join(str(error).split())[-200:]  # a compiler shows the source first
+        warnings.warn(
+            f"training uses torch's batch norm and max pooling, as Triton does not run: {reason}", stacklevel=2
+        )
+        return None
+    return layers
 
 
 def unseen(layer: nn.Conv2d, size: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -28,7 +28,9 @@ Pairs = tuple[list[float], list[float]]
 
 MIN_PAIRS = 7  # from 6 pairs on, the range of the ratios is a 95 % interval of their median
 MAX_PAIRS = 31
-SITTING_SECONDS = 1.5  # of one sitting, if MIN_PAIRS do not take longer: more sittings are better than longer ones
+# of one sitting, if MIN_PAIRS do not take longer: more sittings are better than longer ones. 31 pairs in 0.5 s on an
+# H200 gave an interval of 0.3 % of the ratio, and sittings differed by as much
+SITTING_SECONDS = {"cpu": 1.5, "cuda": 0.3}
 SITTINGS, APART = 3, 2.0  # of a student that is timed by itself; seconds of rest between sittings
 SAMPLE_SECONDS = 0.004  # a sample repeats a call for at least this long, below which the clock is noisy
 SAMPLE_SHARE = 0.1  # and for this share of the other network's call, so that a brief disturbance weighs alike in both
@@ -75,20 +77,21 @@ def _pairs(
     once = _once(teacher, device), _once(student, device)
     sample = max(least, SAMPLE_SHARE * max(once))
     often = [math.ceil(sample / seconds) for seconds in once]
-    fit = int(SITTING_SECONDS / sum(times * seconds for times, seconds in zip(often, once, strict=True)))
+    fit = int(SITTING_SECONDS[device.type] / sum(times * seconds for times, seconds in zip(often, once, strict=True)))
     count = max(MIN_PAIRS, min(MAX_PAIRS if most is None else most, fit))
     pairs = [(_seconds(teacher, often[0], device), _seconds(student, often[1], device)) for _ in range(count)]
     return [of_teacher for of_teacher, _ in pairs], [of_student for _, of_student in pairs]
 
 
-def sitting_seconds(teacher: float) -> float:
+def sitting_seconds(teacher: float, device_type: str) -> float:
     """Estimate the seconds of a sitting.
 
     Args:
         teacher: seconds of its call on a batch, most of a pair.
+        device_type: "cpu" or "cuda".
     """
     pair = (1 + SAMPLE_SHARE) * max(teacher, SAMPLE_SECONDS)
-    fit = max(MIN_PAIRS, min(MAX_PAIRS, int(SITTING_SECONDS / pair)))
+    fit = max(MIN_PAIRS, min(MAX_PAIRS, int(SITTING_SECONDS[device_type] / pair)))
     return fit * pair + 0.2  # 0.2: warm-up and single images
 
 

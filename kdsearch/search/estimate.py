@@ -319,7 +319,7 @@ def timing_seconds(plan: Plan, network: nn.Module, config: Config) -> float:
     with machine.threads(plan.spec.latency.threads):
         once = call_seconds(partial(network.eval(), plan.split.example(batch)), plan.device)
     if once > SLOW_CALL and plan.cost != ONNX:
-        return latency.sitting_seconds(once)
+        return latency.sitting_seconds(once, plan.device.type)
     facts = TeacherFacts("", "", 0.0, None, 0, 0, 0.0)
     workshop = Workshop(plan.spec, plan.split, teacher.Teacher(network, plan.split.prepare, facts), plan.cost)
     begin = time.perf_counter()

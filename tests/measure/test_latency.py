@@ -182,14 +182,14 @@ def test_on_cuda_the_ratio_is_of_graphs_with_the_eager_one_beside_it():
 
 
 def test_slow_networks_are_timed_less_often_but_enough_for_an_interval(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(latency, "SITTING_SECONDS", 0.0)
+    monkeypatch.setitem(latency.SITTING_SECONDS, "cpu", 0.0)
     assert latency.measure(mlp(8), mlp(8), torch.zeros(1, 64)).pairs == latency.MIN_PAIRS
     assert 2 * 0.5**latency.MIN_PAIRS <= 0.05  # the range of so few holds the median in 95 % of cases
     assert len(latency.eager_pairs(mlp(8), mlp(8), torch.zeros(1, 64), to_host=False)[0]) == latency.MIN_PAIRS
 
 
 def test_a_sample_of_the_student_lasts_a_tenth_of_the_teachers_call(monkeypatch):
-    monkeypatch.setattr(latency, "SITTING_SECONDS", 0.0)
+    monkeypatch.setitem(latency.SITTING_SECONDS, "cpu", 0.0)
     calls = []
     timing = latency.compare(
         lambda: time.sleep(0.08), lambda: time.sleep(0.002) or calls.append(1), batch=1, kind="sleep"
@@ -206,4 +206,4 @@ def test_a_sitting_takes_as_long_as_its_pairs(monkeypatch: pytest.MonkeyPatch, t
     found = latency.compare(partial(clock.call, teacher), partial(clock.call, teacher / 100), batch=1, kind="fake")
     monkeypatch.undo()
     assert found.pairs == pytest.approx(pairs, abs=1)
-    assert latency.sitting_seconds(teacher) == pytest.approx(clock.now, rel=0.6)
+    assert latency.sitting_seconds(teacher, "cpu") == pytest.approx(clock.now, rel=0.6)

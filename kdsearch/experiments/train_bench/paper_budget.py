@@ -121,7 +121,7 @@ def parts(told: Callable[[str], object] = print) -> list[Part]:
     slow, views = kernels.seconds(asked) / 128, recipe.augment.views or high
     scored = VALIDATION * (low + high) / 2 + TEST
     fast = kernels.seconds(forward_of(student(c5.config), 500, bf16=False)) / 500
-    sitting = latency.sitting_seconds(kernels.seconds(forward_of(teacher, 64, bf16=False)) * 1024 / 64)
+    sitting = latency.sitting_seconds(kernels.seconds(forward_of(teacher, 64, bf16=False)) * 1024 / 64, "cuda")
     return [
         Part("teacher's training", f"{teacher_steps:,} steps of {1e3 * kernels.seconds(of_teacher):.2f} ms",
              teacher_steps * kernels.seconds(of_teacher)),
