@@ -19,7 +19,7 @@ from kdsearch.errors import StorageError
 from kdsearch.records import METRICS, Attr, ConfirmedRun, StudyAttr, against_teacher
 from kdsearch.reporting import confirmation, deck_rows, formatting, growth, importance
 from kdsearch.reporting.formatting import number, records
-from kdsearch.reporting.measured import measurements
+from kdsearch.reporting.measured import is_whole, measurements
 from kdsearch.spec import ReportSpec, StudySpec, from_dict
 from kdsearch.storage import masked
 
@@ -53,8 +53,8 @@ class StudyData:
         floor: validation accuracy from which it counts: see `growth.lowest`.
         trials: one row a trial, by number. `ratio`, `ratio_low`, `ratio_high` are over all `sittings` of its
             architecture (a trial's value in Optuna is its first one); where `covers` is False the interval is that of
-            one sitting. `microseconds` is the student's time an image at the study's batch, `microseconds_1` at batch
-            1. `accuracy` is that of the epoch that validation chose, `reason` says why a trial was pruned,
+            one sitting. `microseconds` is the student's time an image at the batch that was timed, `microseconds_1` at
+            batch 1. `accuracy` is that of the epoch that validation chose, `reason` says why a trial was pruned,
             stopped early or failed, `why` is what was stored of it, `against_teacher` counts test images by which of
             the two models is right (None: not stored), `saved` is how many epochs of its configuration a forecast
             saved, `epochs_spent` leaves out the epochs of its curve that another trial trained, `resumes` is the ended
@@ -114,6 +114,12 @@ class StudyData:
         """The rows of `trials` that no other complete trial dominates, by ratio ascending, then by number."""
         rows = self.trials[self.trials["on_front"].astype(bool)]
         return rows.sort_values(["ratio", "number"])
+
+    @property
+    def timed_batch(self) -> int | None:
+        """Images a batch in the trials' timings, more on a GPU than on a CPU; None where none is stored."""
+        found = (_mapping(trial.user_attrs.get(Attr.TIMING)).get("batch") for trial in self.stored)
+        return next((batch for batch in found if is_whole(batch, least=1)), None)
 
     @cached_property
     def importances(self) -> pd.DataFrame:

@@ -174,9 +174,8 @@ def _fast(data: StudyData, row: dict[str, Any]) -> str:
 
 
 def _microseconds(data: StudyData, row: dict[str, Any]) -> str:
-    """Format the time an image at the study's batch and at batch 1, as far as stored."""
-    batch = (data.study_file.get("latency") or {}).get("batch", "")
-    times = (number(row.get("microseconds")), f"an image at batch {batch}"), (
+    """Format the time an image at the batch that was timed and at batch 1, as far as stored."""
+    times = (number(row.get("microseconds")), f"an image at batch {data.timed_batch}"), (
         number(row.get("microseconds_1")), "at batch 1"
     )  # fmt: skip
     return ", ".join(f"{formatting.microseconds(value)} µs {what}" for value, what in times if value > 0)

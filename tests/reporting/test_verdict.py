@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from kdsearch.records import Attr
 from kdsearch.reporting.choice import ship
 from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.verdict import details, headline, knee, looks, picks, verdict, worth
@@ -98,7 +101,6 @@ def confirm(study, trial: int, accuracies: list[float], ratio: float) -> None:
 
 def test_what_was_confirmed_is_what_the_verdict_says_and_like_is_compared_with_like(typical):
     confirm(typical, 3, [0.972, 0.974, 0.976], 92.0)
-    typical.set_user_attr("study_file", {"latency": {"batch": 1000}})
     found = verdict(collect(typical, storage_url=URL))
     assert found.startswith(
         "Ship trial 3: 92.0 times as fast as the teacher, 0.4 points above its 97.0 % test accuracy"
@@ -110,7 +112,9 @@ def test_what_was_confirmed_is_what_the_verdict_says_and_like_is_compared_with_l
     assert "slide row m2, run in this study, by 0.4 points at a higher ratio (both confirmed, equal epochs)" in found
 
 
-def test_microseconds_stand_where_they_are_known(data: StudyData):
+def test_microseconds_stand_where_they_are_known_with_the_batch_that_was_timed(data: StudyData):
+    timed = create_trial(value=0.9, user_attrs={Attr.TIMING: {"batch": 1000}})  # of a GPU: not the study file's
+    data = dataclasses.replace(data, stored=(timed,))
     row = data.trials.to_dict("records")[3] | {"microseconds": 1.234, "microseconds_1": 12.6}
     assert "; 1.23 µs an image at batch 1000, 12.6 µs at batch 1;" in worth(data, row)
     slow = row | {"microseconds": 1238.0, "microseconds_1": 2912.0}

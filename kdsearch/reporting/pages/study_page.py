@@ -217,9 +217,9 @@ def _front(data: StudyData, front: Rows, confirmed: Mapping[int, Mapping[str, An
     said = ["Students that no other student of this study beats in both validation accuracy and ratio, slowest first."]
     if timed:
         said.append("Ratios are over all sittings of a student’s timing.")
-        if batch := (data.study_file.get("latency") or {}).get("batch"):
+        if data.timed_batch is not None:
             of_one = ", and of one image alone" if alone else ""
-            said.append(f"µs: the student’s time an image at batch {count(batch)}{of_one}.")
+            said.append(f"µs: the student’s time an image at batch {count(data.timed_batch)}{of_one}.")
         said.append(choice.timing_sentence(data))
     if "***" in data.storage:
         said.append("The storage’s password is hidden: put it in place of ***.")

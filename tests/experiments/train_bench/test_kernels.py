@@ -75,7 +75,7 @@ def test_the_device_runs_about_the_kernels_that_were_counted():
     take = training.sample()
     counted = sum(op.kernels for op in kernels.log(take))
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
         take()
         torch.cuda.synchronize()
     launched = sum(event.count for event in seen.key_averages())
