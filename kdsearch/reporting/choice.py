@@ -44,8 +44,8 @@ class Shipping:
     Attributes:
         within: points below the teacher that are acceptable.
         chosen: the fastest candidate whose bound is within the margin; None: no candidate qualifies.
-        nearest: the front's member with the lowest bound, where there is one.
-        candidates: members of the front whose validation accuracy is within the margin.
+        nearest: the front's member with the lowest bound, of those faster than the teacher if there are any.
+        candidates: members of the front that are faster and whose validation accuracy is within the margin.
         looks: candidates whose bound on the test set was computed, the fastest first.
     """
 
@@ -59,9 +59,9 @@ class Shipping:
 def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[str, Any]] | None = None) -> Shipping:
     """Return the fastest student whose accuracy is shown to be within a margin of the teacher's.
 
-    Candidates are the members of the front, and the confirmed trials within noise of it, whose validation accuracy is
-    at most the margin below the teacher's (all of them where the teacher's is not known). Each is tested by itself, the
-    fastest first: the one-sided 95 % bound of (teacher - student) on the test set has to be within the margin, so the
+    Candidates are the members of the front, and the confirmed trials within noise of it, that are faster than the
+    teacher, and whose validation accuracy is at most the margin below the teacher's (where that is known). Each is
+    tested by itself, the fastest first: the one-sided 95 % bound of (teacher - student) on the test set has to be within the margin, so the
     other members of the front do not influence the choice. The test set does not rank the candidates that qualify, but
     it is looked at more than once.
 
@@ -75,7 +75,8 @@ def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[st
     members = records(data.trials[eligible]) if rows is None else list(rows)
     members.sort(key=lambda row: (-row["ratio"], -row["accuracy"], row["number"]))
     theirs = number((data.teacher or {}).get("validation_accuracy"))
-    reach = [row for row in members if not 100 * (theirs - row["accuracy"]) > limit + EXACT]
+    faster = [row for row in members if row["ratio"] > 1]
+    reach = [row for row in faster if not 100 * (theirs - row["accuracy"]) > limit + EXACT]
     looks = 0
     for row in reach:
         found = standing(data, row)
@@ -84,7 +85,7 @@ def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[st
         looks += 1
         if 100 * found.bound <= limit + EXACT:
             return Shipping(limit, found, found, len(reach), looks)
-    known = [each for row in members if (each := standing(data, row)) is not None]
+    known = [each for row in faster or members if (each := standing(data, row)) is not None]
     return Shipping(limit, None, min(known, key=lambda each: each.bound, default=None), len(reach), looks)
 
 

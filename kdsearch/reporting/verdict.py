@@ -110,7 +110,9 @@ def details(data: StudyData) -> str:
     if of is None:
         return ""
     lead = f"The fastest shown to be within {_points(found.within)} of the teacher"
-    if found.chosen is None:
+    if found.chosen is None and of.row["ratio"] <= 1:
+        lead = "Only a student faster than the teacher is one to ship"
+    elif found.chosen is None:
         lead = f"It lacks {max(100 * of.bound - found.within, 0.1):.1f} points at that bound"
     return f"{lead}; {'; '.join(_more(data, of))}."
 
@@ -119,6 +121,8 @@ def none_within(found: Shipping) -> str:
     """Say that no student qualifies, and which is nearest; `found.nearest` must be set."""
     assert found.nearest is not None
     near = _name(found.nearest.row)
+    if found.nearest.row["ratio"] <= 1:
+        return f"No student of the front is faster than the teacher; the nearest in accuracy is {near}"
     return f"No student is shown to be within {_points(found.within)} of the teacher; the nearest is {near}"
 
 

@@ -73,6 +73,15 @@ def test_the_choice_is_the_fastest_whose_bound_is_within(steps, within):
         assert found.looks <= found.candidates <= len(rows)
 
 
+def test_a_student_no_faster_than_its_teacher_is_not_shipped():
+    slow, fast = trial(0.99, 0.8, -10), trial(0.94, 3.0, 40)
+    found = ship(study_of([slow, fast]), within=1.0)
+    assert found.chosen is None
+    assert found.nearest.row["number"] == 1  # of those that are faster
+    alone = ship(study_of([slow]), within=1.0)
+    assert (alone.chosen, alone.candidates, alone.nearest.row["number"]) == (None, 0, 0)
+
+
 def test_the_limit_is_the_studys_and_changes_no_definition(make_trial, make_study):
     study = make_study([make_trial([0.97], 10.0)])
     assert collect(study, storage_url="").within == 1.0

@@ -69,14 +69,23 @@ def test_counted_operations_are_not_called_faster(make_trial, make_study):
 
 
 def test_none_near_the_teacher_names_the_nearest_and_what_it_lacks(make_trial, make_study):
-    found = collect(make_study([make_trial([0.9], 0.5), make_trial([0.8], 5.0)]), storage_url=URL)
+    found = collect(make_study([make_trial([0.9], 1.5), make_trial([0.8], 5.0)]), storage_url=URL)
     assert verdict(found) == (
-        "No student is shown to be within 1 point of the teacher; the nearest is trial 0: 2.00 times slower than the "
+        "No student is shown to be within 1 point of the teacher; the nearest is trial 0: 1.50 times as fast as the "
         "teacher, 7.0 points below its 97.0 % test accuracy (at most 13.3 below with 95 % confidence). "
-        "It lacks 12.3 points at that bound; ratio 0.49 to 0.51; 3.33 times the teacher's errors; "
+        "It lacks 12.3 points at that bound; ratio 1.47 to 1.53; 3.33 times the teacher's errors; "
         "one seed, not confirmed, accuracies not paired by image."
     )
     assert looks(found, ship(found)) == "Validation puts no student of the front within 1 point of the teacher."
+
+
+def test_where_no_student_is_faster_than_the_teacher_none_is_to_be_shipped(make_trial, make_study):
+    found = collect(make_study([make_trial([0.97], 0.5, test=0.97), make_trial([0.8], 0.8)]), storage_url=URL)
+    assert verdict(found).startswith(
+        "No student of the front is faster than the teacher; the nearest in accuracy is trial 0: 2.00 times slower than the "
+        "teacher, at its 97.0 % test accuracy"
+    )
+    assert ". Only a student faster than the teacher is one to ship; ratio 0.49 to 0.51;" in verdict(found)
 
 
 def test_without_test_accuracy_and_teacher_the_verdict_says_validation(make_study):
