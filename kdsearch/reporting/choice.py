@@ -61,9 +61,9 @@ def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[st
 
     Candidates are the members of the front, and the confirmed trials within noise of it, that are faster than the
     teacher, and whose validation accuracy is at most the margin below the teacher's (where that is known). Each is
-    tested by itself, the fastest first: the one-sided 95 % bound of (teacher - student) on the test set has to be within the margin, so the
-    other members of the front do not influence the choice. The test set does not rank the candidates that qualify, but
-    it is looked at more than once.
+    tested by itself, the fastest first: the one-sided 95 % bound of (teacher - student) on the test set has to be
+    within the margin, so the other members of the front do not influence the choice. The test set does not rank the
+    candidates that qualify, but it is looked at more than once.
 
     Args:
         data: a collected study.
