@@ -82,8 +82,8 @@ def test_none_near_the_teacher_names_the_nearest_and_what_it_lacks(make_trial, m
 def test_where_no_student_is_faster_than_the_teacher_none_is_to_be_shipped(make_trial, make_study):
     found = collect(make_study([make_trial([0.97], 0.5, test=0.97), make_trial([0.8], 0.8)]), storage_url=URL)
     assert verdict(found).startswith(
-        "No student of the front is faster than the teacher; the nearest in accuracy is trial 0: 2.00 times slower than "
-        "the teacher, at its 97.0 % test accuracy"
+        "No student of the front is faster than the teacher; the nearest in accuracy is trial 0: 2.00 times slower "
+        "than the teacher, at its 97.0 % test accuracy"
     )
     assert ". Only a student faster than the teacher is one to ship; ratio 0.49 to 0.51;" in verdict(found)
 
