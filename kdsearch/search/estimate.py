@@ -56,7 +56,10 @@ TRIAL_SECONDS, EPOCH_SECONDS = 0.4, 0.04  # search and storage per trial and per
 # of the planned training, saved by pruning in 100 trials: where promise counts by the epoch, and where by the second
 # (epochs weighted by operations: trainings that cost most are given up soonest; 48 % on a CPU, 46 % on a GPU)
 PRUNED_SHARE = {False: 182 / 710, True: 0.47}
-PRUNING_SEEN = {False: "MNIST's 100 trials, reports/examples/mnist.md", True: "CIFAR-10's, reports/examples/cifar10.md"}
+PRUNING_SEEN = {
+    False: "MNIST's 100 trials, reports/examples/mnist.md",
+    True: "CIFAR-10's 100 trials, reports/examples/cifar10.md",
+}
 
 
 class _Enough(Exception):  # noqa: N818 -- not an error: ends a training whose steps are timed

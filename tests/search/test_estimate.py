@@ -129,6 +129,17 @@ def test_pruning_is_stated_apart_and_only_where_it_makes_a_run_shorter(plan):
 
 
 @pytest.mark.usefixtures("priced")
+def test_where_promise_counts_by_the_second_pruning_saves_more_and_small_batches_are_not_preferred(plan, monkeypatch):
+    configs = [{"epochs": epochs, "batch_size": batch} for epochs in (1, 3) for batch in (16, 64)]
+    assert estimate._weights(configs, 24, True) == pytest.approx([1 / 8, 1 / 8, 3 / 8, 3 / 8])
+    assert estimate._weights(configs, 24, False) == pytest.approx([0.2, 0.05, 0.6, 0.15])
+    monkeypatch.setattr(estimate, "counts_seconds", lambda plan, budget: True)
+    pruning = estimate.estimate(plan, Budget(trials=2))["pruning"]
+    assert pruning["seconds"] == pytest.approx(8 * 0.47, abs=0.1)
+    assert pruning["seen"] == "as in CIFAR-10's 100 trials, reports/examples/cifar10.md"
+
+
+@pytest.mark.usefixtures("priced")
 def test_a_choice_among_candidates_means_longer_trainings(plan):
     whole = plan.spec.model_copy(update={"space": plan.spec.space | {"epochs": list(range(1, 11))}, "anchors": {}})
     longer = dataclasses.replace(plan, spec=whole)
