@@ -265,3 +265,15 @@ def test_the_views_of_an_epoch_are_told_before_they_are_shown(noise):
     expected = [known[order, drawn][:, 0] for order, drawn in told]
     assert len(told) == 2
     assert torch.equal(torch.cat(shown), torch.cat(expected))
+
+
+def test_an_epochs_seconds_leave_out_the_asking_of_the_teacher(noise, monkeypatch):
+    """Time passes in that call alone."""
+    clock = [0.0]
+    monkeypatch.setattr("kdsearch.distil.train.time.perf_counter", lambda: clock[0])
+
+    def ask(order, drawn):
+        clock[0] += 5.0
+
+    record = next(train(network(), lesson(noise, before_epoch=ask), Recipe(), validate=lambda _: 0.5))
+    assert (record.seconds, record.asking) == (0.0, 5.0)
