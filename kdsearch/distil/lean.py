@@ -83,14 +83,14 @@ class Lean:
     ) -> None:
         for norm, count in zip(self._norms, self._counts, strict=True):
             norm.num_batches_tracked = count
-        if self._counts and self.steps:
-            torch._foreach_add_(self._counts, self.steps)
         for module, name, weight, _ in self._places:
             setattr(module, name, weight)
         for module, _ in self._own:
             del module.forward
         for hook in self._hooks:
             hook.remove()
+        if self._counts and self.steps:
+            torch._foreach_add_(self._counts, self.steps)  # last: it may fail with the device
 
     @torch.no_grad()
     def cast(self) -> None:

@@ -152,9 +152,8 @@ def _tested(data: StudyData, wish: Wish, rows: list[dict[str, Any]]) -> Choice:
                 "--within needs test accuracies of the teacher and of students", got=data.name,
                 remedy="choose by --min-accuracy, --min-ratio, --max-parameters or --knee",
             )  # fmt: skip
-        raise KdsearchError(
-            none_within(found), got=sentence(data, near), remedy="raise --within, confirm with more seeds, or search on"
-        )
+        remedy = "raise --within, confirm with more seeds, or search on" if found.faster else "search smaller students"
+        raise KdsearchError(none_within(data, found), got=sentence(data, near), remedy=remedy)
     row = next(row for row in rows if row["number"] == found.chosen.row["number"])
     asked = f" with {wish}" if str(wish) else ""
     points = f"{found.within:g} point{'' if found.within == 1 else 's'}"

@@ -45,13 +45,15 @@ class Shipping:
         within: points below the teacher that are acceptable.
         chosen: the fastest candidate whose bound is within the margin; None: no candidate qualifies.
         nearest: the front's member with the lowest bound, of those faster than the teacher if there are any.
-        candidates: members of the front that are faster and whose validation accuracy is within the margin.
+        faster: members of the front that are faster than the teacher.
+        candidates: those of them whose validation accuracy is within the margin.
         looks: candidates whose bound on the test set was computed, the fastest first.
     """
 
     within: float
     chosen: Standing | None
     nearest: Standing | None
+    faster: int
     candidates: int
     looks: int
 
@@ -75,7 +77,7 @@ def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[st
     members = records(data.trials[eligible]) if rows is None else list(rows)
     members.sort(key=lambda row: (-row["ratio"], -row["accuracy"], row["number"]))
     theirs = number((data.teacher or {}).get("validation_accuracy"))
-    faster = [row for row in members if row["ratio"] > 1]
+    faster = [row for row in members if (row | _confirmed(data, row))["ratio"] > 1]
     reach = [row for row in faster if not 100 * (theirs - row["accuracy"]) > limit + EXACT]
     looks = 0
     for row in reach:
@@ -84,9 +86,9 @@ def ship(data: StudyData, *, within: float | None = None, rows: Sequence[dict[st
             continue
         looks += 1
         if 100 * found.bound <= limit + EXACT:
-            return Shipping(limit, found, found, len(reach), looks)
+            return Shipping(limit, found, found, len(faster), len(reach), looks)
     known = [each for row in faster or members if (each := standing(data, row)) is not None]
-    return Shipping(limit, None, min(known, key=lambda each: each.bound, default=None), len(reach), looks)
+    return Shipping(limit, None, min(known, key=lambda each: each.bound, default=None), len(faster), len(reach), looks)
 
 
 def standing(data: StudyData, row: dict[str, Any]) -> Standing | None:

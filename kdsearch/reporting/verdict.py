@@ -94,7 +94,7 @@ def headline(data: StudyData) -> str:
     if found.chosen is not None:
         return f"Ship {_name(found.chosen.row)}: {sentence(data, found.chosen)}."
     if found.nearest is not None:
-        return f"{none_within(found)}: {sentence(data, found.nearest)}."
+        return f"{none_within(data, found)}: {sentence(data, found.nearest)}."
     row = next(pick.row for pick in picks(data) if pick.title == KNEE)
     told = f"{'needs' if data.cost == 'flops' else 'is'} {worth(data, row).removesuffix('.')}"
     name = _name(row).replace("trial", "Trial", 1)
@@ -110,20 +110,24 @@ def details(data: StudyData) -> str:
     if of is None:
         return ""
     lead = f"The fastest shown to be within {_points(found.within)} of the teacher"
-    if found.chosen is None and of.row["ratio"] <= 1:
-        lead = "Only a student faster than the teacher is one to ship"
+    if not found.faster:
+        lead = f"Only a student {_quicker(data)} than the teacher is one to ship"
     elif found.chosen is None:
         lead = f"It lacks {max(100 * of.bound - found.within, 0.1):.1f} points at that bound"
     return f"{lead}; {'; '.join(_more(data, of))}."
 
 
-def none_within(found: Shipping) -> str:
+def none_within(data: StudyData, found: Shipping) -> str:
     """Say that no student qualifies, and which is nearest; `found.nearest` must be set."""
     assert found.nearest is not None
     near = _name(found.nearest.row)
-    if found.nearest.row["ratio"] <= 1:
-        return f"No student of the front is faster than the teacher; the nearest in accuracy is {near}"
+    if not found.faster:
+        return f"No student here is {_quicker(data)} than the teacher; the nearest in accuracy is {near}"
     return f"No student is shown to be within {_points(found.within)} of the teacher; the nearest is {near}"
+
+
+def _quicker(data: StudyData) -> str:
+    return "of fewer operations" if data.cost == "flops" else "faster"
 
 
 def looks(data: StudyData, found: Shipping) -> str:
@@ -132,8 +136,11 @@ def looks(data: StudyData, found: Shipping) -> str:
         return ""
     known = number((data.teacher or {}).get("validation_accuracy"))
     reach = "" if math.isnan(known) else f" that validation puts within {_points(found.within)} of the teacher"
+    if not found.faster:
+        return f"No student of the front is {_quicker(data)} than the teacher, so none is a candidate."
     if not found.candidates:
-        return f"Validation puts no student of the front within {_points(found.within)} of the teacher."
+        within = f"within {_points(found.within)} of the teacher"
+        return f"Validation puts no student of the front that is {_quicker(data)} than the teacher {within}."
     students = f"{found.candidates} {'student' if found.candidates == 1 else 'students'}"
     return (
         f"Validation chose the candidates: {students} on the front or confirmed near it{reach}. "

@@ -77,9 +77,37 @@ def test_max_pooling_is_that_of_torch_with_ties_and_nan(kernel, stride, padding,
     assert torch.equal(own.grad.float(), theirs.grad)
 
 
+def without_bias() -> nn.BatchNorm2d:
+    """As `nn.BatchNorm2d(4, bias=False)` of newer versions of torch."""
+    module = nn.BatchNorm2d(4)
+    module.bias = None
+    return module
+
+
+def test_windows_of_minus_infinity_keep_their_gradient():
+    values = torch.full((1, 2, 4, 4), -torch.inf).bfloat16().to(memory_format=LAST)
+    own, theirs = values.clone().requires_grad_(), values.float().requires_grad_()
+    layers.max_pool(nn.MaxPool2d(3, 2, 1), own).sum().backward()
+    F.max_pool2d(theirs, 3, 2, 1).sum().backward()
+    assert torch.equal(own.grad.float(), theirs.grad)
+
+
+def test_what_torch_refuses_is_refused():
+    small = torch.zeros(1, 2, 1, 1).bfloat16().to(memory_format=LAST)
+    for module in (nn.MaxPool2d(2), nn.MaxPool2d(2, padding=2)):
+        with pytest.raises(RuntimeError):
+            layers.max_pool(module, small)
+    with pytest.raises(RuntimeError):
+        layers.batch_norm(nn.BatchNorm2d(3), torch.zeros(4, 2, 2, 2).bfloat16().to(memory_format=LAST))
+    twice = torch.ones(4, 2, 2, 2).bfloat16().to(memory_format=LAST).requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(layers.batch_norm(nn.BatchNorm2d(2), twice).sum(), twice, create_graph=True)
+
+
 def test_other_layers_and_other_inputs_are_torchs():
     for other in (
-        nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, momentum=None), nn.BatchNorm1d(4), nn.SyncBatchNorm(4),
+        nn.BatchNorm2d(4, affine=False), without_bias(), nn.BatchNorm2d(4, momentum=None), nn.BatchNorm1d(4),
+        nn.SyncBatchNorm(4),
         nn.BatchNorm2d(4, track_running_stats=False), nn.MaxPool2d(3, dilation=2), nn.MaxPool2d(2, ceil_mode=True),
         nn.MaxPool2d(2, return_indices=True), nn.MaxPool2d((2, 3)), nn.MaxPool2d(12), nn.AvgPool2d(2),
     ):  # fmt: skip

@@ -15,18 +15,18 @@ from kdsearch.distil.lean import own_kernels
 from tests.distil.test_step import RECIPES, outcome
 
 triton = pytest.importorskip("triton")
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(VERSION < (3, 7), reason="the interpreter of Triton 3.6 does not work with NumPy 2.4")
 def test_the_kernels_are_torchs_layers_in_tritons_interpreter():
     tests = Path(__file__).with_name("interpreted_gpu_layers.py")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(tests)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    if "0-dimensional" in ended.stdout:
-        pytest.skip("the interpreter of Triton 3.6 does not work with this NumPy")
     assert ended.returncode == 0, ended.stdout
-    assert "4 passed" in ended.stdout
+    assert "6 passed" in ended.stdout
 
 
 @pytest.mark.slow

@@ -76,16 +76,31 @@ def test_none_near_the_teacher_names_the_nearest_and_what_it_lacks(make_trial, m
         "It lacks 12.3 points at that bound; ratio 1.47 to 1.53; 3.33 times the teacher's errors; "
         "one seed, not confirmed, accuracies not paired by image."
     )
-    assert looks(found, ship(found)) == "Validation puts no student of the front within 1 point of the teacher."
+    assert looks(found, ship(found)) == (
+        "Validation puts no student of the front that is faster than the teacher within 1 point of the teacher."
+    )
 
 
 def test_where_no_student_is_faster_than_the_teacher_none_is_to_be_shipped(make_trial, make_study):
     found = collect(make_study([make_trial([0.97], 0.5, test=0.97), make_trial([0.8], 0.8)]), storage_url=URL)
     assert verdict(found).startswith(
-        "No student of the front is faster than the teacher; the nearest in accuracy is trial 0: 2.00 times slower "
+        "No student here is faster than the teacher; the nearest in accuracy is trial 0: 2.00 times slower "
         "than the teacher, at its 97.0 % test accuracy"
     )
     assert ". Only a student faster than the teacher is one to ship; ratio 0.49 to 0.51;" in verdict(found)
+    assert looks(found, ship(found)) == "No student of the front is faster than the teacher, so none is a candidate."
+    counted = dataclasses.replace(found, cost="flops")
+    assert verdict(counted).startswith("No student here is of fewer operations than the teacher; ")
+    assert "Only a student of fewer operations than the teacher is one to ship" in verdict(counted)
+
+
+def test_the_confirmed_ratio_decides_whether_a_student_is_faster(make_trial, make_study):
+    study = make_study([make_trial([0.97], 1.05, test=0.97), make_trial([0.96], 0.99, test=0.9)])
+    confirm(study, 0, [0.972, 0.974, 0.976], 0.97)
+    found = ship(collect(study, storage_url=URL))
+    assert (found.chosen, found.faster) == (None, 0)
+    confirm(study, 0, [0.972, 0.974, 0.976], 2.05)
+    assert ship(collect(study, storage_url=URL)).chosen.row["number"] == 0
 
 
 def test_without_test_accuracy_and_teacher_the_verdict_says_validation(make_study):
@@ -103,8 +118,8 @@ def confirm(study, trial: int, accuracies: list[float], ratio: float) -> None:
         right = round(1000 * accuracy)
         counts = [min(right, 970) - 5, 970 - min(right, 970) + 5, right - min(right, 970) + 5, 0]
         counts[3] = 1000 - sum(counts)
-        runs.append({"seed": seed, "test_accuracy": accuracy, "ratio": ratio, "ratio_low": ratio - 1,
-                     "ratio_high": ratio + 1, "seconds": 2.0, "against_teacher": counts})  # fmt: skip
+        runs.append({"seed": seed, "test_accuracy": accuracy, "ratio": ratio, "ratio_low": 0.99 * ratio,
+                     "ratio_high": 1.01 * ratio, "seconds": 2.0, "against_teacher": counts})  # fmt: skip
     study.set_user_attr(f"confirmed:{trial}", {"trial": trial, "epochs": 2, "runs": runs})
 
 

@@ -30,8 +30,8 @@ FEWEST = 100  # images in a draw by class
 # How far both loops may differ after a step: the loss, relative, and all parameters, as a share of the step. Inputs
 # differ in the last bit (b / 255, b * (1 / 255)), so a ReLU or a max-pool at a tie may decide differently: measured on
 # c1, at most 4e-3 of the step, and 2e-6 with identical input. In bfloat16 on an H200 c1 differed by 0.15 of the step,
-# as rounding is 2^-8 there: so on CUDA, too, the check is in float32, without TF32 (7e-4 and 0.03; the teacher's
-# answers, asked beforehand, are bfloat16's).
+# as rounding is 2^-8 there: so on CUDA, too, the check is in float32, without TF32 (without cuDNN: 7e-4 and 0.03;
+# the teacher's answers, asked beforehand, are bfloat16's).
 TOLERANCES = {"cpu": (1e-5, 2e-2), "cuda": (1e-2, 1e-1)}
 
 
@@ -245,7 +245,7 @@ def check(school: School, settings: Settings, *, plain: Settings | None = None) 
     ours, theirs = copy.deepcopy(start), copy.deepcopy(start)
     orders: list[list[int]] = []
     taught = lesson(one, settings, epochs=1, first=LATE, before_epoch=lambda order, _: orders.append(order.tolist()))
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         record = next(train.train(ours, taught, school.deck.student.recipe, validate=_no_score))
         loop = PlainLoop(theirs, one, plain or settings, workers=0, order=orders[0], epoch=LATE, bf16=False)
         loss = loop.epoch()
