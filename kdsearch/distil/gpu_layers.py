@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -148,11 +148,45 @@ def _gradient(
         tl.store(out + place, (grad - level[None, :] - off) * factor[None, :], mask=inside)
 
 
-def _split(rows: int, channels: int) -> tuple[int, int, int]:
-    """Return the number of parts, the rows of a part, and the rows of a program that writes images."""
-    per = ROWS * triton.cdiv(rows, ROWS * PARTS)
-    across = triton.cdiv(channels, CHANNELS)
-    return triton.cdiv(rows, per), per, ROWS * triton.cdiv(rows * across, ROWS * PROGRAMS)
+class _Cut(NamedTuple):
+    """How a batch of images, as rows of channels, is cut among the programs of a kernel.
+
+    Attributes:
+        rows, channels: of the batch: a row is a pixel.
+        parts, per: number of parts that have sums of their own, and the rows of each.
+        per_program: rows of a program that writes images.
+        across: tiles that cover the channels.
+    """
+
+    rows: int
+    channels: int
+    parts: int
+    per: int
+    per_program: int
+    across: int
+
+    @classmethod
+    def of(cls, images: Tensor) -> _Cut:
+        channels = images.shape[1]
+        rows = images.numel() // channels
+        across = triton.cdiv(channels, CHANNELS)
+        per = ROWS * triton.cdiv(rows, ROWS * PARTS)
+        per_program = ROWS * triton.cdiv(rows * across, ROWS * PROGRAMS)
+        return cls(rows, channels, triton.cdiv(rows, per), per, per_program, across)
+
+    @property
+    def reading(self) -> tuple[int, int]:
+        """The grid of a kernel that sums the parts."""
+        return self.parts, self.across
+
+    @property
+    def writing(self) -> tuple[int, int]:
+        """The grid of a kernel that writes images."""
+        return triton.cdiv(self.rows, self.per_program), self.across
+
+    def sums(self, images: Tensor) -> Tensor:
+        """Return room for two sums of each part and channel, on the images' device."""
+        return images.new_empty(2, self.parts, self.channels, dtype=torch.float32)
 
 
 def _check_once() -> None:
@@ -166,18 +200,17 @@ class _BatchNorm(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, momentum: float, eps: float
     ) -> Tensor:
-        channels = images.shape[1]
-        rows = images.numel() // channels
-        parts, per, per_program = _split(rows, channels)
-        across = triton.cdiv(channels, CHANNELS)
-        moments = torch.empty(2, parts, channels, dtype=torch.float32, device=images.device)
-        saved = torch.empty(2, channels, dtype=torch.float32, device=images.device)
+        cut = _Cut.of(images)
+        moments = cut.sums(images)
+        saved = images.new_empty(2, cut.channels, dtype=torch.float32)
         out = torch.empty_like(images)
         with torch.cuda.device_of(images):  # Triton launches on the current device
-            _moments[parts, across](images, *moments, rows, channels, per, tile_rows=ROWS, tile_channels=CHANNELS)
-            _normalise[triton.cdiv(rows, per_program), across](
+            _moments[cut.reading](
+                images, *moments, cut.rows, cut.channels, cut.per, tile_rows=ROWS, tile_channels=CHANNELS
+            )
+            _normalise[cut.writing](
                 images, *moments, weight, bias, mean, var, out, *saved,
-                rows, channels, per, parts, per_program, momentum, eps,
+                cut.rows, cut.channels, cut.per, cut.parts, cut.per_program, momentum, eps,
                 most_parts=PARTS, tile_rows=ROWS, tile_channels=CHANNELS,
             )  # fmt: skip
         ctx.save_for_backward(images, weight, saved)
@@ -188,19 +221,17 @@ class _BatchNorm(torch.autograd.Function):
         _check_once()
         images, weight, saved = ctx.saved_tensors
         grads = grads.contiguous(memory_format=torch.channels_last)
-        channels = images.shape[1]
-        rows = images.numel() // channels
-        parts, per, per_program = _split(rows, channels)
-        across = triton.cdiv(channels, CHANNELS)
-        sums = torch.empty(2, parts, channels, dtype=torch.float32, device=images.device)
-        of_both = torch.empty(2, channels, dtype=torch.float32, device=images.device)
+        cut = _Cut.of(images)
+        sums = cut.sums(images)
+        of_both = torch.empty_like(saved)
         out = torch.empty_like(images)
         with torch.cuda.device_of(images):
-            _gradient_sums[parts, across](
-                images, grads, *saved, *sums, rows, channels, per, tile_rows=ROWS, tile_channels=CHANNELS
+            _gradient_sums[cut.reading](
+                images, grads, *saved, *sums, cut.rows, cut.channels, cut.per, tile_rows=ROWS, tile_channels=CHANNELS
             )
-            _gradient[triton.cdiv(rows, per_program), across](
-                images, grads, *saved, weight, *sums, out, *of_both, rows, channels, parts, per_program,
+            _gradient[cut.writing](
+                images, grads, *saved, weight, *sums, out, *of_both,
+                cut.rows, cut.channels, cut.parts, cut.per_program,
                 most_parts=PARTS, tile_rows=ROWS, tile_channels=CHANNELS,
             )  # fmt: skip
         return out, of_both[0], of_both[1], None, None, None, None

@@ -33,7 +33,6 @@ class Gate:
 
     A process that trains holds `busy` shared. One that times takes `turn` exclusively, which asks the others to pause,
     and then `busy` exclusively once all have paused. Both are kernel locks, so a process that dies releases them.
-    for itself, once all have paused. Both are locks of the kernel: a process that dies holds nothing.
 
     Args:
         device: the device of the locks, for all studies of this user on this machine.

@@ -198,7 +198,6 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
         name: of the row.
         school: images, of which an epoch is one sample; teacher; recipe.
         samples: rounds that count, after a warm-up round.
-        samples: rounds that count, after one that warms up.
         workers: of the plain loop's loader.
 
     Raises:
