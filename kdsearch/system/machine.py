@@ -245,3 +245,18 @@ def cache_folder() -> Path:
 def data_folder(given: str | None = None) -> Path:
     """Return the folder of data sets: the given one, else `KDSEARCH_DATA_DIR`, else `data` in the cache folder."""
     return Path(given or os.environ.get("KDSEARCH_DATA_DIR") or cache_folder() / "data").expanduser()
+
+
+@cache
+def sources_digest(*names: str) -> str:
+    """Return a hash of some of the package's sources, 16 hexadecimal digits: kept results of other code do not count.
+
+    Args:
+        names: relative to the package, as "distil" or "pareto.py".
+    """
+    found = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for name in names:
+        for path in sorted((root / name).rglob("*.py")) or [root / name]:
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]

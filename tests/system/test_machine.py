@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import sys
@@ -16,6 +17,14 @@ CPU = torch.device("cpu")
 
 def test_cpu_is_always_there():
     assert machine.resolve_device("cpu") == CPU
+
+
+def test_sources_have_a_digest_that_follows_them():
+    one, folder = machine.sources_digest("pareto.py"), machine.sources_digest("pruning")
+    assert one == hashlib.sha256(Path(machine.__file__).parents[1].joinpath("pareto.py").read_bytes()).hexdigest()[:16]
+    assert len({one, folder, machine.sources_digest("pruning", "pareto.py")}) == 3
+    with pytest.raises(FileNotFoundError):
+        machine.sources_digest("a room that moved")
 
 
 @pytest.mark.parametrize("name", ["tpu", "", "cuda:x", "cpu:0", "CUDA", "cuda:-1"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +25,14 @@ from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides.deck_recipes import teacher_spec, teacher_split
 from kdsearch.measure import hits, latency
 from kdsearch.records import Progress, Timing
-from kdsearch.system import machine
+from kdsearch.system import files, machine
 
 LEFT_OUT = 3  # the class that the published notebook leaves out
 WIDTH, WIDE = 300, 600  # of the deck's rows m7 and m9
 SEEDS = 5  # fewest paired seeds for a verdict
 TEACHERS = 5  # default number
 MARGIN = 0.5  # points, on every data set: what counts as better or worse; at least twice the weight of one test image
+DECIDE = ("data", "distil", "networks", "experiments/claims/lab.py")  # sources that determine a student
 NO_LABEL = -100  # label of an image without one: torch's cross-entropy ignores it
 
 
@@ -217,14 +221,32 @@ class Lab:
         return lesson.build(self.file.student, {"width": width}, seed=seed, split=self.split)
 
     def _hits(self, arm: Arm, number: int, seed: int) -> Tensor:
-        """Return (test images,), bool: whether the student of this arm, teacher and seed is right."""
+        """Return (test images,), bool: whether the student of this arm, teacher and seed is right.
+
+        Each is kept in the cache folder, so that an interrupted command goes on where it stopped.
+        """
         key = arm, number, seed
         if key not in self._scores:
-            student = self._taught(arm, number, seed)
-            self._scores[key] = hits(student, self.split.test, self.split.prepare)
-            text = f"test accuracy {self._scores[key].double().mean().item():.2%}"
+            path = self._kept_file(arm, number, seed)
+            try:
+                found, text = files.load_tensors(path, self.device)[0]["hits"], ", kept by an earlier run"
+            except (OSError, ValueError):
+                found, text = hits(self._taught(arm, number, seed), self.split.test, self.split.prepare), ""
+                files.save_tensors(path, {"hits": found}, {})
+            self._scores[key] = found
+            text = f"test accuracy {found.double().mean().item():.2%}{text}"
             self.progress.trial_finished(len(self._scores), "COMPLETE", text, counted=True)
         return self._scores[key]
+
+    def _kept_file(self, arm: Arm, number: int, seed: int) -> Path:
+        taught_by = self.teacher_of(arm.teacher, number).facts.fingerprint if arm.loss_weight else None
+        described = [
+            machine.sources_digest(*DECIDE), torch.__version__, machine.device_model(self.device),
+            self.split.fingerprint, self.file.student.model_dump(mode="json"), dataclasses.asdict(self.settings),
+            dataclasses.asdict(arm), taught_by, seed,
+        ]  # fmt: skip
+        name = hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
+        return machine.cache_folder() / "claims" / f"{name}.safetensors"
 
     def _answers(self, arm: Arm, number: int = 0) -> Answers | None:
         """Return the teacher's outputs for the arm's images, computed once; None where it teaches nothing."""

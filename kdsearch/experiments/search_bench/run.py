@@ -126,21 +126,11 @@ DECIDE = ("search", "pruning", "experiments/search_bench", "pareto.py")
 """Rooms and files of the package that determine a replay."""
 
 
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """Return a fingerprint of everything that determines a replay: the package's sources and Optuna's version."""
-    digest = hashlib.sha256(optuna.__version__.encode())
-    root = Path(machine.__file__).parents[1]
-    for room in DECIDE:
-        for path in sorted((root / room).rglob("*.py")) or [root / room]:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _key(name: str, arm: Arm, seed: int, budget: int) -> str:
     path = Path(name)
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
-    return json.dumps([_code(), name, content, arm.key, seed, budget, peers.version(arm.method)])
+    code = [optuna.__version__, machine.sources_digest(*DECIDE)]
+    return json.dumps([code, name, content, arm.key, seed, budget, peers.version(arm.method)])
 
 
 def load_kept(path: Path) -> dict[str, Run]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,8 +13,9 @@ from kdsearch.system.machine import data_folder
 
 
 @pytest.fixture
-def lab(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """Digits, two epochs a student, and the session's teacher."""
+def lab(teacher: Teacher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
+    """Digits, two epochs a student, the session's teacher, and no student kept."""
+    monkeypatch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path))
     quick = Settings(epochs=2, batch_size=64)
     monkeypatch.setitem(labs.SETTINGS, "digits", quick)
     digits = data.load(spec.DataSpec(name="digits"), data_folder())

@@ -44,19 +44,48 @@ def test_labels_alone_never_ask_the_teacher(lab):
     assert len(lab._scores) == 2
 
 
-def test_seeds_differ_and_repeat(lab):
+def test_seeds_differ_and_repeat(lab, monkeypatch, tmp_path):
     first = lab.accuracies(arms.LABELS)
     lab._scores.clear()
+    monkeypatch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path / "other"))
     assert lab.accuracies(arms.LABELS) == first
     weights = [lab._build(300, seed)[1].weight for seed in (0, 1)]
     assert not torch.equal(*weights)
 
 
+def test_an_interrupted_command_goes_on_where_it_stopped(lab, monkeypatch):
+    class Impatient(Recorder):
+        def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
+            super().trial_finished(number, state, text, counted=counted)
+            raise KeyboardInterrupt
+
+    def again(progress: Recorder) -> labs.Lab:
+        whole = lab.__dict__["whole"]
+        found = dataclasses.replace(lab, progress=progress, _scores={}, _images={}, _known={})
+        found.__dict__["whole"] = whole
+        return found
+
+    with pytest.raises(KeyboardInterrupt):
+        again(Impatient()).scores(arms.TEACHER)
+    second = Recorder()
+    found = again(second).scores(arms.TEACHER)
+    assert len(second.started) == 1  # of two seeds
+    assert second.lines[0].endswith(", kept by an earlier run")
+    assert "kept" not in second.lines[1]
+    third = Recorder()
+    assert (again(third).scores(arms.TEACHER) == found).all()
+    assert not third.started
+    monkeypatch.setattr(labs, "DECIDE", ("distil",))  # other sources
+    other = Recorder()
+    assert (again(other).scores(arms.TEACHER) == found).all()
+    assert len(other.started) == 2
+
+
 def test_several_teachers_each_teach_every_seed(lab, teacher):
     lab.teachers = 2
-    lab._teachers["whole", 1] = dataclasses.replace(
-        teacher, network=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    )
+    other = dataclasses.replace(teacher.facts, fingerprint="another")
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    lab._teachers["whole", 1] = dataclasses.replace(teacher, network=network, facts=other)
     taught, labels = lab.scores(arms.TEACHER), lab.scores(arms.LABELS)
     assert taught.shape == labels.shape == lab.teacher_scores().shape == (2, 2, len(lab.split.test))
     assert (labels[0] == labels[1]).all()

@@ -228,4 +228,6 @@ def test_results_are_kept_by_the_code_that_decides_them():
         "search/sampling/proposals.py",
         "experiments/search_bench/replay.py",
     } <= names
-    assert len(search._code()) == 16
+    assert search.machine.sources_digest(*search.DECIDE) in search._key(
+        "family:power-law", Arm("random", "all", "none"), 0, 9
+    )
