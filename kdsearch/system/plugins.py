@@ -21,20 +21,16 @@ class Plugin:
     Attributes:
         kind: key of `KINDS`.
         name: for study files and options.
-        package, version: of the distribution that provides it.
+        package: the distribution that provides it.
+        origin: package and version.
         entry: its entry point.
     """
 
     kind: str
     name: str
     package: str
-    version: str
+    origin: str
     entry: metadata.EntryPoint
-
-    @property
-    def origin(self) -> str:
-        """Package and version."""
-        return f"{self.package} {self.version}"
 
 
 def offered(kind: str) -> list[Plugin]:
@@ -42,7 +38,7 @@ def offered(kind: str) -> list[Plugin]:
     found: dict[tuple[str, str], Plugin] = {}
     for entry in metadata.entry_points(group=f"kdsearch.{kind}"):
         package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("an unknown package", "")
-        found[entry.name, package] = Plugin(kind, entry.name, package, version, entry)
+        found[entry.name, package] = Plugin(kind, entry.name, package, f"{package} {version}", entry)
     return [found[key] for key in sorted(found)]
 
 
