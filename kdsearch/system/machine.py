@@ -210,7 +210,8 @@ def float32_arithmetic(device: torch.device) -> str:
     """What torch computes float32 networks in on a device: on CUDA, TF32 or not, of convolutions and of products."""
     if device.type != "cuda":
         return "float32"
-    settings = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    settings = convolutions.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     kinds = ("ieee" if kind == "none" else kind for kind in settings)
     return "float32 (convolutions {}, products {})".format(*kinds)
 
