@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, astuple, dataclass, fields
 from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16"]
@@ -48,9 +48,7 @@ class Attr:
     BEAT = "beat"  # counter that grows while the trial runs
     RETRY_OF = "retry_of"  # number of the handed-back trial whose parameters it runs again
     RESUMED = "resumed"  # epochs of its curve that another trial trained, from whose checkpoint it went on
-    RESUMES = (
-        "resumes"  # number of the trial, ended by the pruner, that it goes on with, and whose curve it begins with
-    )
+    RESUMES = "resumes"  # number of the trial, ended by the pruner, that it goes on with and whose curve it begins with
     PRUNED_BY = "pruned_by"  # why the pruner pruned it (see pruning.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was stopped early
     STOPPED_BY = "stopped_by"  # why it was stopped
@@ -80,9 +78,7 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the last command line
     EXPORTED = "exported:"  # prefix of exported:NUMBER:FORMAT, measurements of an exported file in its own runtime
-    CARRIED = (
-        "carried:"  # prefix of carried:NUMBER, fingerprints of the folders made for a device (export.device_folder)
-    )
+    CARRIED = "carried:"  # prefix of carried:NUMBER, prints of the folders made for a device (export.device_folder)
     MEASURED = "measured:"  # prefix of measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
     SITTINGS = "sittings:"  # prefix of sittings:DIGEST, the later timings of an architecture (see kdsearch.sittings)
     CONFIRMED = "confirmed:"  # prefix of confirmed:NUMBER, the runs of a trial's confirmation
@@ -200,11 +196,11 @@ class AgainstTeacher:
     @property
     def images(self) -> int:
         """Number of test images."""
-        return self.both + self.teacher + self.student + self.neither
+        return sum(self.stored())
 
     def stored(self) -> list[int]:
         """Return the counts as plain JSON."""
-        return [self.both, self.teacher, self.student, self.neither]
+        return list(astuple(self))
 
 
 def against_teacher(stored: object) -> AgainstTeacher | None:
@@ -237,9 +233,8 @@ class ConfirmedRun:
 
     def stored(self) -> dict[str, Any]:
         """Return the run as plain JSON."""
-        kept = {field.name: getattr(self, field.name) for field in fields(self)}
         counts = self.against_teacher
-        return kept | {"against_teacher": None if counts is None else counts.stored()}
+        return asdict(self) | {"against_teacher": counts and counts.stored()}
 
 
 def confirmed_runs(stored: object) -> list[ConfirmedRun]:
@@ -249,9 +244,8 @@ def confirmed_runs(stored: object) -> list[ConfirmedRun]:
         stored: the value of an attribute whose name begins with `StudyAttr.CONFIRMED`.
     """
     runs = stored.get("runs") if isinstance(stored, dict) else None
-    found = map(_confirmed_run, runs if isinstance(runs, list) else [])
     seeds: dict[int, ConfirmedRun] = {}
-    for run in found:
+    for run in map(_confirmed_run, runs if isinstance(runs, list) else []):
         if run is not None:
             seeds.setdefault(run.seed, run)  # a seed counts once
     return list(seeds.values())
@@ -259,7 +253,7 @@ def confirmed_runs(stored: object) -> list[ConfirmedRun]:
 
 def _confirmed_run(stored: object) -> ConfirmedRun | None:
     names = [field.name for field in fields(ConfirmedRun) if field.default is MISSING]
-    if not isinstance(stored, dict) or not all(_is_number(stored.get(name)) for name in names):
+    if not isinstance(stored, dict) or not all(is_number(stored.get(name)) for name in names):
         return None
     counts = against_teacher(stored.get("against_teacher"))
     run = ConfirmedRun(**{name: stored[name] for name in names}, against_teacher=counts)
@@ -267,7 +261,8 @@ def _confirmed_run(stored: object) -> ConfirmedRun | None:
     return run if sound and run.ratio > 0 else None
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a stored value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -215,11 +215,7 @@ def shipped(dataset: str) -> Path:
 
 
 def parse(text: str, *, source: str) -> StudySpec:
-    """Return the study of a study file's text.
-
-    Args:
-        text: TOML.
-        source: name of the file in errors.
+    """Return the study of a study file's text; `source` names the file in errors.
 
     Raises:
         StudyFileError: it is not TOML, or breaks a rule; the line names the key.
