@@ -279,9 +279,9 @@ class Crossed:
     degrees: float
     n: int
 
-    def interval(self) -> Interval:
-        """Return Student's t interval of 95 %."""
-        half = student_t(self.degrees) * self.error
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Return Student's t interval."""
+        half = student_t(self.degrees, confidence) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
     def above(self, margin: float) -> float:
