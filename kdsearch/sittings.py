@@ -68,7 +68,7 @@ def parsed(stored: object) -> Timing | None:
     """Return a stored timing; None if it is malformed, for anyone may write to a storage."""
     if not isinstance(stored, Mapping):
         return None
-    found = {field.name: stored.get(field.name) for field in dataclasses.fields(Timing)}
+    found: dict[str, Any] = {field.name: stored.get(field.name) for field in dataclasses.fields(Timing)}
     numbers = {name for name, value in found.items() if value is not None or name not in OPTIONAL} - {"kind"}
     if not all(is_number(found[name]) for name in numbers):
         return None

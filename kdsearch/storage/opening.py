@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
 
 DEFAULT_STORAGE = "sqlite:///kdsearch.db"
-GRPC = "grpc:"
 SQLITE_TIMEOUT_SECONDS = 60
 FOLD_TIMEOUT_SECONDS = 1
 TABLE_TRIES = 20
@@ -55,7 +54,7 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
             from kdsearch.storage.journal import open_journal
 
             return open_journal(Path(url.removeprefix(JOURNAL)))
-        if url.startswith(GRPC):
+        if url.startswith("grpc:"):
             return _proxy(url)
         _check(make_url(url))
         return _sqlite(url, log=log) if url.startswith("sqlite") else _with_tables(url, optuna.storages.RDBStorage)
