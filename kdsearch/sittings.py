@@ -23,45 +23,29 @@ from kdsearch import pareto
 from kdsearch.records import Attr, StudyAttr, Timing, is_number
 from kdsearch.stats import Spread, sittings_interval, spread
 
-LEAST = 3
-"""Least number of sittings of a front student, below which nothing is claimed of its ratio."""
-
+LEAST = 3  # sittings of a front student: with fewer, nothing is claimed of its ratio
 OPTIONAL = ("eager_ratio", "teacher_seconds_1", "student_seconds_1")
 
 
 @dataclass(frozen=True)
 class Sitting:
-    """One timing of a student.
-
-    Attributes:
-        timing: the measurement.
-        at: time of the measurement, in seconds since 1970; 0 if unknown.
-    """
+    """One timing of a student."""
 
     timing: Timing
-    at: float
+    at: float  # seconds since 1970; 0 if unknown
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """An inference ratio over all sittings of an architecture.
+    """An inference ratio over all sittings of an architecture."""
 
-    Attributes:
-        ratio: geometric mean of the sittings' ratios.
-        low, high: 95 % interval; where `covers` is False it is that of the one sitting, too narrow for another one.
-        sittings: number of sittings; 0 for counted operations, which have no noise.
-        covers: whether the interval accounts for the spread between sittings.
-        microseconds: of the student, per image at the study's batch; NaN for counted operations.
-        microseconds_1: of the student, for a single image; NaN where it was not timed.
-    """
-
-    ratio: float
-    low: float
+    ratio: float  # geometric mean of the sittings' ratios
+    low: float  # with `high` the 95 % interval; without `covers` that of the one sitting, too narrow for another one
     high: float
-    sittings: int
-    covers: bool
-    microseconds: float
-    microseconds_1: float
+    sittings: int  # number of sittings; 0 for counted operations, which have no noise
+    covers: bool  # whether the interval accounts for the spread between sittings
+    microseconds: float  # of the student, per image at the study's batch; NaN for counted operations
+    microseconds_1: float  # of the student, for a single image; NaN where it was not timed
 
 
 def parsed(stored: object) -> Timing | None:

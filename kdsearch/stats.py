@@ -13,19 +13,14 @@ from functools import cache
 CONFIDENCE = 0.95
 MOST_CASES = 1_000_000
 DRAWS = 1000  # of a bootstrap
+PRIOR_DEGREES = 4  # upper limit of the degrees of freedom that a student borrows from others (see `sittings_interval`)
 NORMAL = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
 ONE_SIDED = statistics.NormalDist().inv_cdf(CONFIDENCE)  # 1.64
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval.
-
-    Attributes:
-        mean: the estimate.
-        low, high: ends of the interval.
-        n: number of values it rests on.
-    """
+    """An estimate, `mean`, its 95 % interval, and the number of values it rests on."""
 
     mean: float
     low: float
@@ -48,13 +43,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     ordered = sorted(values)
     n = len(ordered)
-    k, tail = 0, 0.0
-    while k < n // 2:
-        tail += math.comb(n, k) / 2**n
-        if 2 * tail > 1 - CONFIDENCE:
-            break
-        k += 1
-    k = max(k, 1)
+    tails = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n // 2))
+    k = max(1, sum(2 * tail <= 1 - CONFIDENCE for tail in tails))
     return statistics.median(ordered), ordered[k - 1], ordered[n - k]
 
 
@@ -83,8 +73,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def mean_exceeds(better: Interval, worse: Interval) -> bool:
     """Return whether one mean of runs exceeds another significantly: Welch's two-sided test at 5 %.
 
-    Args:
-        better, worse: from `mean_interval`, of at least two runs each; False if either has no spread.
+    Both are from `mean_interval`, of at least two runs each. False if either has no spread.
     """
     from scipy.stats import ttest_ind_from_stats
 
@@ -101,25 +90,15 @@ def mean_exceeds(better: Interval, worse: Interval) -> bool:
 class Spread:
     """How far the sittings of one student's timing lie apart, pooled over all students of a study.
 
-    Attributes:
-        variance: pooled variance of the log ratios within a student.
-        degrees: its degrees of freedom.
+    This is the variance of the log ratios within a student, with its degrees of freedom.
     """
 
     variance: float
     degrees: int
 
 
-PRIOR_DEGREES = 4
-"""Upper limit of the degrees of freedom that a student borrows from the others (see `sittings_interval`)."""
-
-
 def spread(groups: Iterable[Sequence[float]]) -> Spread:
-    """Return the pooled variance of the log ratios of students with two or more sittings.
-
-    Args:
-        groups: the ratios of each student, one per sitting, all above 0.
-    """
+    """Return the pooled spread of students' ratios, one per sitting, all above 0; a single sitting has none."""
     several = [[math.log(ratio) for ratio in group] for group in groups if len(group) > 1]
     degrees = sum(len(logs) - 1 for logs in several)
     squares = sum((len(logs) - 1) * statistics.variance(logs) for logs in several)
@@ -172,12 +151,7 @@ def told_apart(one: tuple[float, float, float], other: tuple[float, float, float
 
 
 def proportion_interval(share: float, count: int) -> Interval:
-    """Return a proportion with Wilson's score interval.
-
-    Args:
-        share: the proportion, in [0, 1].
-        count: number of items, at least 1.
-    """
+    """Return a proportion, in [0, 1], of at least one item, with Wilson's score interval."""
     from scipy.stats import binomtest
 
     found = binomtest(round(share * count), count).proportion_ci(CONFIDENCE, method="wilson")
@@ -267,15 +241,10 @@ def mean_upper_margin(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Crossed:
-    """A mean over teachers and seeds with its standard error and the error's degrees of freedom.
-
-    Attributes:
-        mean, error, degrees: of the estimate; the error is 0 if there is no spread.
-        n: number of (teacher, seed) pairs it rests on.
-    """
+    """A mean over `n` pairs of teacher and seed, with its standard error and the error's degrees of freedom."""
 
     mean: float
-    error: float
+    error: float  # 0 if there is no spread
     degrees: float
     n: int
 

@@ -20,17 +20,11 @@ HORIZONS = 6  # future steps that are evaluated if there are more than two objec
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecast of a trial: the value it would reach if it continued as each of the trials most like it did.
+    """Forecast of a trial: the value it would reach if it continued as each of the trials most like it did."""
 
-    Attributes:
-        steps: (horizons,), ascending, beyond the trial's last step.
-        values: (neighbours, horizons), observed value by each step, more is better.
-        weights: (neighbours,), the weight of each; they sum to 1.
-    """
-
-    steps: NDArray[np.int64]
-    values: Floats
-    weights: Floats
+    steps: NDArray[np.int64]  # (horizons,), ascending, beyond the trial's last step
+    values: Floats  # (neighbours, horizons), observed value by each step, more is better
+    weights: Floats  # (neighbours,), the weight of each; they sum to 1
 
     def quantile(self, level: float) -> Floats:
         """Return a weighted quantile of the values, (horizons,), interpolated between the middles of their weights."""
@@ -94,8 +88,7 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
 
     Args:
         history: updated, with an own curve.
-        scale: of the objectives.
-        last_step: of the trial.
+        scale, last_step: of the objectives, of the trial.
         neighbours: number of similar trials used, and half as many more that were seen to their end.
 
     Returns:
@@ -171,9 +164,8 @@ def promise(history: History, scale: Scale, hope: Forecast, front: Floats, optim
     """Return the highest expected gain in hypervolume per step by any future step of the trial in question.
 
     Args:
-        history: with an own curve.
+        history, hope: with the trial's own curve, and its forecast.
         scale: of the objectives.
-        hope: the trial's forecast.
         front: (members, objectives), transformed, the trial's own best checkpoint included.
         optimistic: (horizons,), values whose gain counts if it is higher than the expected one.
     """

@@ -26,34 +26,19 @@ MISSING = 0.5  # value of a parameter that was not sampled
 
 @dataclass(frozen=True)
 class Curve:
-    """One trial's checkpoints.
-
-    Attributes:
-        number: of the trial.
-        steps: (checkpoints,), ascending, with something observed at each.
-        best: (checkpoints,), the best observed value so far, discounted by `credited`, more is better.
-        reported: the best observed value as reported, more is better; NaN where nothing was observed.
-        known: (objectives,), the latest values with NaN for the observed objective, more is better.
-        diverged: whether the last value of the observed objective is NaN.
-        recovered: whether a finite value followed a NaN.
-        feasible: whether it may be on the front, by the study's constraints.
-        whole: whether nothing cut it short, so that its values after any of its steps are known.
-        audited: whether it was drawn never to be pruned.
-        would_end: of an audited trial, the step at which it would have been ended, else -1.
-        params: of the trial.
-    """
+    """One trial's checkpoints."""
 
     number: int
-    steps: NDArray[np.int64]
-    best: Floats
-    reported: float
-    known: Floats
-    diverged: bool
-    recovered: bool
-    feasible: bool
-    whole: bool
-    audited: bool
-    would_end: int
+    steps: NDArray[np.int64]  # (checkpoints,), ascending, with something observed at each
+    best: Floats  # (checkpoints,), the best observed value so far, discounted by `credited`, more is better
+    reported: float  # the best observed value as reported, more is better; NaN where nothing was observed
+    known: Floats  # (objectives,), the latest values with NaN for the observed objective, more is better
+    diverged: bool  # whether the last value of the observed objective is NaN
+    recovered: bool  # whether a finite value followed a NaN
+    feasible: bool  # whether it may be on the front, by the study's constraints
+    whole: bool  # whether nothing cut it short, so that its values after any of its steps are known
+    audited: bool  # whether it was drawn never to be pruned
+    would_end: int  # of an audited trial, the step at which it would have been ended, else -1
     params: Mapping[str, Any]
 
 
@@ -124,15 +109,9 @@ class Evidence:
 def credited(values: Floats) -> Floats:
     """Discount checkpoints that their neighbours do not support, so that a lucky one is not taken at face value.
 
-    A value higher than both neighbours counts as the higher of these. The last one, which has no successor yet, is
-    lowered by the size of the drops seen in the curve, but not below the one before. A curve that never falls stays
-    unchanged.
-
-    Args:
-        values: (checkpoints,), more is better, finite.
-
-    Returns:
-        (checkpoints,).
+    `values` are (checkpoints,), more is better, finite. One higher than both neighbours counts as the higher of these.
+    The last one, which has no successor yet, is lowered by the size of the drops seen in the curve, but not below the
+    one before. A curve that never falls stays unchanged.
     """
     if len(values) < 2:
         return values
@@ -219,26 +198,17 @@ def _share(value: Any, low: float, high: float, *, log: bool) -> float:
 
 @dataclass(frozen=True)
 class Stack:
-    """Many curves as arrays, in a common order.
+    """Many curves as arrays, in a common order."""
 
-    Attributes:
-        number: (curves,), of the trials.
-        last: (curves,), the last step with a checkpoint.
-        best: (curves, steps), best discounted value up to each step of the history's grid; NaN before a curve's first
-            and after its last checkpoint.
-        points: (curves, objectives), the best checkpoint, discounted, more is better, no logarithm.
-        reported: (curves, objectives), the same as reported.
-        features: (curves, columns), parameters as numbers from 0 to 1.
-        feasible, whole, audited, would_end: (curves,), see `Curve`.
-    """
-
-    number: NDArray[np.int64]
-    last: NDArray[np.int64]
+    number: NDArray[np.int64]  # (curves,)
+    last: NDArray[np.int64]  # (curves,), the last step with a checkpoint
+    # (curves, steps), best discounted value up to each step of the history's grid; NaN before a curve's first and after
+    # its last checkpoint
     best: Floats
-    points: Floats
-    reported: Floats
-    features: Floats
-    feasible: NDArray[np.bool_]
+    points: Floats  # (curves, objectives), the best checkpoint, discounted, more is better, no logarithm
+    reported: Floats  # (curves, objectives), the same as reported
+    features: Floats  # (curves, columns), parameters as numbers from 0 to 1
+    feasible: NDArray[np.bool_]  # (curves,), as all below: see `Curve`
     whole: NDArray[np.bool_]
     audited: NDArray[np.bool_]
     would_end: NDArray[np.int64]
@@ -255,9 +225,8 @@ class Stack:
             return self
         if not len(self):
             return other
-        return Stack(
-            *(np.concatenate([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self))
-        )
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return Stack(*map(np.concatenate, pairs))
 
 
 class History:
@@ -293,11 +262,9 @@ class History:
         self.ended = self.running = self._all = self._stack([])
 
     def update(self, study: Study, number: int | None = None) -> None:
-        """Read new data from the storage; failed trials are left out, as their checkpoints cannot be on the front.
+        """Read new data from the storage, with `number` that of the trial in question.
 
-        Args:
-            study: the study of this history.
-            number: of the trial in question, or None.
+        Failed trials are left out, as their checkpoints cannot be on the front.
 
         Raises:
             KdsearchError: the objective observed step by step is ambiguous (see `Evidence`).
@@ -395,6 +362,5 @@ class History:
 
 
 def _has_constraints(study: Study, trials: Sequence[FrozenTrial]) -> bool:
-    if getattr(study.sampler, "_constraints_func", None) is not None:
-        return True
-    return any(trial.system_attrs and trial.constraints for trial in trials)
+    told = getattr(study.sampler, "_constraints_func", None) is not None
+    return told or any(trial.system_attrs and trial.constraints for trial in trials)

@@ -46,7 +46,6 @@ _warned: weakref.WeakKeyDictionary[Study, set[str]] = weakref.WeakKeyDictionary(
 
 
 def _warn_once(study: Study, kind: str, text: str) -> None:
-    """Warn of one kind of mistake once per study."""
     if kind not in _warned.setdefault(study, set()):
         _warned[study].add(kind)
         warnings.warn(f"kdsearch: {text}", UserWarning, stacklevel=4)
@@ -59,7 +58,7 @@ def report(trial: BaseTrial, values: Sequence[float | None], step: int, *, prefi
     several objectives. On a trial without a study (FrozenTrial, FixedTrial) this does nothing.
 
     Args:
-        trial: the running trial.
+        trial: the running one.
         values: one per objective, in the order of the study's directions; None if not observed yet, so `(None, ratio)`
             at step 0 and `(accuracy, ratio)` from step 1 on.
         step: any whole number, increasing within the trial; a step reported twice keeps the last values.
@@ -106,11 +105,7 @@ def should_prune(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
 
     Hopeless means that its best checkpoint is dominated and forecast to stay so. The reason is stored with the trial
     (attribute `kdsearch:pruned_by`). The caller raises `optuna.TrialPruned`. False on a trial without a study
-    (FrozenTrial, FixedTrial).
-
-    Args:
-        trial: the running trial.
-        prefix: as in `report`.
+    (FrozenTrial, FixedTrial). `prefix` is that of `report`.
 
     Raises:
         KdsearchError: several objectives change from step to step.
@@ -126,11 +121,7 @@ def should_stop(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
 
     The caller returns that checkpoint's values, so that the trial is COMPLETE and stays in `study.best_trials`. The
     step (attribute `kdsearch:stopped_at`) and the reason (`kdsearch:stopped_by`) are stored with the trial. False on a
-    trial without a study.
-
-    Args:
-        trial: the running trial.
-        prefix: as in `report`.
+    trial without a study. `prefix` is that of `report`.
 
     Raises:
         KdsearchError: several objectives change from step to step.
@@ -236,7 +227,7 @@ class ParetoPruner(BasePruner):
             raise ValueError(f"audit must be a share from 0 to 1 (got {audit})")
         self._optimism, self._neighbours, self._pace = optimism, neighbours, pace
         self._max_steps = max_steps
-        self._log, self._reference, self._ideal = log, reference, ideal
+        self._units: dict[str, Any] = {"log": log, "reference": reference, "ideal": ideal}
         self._exempt = prefix + Attr.EXEMPT if exempt is None else exempt
         self._audit, self._seed, self._prefix = audit, seed, prefix
         self._lock = threading.Lock()  # for study.optimize(n_jobs=...)
@@ -258,7 +249,6 @@ class ParetoPruner(BasePruner):
         self._forget(None)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Return whether the trial is hopeless (see the class)."""
         return self.verdict(study, trial).action == "prune"
 
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
@@ -325,7 +315,9 @@ class ParetoPruner(BasePruner):
         point = forecast.own_point(history)
         if np.isnan(point).any():
             return GO  # a known objective that was never reported
-        scale = self._scale(np.vstack([others.points, point]), observed, others, own)
+        lowest = float(min(np.nanmin(others.best), own.best[0]))
+        points = np.vstack([others.points, point])
+        scale = make_scale(points, history.sign, observed, lowest=lowest, **self._units)
         last_step = self._length(own, others)
         hope = forecast.forecast(history, scale, last_step=last_step, neighbours=self._neighbours)
         if hope is None:
@@ -346,17 +338,6 @@ class ParetoPruner(BasePruner):
         if isinstance(self._max_steps, str):
             return int(own.params.get(self._max_steps, longest))
         return longest if self._max_steps is None else self._max_steps
-
-    def _scale(self, points: Floats, observed: int, others: Stack, own: Curve) -> Scale:
-        return make_scale(
-            points,
-            self._history.sign,
-            observed,
-            lowest=float(min(np.nanmin(others.best), own.best[0])),
-            log=self._log,
-            reference=self._reference,
-            ideal=self._ideal,
-        )
 
 
 def drawn(number: int, share: float, seed: int) -> bool:

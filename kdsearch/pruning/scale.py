@@ -18,27 +18,16 @@ LEAST_ERROR = 1e-4  # share of the largest error: lower limit before the logarit
 
 @dataclass(frozen=True)
 class Scale:
-    """Scales of the objectives; by default invariant under increasing affine maps of each.
+    """Scales of the objectives; by default invariant under increasing affine maps of each."""
 
-    Attributes:
-        sign: (objectives,), 1 or -1.
-        observed: index of the objective observed step by step.
-        log: (objectives,), whether the logarithm is taken.
-        knots: for each objective, the values that are placed at equal distances (its ranks), or None.
-        span: (objectives,), of the transformed values.
-        ideal: of the observed objective, more is better.
-        reference: (objectives,), transformed: reference point of the hypervolume.
-        unit: the largest error, that of the observed objective's reference, as reported.
-    """
-
-    sign: Floats
-    observed: int
-    log: NDArray[np.bool_]
-    knots: tuple[Floats | None, ...]
-    span: Floats
-    ideal: float
-    reference: Floats
-    unit: float
+    sign: Floats  # (objectives,), 1 or -1
+    observed: int  # index of the objective observed step by step
+    log: NDArray[np.bool_]  # (objectives,), whether the logarithm is taken
+    knots: tuple[Floats | None, ...]  # by objective: the values that are placed at equal distances (its ranks), or None
+    span: Floats  # (objectives,), of the transformed values
+    ideal: float  # of the observed objective, more is better
+    reference: Floats  # (objectives,), transformed: reference point of the hypervolume
+    unit: float  # the largest error, that of the observed objective's reference, as reported
 
     def transform(self, points: Floats) -> Floats:
         """Transform points, (points, objectives), as reported, to the scale; more is better in both."""

@@ -140,8 +140,8 @@ def is_whole(dimension: Dimension) -> bool:
 def capped(dimension: Dimension, top: int) -> Dimension:
     """Return the part of a dimension of whole numbers that is at most `top`, or `top` if there is none."""
     if isinstance(dimension, list):
-        below: list[Number] = [value for value in ends(dimension) if value <= top]
-        return below or [top]
+        below: list[Number] = [value for value in ends(dimension) if value <= top] or [top]
+        return below
     if not isinstance(dimension, Range):
         return min(dimension, top) if isinstance(dimension, int | float) else dimension
     if dimension.low > top:

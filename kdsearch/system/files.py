@@ -31,11 +31,7 @@ def _writable(what: str, path: Path, remedy: str) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically: to a temporary file beside it first, then renamed.
-
-    Args:
-        path: of the file; missing folders are made.
-        write: writes the file at the path it gets.
+    """Write a file atomically: `write` writes a temporary file beside it, which is renamed; missing folders are made.
 
     Raises:
         KdsearchError: it cannot be written; the old file stays.
@@ -108,12 +104,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, atomically.
-
-    Args:
-        path: of the file; missing folders are made.
-        tensors: by name, on any device.
-        metadata: for the file's header, to which the tensors' digest is added.
+    """Write tensors, by name and on any device, as safetensors, atomically; their digest is added to the metadata.
 
     Raises:
         KdsearchError: it cannot be written; the old file stays.

@@ -142,10 +142,7 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory() -> int | None:
-    """Return the bytes of memory that this process may still take; None if unknown.
-
-    This is the least of what the system, its control group and `KDSEARCH_MEMORY_GB` allow.
-    """
+    """Return the bytes that the system, its control group and `KDSEARCH_MEMORY_GB` all allow; None if unknown."""
     found = [int(row.split()[1]) * 1024 for row in _lines(Path("/proc/meminfo")) if row.startswith("MemAvailable:")]
     limit, used = (_lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
     if limit and used and limit[0].isdigit():
@@ -154,11 +151,6 @@ def free_memory() -> int | None:
 
 
 def _granted() -> list[int]:
-    """Return the bytes that `KDSEARCH_MEMORY_GB` allows this process, if it is set.
-
-    Raises:
-        DeviceError: it is not a number above 0.
-    """
     text = os.environ.get("KDSEARCH_MEMORY_GB", "")
     try:
         granted = [int(float(text) * 1e9)] if text else []

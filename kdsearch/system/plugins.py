@@ -10,26 +10,18 @@ from typing import Any
 
 from kdsearch.errors import StudyFileError
 
+# kinds of plugins, each the entry-point group `kdsearch.KIND`, and what to call one
 KINDS = {"students": "student family", "teachers": "teacher family", "datasets": "data set", "costs": "cost"}
-"""Kinds of plugins, each the entry-point group `kdsearch.KIND`, and what to call one."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin that an installed package offers.
+    """A plugin that an installed package offers."""
 
-    Attributes:
-        kind: key of `KINDS`.
-        name: for study files and options.
-        package: the distribution that provides it.
-        origin: package and version.
-        entry: its entry point.
-    """
-
-    kind: str
-    name: str
+    kind: str  # key of `KINDS`
+    name: str  # for study files and options
     package: str
-    origin: str
+    origin: str  # package and version
     entry: metadata.EntryPoint
 
 
