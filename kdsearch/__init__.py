@@ -21,15 +21,8 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "KdsearchError",
-    "ParetoPruner",
-    "__version__",
-    "optimize",
-    "report",
-    "should_prune",
-    "should_stop",
-    "write_report",
-]
+    "KdsearchError", "ParetoPruner", "__version__", "optimize", "report", "should_prune", "should_stop", "write_report",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from kdsearch.errors import KdsearchError

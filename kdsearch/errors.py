@@ -64,11 +64,7 @@ class RunError(KdsearchError):
 
 
 def check_platform() -> None:
-    """Refuse Windows: its signals, file locks and open files work differently, so a study would fail halfway.
-
-    Raises:
-        KdsearchError: this is Windows.
-    """
+    """Refuse Windows: its signals, file locks and open files work differently, so a study would fail halfway."""
     if sys.platform == "win32":
         raise KdsearchError(
             "kdsearch runs on Linux and macOS",

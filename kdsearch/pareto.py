@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,14 +36,10 @@ def dominates(a: Point, b: Point) -> bool:
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """Return the ascending indices of non-dominated points; equal points are all kept, points with NaN never.
-
-    In descending lexicographic order a point comes after all that dominate it, so comparing it with the front so far is
-    enough.
-    """
+    """Return the ascending indices of non-dominated points; equal points are all kept, points with NaN never."""
     valid = [i for i, p in enumerate(points) if not any(map(math.isnan, p))]
     found: list[int] = []
-    for i in sorted(valid, key=lambda i: tuple(points[i]), reverse=True):
+    for i in sorted(valid, key=lambda i: tuple(points[i]), reverse=True):  # a point comes after all that dominate it
         if not any(dominates(points[j], points[i]) for j in reversed(found)):
             found.append(i)
     return sorted(found)
@@ -96,9 +93,9 @@ def volume(points: Floats, reference: Floats) -> float:
     ordered = inside[inside[:, -1].argsort()[::-1]]
     depths = [*ordered[:, -1].tolist(), float(reference[-1])]
     slices = (
-        (depths[k] - depths[k + 1]) * volume(ordered[: k + 1, :-1], reference[:-1])
-        for k in range(len(ordered))
-        if depths[k] > depths[k + 1]
+        (depth - below) * volume(ordered[:count, :-1], reference[:-1])
+        for count, (depth, below) in enumerate(itertools.pairwise(depths), 1)
+        if depth > below
     )
     return float(sum(slices))
 
@@ -117,15 +114,11 @@ def gains(members: Floats, points: Floats, reference: Floats) -> Floats:
     import numpy as np
 
     if points.shape[1] != 2:
-        before = volume(members, reference)
-        return np.array(
-            [
-                0.0
-                if (members >= point).all(axis=1).any()
-                else max(0.0, volume(np.vstack([members, point]), reference) - before)
-                for point in points
-            ]
-        )
+        before, found = volume(members, reference), np.zeros(len(points))
+        for index, point in enumerate(points):
+            if not (members >= point).all(axis=1).any():
+                found[index] = max(0.0, volume(np.vstack([members, point]), reference) - before)
+        return found
     stairs = members[(members > reference).all(axis=1)]
     stairs = stairs[stairs[:, 1].argsort()]
     edges = np.concatenate([reference[1:], stairs[:, 1], [np.inf]])
@@ -147,9 +140,9 @@ def study_hypervolume(points: Sequence[tuple[float, float]], floor: float) -> fl
         points: (accuracy as a fraction, teacher time / student time).
         floor: accuracy below which a point counts as nothing, a fraction below 1.
     """
-
-    def scaled(accuracy: float) -> float:
-        return math.log10((1.0 - floor) / max(1.0 - accuracy, LEAST_ERROR))
-
-    logs = [(scaled(accuracy), math.log10(ratio)) for accuracy, ratio in points if ratio > 0 and accuracy > floor]
+    logs = [
+        (math.log10((1.0 - floor) / max(1.0 - accuracy, LEAST_ERROR)), math.log10(ratio))
+        for accuracy, ratio in points
+        if ratio > 0 and accuracy > floor
+    ]
     return hypervolume(logs, (0.0, 0.0))

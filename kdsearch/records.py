@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, astuple, dataclass, fields
 from typing import Any, Literal
 
+# of convolutions in training and when a teacher is asked; weights and losses are float32
 Precision = Literal["float32", "bfloat16"]
-"""Precision of convolutions in training and when a teacher is asked; weights and losses are float32."""
-
+# names of the two objectives, in order: validation accuracy (a fraction) and teacher time / student time
 METRICS = ("accuracy", "ratio")
-"""Names of the two objectives, in order: validation accuracy (a fraction) and teacher time / student time."""
-
-
-FOREIGN = "kdsearch:"
-"""Prefix of all attributes that the pruner writes into studies not made by kdsearch."""
+FOREIGN = "kdsearch:"  # prefix of all attributes that the pruner writes into studies not made by kdsearch
 
 
 class Attr:
@@ -48,9 +44,7 @@ class Attr:
     BEAT = "beat"  # counter that grows while the trial runs
     RETRY_OF = "retry_of"  # number of the handed-back trial whose parameters it runs again
     RESUMED = "resumed"  # epochs of its curve that another trial trained, from whose checkpoint it went on
-    RESUMES = (
-        "resumes"  # number of the trial, ended by the pruner, that it goes on with, and whose curve it begins with
-    )
+    RESUMES = "resumes"  # number of the trial, ended by the pruner, that it goes on with and whose curve it begins with
     PRUNED_BY = "pruned_by"  # why the pruner pruned it (see pruning.pruner.Verdict)
     STOPPED_AT = "stopped_at"  # the step after which a trial on the front was stopped early
     STOPPED_BY = "stopped_by"  # why it was stopped
@@ -63,9 +57,8 @@ class Attr:
     INT8 = "int8"  # of an int8 row: accuracy in training, seconds and bytes of the same student in float
 
 
+# prefix of the failure reason of a trial whose worker was killed or interrupted: its parameters are run again
 HANDED_BACK = "handed back: "
-"""Prefix of the failure reason of a trial whose worker was killed or interrupted: its parameters are run again."""
-
 INTERRUPTED = f"{HANDED_BACK}interrupted"
 
 
@@ -80,9 +73,7 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the last command line
     EXPORTED = "exported:"  # prefix of exported:NUMBER:FORMAT, measurements of an exported file in its own runtime
-    CARRIED = (
-        "carried:"  # prefix of carried:NUMBER, fingerprints of the folders made for a device (export.device_folder)
-    )
+    CARRIED = "carried:"  # prefix of carried:NUMBER, prints of the folders made for a device (export.device_folder)
     MEASURED = "measured:"  # prefix of measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
     SITTINGS = "sittings:"  # prefix of sittings:DIGEST, the later timings of an architecture (see kdsearch.sittings)
     CONFIRMED = "confirmed:"  # prefix of confirmed:NUMBER, the runs of a trial's confirmation
@@ -93,73 +84,44 @@ class StudyAttr:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of training.
+    """One epoch of training."""
 
-    Attributes:
-        epoch: counted from 1.
-        loss: mean training loss over the epoch's batches.
-        accuracy: validation accuracy after the epoch, a fraction.
-        seconds: wall-clock seconds of the epoch's training, without validation and without asking the teacher.
-        asking: wall-clock seconds of asking the teacher before the epoch.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
-    seconds: float
-    asking: float = 0.0
+    epoch: int  # counted from 1
+    loss: float  # mean training loss over the epoch's batches
+    accuracy: float  # validation accuracy after the epoch, a fraction
+    seconds: float  # wall-clock seconds of the epoch's training, without validation and without asking the teacher
+    asking: float = 0.0  # wall-clock seconds of asking the teacher before the epoch
 
 
 @dataclass(frozen=True)
 class Timing:
-    """An inference ratio, teacher time / student time, with its 95 % interval.
+    """An inference ratio, teacher time / student time, with its 95 % interval."""
 
-    Attributes:
-        ratio: median of the paired ratios (for counted operations, their quotient).
-        low, high: 95 % interval of the median within this sitting, too narrow for another sitting.
-        teacher_seconds, student_seconds: median seconds per batch (operations per batch for `flops`).
-        batch: images a batch.
-        pairs: number of timed pairs; 0 for a quotient without noise.
-        kind: method of measurement: "latency", "flops".
-        eager_ratio: on CUDA, where `ratio` is of replayed graphs, the ratio of eager calls.
-        teacher_seconds_1, student_seconds_1: median seconds of a single image (a batch of 1); None where not timed.
-    """
-
-    ratio: float
-    low: float
+    ratio: float  # median of the paired ratios (for counted operations, their quotient)
+    low: float  # with `high` the median's 95 % interval within this sitting, too narrow for another sitting
     high: float
-    teacher_seconds: float
+    teacher_seconds: float  # median of a batch, as the student's; operations, where they are counted
     student_seconds: float
-    batch: int
-    pairs: int
-    kind: str
-    eager_ratio: float | None = None
-    teacher_seconds_1: float | None = None
+    batch: int  # images
+    pairs: int  # number of timed pairs; 0 for a quotient without noise
+    kind: str  # method of measurement: "latency", "flops"
+    eager_ratio: float | None = None  # on CUDA, where `ratio` is of replayed graphs, the ratio of eager calls
+    teacher_seconds_1: float | None = None  # median for a single image (a batch of 1); None where not timed
     student_seconds_1: float | None = None
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """Facts about a teacher, for the report.
+    """Facts about a teacher, for the report."""
 
-    Attributes:
-        family: name in the registry of teachers.
-        fingerprint: hash of data, recipe and seed (or of the given weights).
-        accuracy: test accuracy, a fraction.
-        validation_accuracy: a fraction; None if it was trained on the whole training set.
-        parameters, bytes: size of the network.
-        seconds: wall-clock seconds of its training; 0 if weights were given.
-        precision: of its training; empty if weights were given, or if it was trained before this was stored.
-    """
-
-    family: str
-    fingerprint: str
-    accuracy: float
-    validation_accuracy: float | None
+    family: str  # name in the registry of teachers
+    fingerprint: str  # hash of data, recipe and seed (or of the given weights)
+    accuracy: float  # test accuracy, a fraction
+    validation_accuracy: float | None  # a fraction; None if it was trained on the whole training set
     parameters: int
     bytes: int
-    seconds: float
-    precision: Precision | Literal[""] = ""
+    seconds: float  # wall-clock seconds of its training; 0 if weights were given
+    precision: Precision | Literal[""] = ""  # of its training; empty if weights were given, or before this was stored
 
 
 def was_handed_back(user_attrs: dict[str, Any]) -> bool:
@@ -167,16 +129,13 @@ def was_handed_back(user_attrs: dict[str, Any]) -> bool:
     return str(user_attrs.get(Attr.FAIL_REASON)).startswith(HANDED_BACK)
 
 
+# architecture (`width`, `blocks`, `stride`) and distillation (`temperature`, missing if the loss weight is 0, where it
+# has no effect, `loss_weight`, `epochs`, `batch_size`, and if the space has them `feature_weight` and `lr`)
 Config = dict[str, Any]
-"""A configuration: architecture (`width`, `blocks`, `stride`) and distillation (`temperature`, `loss_weight`,
-`epochs`, `batch_size`, and if the space has them `feature_weight` and `lr`). `temperature` is missing if the loss
-weight is 0, where it has no effect."""
-
+# keys that a space may omit: the feature weight is then 0, and the learning rate that of the students' recipe
 OPTIONAL = ("feature_weight", "lr")
-"""Keys that a space may omit: the feature weight is then 0, and the learning rate that of the students' recipe."""
-
+# keys of a configuration that describe the training of a student; all others describe its architecture
 DISTILLATION = ("loss_weight", "temperature", "epochs", "batch_size", *OPTIONAL)
-"""Keys of a configuration that describe the training of a student; all others describe its architecture."""
 
 
 def architecture(config: Config) -> Config:
@@ -186,11 +145,7 @@ def architecture(config: Config) -> Config:
 
 @dataclass(frozen=True)
 class AgainstTeacher:
-    """Counts of test images by whether teacher and student classify them rightly: the input of paired bounds.
-
-    Attributes:
-        both, teacher, student, neither: images that both, only one of them, or neither classifies rightly.
-    """
+    """Counts of test images that both, only one of them, or neither classifies rightly: the input of paired bounds."""
 
     both: int
     teacher: int
@@ -200,11 +155,11 @@ class AgainstTeacher:
     @property
     def images(self) -> int:
         """Number of test images."""
-        return self.both + self.teacher + self.student + self.neither
+        return sum(self.stored())
 
     def stored(self) -> list[int]:
         """Return the counts as plain JSON."""
-        return [self.both, self.teacher, self.student, self.neither]
+        return list(astuple(self))
 
 
 def against_teacher(stored: object) -> AgainstTeacher | None:
@@ -217,41 +172,27 @@ def against_teacher(stored: object) -> AgainstTeacher | None:
 
 @dataclass(frozen=True)
 class ConfirmedRun:
-    """One more training of a student, on the whole training set with a seed of its own.
+    """One more training of a student, on the whole training set with a seed of its own."""
 
-    Attributes:
-        seed: of its weights and training.
-        test_accuracy: after the epoch that the search chose, a fraction.
-        ratio, ratio_low, ratio_high: from a new timing, with its 95 % interval.
-        seconds: wall-clock seconds of the training.
-        against_teacher: counts of test images by who is right; None in runs made before they were stored.
-    """
-
-    seed: int
-    test_accuracy: float
-    ratio: float
+    seed: int  # of its weights and training
+    test_accuracy: float  # after the epoch that the search chose, a fraction
+    ratio: float  # from a new timing, as its 95 % interval
     ratio_low: float
     ratio_high: float
-    seconds: float
-    against_teacher: AgainstTeacher | None = None
+    seconds: float  # wall-clock seconds of the training
+    against_teacher: AgainstTeacher | None = None  # None in runs made before these counts were stored
 
     def stored(self) -> dict[str, Any]:
         """Return the run as plain JSON."""
-        kept = {field.name: getattr(self, field.name) for field in fields(self)}
         counts = self.against_teacher
-        return kept | {"against_teacher": None if counts is None else counts.stored()}
+        return asdict(self) | {"against_teacher": counts and counts.stored()}
 
 
 def confirmed_runs(stored: object) -> list[ConfirmedRun]:
-    """Return the confirmation runs that a study holds of a trial; malformed ones are skipped, as anyone may write them.
-
-    Args:
-        stored: the value of an attribute whose name begins with `StudyAttr.CONFIRMED`.
-    """
+    """Return the confirmation runs in an attribute of a study; malformed ones are skipped, as anyone may write them."""
     runs = stored.get("runs") if isinstance(stored, dict) else None
-    found = map(_confirmed_run, runs if isinstance(runs, list) else [])
     seeds: dict[int, ConfirmedRun] = {}
-    for run in found:
+    for run in map(_confirmed_run, runs if isinstance(runs, list) else []):
         if run is not None:
             seeds.setdefault(run.seed, run)  # a seed counts once
     return list(seeds.values())
@@ -259,7 +200,7 @@ def confirmed_runs(stored: object) -> list[ConfirmedRun]:
 
 def _confirmed_run(stored: object) -> ConfirmedRun | None:
     names = [field.name for field in fields(ConfirmedRun) if field.default is MISSING]
-    if not isinstance(stored, dict) or not all(_is_number(stored.get(name)) for name in names):
+    if not isinstance(stored, dict) or not all(is_number(stored.get(name)) for name in names):
         return None
     counts = against_teacher(stored.get("against_teacher"))
     run = ConfirmedRun(**{name: stored[name] for name in names}, against_teacher=counts)
@@ -267,7 +208,8 @@ def _confirmed_run(stored: object) -> ConfirmedRun | None:
     return run if sound and run.ratio > 0 else None
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a stored value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -20,95 +20,71 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import pareto
-from kdsearch.records import Attr, StudyAttr, Timing
+from kdsearch.records import Attr, StudyAttr, Timing, is_number
 from kdsearch.stats import Spread, sittings_interval, spread
 
-LEAST = 3
-"""Least number of sittings of a front student, below which nothing is claimed of its ratio."""
-
+LEAST = 3  # sittings of a front student: with fewer, nothing is claimed of its ratio
 OPTIONAL = ("eager_ratio", "teacher_seconds_1", "student_seconds_1")
 
 
 @dataclass(frozen=True)
 class Sitting:
-    """One timing of a student.
-
-    Attributes:
-        timing: the measurement.
-        at: time of the measurement, in seconds since 1970; 0 if unknown.
-    """
+    """One timing of a student."""
 
     timing: Timing
-    at: float
+    at: float  # seconds since 1970; 0 if unknown
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """An inference ratio over all sittings of an architecture.
+    """An inference ratio over all sittings of an architecture."""
 
-    Attributes:
-        ratio: geometric mean of the sittings' ratios.
-        low, high: 95 % interval; where `covers` is False it is that of the one sitting, too narrow for another one.
-        sittings: number of sittings; 0 for counted operations, which have no noise.
-        covers: whether the interval accounts for the spread between sittings.
-        microseconds: of the student, per image at the study's batch; NaN for counted operations.
-        microseconds_1: of the student, for a single image; NaN where it was not timed.
-    """
-
-    ratio: float
-    low: float
+    ratio: float  # geometric mean of the sittings' ratios
+    low: float  # with `high` the 95 % interval; without `covers` that of the one sitting, too narrow for another one
     high: float
-    sittings: int
-    covers: bool
-    microseconds: float
-    microseconds_1: float
+    sittings: int  # number of sittings; 0 for counted operations, which have no noise
+    covers: bool  # whether the interval accounts for the spread between sittings
+    microseconds: float  # of the student, per image at the study's batch; NaN for counted operations
+    microseconds_1: float  # of the student, for a single image; NaN where it was not timed
 
 
 def parsed(stored: object) -> Timing | None:
     """Return a stored timing; None if it is malformed, for anyone may write to a storage."""
     if not isinstance(stored, Mapping):
         return None
-    names = {field.name for field in dataclasses.fields(Timing)}
-    found = {name: stored[name] for name in names if stored.get(name) is not None}
-    numbers = names - {"kind"}
-    if not all(_is_number(found[name]) for name in numbers & set(found)) or names - set(found) - set(OPTIONAL):
+    found: dict[str, Any] = {field.name: stored.get(field.name) for field in dataclasses.fields(Timing)}
+    numbers = {name for name, value in found.items() if value is not None or name not in OPTIONAL} - {"kind"}
+    if not all(is_number(found[name]) for name in numbers):
         return None
     timing = Timing(**found)
     sound = 0 < timing.low <= timing.ratio <= timing.high and timing.batch >= 1 and isinstance(timing.kind, str)
     return timing if sound and min(timing.teacher_seconds, timing.student_seconds) > 0 else None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def attribute(key: str) -> str:
-    """Return the study attribute that holds the later sittings of an architecture.
-
-    Args:
-        key: a trial's `timing_key`, shared by equal architectures.
-    """
+    """Return the study attribute that holds the later sittings of an architecture, by a trial's `timing_key`."""
     return f"{StudyAttr.SITTINGS}{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _rows(study_attrs: Mapping[str, Any], key: str) -> list[Any]:
+    stored = study_attrs.get(attribute(key))
+    rows = stored.get("sittings") if isinstance(stored, Mapping) and stored.get("key") == key else None
+    return rows if isinstance(rows, list) else []
 
 
 def later(study_attrs: Mapping[str, Any], key: str) -> list[Sitting]:
     """Return the sittings of an architecture after its first one; malformed ones are skipped."""
-    stored = study_attrs.get(attribute(key))
-    rows = stored.get("sittings") if isinstance(stored, Mapping) and stored.get("key") == key else None
     found = []
-    for row in rows if isinstance(rows, list) else []:
-        timing = parsed(row)
-        if timing is not None:
-            found.append(Sitting(timing, float(row["at"]) if _is_number(row.get("at")) else 0.0))
+    for row in _rows(study_attrs, key):
+        if (timing := parsed(row)) is not None:
+            found.append(Sitting(timing, float(row["at"]) if is_number(row.get("at")) else 0.0))
     return found
 
 
 def add(study: Study, key: str, timing: Timing) -> None:
     """Add a sitting of an architecture to its study; the caller makes sure that no other process does so meanwhile."""
     figures = {name: value for name, value in dataclasses.asdict(timing).items() if value is not None}
-    stored = study.user_attrs.get(attribute(key))
-    before = stored.get("sittings", []) if isinstance(stored, Mapping) and stored.get("key") == key else []
-    rows = [*before, figures | {"at": round(time.time(), 1)}]
+    rows = [*_rows(study.user_attrs, key), figures | {"at": round(time.time(), 1)}]
     study.set_user_attr(attribute(key), {"key": key, "sittings": rows})
 
 
@@ -127,33 +103,18 @@ def by_architecture(trials: Iterable[FrozenTrial], study_attrs: Mapping[str, Any
 
 
 def ratios(sittings: Mapping[str, Sequence[Sitting]]) -> dict[str, Ratio]:
-    """Return the ratio of each architecture over its sittings.
-
-    Args:
-        sittings: from `by_architecture`, at least one each.
-    """
-    pooled = spread([one.timing.ratio for one in each] for each in sittings.values() if is_noisy(each))
-    return {key: joined([one.timing for one in each], pooled) for key, each in sittings.items()}
+    """Return the ratio of each architecture over its sittings, which are those of `by_architecture`."""
+    timings = {key: [one.timing for one in each] for key, each in sittings.items()}
+    pooled = spread([timing.ratio for timing in each] for each in timings.values() if each[0].pairs)
+    return {key: _joined(each, pooled) for key, each in timings.items()}
 
 
-def is_noisy(sittings: Sequence[Sitting]) -> bool:
-    """Return whether time was measured; counted operations are the same at every sitting."""
-    return sittings[0].timing.pairs > 0
-
-
-def joined(timings: Sequence[Timing], pooled: Spread | None = None) -> Ratio:
-    """Return the ratio over the sittings of one architecture.
-
-    Args:
-        timings: one per sitting, at least one.
-        pooled: spread between sittings over all students that were timed alike.
-    """
+def _joined(timings: Sequence[Timing], pooled: Spread) -> Ratio:
     first = timings[0]
-    if not first.pairs:
+    if not first.pairs:  # counted operations are the same at every sitting
         return Ratio(first.ratio, first.low, first.high, 0, True, math.nan, math.nan)
     found = sittings_interval([timing.ratio for timing in timings], pooled)
-    middle = first.ratio if found is None else found.mean
-    low, high = (first.low, first.high) if found is None else (found.low, found.high)
+    middle, low, high = (found.mean, found.low, found.high) if found else (first.ratio, first.low, first.high)
     if len(timings) == 1:  # the others may by chance have spread less than the pairs of this one
         low, high = min(low, first.low), max(high, first.high)
     alone = [1e6 * timing.student_seconds_1 for timing in timings if timing.student_seconds_1]
@@ -176,13 +137,12 @@ def front(trials: Sequence[FrozenTrial], found: Mapping[str, Ratio]) -> list[Fro
         found: from `ratios`; a trial that is not in it keeps its own value.
     """
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    points = [(trial.values[0], _ratio(trial, found)) for trial in complete]
+    known = [found.get(str(trial.user_attrs.get(Attr.TIMING_KEY))) for trial in complete]
+    points = [
+        (trial.values[0], ratio.ratio if ratio else float(trial.values[1]))
+        for trial, ratio in zip(complete, known, strict=True)
+    ]
     return [complete[index] for index in pareto.front(points)]
-
-
-def _ratio(trial: FrozenTrial, found: Mapping[str, Ratio]) -> float:
-    known = found.get(str(trial.user_attrs.get(Attr.TIMING_KEY)))
-    return float(trial.values[1]) if known is None else known.ratio
 
 
 def lacking(
@@ -190,9 +150,7 @@ def lacking(
 ) -> dict[str, tuple[FrozenTrial, Sequence[Sitting]]]:
     """Return the front's architectures with fewer than `LEAST` sittings, by timing key: a trial and its sittings."""
     sittings = by_architecture(trials, study_attrs)
-    found: dict[str, tuple[FrozenTrial, Sequence[Sitting]]] = {}
-    for trial in front(trials, ratios(sittings)):
-        key = str(trial.user_attrs.get(Attr.TIMING_KEY))
-        if key in sittings and is_noisy(sittings[key]) and len(sittings[key]) < LEAST:
-            found[key] = (trial, sittings[key])
-    return found
+    timed = ratios(sittings)
+    members = {str(trial.user_attrs.get(Attr.TIMING_KEY)): trial for trial in front(trials, timed)}
+    seldom = [key for key in members if key in timed and 0 < timed[key].sittings < LEAST]
+    return {key: (members[key], sittings[key]) for key in seldom}

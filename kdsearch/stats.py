@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,18 +12,15 @@ from functools import cache
 
 CONFIDENCE = 0.95
 MOST_CASES = 1_000_000
+DRAWS = 1000  # of a bootstrap
+PRIOR_DEGREES = 4  # upper limit of the degrees of freedom that a student borrows from others (see `sittings_interval`)
 NORMAL = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
+ONE_SIDED = statistics.NormalDist().inv_cdf(CONFIDENCE)  # 1.64
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval.
-
-    Attributes:
-        mean: the estimate.
-        low, high: ends of the interval.
-        n: number of values it rests on.
-    """
+    """An estimate, `mean`, its 95 % interval, and the number of values it rests on."""
 
     mean: float
     low: float
@@ -45,29 +43,21 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     ordered = sorted(values)
     n = len(ordered)
-    k, tail = 0, 0.0
-    while k < n // 2:
-        tail += math.comb(n, k) / 2**n
-        if 2 * tail > 1 - CONFIDENCE:
-            break
-        k += 1
-    k = max(k, 1)
+    tails = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n // 2))
+    k = max(1, sum(2 * tail <= 1 - CONFIDENCE for tail in tails))
     return statistics.median(ordered), ordered[k - 1], ordered[n - k]
 
 
 @cache
-def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """Return the two-sided quantile of Student's t distribution, by default that of 95 %."""
+def student_t(degrees: float, confidence: float = CONFIDENCE) -> float:
+    """Return the two-sided quantile of Student's t distribution."""
     from scipy.stats import t
 
     return float(t.ppf(0.5 + confidence / 2, degrees))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the mean with Student's t interval.
-
-    Args:
-        values: at least two, one a seed.
+    """Return the mean of values, one a seed, with Student's t interval.
 
     Raises:
         ValueError: there are fewer than two.
@@ -83,8 +73,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def mean_exceeds(better: Interval, worse: Interval) -> bool:
     """Return whether one mean of runs exceeds another significantly: Welch's two-sided test at 5 %.
 
-    Args:
-        better, worse: from `mean_interval`, of at least two runs each; False if either has no spread.
+    Both are from `mean_interval`, of at least two runs each. False if either has no spread.
     """
     from scipy.stats import ttest_ind_from_stats
 
@@ -101,25 +90,15 @@ def mean_exceeds(better: Interval, worse: Interval) -> bool:
 class Spread:
     """How far the sittings of one student's timing lie apart, pooled over all students of a study.
 
-    Attributes:
-        variance: pooled variance of the log ratios within a student.
-        degrees: its degrees of freedom.
+    This is the variance of the log ratios within a student, with its degrees of freedom.
     """
 
     variance: float
     degrees: int
 
 
-PRIOR_DEGREES = 4
-"""Upper limit of the degrees of freedom that a student borrows from the others (see `sittings_interval`)."""
-
-
 def spread(groups: Iterable[Sequence[float]]) -> Spread:
-    """Return the pooled variance of the log ratios of students with two or more sittings.
-
-    Args:
-        groups: the ratios of each student, one per sitting, all above 0.
-    """
+    """Return the pooled spread of students' ratios, one per sitting, all above 0; a single sitting has none."""
     several = [[math.log(ratio) for ratio in group] for group in groups if len(group) > 1]
     degrees = sum(len(logs) - 1 for logs in several)
     squares = sum((len(logs) - 1) * statistics.variance(logs) for logs in several)
@@ -172,12 +151,7 @@ def told_apart(one: tuple[float, float, float], other: tuple[float, float, float
 
 
 def proportion_interval(share: float, count: int) -> Interval:
-    """Return a proportion with Wilson's score interval.
-
-    Args:
-        share: the proportion, in [0, 1].
-        count: number of items, at least 1.
-    """
+    """Return a proportion, in [0, 1], of at least one item, with Wilson's score interval."""
     from scipy.stats import binomtest
 
     found = binomtest(round(share * count), count).proportion_ci(CONFIDENCE, method="wilson")
@@ -225,7 +199,6 @@ def paired_upper_bound(only_first: float, only_second: float, count: int) -> flo
     Returns:
         In [-1, 1], never below the estimate (only_first - only_second) / count.
     """
-    z = statistics.NormalDist().inv_cdf(CONFIDENCE)
     gap = only_first - only_second
 
     def score(difference: float) -> float:
@@ -238,7 +211,7 @@ def paired_upper_bound(only_first: float, only_second: float, count: int) -> flo
     low, high = gap / count, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if score(middle) > -z else (low, middle)
+        low, high = (middle, high) if score(middle) > -ONE_SIDED else (low, middle)
     return high
 
 
@@ -253,8 +226,7 @@ def unpaired_upper_bound(first: float, second: float, count: int) -> float:
         first, second: proportions.
         count: number of cases of each, at least 1.
     """
-    z = statistics.NormalDist().inv_cdf(CONFIDENCE)
-    above, below = _wilson(first, count, z)[1] - first, second - _wilson(second, count, z)[0]
+    above, below = _wilson(first, count, ONE_SIDED)[1] - first, second - _wilson(second, count, ONE_SIDED)[0]
     return min(1.0, first - second + math.hypot(above, below))
 
 
@@ -269,23 +241,16 @@ def mean_upper_margin(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Crossed:
-    """A mean over teachers and seeds with its standard error and the error's degrees of freedom.
-
-    Attributes:
-        mean, error, degrees: of the estimate; the error is 0 if there is no spread.
-        n: number of (teacher, seed) pairs it rests on.
-    """
+    """A mean over `n` pairs of teacher and seed, with its standard error and the error's degrees of freedom."""
 
     mean: float
-    error: float
+    error: float  # 0 if there is no spread
     degrees: float
     n: int
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Return Student's t interval."""
-        from scipy.stats import t
-
-        half = float(t.ppf(0.5 + confidence / 2, self.degrees)) * self.error
+        half = student_t(self.degrees, confidence) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
     def above(self, margin: float) -> float:
@@ -323,25 +288,19 @@ def crossed(rows: Sequence[Sequence[float]], images_error: float = 0.0) -> Cross
     return Crossed(statistics.fmean(values), math.sqrt(whole), min(degrees, 1e6), len(values))
 
 
-def holm(values: Sequence[float], *, tests: int | None = None) -> list[float]:
+def holm(values: Sequence[float], *, tests: int) -> list[float]:
     """Return p values adjusted for multiple tests, step-down (Holm, Scandinavian Journal of Statistics 6, 1979).
 
     Args:
         values: p of each test, in any order.
-        tests: size of the family if some of its tests were not run; None: as many as there are values.
+        tests: size of the family, at least as many as there are values: some of its tests may not have been run.
     """
-    count = max(len(values), tests or 0)
-    adjusted = [0.0] * len(values)
-    least = 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
-        least = max(least, min(1.0, (count - rank) * values[index]))
-        adjusted[index] = least
-    return adjusted
+    order = sorted(range(len(values)), key=values.__getitem__)
+    steps = itertools.accumulate((min(1.0, (tests - rank) * values[i]) for rank, i in enumerate(order)), max)
+    return [adjusted for _, adjusted in sorted(zip(order, steps, strict=True))]
 
 
-def rank_agreement(
-    ours: Sequence[Sequence[float]], theirs: Sequence[float], *, spread: Sequence[float], draws: int = 1000
-) -> Interval:
+def rank_agreement(ours: Sequence[Sequence[float]], theirs: Sequence[float], *, spread: Sequence[float]) -> Interval:
     """Return Kendall's tau-b between the order of our means and of single figures, with a 95 % bootstrap interval.
 
     Kendall, "A new measure of rank correlation", Biometrika 30 (1938). Each draw resamples our runs with replacement
@@ -353,7 +312,6 @@ def rank_agreement(
         ours: runs of each item, at least one.
         theirs: one figure an item, as many.
         spread: standard deviation of one run of each item.
-        draws: number of bootstrap draws.
 
     Raises:
         ValueError: there are fewer than three items, or all values of one side are equal.
@@ -361,12 +319,13 @@ def rank_agreement(
     import numpy as np
     from scipy.stats import kendalltau
 
-    if len(ours) < 3 or len({statistics.fmean(runs) for runs in ours}) < 2 or len(set(theirs)) < 2:
+    averages = [statistics.fmean(runs) for runs in ours]
+    if len(ours) < 3 or len(set(averages)) < 2 or len(set(theirs)) < 2:
         raise ValueError(f"an order needs three items or more that are not all equal (got {len(ours)})")
     rng = np.random.default_rng(0)
-    tau = float(kendalltau([statistics.fmean(runs) for runs in ours], theirs).statistic)
+    tau = float(kendalltau(averages, theirs).statistic)
     drawn = []
-    for _ in range(draws):
+    for _ in range(DRAWS):
         means = [
             rng.choice(runs, len(runs)).mean() + (rng.normal(0, deviation) if len(runs) == 1 else 0.0)
             for runs, deviation in zip(ours, spread, strict=True)

@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsearch import pareto
-from kdsearch.pruning.history import History, Stack
+from kdsearch.pruning.history import Floats, History, Stack
 from kdsearch.pruning.scale import Scale
-
-Floats = NDArray[np.float64]
 
 FEWEST = 2  # trials that trained further, required for a forecast
 RECENT_SHARE, RECENT_LEAST = 1 / 3, 8  # of the ended trials: the recent ones, whose gain is the study's present pace
@@ -22,17 +20,11 @@ HORIZONS = 6  # future steps that are evaluated if there are more than two objec
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecast of a trial: the value it would reach if it continued as each of the trials most like it did.
+    """Forecast of a trial: the value it would reach if it continued as each of the trials most like it did."""
 
-    Attributes:
-        steps: (horizons,), ascending, beyond the trial's last step.
-        values: (neighbours, horizons), observed value by each step, more is better.
-        weights: (neighbours,), the weight of each; they sum to 1.
-    """
-
-    steps: NDArray[np.int64]
-    values: Floats
-    weights: Floats
+    steps: NDArray[np.int64]  # (horizons,), ascending, beyond the trial's last step
+    values: Floats  # (neighbours, horizons), observed value by each step, more is better
+    weights: Floats  # (neighbours,), the weight of each; they sum to 1
 
     def quantile(self, level: float) -> Floats:
         """Return a weighted quantile of the values, (horizons,), interpolated between the middles of their weights."""
@@ -42,8 +34,7 @@ class Forecast:
         middles = np.cumsum(weights, axis=0) - weights / 2
         first, last = middles[:1], middles[-1:]
         middles = (middles - first) / np.maximum(last - first, 1e-300)  # the ends are the quantiles 0 and 1
-        columns = zip(middles.T, ranked.T, strict=True)
-        return np.array([np.interp(level, at, values) for at, values in columns])
+        return np.array([np.interp(level, at, values) for at, values in zip(middles.T, ranked.T, strict=True)])
 
 
 def log_steps(steps: NDArray[np.int64], grid: NDArray[np.int64]) -> Floats:
@@ -63,11 +54,10 @@ def extended(errors: Floats, clock: Floats, wanted: Floats) -> Floats:
     Returns:
         (times,).
     """
-    inside: Floats = np.interp(wanted, clock, errors)
     half = max(0, len(errors) // 2 - 1)
     run = clock[-1] - clock[half]
     slope = (errors[half] - errors[-1]) / run if run > 0 else 0.0
-    found: Floats = inside - slope * np.clip(wanted - clock[-1], 0.0, None)
+    found: Floats = np.interp(wanted, clock, errors) - slope * np.clip(wanted - clock[-1], 0.0, None)
     return found
 
 
@@ -98,8 +88,7 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
 
     Args:
         history: updated, with an own curve.
-        scale: of the objectives.
-        last_step: of the trial.
+        scale, last_step: of the objectives, of the trial.
         neighbours: number of similar trials used, and half as many more that were seen to their end.
 
     Returns:
@@ -115,11 +104,8 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
     steps = np.append(beyond, last_step)
     if len(further) < FEWEST or last_step <= step:
         return None
-    features = history.features([own.params])[0]
-    distance = distances(further, scale, own_point(history), features, column)
+    distance = distances(further, scale, own_point(history), history.features([own.params])[0], column)
     order = np.argsort(distance, kind="stable")
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
     whole = order[further.whole[order]][: max(1, neighbours // 2)]
     rows = np.union1d(order[:neighbours], whole)
     chosen, apart = further.where(rows), distance[rows]
@@ -130,9 +116,8 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
         errors = scale.errors(best[seen])
         row[:] = scale.errors(best[column]) - extended(errors, clock[seen], wanted)
     gap = max(scale.ideal - float(own.best[-1]), 0.0)
-    weights = _weights(history, chosen, step, steps) / (
-        1.0 + (apart / max(float(np.median(distance[order[:neighbours]])), 1e-9)) ** 2
-    )
+    near = max(float(np.median(distance[order[:neighbours]])), 1e-9)
+    weights = _weights(history, chosen, step, steps) / (1.0 + (apart / near) ** 2)
     return Forecast(steps, own.best[-1] - gap * np.expm1(-falls), weights / weights.sum())
 
 
@@ -153,14 +138,9 @@ def stand_in(ended: Stack) -> float:
 
 
 def mistaken(history: History, scale: Scale, bar: float) -> float:
-    """Return the share of audited trials that would have been ended and later gained more per step than required.
+    """Return the share of audited trials that would have been ended and later gained more per step than `bar`.
 
     One rightly ended trial is added (Laplace's rule, one-sided), so that without an audit there is no mistake.
-
-    Args:
-        history: of the study.
-        scale: of the objectives.
-        bar: required gain in hypervolume per step.
     """
     ended = history.ended
     rows = np.flatnonzero(ended.audited & (ended.would_end >= 0) & (ended.last > ended.would_end))
@@ -168,13 +148,12 @@ def mistaken(history: History, scale: Scale, bar: float) -> float:
         return 0.0
     wrong = 0
     for row in rows:
-        others = np.delete(ended.points[ended.feasible], np.flatnonzero(np.flatnonzero(ended.feasible) == row), axis=0)
+        others = ended.points[ended.feasible & (np.arange(len(ended)) != row)]
         column = int(np.searchsorted(history.grid, ended.would_end[row]))
         early, late = ended.points[row].copy(), ended.points[row]
-        value = ended.best[row, min(column, len(history.grid) - 1)]
-        if np.isnan(value):
+        early[scale.observed] = ended.best[row, min(column, len(history.grid) - 1)]
+        if np.isnan(early[scale.observed]):
             continue
-        early[scale.observed] = value
         front = scale.transform(np.vstack([others, early]))
         gain = pareto.gains(front[pareto.members(front)], scale.transform(late[None]), scale.reference)[0]
         wrong += bool(gain > bar * (ended.last[row] - ended.would_end[row]) and gain > 0)
@@ -185,9 +164,8 @@ def promise(history: History, scale: Scale, hope: Forecast, front: Floats, optim
     """Return the highest expected gain in hypervolume per step by any future step of the trial in question.
 
     Args:
-        history: with an own curve.
+        history, hope: with the trial's own curve, and its forecast.
         scale: of the objectives.
-        hope: the trial's forecast.
         front: (members, objectives), transformed, the trial's own best checkpoint included.
         optimistic: (horizons,), values whose gain counts if it is higher than the expected one.
     """

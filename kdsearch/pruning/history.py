@@ -24,41 +24,21 @@ DECADE = 10.0  # numeric choices that span this factor are ordered on a log scal
 MISSING = 0.5  # value of a parameter that was not sampled
 
 
-def signs(directions: Sequence[StudyDirection]) -> Floats:
-    """Return 1 where more is better, else -1: (objectives,)."""
-    return np.array([1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions])
-
-
 @dataclass(frozen=True)
 class Curve:
-    """One trial's checkpoints.
-
-    Attributes:
-        number: of the trial.
-        steps: (checkpoints,), ascending, with something observed at each.
-        best: (checkpoints,), the best observed value so far, discounted by `credited`, more is better.
-        reported: the best observed value as reported, more is better; NaN where nothing was observed.
-        known: (objectives,), the latest values with NaN for the observed objective, more is better.
-        diverged: whether the last value of the observed objective is NaN.
-        recovered: whether a finite value followed a NaN.
-        feasible: whether it may be on the front, by the study's constraints.
-        whole: whether nothing cut it short, so that its values after any of its steps are known.
-        audited: whether it was drawn never to be pruned.
-        would_end: of an audited trial, the step at which it would have been ended, else -1.
-        params: of the trial.
-    """
+    """One trial's checkpoints."""
 
     number: int
-    steps: NDArray[np.int64]
-    best: Floats
-    reported: float
-    known: Floats
-    diverged: bool
-    recovered: bool
-    feasible: bool
-    whole: bool
-    audited: bool
-    would_end: int
+    steps: NDArray[np.int64]  # (checkpoints,), ascending, with something observed at each
+    best: Floats  # (checkpoints,), the best observed value so far, discounted by `credited`, more is better
+    reported: float  # the best observed value as reported, more is better; NaN where nothing was observed
+    known: Floats  # (objectives,), the latest values with NaN for the observed objective, more is better
+    diverged: bool  # whether the last value of the observed objective is NaN
+    recovered: bool  # whether a finite value followed a NaN
+    feasible: bool  # whether it may be on the front, by the study's constraints
+    whole: bool  # whether nothing cut it short, so that its values after any of its steps are known
+    audited: bool  # whether it was drawn never to be pruned
+    would_end: int  # of an audited trial, the step at which it would have been ended, else -1
     params: Mapping[str, Any]
 
 
@@ -96,17 +76,14 @@ class Evidence:
         self._missing: set[int] = set()  # None in a trial's first report, in which others were known
 
     def see(self, number: int, curve: Mapping[str, Sequence[float | None]]) -> None:
-        """Record a trial's curve."""
         if not curve:
             return
         rows = [curve[step] for step in sorted(curve, key=int)]
-        if any(value is not None for value in rows[0]):
-            self._missing.update(index for index, value in enumerate(rows[0]) if value is None)
+        unknown = {index for index, value in enumerate(rows[0]) if value is None}
+        if len(unknown) < len(rows[0]):
+            self._missing |= unknown
         for index, column in enumerate(zip(*rows, strict=False)):
-            if (
-                index not in self._changed
-                and len({value for value in column if value is not None and value == value}) > 1
-            ):
+            if index not in self._changed and len({v for v in column if v is not None and v == v}) > 1:
                 self._changed[index] = number
 
     def observed(self) -> int | None:
@@ -118,33 +95,23 @@ class Evidence:
         candidates = set(self._changed) or self._missing
         if len(candidates) > 1:
             candidates = candidates & self._missing
-        if len(candidates) == 1:
-            return next(iter(candidates))
-        if len(self._changed) > 1:
-            trials = ", ".join(
-                f"objective {index} in trial {number}" for index, number in sorted(self._changed.items())
-            )
+        if len(candidates) != 1 and len(self._changed) > 1:
+            changed = (f"objective {index} in trial {number}" for index, number in sorted(self._changed.items()))
             raise KdsearchError(
                 "exactly one objective may change from step to step",
-                got=trials,
+                got=", ".join(changed),
                 remedy="report the same value of every other objective at all steps of a trial, or None, in its first "
                 "report, for the one that is observed",
             )
-        return None
+        return next(iter(candidates)) if len(candidates) == 1 else None
 
 
 def credited(values: Floats) -> Floats:
     """Discount checkpoints that their neighbours do not support, so that a lucky one is not taken at face value.
 
-    A value higher than both neighbours counts as the higher of these. The last one, which has no successor yet, is
-    lowered by the size of the drops seen in the curve, but not below the one before. A curve that never falls stays
-    unchanged.
-
-    Args:
-        values: (checkpoints,), more is better, finite.
-
-    Returns:
-        (checkpoints,).
+    `values` are (checkpoints,), more is better, finite. One higher than both neighbours counts as the higher of these.
+    The last one, which has no successor yet, is lowered by the size of the drops seen in the curve, but not below the
+    one before. A curve that never falls stays unchanged.
     """
     if len(values) < 2:
         return values
@@ -160,8 +127,7 @@ def read(trial: FrozenTrial, sign: Floats, observed: int, *, constrained: bool =
 
     Args:
         trial: as stored.
-        sign: (objectives,), 1 where more is better, else -1.
-        observed: index of the objective observed step by step.
+        sign, observed: see `History`.
         constrained: whether the study has constraints: a running trial whose constraints are not stored is then not
             feasible yet.
     """
@@ -186,14 +152,13 @@ def read(trial: FrozenTrial, sign: Floats, observed: int, *, constrained: bool =
     best = np.maximum.accumulate(credited(raw)) if values else raw
     limits = trial.constraints.values() if constrained else ()
     feasible = all(limit <= 0 for limit in limits) and (not constrained or bool(limits) or trial.state.is_finished())
-    reported = max(values, default=math.nan)
     audit = stored(trial, Attr.AUDIT)
     would_end = audit.get("would_end") if isinstance(audit, dict) else None
     return Curve(
         number=trial.number,
         steps=np.array(steps, dtype=np.int64),
         best=best,
-        reported=reported,
+        reported=max(values, default=math.nan),
         known=known,
         diverged=diverged,
         recovered=recovered,
@@ -205,30 +170,12 @@ def read(trial: FrozenTrial, sign: Floats, observed: int, *, constrained: bool =
     )
 
 
-class Encoder:
-    """Encodes parameters as numbers from 0 to 1, by the distributions first seen.
+def encoded(distribution: BaseDistribution, value: Any) -> list[float]:
+    """Return a parameter as numbers from 0 to 1; one that was not sampled, None, is in the middle.
 
     Numbers keep their order (on a log scale if the distribution or the choices suggest it), other categories are
-    one-hot encoded; a parameter that was not sampled is in the middle.
+    one-hot encoded.
     """
-
-    def __init__(self) -> None:
-        self.distributions: dict[str, BaseDistribution] = {}
-
-    def see(self, distributions: Mapping[str, BaseDistribution]) -> None:
-        """Record parameters; rows that were encoded before new ones lack their columns."""
-        for name, distribution in distributions.items():
-            self.distributions.setdefault(name, distribution)
-
-    def encode(self, params: Mapping[str, Any]) -> list[float]:
-        """Return one row: as many numbers as the parameters seen so far need."""
-        row: list[float] = []
-        for name, distribution in self.distributions.items():
-            row += _columns(distribution, params.get(name))
-        return row
-
-
-def _columns(distribution: BaseDistribution, value: Any) -> list[float]:
     if isinstance(distribution, IntDistribution | FloatDistribution):
         return [_share(value, distribution.low, distribution.high, log=distribution.log)]
     if not isinstance(distribution, CategoricalDistribution):
@@ -251,26 +198,17 @@ def _share(value: Any, low: float, high: float, *, log: bool) -> float:
 
 @dataclass(frozen=True)
 class Stack:
-    """Many curves as arrays, in a common order.
+    """Many curves as arrays, in a common order."""
 
-    Attributes:
-        number: (curves,), of the trials.
-        last: (curves,), the last step with a checkpoint.
-        best: (curves, steps), best discounted value up to each step of the history's grid; NaN before a curve's first
-            and after its last checkpoint.
-        points: (curves, objectives), the best checkpoint, discounted, more is better, no logarithm.
-        reported: (curves, objectives), the same as reported.
-        features: (curves, columns), parameters as numbers from 0 to 1.
-        feasible, whole, audited, would_end: (curves,), see `Curve`.
-    """
-
-    number: NDArray[np.int64]
-    last: NDArray[np.int64]
+    number: NDArray[np.int64]  # (curves,)
+    last: NDArray[np.int64]  # (curves,), the last step with a checkpoint
+    # (curves, steps), best discounted value up to each step of the history's grid; NaN before a curve's first and after
+    # its last checkpoint
     best: Floats
-    points: Floats
-    reported: Floats
-    features: Floats
-    feasible: NDArray[np.bool_]
+    points: Floats  # (curves, objectives), the best checkpoint, discounted, more is better, no logarithm
+    reported: Floats  # (curves, objectives), the same as reported
+    features: Floats  # (curves, columns), parameters as numbers from 0 to 1
+    feasible: NDArray[np.bool_]  # (curves,), as all below: see `Curve`
     whole: NDArray[np.bool_]
     audited: NDArray[np.bool_]
     would_end: NDArray[np.int64]
@@ -279,18 +217,16 @@ class Stack:
         return len(self.number)
 
     def where(self, rows: NDArray[Any]) -> Stack:
-        """Return the selected rows, by mask or indices."""
+        """Return the rows that a mask or indices select."""
         return Stack(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def joined(self, other: Stack) -> Stack:
-        """Return these rows followed by the other's."""
         if not len(other):
             return self
         if not len(self):
             return other
-        return Stack(
-            *(np.concatenate([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self))
-        )
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return Stack(*map(np.concatenate, pairs))
 
 
 class History:
@@ -300,6 +236,7 @@ class History:
         observed: index of the objective observed step by step; None while it is not determined.
         sign: (objectives,), 1 where more is better, else -1.
         grid: (steps,), ascending: every step at which something was observed.
+        distributions: of all parameters seen, each the first one of its name.
         ended: COMPLETE and PRUNED trials with a checkpoint, in the order in which their end was noticed; those that
             another trial has resumed are left out, for its curve holds theirs.
         running: RUNNING trials with a checkpoint.
@@ -315,7 +252,7 @@ class History:
     def _clear(self, observed: int | None) -> None:
         self.observed = observed
         self.grid: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.encoder = Encoder()
+        self.distributions: dict[str, BaseDistribution] = {}
         self.own: Curve | None = None
         self.recovers = False
         self._constrained = False
@@ -325,11 +262,9 @@ class History:
         self.ended = self.running = self._all = self._stack([])
 
     def update(self, study: Study, number: int | None = None) -> None:
-        """Read new data from the storage; failed trials are left out, as their checkpoints cannot be on the front.
+        """Read new data from the storage, with `number` that of the trial in question.
 
-        Args:
-            study: the study of this history.
-            number: of the trial in question, or None.
+        Failed trials are left out, as their checkpoints cannot be on the front.
 
         Raises:
             KdsearchError: the objective observed step by step is ambiguous (see `Evidence`).
@@ -340,7 +275,7 @@ class History:
             self._evidence.see(trial.number, stored_curve(trial))
         observed = self._evidence.observed()
         constrained = self._constrained or _has_constraints(study, new)
-        self.sign = signs(study.directions)
+        self.sign = np.array([1.0 if way == StudyDirection.MAXIMIZE else -1.0 for way in study.directions])
         if observed != self.observed or constrained != self._constrained:
             self._clear(observed)
             new = [trial for trial in trials if trial.state != TrialState.WAITING]
@@ -349,7 +284,7 @@ class History:
             self._read_new(new, number, observed)
 
     def _read_new(self, trials: Sequence[FrozenTrial], number: int | None, observed: int) -> None:
-        known = len(self.encoder.distributions), len(self.grid)
+        known = len(self.distributions), len(self.grid)
         fresh: list[Curve] = []
         running: list[Curve] = []
         left_out: set[int] = set()
@@ -368,22 +303,21 @@ class History:
                 self.own = curve
             elif len(curve.steps) and not np.isnan(np.delete(curve.known, observed)).any():
                 (fresh if over else running).append(curve)
-        self._keep(fresh, running, changed=known != (len(self.encoder.distributions), len(self.grid)))
+        self._curves += fresh
+        changed = known != (len(self.distributions), len(self.grid))  # rows made before lack their columns
+        self._all = self._stack(self._curves) if changed else self._all.joined(self._stack(fresh))
+        self.running = self._stack(running)
         left_out |= self._continued
         self.ended = self._all.where(~np.isin(self._all.number, list(left_out))) if left_out else self._all
 
     def _read(self, trial: FrozenTrial, observed: int) -> Curve:
         curve = read(trial, self.sign, observed, constrained=self._constrained)
         self.recovers |= curve.recovered
-        self.encoder.see(trial.distributions)
+        for name, distribution in trial.distributions.items():
+            self.distributions.setdefault(name, distribution)
         if not np.isin(curve.steps, self.grid).all():
             self.grid = np.union1d(self.grid, curve.steps)
         return curve
-
-    def _keep(self, fresh: list[Curve], running: list[Curve], *, changed: bool) -> None:
-        self._curves += fresh
-        self._all = self._stack(self._curves) if changed else self._all.joined(self._stack(fresh))
-        self.running = self._stack(running)
 
     def _stack(self, curves: Sequence[Curve]) -> Stack:
         best = np.full((len(curves), len(self.grid)), math.nan)
@@ -411,7 +345,8 @@ class History:
 
     def features(self, parameters: Sequence[Mapping[str, Any]]) -> Floats:
         """Return parameters as numbers from 0 to 1: (rows, columns)."""
-        rows = [self.encoder.encode(params) for params in parameters]
+        seen = self.distributions.items()
+        rows = [[number for name, kind in seen for number in encoded(kind, params.get(name))] for params in parameters]
         return np.array(rows, dtype=np.float64).reshape(len(rows), -1 if rows else 0)
 
     def about(self, number: int) -> History:
@@ -427,6 +362,5 @@ class History:
 
 
 def _has_constraints(study: Study, trials: Sequence[FrozenTrial]) -> bool:
-    if getattr(study.sampler, "_constraints_func", None) is not None:
-        return True
-    return any(trial.system_attrs and trial.constraints for trial in trials)
+    told = getattr(study.sampler, "_constraints_func", None) is not None
+    return told or any(trial.system_attrs and trial.constraints for trial in trials)

@@ -20,8 +20,6 @@ from kdsearch.pruning.history import Curve, Floats, History, Stack, continued, s
 from kdsearch.pruning.scale import Scale, make_scale
 from kdsearch.records import FOREIGN, Attr
 
-Values = Sequence[float | None]
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -48,20 +46,19 @@ _warned: weakref.WeakKeyDictionary[Study, set[str]] = weakref.WeakKeyDictionary(
 
 
 def _warn_once(study: Study, kind: str, text: str) -> None:
-    """Warn of one kind of mistake once per study."""
     if kind not in _warned.setdefault(study, set()):
         _warned[study].add(kind)
         warnings.warn(f"kdsearch: {text}", UserWarning, stacklevel=4)
 
 
-def report(trial: BaseTrial, values: Values, step: int, *, prefix: str = FOREIGN) -> None:
+def report(trial: BaseTrial, values: Sequence[float | None], step: int, *, prefix: str = FOREIGN) -> None:
     """Report a trial's values to the pruner; `Trial.report` refuses several objectives.
 
     The curve is stored in one user attribute, because intermediate values break Optuna's TPE sampler on studies with
     several objectives. On a trial without a study (FrozenTrial, FixedTrial) this does nothing.
 
     Args:
-        trial: the running trial.
+        trial: the running one.
         values: one per objective, in the order of the study's directions; None if not observed yet, so `(None, ratio)`
             at step 0 and `(accuracy, ratio)` from step 1 on.
         step: any whole number, increasing within the trial; a step reported twice keeps the last values.
@@ -108,11 +105,7 @@ def should_prune(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
 
     Hopeless means that its best checkpoint is dominated and forecast to stay so. The reason is stored with the trial
     (attribute `kdsearch:pruned_by`). The caller raises `optuna.TrialPruned`. False on a trial without a study
-    (FrozenTrial, FixedTrial).
-
-    Args:
-        trial: the running trial.
-        prefix: as in `report`.
+    (FrozenTrial, FixedTrial). `prefix` is that of `report`.
 
     Raises:
         KdsearchError: several objectives change from step to step.
@@ -128,11 +121,7 @@ def should_stop(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
 
     The caller returns that checkpoint's values, so that the trial is COMPLETE and stays in `study.best_trials`. The
     step (attribute `kdsearch:stopped_at`) and the reason (`kdsearch:stopped_by`) are stored with the trial. False on a
-    trial without a study.
-
-    Args:
-        trial: the running trial.
-        prefix: as in `report`.
+    trial without a study. `prefix` is that of `report`.
 
     Raises:
         KdsearchError: several objectives change from step to step.
@@ -238,7 +227,7 @@ class ParetoPruner(BasePruner):
             raise ValueError(f"audit must be a share from 0 to 1 (got {audit})")
         self._optimism, self._neighbours, self._pace = optimism, neighbours, pace
         self._max_steps = max_steps
-        self._log, self._reference, self._ideal = log, reference, ideal
+        self._units: dict[str, Any] = {"log": log, "reference": reference, "ideal": ideal}
         self._exempt = prefix + Attr.EXEMPT if exempt is None else exempt
         self._audit, self._seed, self._prefix = audit, seed, prefix
         self._lock = threading.Lock()  # for study.optimize(n_jobs=...)
@@ -251,11 +240,8 @@ class ParetoPruner(BasePruner):
         self._audits: dict[int, dict[str, Any]] = {}  # by trial: the stored record of its audit; empty: not audited
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: value
-            for key, value in vars(self).items()
-            if key not in ("_lock", "_study", "_history", "_said", "_audits")
-        }
+        forgotten = ("_lock", "_study", "_history", "_said", "_audits")
+        return {key: value for key, value in vars(self).items() if key not in forgotten}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -263,7 +249,6 @@ class ParetoPruner(BasePruner):
         self._forget(None)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Return whether the trial is hopeless (see the class)."""
         return self.verdict(study, trial).action == "prune"
 
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
@@ -303,8 +288,7 @@ class ParetoPruner(BasePruner):
         if isinstance(stored, dict) and stored.get("trial") == trial.number:
             return dict(stored)
         curves = self._history.curves()
-        spent = int(curves.last.sum())
-        enough = curves.last[curves.audited].sum() > AUDIT_MOST * spent
+        enough = curves.last[curves.audited].sum() > AUDIT_MOST * int(curves.last.sum())
         if enough or continued(trial) is not None or not drawn(trial.number, self._audit, self._seed):
             return {}
         audit = {"trial": trial.number, "never_pruned": "drawn at random to check the pruner", "would_end": None}
@@ -320,17 +304,20 @@ class ParetoPruner(BasePruner):
 
     def _judge(self, step: int) -> Verdict:
         history, own = self._history, self._history.own
-        others = history.curves()
-        if own is None or not others.feasible.any():
+        others, observed = history.curves(), history.observed
+        if own is None or observed is None or not others.feasible.any():
             return GO
         if own.diverged and not history.recovers:
-            return _diverged(others, own, history, step)
+            why = f"at step {step}, its value is NaN, from which no trial recovered"
+            return _ended(others, own, observed, {"step": step, "trials": [], "reason": why})
         if not len(own.steps):
             return GO
         point = forecast.own_point(history)
         if np.isnan(point).any():
             return GO  # a known objective that was never reported
-        scale = self._scale(np.vstack([others.points, point]), others, own)
+        lowest = float(min(np.nanmin(others.best), own.best[0]))
+        points = np.vstack([others.points, point])
+        scale = make_scale(points, history.sign, observed, lowest=lowest, **self._units)
         last_step = self._length(own, others)
         hope = forecast.forecast(history, scale, last_step=last_step, neighbours=self._neighbours)
         if hope is None:
@@ -343,25 +330,14 @@ class ParetoPruner(BasePruner):
         nothing = NOTHING * pareto.volume(front, scale.reference)
         if forecast.promise(history, scale, hope, front, optimistic) > max(bar * (1 - mistaken), nothing):
             return GO
-        return _no_hope(scale, others, own, point, hope.steps[-1], float(optimistic.max()), step)
+        point[observed] = max(float(optimistic.max()), own.reported)
+        return _no_hope(scale, others, own, point, int(hope.steps[-1]), step)
 
     def _length(self, own: Curve, others: Stack) -> int:
         longest = max(int(others.last.max()), int(own.steps[-1]))
         if isinstance(self._max_steps, str):
             return int(own.params.get(self._max_steps, longest))
         return longest if self._max_steps is None else self._max_steps
-
-    def _scale(self, points: Floats, others: Stack, own: Curve) -> Scale:
-        assert self._history.observed is not None
-        return make_scale(
-            points,
-            self._history.sign,
-            self._history.observed,
-            lowest=float(min(np.nanmin(others.best), own.best[0])),
-            log=self._log,
-            reference=self._reference,
-            ideal=self._ideal,
-        )
 
 
 def drawn(number: int, share: float, seed: int) -> bool:
@@ -381,31 +357,21 @@ def drawn(number: int, share: float, seed: int) -> bool:
     return int(random.integers(block)) == number % block
 
 
-def _stands(others: Stack, own: Curve, observed: int) -> bool:
-    """Return whether the trial's best checkpoint, as reported, is on the front that Optuna shows."""
+def _ended(others: Stack, own: Curve, observed: int, reason: dict[str, Any]) -> Verdict:
+    """Return "stop" if the trial's best checkpoint, as reported, is on the front that Optuna shows, else "prune"."""
     reported = own.known.copy()
     reported[observed] = own.reported
     rivals = others.reported[others.feasible].tolist()
-    return len(own.steps) > 0 and not any(pareto.dominates(other, reported.tolist()) for other in rivals)
+    on_front = len(own.steps) > 0 and not any(pareto.dominates(other, reported.tolist()) for other in rivals)
+    return Verdict("stop" if on_front else "prune", reason)
 
 
-def _diverged(others: Stack, own: Curve, history: History, step: int) -> Verdict:
-    assert history.observed is not None
-    reason = {"step": step, "trials": [], "reason": f"at step {step}, its value is NaN, from which no trial recovered"}
-    return Verdict("stop" if _stands(others, own, history.observed) else "prune", reason)
-
-
-def _no_hope(scale: Scale, others: Stack, own: Curve, point: Floats, last: int, hoped_for: float, step: int) -> Verdict:
-    """Return "prune" or, if the trial is on the front, "stop"; with the reason."""
-    hoped = point.copy()
-    hoped[scale.observed] = max(hoped_for, own.reported)
+def _no_hope(scale: Scale, others: Stack, own: Curve, hoped: Floats, at: int, step: int) -> Verdict:
+    """End a trial that at a later step, `at`, may hope for the point `hoped`, which adds too little to the front."""
     beaten_by = others.number[(others.reported >= hoped).all(axis=1) & others.feasible].tolist()
     value = float(scale.sign[scale.observed] * hoped[scale.observed])
-    at = int(last)
-    if beaten_by:
-        named = ", ".join(map(str, beaten_by[:3])) + (f" and {len(beaten_by) - 3} more" if len(beaten_by) > 3 else "")
-        why = f"it may hope for {value:.4g} by step {at}, which would not beat trial {named}"
-    else:
-        why = f"it may hope for {value:.4g} by step {at}, which would add too little for the steps it takes"
-    reason = {"step": step, "at": at, "forecast": value, "trials": beaten_by, "reason": f"at step {step}, {why}"}
-    return Verdict("stop" if _stands(others, own, scale.observed) else "prune", reason)
+    named = ", ".join(map(str, beaten_by[:3])) + (f" and {len(beaten_by) - 3} more" if len(beaten_by) > 3 else "")
+    would = f"not beat trial {named}" if beaten_by else "add too little for the steps it takes"
+    why = f"at step {step}, it may hope for {value:.4g} by step {at}, which would {would}"
+    reason = {"step": step, "at": at, "forecast": value, "trials": beaten_by, "reason": why}
+    return _ended(others, own, scale.observed, reason)

@@ -18,28 +18,16 @@ LEAST_ERROR = 1e-4  # share of the largest error: lower limit before the logarit
 
 @dataclass(frozen=True)
 class Scale:
-    """Scales of the objectives; by default invariant under increasing affine maps of each.
+    """Scales of the objectives; by default invariant under increasing affine maps of each."""
 
-    Attributes:
-        sign: (objectives,), 1 or -1.
-        observed: index of the objective observed step by step.
-        log: (objectives,), whether the logarithm is taken.
-        knots: for each objective, the values that are placed at equal distances (its ranks), or None.
-        low, span: (objectives,), of the known objectives' transformed values.
-        ideal: of the observed objective, more is better.
-        reference: (objectives,), transformed: reference point of the hypervolume.
-        unit: the largest error, that of the observed objective's reference, as reported.
-    """
-
-    sign: Floats
-    observed: int
-    log: NDArray[np.bool_]
-    knots: tuple[Floats | None, ...]
-    low: Floats
-    span: Floats
-    ideal: float
-    reference: Floats
-    unit: float
+    sign: Floats  # (objectives,), 1 or -1
+    observed: int  # index of the objective observed step by step
+    log: NDArray[np.bool_]  # (objectives,), whether the logarithm is taken
+    knots: tuple[Floats | None, ...]  # by objective: the values that are placed at equal distances (its ranks), or None
+    span: Floats  # (objectives,), of the transformed values
+    ideal: float  # of the observed objective, more is better
+    reference: Floats  # (objectives,), transformed: reference point of the hypervolume
+    unit: float  # the largest error, that of the observed objective's reference, as reported
 
     def transform(self, points: Floats) -> Floats:
         """Transform points, (points, objectives), as reported, to the scale; more is better in both."""
@@ -99,10 +87,8 @@ def make_scale(
     """
     if reference is not None and len(reference) != len(sign):
         raise ValueError(f"reference must hold one for each of the {len(sign)} objectives (got {len(reference)})")
-    raw = sign * points
     logs = np.isin(np.arange(len(sign)), [] if log is None else list(log))
-    if (raw[:, logs] <= 0).any():
-        raise ValueError(f"an objective on a log scale must be above 0 (got {float(raw[:, logs].min())})")
+    _check_positive((sign * points)[:, logs])
     by_rank = log is None and reference is None
     knots = tuple(_knots(column) if by_rank and i != observed else None for i, column in enumerate(points.T))
     seen = _transform(points, sign, logs, knots)
@@ -115,10 +101,13 @@ def make_scale(
         unit = worst - MARGIN * (best - worst)
     else:
         told = np.array(reference, dtype=np.float64)
-        if (told[logs] <= 0).any():
-            raise ValueError(f"an objective on a log scale must be above 0 (got {float(told[logs].min())})")
+        _check_positive(told[logs])
         base = _transform((sign * told)[None], sign, logs)[0]
         unit = float(sign[observed] * told[observed])
-    beyond = best + IDEAL * max(best - worst, 1e-12)
-    target = beyond if ideal is None else float(sign[observed] * ideal)
-    return Scale(sign, observed, logs, knots, low, span, target, base, max(target - unit, 1e-12))
+    target = best + IDEAL * max(best - worst, 1e-12) if ideal is None else float(sign[observed] * ideal)
+    return Scale(sign, observed, logs, knots, span, target, base, max(target - unit, 1e-12))
+
+
+def _check_positive(values: Floats) -> None:
+    if (values <= 0).any():
+        raise ValueError(f"an objective on a log scale must be above 0 (got {float(values.min())})")

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
 
 Number = int | float
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Model(BaseModel):
-    """Base of all parts of a study file: frozen, unknown keys refused, no conversion of types."""
+    """Base of all parts of a study file: frozen, unknown keys refused, no conversion of types.
+
+    Keys in `newer` are left out of a dump if they are None: definitions and fingerprints made before there were such
+    keys stay valid.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    newer: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if key not in self.newer or value is not None}
 
 
 class Range(Model):
@@ -43,7 +52,6 @@ class Range(Model):
         return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
 
     def holds(self, value: object) -> bool:
-        """Return whether the value may come from this range."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         if self.integer and value != int(value):
@@ -69,7 +77,6 @@ class Stages(Model):
         return self
 
     def holds(self, value: object) -> bool:
-        """Return whether these stages allow the value, a list."""
         if not isinstance(value, list | tuple) or len(value) != self.stages or not value[0]:
             return False
         inside = all(isinstance(v, int) and (self.low <= v <= self.high) for v in value)
@@ -133,9 +140,7 @@ def is_whole(dimension: Dimension) -> bool:
 def capped(dimension: Dimension, top: int) -> Dimension:
     """Return the part of a dimension of whole numbers that is at most `top`, or `top` if there is none."""
     if isinstance(dimension, list):
-        below: list[Number] = [value for value in ends(dimension) if value <= top]
-        if not below:
-            below.append(top)
+        below: list[Number] = [value for value in ends(dimension) if value <= top] or [top]
         return below
     if not isinstance(dimension, Range):
         return min(dimension, top) if isinstance(dimension, int | float) else dimension

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from kdsearch.spec.dimensions import Model, Number
 
@@ -20,6 +20,7 @@ class Augment(Model):
     independent draw from all views in each epoch.
     """
 
+    newer: ClassVar[tuple[str, ...]] = ("views",)
     flip: bool = False
     shift: Annotated[int, Field(ge=0, le=8)] = 0
     views: Annotated[int, Field(ge=1)] | None = None
@@ -34,11 +35,6 @@ class Augment(Model):
         if self.views is not None and self.views > self.different:
             raise ValueError(f"views must be at most the {self.different} that there are (got {self.views}); lower it")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before_pools(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `views` if it is None: definitions and fingerprints made before the key existed stay valid."""
-        return {key: value for key, value in handler(self).items() if key != "views" or value is not None}
 
 
 class Recipe(Model):

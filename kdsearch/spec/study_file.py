@@ -4,31 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdsearch.errors import StudyFileError
 from kdsearch.records import OPTIONAL, Config
-from kdsearch.spec.dimensions import (
-    KINDS,
-    Dimension,
-    Model,
-    Number,
-    capped,
-    dimension_holds,
-    ends,
-    nearest_below,
-)
+from kdsearch.spec.dimensions import KINDS, Dimension, Model, Number, capped, dimension_holds, ends, nearest_below
 from kdsearch.spec.recipes import Augment, Recipe, TeacherSpec
 
 
@@ -54,6 +36,7 @@ class StudentSpec(Model):
 class LatencySpec(Model):
     """How inference is timed: batch size, an optional other batch size on CUDA (`cuda_batch`), and CPU threads."""
 
+    newer: ClassVar[tuple[str, ...]] = ("cuda_batch",)
     batch: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)] = 1
     cuda_batch: Annotated[int, Field(ge=1)] | None = None
@@ -61,11 +44,6 @@ class LatencySpec(Model):
     def batch_on(self, device_type: str) -> int:
         """Return the batch size on a device type, "cpu" or "cuda"."""
         return self.batch if device_type == "cpu" or self.cuda_batch is None else self.cuda_batch
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `cuda_batch` if it is None: definitions made before the key existed stay valid."""
-        return {key: value for key, value in handler(self).items() if key != "cuda_batch" or value is not None}
 
 
 class ReportSpec(Model):
@@ -99,15 +77,6 @@ class Anchor(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _usual(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the defaults of a space's optional keys, from a study file as it was read."""
-    student = raw.get("student")
-    recipe = student.get("recipe") if isinstance(student, dict) else getattr(student, "recipe", None)
-    rate = recipe.get("lr") if isinstance(recipe, dict) else getattr(recipe, "lr", None)
-    known = {"feature_weight": 0.0, "lr": Recipe().lr if rate is None else rate}
-    return {key: known[key] for key in OPTIONAL}
-
-
 class StudySpec(Model):
     """A whole study file.
 
@@ -133,9 +102,9 @@ class StudySpec(Model):
             "feature_weight": (0, 1e6), "lr": (1e-9, 1e3),
         }  # fmt: skip
         for key, (low, high) in rules.items():
-            if key not in space and key in OPTIONAL:
-                continue
             if key not in space:
+                if key in OPTIONAL:
+                    continue
                 raise ValueError(f"{key} is missing; give it a range, a list or one number")
             values = list(ends(space[key]))
             if not values or min(values) < low or max(values) > high:
@@ -151,10 +120,16 @@ class StudySpec(Model):
     @classmethod
     def _optional_in_anchors(cls, raw: Any) -> Any:
         """Give an anchor the defaults of the optional keys that it omits: the slides' rows do not have them."""
-        space, named = (raw.get(key) if isinstance(raw, dict) else None for key in ("space", "anchors"))
+
+        def part(of: Any, key: str) -> Any:  # nothing has been checked yet
+            return of.get(key) if isinstance(of, dict) else None
+
+        space, named = part(raw, "space"), part(raw, "anchors")
         if not isinstance(space, dict) or not isinstance(named, dict):
             return raw
-        usual = {key: value for key, value in _usual(raw).items() if key in space}
+        rate = part(part(part(raw, "student"), "recipe"), "lr")
+        usual = {"feature_weight": 0.0, "lr": Recipe().lr if rate is None else rate}
+        usual = {key: value for key, value in usual.items() if key in space}
         filled = {name: usual | anchor if isinstance(anchor, dict) else anchor for name, anchor in named.items()}
         return raw | {"anchors": filled}
 
@@ -193,32 +168,26 @@ class StudySpec(Model):
     def limited(self, *, train_size: int | None = None, max_epochs: int | None = None) -> StudySpec:
         """Return the same study with less work, for a first look: students, anchors and teacher alike.
 
-        Args:
-            train_size: number of training images.
-            max_epochs: upper limit of each training's epochs.
-
         Raises:
             StudyFileError: a limit is below 1.
         """
         for option, value in {"--train-size": train_size, "--max-epochs": max_epochs}.items():
             if value is not None and value < 1:
                 raise StudyFileError(f"{option} must be at least 1", got=value, remedy="give a whole number above 0")
-        spec = self
+        changed: dict[str, Any] = {}
         if train_size is not None:
-            spec = spec.model_copy(update={"data": spec.data.model_copy(update={"train_size": train_size})})
-        if max_epochs is None:
-            return spec
-        recipe = spec.teacher.recipe
-        if recipe is not None:
-            recipe = recipe.model_copy(update={"epochs": min(recipe.epochs, max_epochs)})
-        epochs = capped(spec.space["epochs"], max_epochs)
-        anchors = {
-            name: Anchor.model_validate({**a.model_dump(), "epochs": nearest_below(epochs, a.config["epochs"])})
-            for name, a in spec.anchors.items()
-        }
-        space = {**spec.space, "epochs": epochs}
-        teacher = spec.teacher.model_copy(update={"recipe": recipe})
-        return spec.model_copy(update={"teacher": teacher, "space": space, "anchors": anchors})
+            changed["data"] = self.data.model_copy(update={"train_size": train_size})
+        if max_epochs is not None:
+            epochs = capped(self.space["epochs"], max_epochs)
+            changed["space"] = self.space | {"epochs": epochs}
+            changed["anchors"] = {
+                name: Anchor.model_validate({**a.model_dump(), "epochs": nearest_below(epochs, a.config["epochs"])})
+                for name, a in self.anchors.items()
+            }
+            if recipe := self.teacher.recipe:
+                recipe = recipe.model_copy(update={"epochs": min(recipe.epochs, max_epochs)})
+                changed["teacher"] = self.teacher.model_copy(update={"recipe": recipe})
+        return self.model_copy(update=changed)
 
 
 def studies_folder() -> Path:
@@ -246,11 +215,7 @@ def shipped(dataset: str) -> Path:
 
 
 def parse(text: str, *, source: str) -> StudySpec:
-    """Return the study of a study file's text.
-
-    Args:
-        text: TOML.
-        source: name of the file in errors.
+    """Return the study of a study file's text; `source` names the file in errors.
 
     Raises:
         StudyFileError: it is not TOML, or breaks a rule; the line names the key.

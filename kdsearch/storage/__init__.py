@@ -3,10 +3,9 @@
 Others use `retrying`.
 """
 
-from kdsearch.storage.masking import JOURNAL, hidden, masked, trouble
+from kdsearch.storage.masking import hidden, masked, trouble
 from kdsearch.storage.opening import (
     DEFAULT_STORAGE,
-    GRPC,
     file_of,
     fold,
     load_study,
@@ -17,17 +16,6 @@ from kdsearch.storage.opening import (
 )
 
 __all__ = [
-    "DEFAULT_STORAGE",
-    "GRPC",
-    "JOURNAL",
-    "file_of",
-    "fold",
-    "hidden",
-    "load_study",
-    "load_trial",
-    "masked",
-    "open_storage",
-    "study_names",
-    "trouble",
-    "warning",
-]
+    "DEFAULT_STORAGE", "file_of", "fold", "hidden", "load_study", "load_trial", "masked", "open_storage", "study_names",
+    "trouble", "warning",
+]  # fmt: skip

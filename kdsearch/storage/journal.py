@@ -19,9 +19,6 @@ class WholeLines(JournalFileBackend):
     """Optuna's journal, with an incomplete last line removed before the next write.
 
     A full disk or a killed process leaves half a line at the end. Appending to it would make the file unreadable.
-
-    Args:
-        path: of the file; made if it is missing.
     """
 
     def __init__(self, path: Path) -> None:

@@ -56,7 +56,7 @@ def _passwords(url: str) -> set[str]:
     _, _, rest = url.partition("://")
     login, _, _ = rest.rpartition("@")
     found = {login.partition(":")[2]}
-    found |= {value for key, _, value in re.findall(r"([^?&=]+)(=)([^&]*)", url) if SECRET.search(key)}
+    found |= {value for key, value in re.findall(r"([^?&=]+)=([^&]*)", url) if SECRET.search(key)}
     return {form for each in found for form in (each, unquote(each), unquote_plus(each)) if form}
 
 

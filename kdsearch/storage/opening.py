@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
 
 DEFAULT_STORAGE = "sqlite:///kdsearch.db"
-GRPC = "grpc:"
 SQLITE_TIMEOUT_SECONDS = 60
 FOLD_TIMEOUT_SECONDS = 1
 TABLE_TRIES = 20
@@ -46,6 +45,7 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
         StorageError: the URL is malformed, or the storage cannot be reached or is something else.
     """
     import optuna
+    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -54,10 +54,9 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
             from kdsearch.storage.journal import open_journal
 
             return open_journal(Path(url.removeprefix(JOURNAL)))
-        if url.startswith(GRPC):
+        if url.startswith("grpc:"):
             return _proxy(url)
-        _check_password(url)
-        _check_kept(url)
+        _check(make_url(url))
         return _sqlite(url, log=log) if url.startswith("sqlite") else _with_tables(url, optuna.storages.RDBStorage)
     except (SQLAlchemyError, OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         reason = trouble(error) or first_line(str(error)) or type(error).__name__
@@ -68,41 +67,22 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
         ) from None
 
 
-def _check_kept(url: str) -> None:
-    """Refuse a database in memory: it would not outlive the command, and each connection would have its own.
-
-    Raises:
-        ValueError: it is in memory.
-    """
-    from sqlalchemy.engine import make_url
-
-    parsed = make_url(url)
-    if not parsed.drivername.startswith("sqlite"):
-        return
-    if not parsed.database or ":memory:" in parsed.database or parsed.query.get("mode") == "memory":
-        raise ValueError("a database in memory cannot be shared and ends with the command: name a file")
-
-
-def _check_password(url: str) -> None:
-    """Refuse a URL that would send part of the password to a name server and into error messages.
-
-    Raises:
-        ValueError: an @ in the password is not encoded.
-    """
-    from sqlalchemy.engine import make_url
-
-    if is_torn(make_url(url)):
+def _check(parsed: URL) -> None:
+    if is_torn(parsed):  # part of the password would go to a name server and into error messages
         raise ValueError("a password must be percent-encoded: @ as %40, / as %2F, : as %3A")
+    in_memory = not parsed.database or ":memory:" in parsed.database or parsed.query.get("mode") == "memory"
+    if parsed.drivername.startswith("sqlite") and in_memory:  # each connection would have a database of its own
+        raise ValueError("a database in memory cannot be shared and ends with the command: name a file")
 
 
 def _with_tables(url: str, made: Callable[..., RDBStorage], **engine: Any) -> RDBStorage:
     """Return Optuna's relational storage with missing tables made, even if other processes make them meanwhile."""
     from sqlalchemy.exc import DBAPIError
 
+    template = url.replace("{", "{{").replace("}", "}}")  # Optuna formats the URL
     for wait in range(TABLE_TRIES):
         try:
-            plain = url.replace("{", "{{").replace("}", "}}")  # Optuna formats the URL as a template
-            return made(plain, engine_kwargs=dict(engine))
+            return made(template, engine_kwargs=dict(engine))
         except DBAPIError as error:
             if wait == TABLE_TRIES - 1 or not MADE_MEANWHILE.search(str(error.orig)):
                 raise
@@ -117,18 +97,16 @@ def _sqlite(url: str, *, log: bool) -> BaseStorage:
     the file stays sound: `synchronous=NORMAL` flushes the log at checkpoints only, at a third of the cost of `FULL`.
     """
     from sqlalchemy import event
-    from sqlalchemy.engine import make_url
 
     from kdsearch.storage.sqlite import SqliteStorage
 
-    path = make_url(url).database
-    if path and path != ":memory:" and not path.startswith("file:"):
-        _check_file(Path(path))
+    path = file_of(url)
+    if path is not None:
+        _check_file(path)
     backend = _with_tables(url, SqliteStorage, connect_args={"timeout": SQLITE_TIMEOUT_SECONDS})
-    if not log:
-        return backend
-    event.listen(backend.engine, "connect", _use_log)
-    backend.engine.dispose()  # reconnect, with the log
+    if log:
+        event.listen(backend.engine, "connect", _use_log)
+        backend.engine.dispose()  # reconnect, with the log
     return backend
 
 
@@ -149,9 +127,7 @@ def warning(url: str) -> str | None:
 def _check_file(path: Path) -> None:
     """Refuse, before anything is made, files for which sqlite's or Optuna's own errors would be unspecific.
 
-    Raises:
-        ValueError: the file belongs to another program, and Optuna's tables would be added to it.
-        OSError: the folder is missing.
+    Optuna's tables would be added to another program's file.
     """
     if not path.exists():
         if not path.parent.is_dir():
@@ -167,12 +143,8 @@ def _check_file(path: Path) -> None:
     finally:
         connection.close()
     if tables and not {"studies", "version_info"} & tables:
-        raise ValueError(f"{path.name} is a database of something else than Optuna (its tables: {_few(tables)})")
-
-
-def _few(names: set[str]) -> str:
-    shown = sorted(names)[:3]
-    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+        few = ", ".join(sorted(tables)[:3]) + (", ..." if len(tables) > 3 else "")
+        raise ValueError(f"{path.name} is a database of something else than Optuna (its tables: {few})")
 
 
 def _use_log(connection: Any, record: object) -> None:
@@ -208,22 +180,15 @@ def fold(backend: BaseStorage) -> None:
 
 def _engine(backend: Any) -> Engine | None:
     """Return the engine of a relational storage, whatever wraps it."""
-    while backend is not None:
-        found: Engine | None = getattr(backend, "engine", None)
-        if found is not None:
-            return found
+    found: Engine | None = None
+    while found is None and backend is not None:
+        found = getattr(backend, "engine", None)
         backend = getattr(backend, "_backend", None) or getattr(backend, "backend", None)
-    return None
+    return found
 
 
 def _proxy(url: str) -> BaseStorage:
-    """Return a client of Optuna's gRPC storage proxy.
-
-    Raises:
-        ValueError: the URL is not `grpc://HOST:PORT`.
-        ImportError: grpcio is missing.
-        OSError: the server does not answer.
-    """
+    """Return a client of Optuna's gRPC storage proxy."""
     from sqlalchemy.engine import make_url
 
     parsed = make_url(url)
@@ -238,9 +203,9 @@ def _proxy(url: str) -> BaseStorage:
     from optuna.exceptions import ExperimentalWarning
     from optuna.storages import GrpcStorageProxy
 
+    host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
         backend = GrpcStorageProxy(host=host, port=parsed.port)
     try:
         backend.wait_server_ready(timeout=SERVER_TIMEOUT_SECONDS)
@@ -264,9 +229,8 @@ def file_of(url: str) -> Path | None:
 
 def study_names(storage: BaseStorage, *, searches: bool = False) -> list[str]:
     """Return the sorted names of all studies in a storage; with `searches`, without those of the slides' rows."""
-    return sorted(
-        study.study_name for study in storage.get_all_studies() if not (searches and StudyAttr.KIND in study.user_attrs)
-    )
+    studies = storage.get_all_studies()
+    return sorted(study.study_name for study in studies if not (searches and StudyAttr.KIND in study.user_attrs))
 
 
 def load_study(storage: BaseStorage, name: str) -> Study:
@@ -298,11 +262,7 @@ def load_trial(study: Study, number: int) -> FrozenTrial:
     """
     trials = study.get_trials(deepcopy=False)
     if not 0 <= number < len(trials):
-        raise StorageError(
-            f"--trial must be in the study, which holds trials 0 to {len(trials) - 1}"
-            if trials
-            else "--trial must be in the study, which holds no trials",
-            got=number,
-            remedy="`kdsearch status` lists the front",
-        )
+        held = f"trials 0 to {len(trials) - 1}" if trials else "no trials"
+        rule = f"--trial must be in the study, which holds {held}"
+        raise StorageError(rule, got=number, remedy="`kdsearch status` lists the front")
     return trials[number]

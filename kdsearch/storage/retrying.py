@@ -6,6 +6,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from functools import partialmethod
 from typing import Any
 
 import optuna
@@ -31,7 +32,7 @@ def passes(error: BaseException) -> bool:
     return callable(code) and getattr(code(), "name", "") in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-class _Asks(BaseStorage):
+class _PatientStorage(BaseStorage):
     """Retries calls of another storage while `passes` says that the error is temporary."""
 
     def __init__(self, backend: BaseStorage, told: Callable[[str], None]) -> None:
@@ -66,21 +67,12 @@ class _Asks(BaseStorage):
             wait = min(2 * wait, LONGEST_WAIT)
 
 
-def _asking(name: str) -> Callable[..., Any]:
-    def call(self: _Asks, *args: Any, **options: Any) -> Any:
-        return self.ask(name, *args, **options)
-
-    return call
-
-
 def patient(backend: BaseStorage, told: Callable[[str], None] = lambda text: None) -> BaseStorage:
     """Return a storage that acts as `backend` and retries for up to ten minutes while its server is unreachable.
 
-    Args:
-        backend: any Optuna storage.
-        told: gets a line when a wait begins.
+    `told` gets a line when a wait begins.
     """
     names = [name for name, value in vars(BaseStorage).items() if not name.startswith("_") and callable(value)]
-    made: type[_Asks] = type("PatientStorage", (_Asks,), {name: _asking(name) for name in names})
-    made.__abstractmethods__ = frozenset()  # all of them are implemented
+    asks = {name: partialmethod(_PatientStorage.ask, name) for name in names}
+    made: type[_PatientStorage] = type("PatientStorage", (_PatientStorage,), asks)
     return made(backend, told)

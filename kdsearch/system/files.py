@@ -20,38 +20,39 @@ DIGEST = "digest"  # in the metadata of tensors: safetensors detects a short fil
 STALE_SECONDS = 3600  # age from which a temporary file is no longer being written
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically: to a temporary file beside it first, then renamed.
+@contextmanager
+def _writable(what: str, path: Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KdsearchError(
+            f"the {what} must be writable: {error.strerror or error}", got=path, remedy=remedy
+        ) from None
 
-    Args:
-        path: of the file; missing folders are made.
-        write: writes the file at the path it gets.
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically: `write` writes a temporary file beside it, which is renamed; missing folders are made.
 
     Raises:
         KdsearchError: it cannot be written; the old file stays.
     """
-    temporary: Path | None = None
-    try:
+    with _writable("file", path, "free space or choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         temporary = Path(name)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # before the rename: a machine that stops leaves no empty file under the final name
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files readable by their owner only
-        temporary.replace(path)
-        _sweep(path)
-    except OSError as error:
-        raise KdsearchError(
-            f"the file must be writable: {error.strerror or error}",
-            got=path,
-            remedy="free space or choose another folder",
-        ) from None
-    finally:
-        if temporary is not None:
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(
+                    file.fileno()
+                )  # before the rename: a machine that stops leaves no empty file of the final name
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes files readable by their owner only
+            temporary.replace(path)
+            _sweep(path)
+        finally:
             temporary.unlink(missing_ok=True)
 
 
@@ -61,14 +62,9 @@ def check_folder(path: Path) -> None:
     Raises:
         KdsearchError: it cannot be written to.
     """
-    try:
+    with _writable("folder", path, "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise KdsearchError(
-            f"the folder must be writable: {error.strerror or error}", got=path, remedy="choose another folder"
-        ) from None
+        tempfile.TemporaryFile(dir=path).close()
 
 
 def _sweep(path: Path) -> None:
@@ -89,15 +85,9 @@ def locked(path: Path) -> Iterator[None]:
     from filelock import FileLock
 
     lock = FileLock(path.with_suffix(".lock"))
-    try:
+    with _writable("folder", path.parent, "free space or name another cache with KDSEARCH_CACHE_DIR"):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as error:
-        raise KdsearchError(
-            f"the folder must be writable: {error.strerror or error}",
-            got=path.parent,
-            remedy="free space or name another cache with KDSEARCH_CACHE_DIR",
-        ) from None
     try:
         yield
     finally:
@@ -114,12 +104,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, atomically.
-
-    Args:
-        path: of the file; missing folders are made.
-        tensors: by name, on any device.
-        metadata: for the file's header, to which the tensors' digest is added.
+    """Write tensors, by name and on any device, as safetensors, atomically; their digest is added to the metadata.
 
     Raises:
         KdsearchError: it cannot be written; the old file stays.
@@ -172,9 +157,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def blank_digest(key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> hashlib.blake2b:
     """Return the hash of one tensor before its bytes; updated with the bytes it equals that of `digest`."""
-    found = hashlib.blake2b(digest_size=16)
-    found.update(_named(key, dtype, shape))
-    return found
+    return hashlib.blake2b(_named(key, dtype, shape), digest_size=16)
 
 
 def _named(key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:

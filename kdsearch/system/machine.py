@@ -18,6 +18,9 @@ import torch
 
 from kdsearch.errors import DeviceError
 
+CPU = Path("/proc/cpuinfo")
+# names there of bfloat16 instructions for convolutions and conversions: three of x86, two of Arm
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16")
 # glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, in that order
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 64 * 2**20}
 
@@ -47,31 +50,19 @@ def resolve_device(name: str) -> torch.device:
 
 def device_model(device: torch.device) -> str:
     """Return the model of a device, as quoted beside measurements."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return cpu_model()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
 def cpu_model() -> str:
     """Return the processor's name and core counts as the system reports them."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name} ({platform.machine()})"
-
-
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16")
-"""Names of bfloat16 instructions for convolutions and conversions in /proc/cpuinfo: three of x86, two of Arm."""
+    named = (line.partition(":")[2].strip() for line in _lines(CPU) if line.startswith("model name"))
+    return f"{next(named, platform.processor() or platform.machine())} ({platform.machine()})"
 
 
 @cache
 def bf16_instructions() -> list[str]:
     """Return the CPU's bfloat16 instructions by their names in the system, else in torch."""
-    for line in _lines(Path("/proc/cpuinfo")):
+    for line in _lines(CPU):
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             there = set(value.split())
@@ -151,14 +142,8 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory() -> int | None:
-    """Return the bytes of memory that this process may still take; None if unknown.
-
-    This is the least of what the system, its control group and `KDSEARCH_MEMORY_GB` allow.
-    """
-    found: list[int] = []
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
+    """Return the bytes that the system, its control group and `KDSEARCH_MEMORY_GB` all allow; None if unknown."""
+    found = [int(row.split()[1]) * 1024 for row in _lines(Path("/proc/meminfo")) if row.startswith("MemAvailable:")]
     limit, used = (_lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
     if limit and used and limit[0].isdigit():
         found.append(max(0, int(limit[0]) - int(used[0])))
@@ -166,11 +151,6 @@ def free_memory() -> int | None:
 
 
 def _granted() -> list[int]:
-    """Return the bytes that `KDSEARCH_MEMORY_GB` allows this process, if it is set.
-
-    Raises:
-        DeviceError: it is not a number above 0.
-    """
     text = os.environ.get("KDSEARCH_MEMORY_GB", "")
     try:
         granted = [int(float(text) * 1e9)] if text else []
@@ -183,8 +163,8 @@ def _granted() -> list[int]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return []
 
 
@@ -222,13 +202,9 @@ def float32_arithmetic(device: torch.device) -> str:
     """What torch computes float32 networks in on a device: on CUDA, TF32 or not, of convolutions and of products."""
     if device.type != "cuda":
         return "float32"
-    conv = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
-    if conv is None:  # a torch that has no such setting yet
-        conv = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
-    product = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    if product is None:
-        product = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-    kinds = ("ieee" if kind == "none" else kind for kind in (conv, product))
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    settings = convolutions.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    kinds = ("ieee" if kind == "none" else kind for kind in settings)
     return "float32 (convolutions {}, products {})".format(*kinds)
 
 

@@ -17,10 +17,7 @@ ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 def shared_kind(path: Path) -> str | None:
-    """Return the kind of network file system of a path, existing or not; None if it is local or unknown.
-
-    path: of a file, which need not exist.
-    """
+    """Return the kind of network file system of a path, existing or not; None if it is local or unknown."""
     try:
         if sys.platform == "darwin":
             text = subprocess.run(["/sbin/mount"], capture_output=True, text=True, timeout=5, check=True).stdout

@@ -10,31 +10,19 @@ from typing import Any
 
 from kdsearch.errors import StudyFileError
 
+# kinds of plugins, each the entry-point group `kdsearch.KIND`, and what to call one
 KINDS = {"students": "student family", "teachers": "teacher family", "datasets": "data set", "costs": "cost"}
-"""Kinds of plugins, each the entry-point group `kdsearch.KIND`, and what to call one."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin that an installed package offers.
+    """A plugin that an installed package offers."""
 
-    Attributes:
-        kind: key of `KINDS`.
-        name: for study files and options.
-        package, version: of the distribution that provides it.
-        entry: its entry point.
-    """
-
-    kind: str
-    name: str
+    kind: str  # key of `KINDS`
+    name: str  # for study files and options
     package: str
-    version: str
+    origin: str  # package and version
     entry: metadata.EntryPoint
-
-    @property
-    def origin(self) -> str:
-        """Package and version."""
-        return f"{self.package} {self.version}"
 
 
 def offered(kind: str) -> list[Plugin]:
@@ -42,7 +30,7 @@ def offered(kind: str) -> list[Plugin]:
     found: dict[tuple[str, str], Plugin] = {}
     for entry in metadata.entry_points(group=f"kdsearch.{kind}"):
         package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("an unknown package", "")
-        found[entry.name, package] = Plugin(kind, entry.name, package, version, entry)
+        found[entry.name, package] = Plugin(kind, entry.name, package, f"{package} {version}", entry)
     return [found[key] for key in sorted(found)]
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 LIMIT = 9.0  # seconds from a signal to the forced end of the process: launchers kill after 10 or more
@@ -23,14 +24,14 @@ class Stopped(KeyboardInterrupt):
     """A signal asked the process to end; it unwinds the main thread as any Ctrl-C does."""
 
 
+@dataclass
 class _Signals:
     """State of the signals in this process; global, because a handler takes no arguments."""
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.shields = 0
-        self.pending = False
-        self.at_once: Callable[[], object] = lambda: None
+    received: int | None = None
+    shields: int = 0
+    pending: bool = False
+    at_once: Callable[[], object] = lambda: None
 
 
 _state = _Signals()
@@ -49,11 +50,7 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def handled(limit: float = LIMIT) -> Iterator[None]:
-    """Run the body with both signals raising `Stopped`; end the process at most `limit` seconds after the first one.
-
-    Args:
-        limit: seconds from the first signal to the end of the process, if the body still runs then.
-    """
+    """Run the body with both signals raising `Stopped`; end the process at most `limit` seconds after the first one."""
     global _state
     _state = _Signals()
     heard, told = os.pipe()
@@ -146,22 +143,14 @@ def shield() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise a signal that a shield delayed, in the main thread.
-
-    Raises:
-        Stopped: a signal arrived.
-    """
+    """Raise `Stopped`, in the main thread, if a shield delayed a signal."""
     if _state.pending and threading.current_thread() is threading.main_thread():
         _state.pending = False
         raise Stopped
 
 
 def pause(seconds: float) -> None:
-    """Sleep, shielded or not, until a signal arrives.
-
-    Raises:
-        Stopped: a signal arrived.
-    """
+    """Sleep, shielded or not; a signal that arrives meanwhile raises `Stopped`."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(NAP, left))

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import report
 from kdsearch.errors import KdsearchError
-from kdsearch.pruning.history import Encoder, Evidence, History, continued, credited, read, signs, stored_curve
+from kdsearch.pruning.history import Evidence, History, continued, credited, encoded, read, stored_curve
 from kdsearch.records import Attr
 
 MAX2 = ["maximize", "maximize"]
@@ -49,16 +48,6 @@ def updated(study, number=None):
     history = History()
     history.update(study, number)
     return history
-
-
-def encoded(distribution, value):
-    encoder = Encoder()
-    encoder.see({"x": distribution})
-    return encoder.encode({} if value is None else {"x": value})
-
-
-def test_more_is_better_whatever_the_direction():
-    assert signs([StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]).tolist() == [1.0, -1.0]
 
 
 def test_the_observed_objective_is_the_one_that_was_not_known_at_first():
@@ -168,10 +157,10 @@ def test_other_choices_lie_as_far_apart_as_the_ends_of_a_range(one, other):
 
 
 def test_a_parameter_keeps_the_distribution_first_seen():
-    encoder = Encoder()
-    encoder.see({"x": FloatDistribution(0.0, 10.0)})
-    encoder.see({"x": FloatDistribution(0.0, 100.0), "y": FloatDistribution(0.0, 1.0)})
-    assert encoder.encode({"y": 0.25, "x": 5.0}) == [0.5, 0.25]
+    study, unit = study_of(), FloatDistribution(0.0, 1.0)
+    for seen in ({"x": FloatDistribution(0.0, 10.0)}, {"x": FloatDistribution(0.0, 100.0), "y": unit}):
+        add(study, curve([0.5], 3.0), params=dict.fromkeys(seen, 0.5), distributions=seen)
+    assert updated(study).features([{"y": 0.25, "x": 5.0}]).tolist() == [[0.5, 0.25]]
 
 
 def test_a_study_without_a_trial_or_a_report_has_no_curves():
@@ -269,7 +258,7 @@ def suggest(trial, name):
 def columns(history):
     """Where each parameter's columns lie."""
     found, start = {}, 0
-    for name, distribution in history.encoder.distributions.items():
+    for name, distribution in history.distributions.items():
         width = len(encoded(distribution, None))
         found[name] = list(range(start, start + width))
         start += width

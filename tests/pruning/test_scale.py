@@ -66,7 +66,6 @@ def test_the_reference_lies_a_tenth_of_the_span_below_the_worst_seen():
     scale = scale_of([[0.5, 1.0], [0.9, 100.0]], lowest=0.1, log=[1])
     assert scale.reference == pytest.approx([0.1 - MARGIN * 0.8, 0.0 - MARGIN * 2.0])
     assert scale.span == pytest.approx([0.8, 2.0])
-    assert scale.low == pytest.approx([0.1, 0.0])
 
 
 def test_a_reference_is_told_in_the_objectives_own_unit_and_direction():
