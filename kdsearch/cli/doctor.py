@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from kdsearch import data, networks
-from kdsearch.data import decoded, pictures, survey
+from kdsearch.data import decoded, listing, pictures
 from kdsearch.data.folder import locate
-from kdsearch.data.listing import HIDDEN, Layout, Listing, list_folder
 from kdsearch.distil import checkpoint, precision
 from kdsearch.errors import DataError, StudyFileError
 from kdsearch.measure import COSTS
@@ -92,52 +91,47 @@ def examine_data(dataset: str, data_dir: str | None = None) -> list[Finding]:
         return [_dataset(dataset, folder)]
     root = locate(DataSpec(name=dataset), folder)
     try:
-        return list(_folder(list_folder(root)))
+        return list(_folder(listing.list_folder(root)))
     except DataError as error:
         got = "" if error.got is None else f": {error.got}"
         return [Finding(f"data: {root}", f"refused: {error.rule}{got}", error.remedy)]
 
 
-def _folder(layout: Layout) -> Iterator[Finding]:
-    """What the images of a folder are like, and what is wrong with them.
-
-    Raises:
-        DataError: images that a study would refuse as a whole.
-    """
+def _folder(layout: listing.Layout) -> Iterator[Finding]:
+    """What the images of a folder are like, and what is wrong with them."""
     yield Finding("folder", layout.summary())
-    parts = {"training": layout.train, "validation": layout.validation, "test": layout.test}
-    for name, part in parts.items():
-        if part is not None:
-            yield _classes(name, part)
-    paths = [path for part in layout.parts for path in part.paths]
-    scale, notes = pictures.scale_of(paths)
-    looked = survey.look(paths, scale)
-    yield Finding("sizes", survey.sizes_in_words(looked))
-    yield Finding("modes", "; ".join([survey.modes_in_words(looked), *notes]))
+    for name, part in layout.parts.items():
+        yield _classes(name, part)
+    scale, notes = pictures.scale_of(layout.paths)
+    looked = listing.look(layout.paths, scale)
+    yield Finding("sizes", listing.sizes_in_words(looked))
+    yield Finding("modes", "; ".join([listing.modes_in_words(looked), *notes]))
     broken = [f"{each.path.relative_to(layout.root)}: {each.reason}" for each in looked if each.reason]
     yield Finding("unreadable", _some(broken), "replace or remove them: a study refuses them" if broken else "")
     yield Finding("skipped", *_skipped(layout))
-    twins = survey.twins(layout, looked)
-    across, classes, within = (
-        _some([" = ".join(str(path.relative_to(layout.root)) for path in group) for group in groups])
-        for groups in (twins.across, twins.classes, twins.within)
-    )
-    remedy = "remove them from one part: what was trained on is known by heart" if twins.across else ""
-    yield Finding("in train and in another part", across, remedy)
-    remedy = "remove the wrong one: no network can name both" if twins.classes else ""
-    yield Finding("under two classes", classes, remedy)
-    yield Finding("twice in a class", within, "remove one, if it is no other picture" if twins.within else "")
+    twins = listing.twins(layout, looked)
+    for what, groups, remedy in (
+        (
+            "in train and in another part",
+            twins.across,
+            "remove them from one part: what was trained on is known by heart",
+        ),
+        ("under two classes", twins.classes, "remove the wrong one: no network can name both"),
+        ("twice in a class", twins.within, "remove one, if it is no other picture"),
+    ):
+        found = _some([" = ".join(str(path.relative_to(layout.root)) for path in group) for group in groups])
+        yield Finding(what, found, remedy if groups else "")
 
 
-def _classes(name: str, part: Listing) -> Finding:
+def _classes(name: str, part: listing.Listing) -> Finding:
     """The classes of a part with their numbers of images, the commonest first."""
-    counts = sorted(((len(files), label) for label, files in zip(part.classes, part.files, strict=True)), reverse=True)
+    counts = sorted(((count, label) for label, count in part.counts.items()), reverse=True)
     words = [f"{label} {count:,}" for count, label in counts[:CLASSES]]
     more = f", ... {counts[-1][1]} {counts[-1][0]:,}" if len(counts) > CLASSES else ""
     return Finding(f"{name} classes", f"{len(counts)}: {', '.join(words)}{more}")
 
 
-def _skipped(layout: Layout) -> tuple[str, str]:
+def _skipped(layout: listing.Layout) -> tuple[str, str]:
     """What a study would not use and why, and what to do about it."""
     by_reason: dict[str, list[Path]] = {}
     for path, reason in layout.skipped:
@@ -147,7 +141,7 @@ def _skipped(layout: Layout) -> tuple[str, str]:
         f"{', ...' * (len(paths) > SHOWN)})"
         for reason, paths in by_reason.items()
     ]
-    return "; ".join(words) or "nothing", "see that nothing is missing" if set(by_reason) - {HIDDEN} else ""
+    return "; ".join(words) or "nothing", "see that nothing is missing" if set(by_reason) - {listing.HIDDEN} else ""
 
 
 def _some(words: list[str]) -> str:

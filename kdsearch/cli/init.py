@@ -18,7 +18,7 @@ from kdsearch.system import files
 
 with lazy_imports():
     from kdsearch import spec
-    from kdsearch.data import folder, listing, survey
+    from kdsearch.data import folder, listing
     from kdsearch.system import machine
 
 SEED = "seed = 0\n"
@@ -134,8 +134,8 @@ def _look(dataset: str, data_dir: str | None) -> Images | None:
     if not root.is_dir():
         return None
     layout = listing.list_folder(root)
-    side = survey.shorter_side(survey.heads(layout.train.paths)) or SIZES[0]
-    held_out = layout.validation is not None
+    side = listing.shorter_side(listing.heads(layout.train.paths)) or SIZES[0]
+    held_out = "validation" in layout.parts
     return Images(len(layout.train.classes), len(layout.train.paths), held_out, side, torch.cuda.is_available())
 
 

@@ -15,7 +15,7 @@ ROWS = 4096  # images whose pools are drawn at once
 
 
 def count(augment: Augment) -> int:
-    """Return how many views an image has: with and without a flip, times all shifts (162 for flips and 4 pixels)."""
+    """Return how many views an image has."""
     return augment.different
 
 
@@ -32,7 +32,7 @@ def pool(images: int, augment: Augment) -> Tensor | None:
     depend on the number of images, and a smaller pool is the beginning of a larger one.
 
     Args:
-        images: number of images.
+        images: how many.
         augment: determines the views and the size of a pool.
 
     Returns:
@@ -52,7 +52,7 @@ def places(images: int, augment: Augment, *, seed: int, epoch: int) -> Tensor:
     """Return the index in its pool of each image's view of an epoch: training cycles through it from a random start.
 
     Args:
-        images: number of images.
+        images: how many.
         augment: with a pool.
         seed: of the training.
         epoch: counted from 1.
@@ -83,10 +83,7 @@ def make(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
     if count(augment) == 1:
         return images
     flips, rest = views // side**2, views % side**2
-    down, right = (
-        rest // side,
-        rest % side,
-    )  # 0 is a shift by -augment.shift: the window starts lower in the padding
+    down, right = rest // side, rest % side  # 0 is a shift by -augment.shift: the window starts lower in the padding
     _, _, height, width = images.shape
     device = images.device
     rows = torch.arange(height, device=device) + (2 * augment.shift - down)[:, None]
