@@ -18,21 +18,17 @@ from kdsearch.spec import DataSpec
 from kdsearch.system import machine, plugins
 
 PACKAGES = (
-    "kdsearch",
-    "torch",
-    "torchvision",
-    "optuna",
-    "optuna-dashboard",
-    "pandas",
-    "plotly",
-    "typer",
-    "scikit-learn",
+    "kdsearch", "torch", "torchvision", "optuna", "optuna-dashboard", "pandas", "plotly", "typer", "scikit-learn",
     "safetensors",
-)
-EXTRAS = {"int8": ("onnxruntime", "torchao")}  # fmt: skip
+)  # fmt: skip
 CLASSES = 12  # named in a line
 SHOWN = 3  # files named in a line
 FILES = {"mnist": ("MNIST/raw/train-images-idx3-ubyte",), "cifar10": ("cifar-10-batches-py", "cifar10/train")}
+TWINS = {  # findings about images of the same pixels, in the order of `listing.twins`, and what to do about each
+    "in train and in another part": "remove them from one part: what was trained on is known by heart",
+    "under two classes": "remove the wrong one: no network can name both",
+    "twice in a class": "remove one, if it is no other picture",
+}
 
 
 @dataclass(frozen=True)
@@ -51,36 +47,21 @@ class Finding:
 
 
 def examine(data_dir: str | None = None) -> list[Finding]:
-    """Versions, device, data sets and folders of this machine.
-
-    Args:
-        data_dir: where data sets lie; see `machine.data_folder`.
-    """
-    findings = [_package(name, name) for name in PACKAGES]
-    findings += [_package(name, f"'kdsearch[{extra}]'") for extra, names in EXTRAS.items() for name in names]
-    findings.append(_device())
-    findings += _precision()
+    """Versions, device, data sets and folders of this machine; `data_dir` as in `machine.data_folder`."""
     folder = machine.data_folder(data_dir)
-    findings += [_dataset(name, folder) for name in data.BUILT_IN if name != "folder"]
-    findings += _plugins()
-    teachers = machine.cache_folder() / "teachers"
-    kept = len(list(teachers.glob("*.safetensors"))) if teachers.is_dir() else 0
-    findings.append(Finding("teachers kept", f"{kept} in {teachers}"))
-    sizes = [path.stat().st_size for path in checkpoint.folder().glob("*.safetensors")]
-    findings.append(Finding("checkpoints kept", f"{len(sizes)}, {sum(sizes) / 1e9:.1f} GB, in {checkpoint.folder()}"))
-    images = decoded.kept()
-    size = f"{images.size / 1e9:.1f} of at most {images.limit / 1e9:.4g} GB ({decoded.LIMIT})"
-    files = f"{images.count} {'file' if images.count == 1 else 'files'}"
-    findings.append(Finding("decoded images kept", f"{files}, {size}, in {images.place}"))
-    return findings
+    return [
+        *(_package(name, name) for name in PACKAGES),
+        *(_package(name, "'kdsearch[int8]'") for name in ("onnxruntime", "torchao")),
+        _device(),
+        *_precision(),
+        *(_dataset(name, folder) for name in data.BUILT_IN if name != "folder"),
+        *_plugins(),
+        *_kept(),
+    ]
 
 
 def examine_data(dataset: str, data_dir: str | None = None) -> list[Finding]:
     """What a data set holds; of `folder:PATH` every image is decoded, as a study would.
-
-    Args:
-        dataset: as of --dataset.
-        data_dir: where data sets lie; see `machine.data_folder`.
 
     Raises:
         DataError: the data set is unknown, or the folder has no path.
@@ -109,16 +90,7 @@ def _folder(layout: listing.Layout) -> Iterator[Finding]:
     broken = [f"{each.path.relative_to(layout.root)}: {each.reason}" for each in looked if each.reason]
     yield Finding("unreadable", _some(broken), "replace or remove them: a study refuses them" if broken else "")
     yield Finding("skipped", *_skipped(layout))
-    twins = listing.twins(layout, looked)
-    for what, groups, remedy in (
-        (
-            "in train and in another part",
-            twins.across,
-            "remove them from one part: what was trained on is known by heart",
-        ),
-        ("under two classes", twins.classes, "remove the wrong one: no network can name both"),
-        ("twice in a class", twins.within, "remove one, if it is no other picture"),
-    ):
+    for (what, remedy), groups in zip(TWINS.items(), listing.twins(layout, looked), strict=True):
         found = _some([" = ".join(str(path.relative_to(layout.root)) for path in group) for group in groups])
         yield Finding(what, found, remedy if groups else "")
 
@@ -145,7 +117,6 @@ def _skipped(layout: listing.Layout) -> tuple[str, str]:
 
 
 def _some(words: list[str]) -> str:
-    """How many, and the first ones."""
     if not words:
         return "none"
     return f"{len(words):,}: {'; '.join(words[:SHOWN])}{'; ...' * (len(words) > SHOWN)}"
@@ -164,40 +135,47 @@ def _device() -> Finding:
     return Finding("device", "; ".join([*names, cpu]))
 
 
-def _precision() -> list[Finding]:
+def _precision() -> Iterator[Finding]:
     """The CPU's bfloat16 instructions, and what timed steps of each kind of network chose between it and float32."""
     instructions = ", ".join(machine.bf16_instructions()) or "no instructions: convolutions are trained in float32"
-    found = [Finding("bfloat16 on the CPU", instructions)]
+    yield Finding("bfloat16 on the CPU", instructions)
     for kind, timed in precision.kept().items():
-        found.append(Finding(f"precision: {kind}", f"{timed['precision']}: {precision.in_words(timed)}"))
-    return found
+        yield Finding(f"precision: {kind}", f"{timed['precision']}: {precision.in_words(timed)}")
 
 
-def _plugins() -> list[Finding]:
+def _plugins() -> Iterator[Finding]:
     """What other packages offer; each is loaded, and one that is broken or not used is named."""
     own = {"students": networks.STUDENTS, "teachers": networks.TEACHERS, "datasets": data.BUILT_IN, "costs": COSTS}
-    findings: list[Finding] = []
     for kind, ours in own.items():
-        unused = {line.split(" is not used")[0] for line in plugins.hidden(kind, ours)}
         for plugin in plugins.offered(kind):
-            what = f"{plugins.KINDS[kind]}: {plugin.name}"
-            if f"the {plugins.KINDS[kind]} {plugin.name} of {plugin.origin}" in unused:
+            what, found, remedy = f"{plugins.KINDS[kind]}: {plugin.name}", f"from {plugin.origin}", ""
+            if plugin.name in ours:
                 remedy = "is not used: kdsearch has one of that name"
-                findings.append(Finding(what, f"from {plugin.origin}", remedy))
-                continue
-            try:
-                plugins.load(plugin)
-                findings.append(Finding(what, f"from {plugin.origin}"))
-            except StudyFileError as error:
-                findings.append(Finding(what, f"from {plugin.origin}, broken", str(error)))
-    return findings
+            else:
+                try:
+                    plugins.load(plugin)
+                except StudyFileError as error:
+                    found, remedy = f"{found}, broken", str(error)
+            yield Finding(what, found, remedy)
+
+
+def _kept() -> Iterator[Finding]:
+    """What lies in the cache folder."""
+    teachers = machine.cache_folder() / "teachers"
+    yield Finding("teachers kept", f"{len([*teachers.glob('*.safetensors')])} in {teachers}")
+    sizes = [path.stat().st_size for path in checkpoint.folder().glob("*.safetensors")]
+    yield Finding("checkpoints kept", f"{len(sizes)}, {sum(sizes) / 1e9:.1f} GB, in {checkpoint.folder()}")
+    images = decoded.kept()
+    size = f"{images.size / 1e9:.1f} of at most {images.limit / 1e9:.4g} GB ({decoded.LIMIT})"
+    files = f"{images.count} {'file' if images.count == 1 else 'files'}"
+    yield Finding("decoded images kept", f"{files}, {size}, in {images.place}")
 
 
 def _dataset(name: str, folder: Path) -> Finding:
     if name not in FILES:
         return Finding(f"data: {name}", "embedded")
-    for file in FILES[name]:
-        if (folder / file).exists():
-            return Finding(f"data: {name}", str(folder / file))
+    for path in (folder / file for file in FILES[name]):
+        if path.exists():
+            return Finding(f"data: {name}", str(path))
     remedy = "is downloaded on first use, or name its folder with --data-dir or KDSEARCH_DATA_DIR"
     return Finding(f"data: {name}", f"not in {folder}", remedy)

@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -29,16 +30,6 @@ class _Module:
         delattr(import_module(self._name), name)
 
 
-class _Package:
-    """Stand in for a package in `from package import module`."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, name: str) -> _Module:
-        return _Module(f"{self._name}.{name}")
-
-
 @contextmanager
 def lazy_imports() -> Iterator[None]:
     """Make `from kdsearch.room import module` lazy inside; what is imported so has to be a module.
@@ -47,8 +38,11 @@ def lazy_imports() -> Iterator[None]:
     """
     imported = builtins.__import__
 
-    def stand_in(name: str, *where: Any) -> Any:
-        return _Package(name) if name.partition(".")[0] == "kdsearch" else imported(name, *where)
+    def stand_in(package: str, *where: Any) -> Any:
+        if package.partition(".")[0] != "kdsearch":
+            return imported(package, *where)
+        _, _, names, _ = where  # of `from package import names`
+        return SimpleNamespace(**{name: _Module(f"{package}.{name}") for name in names})
 
     builtins.__import__ = stand_in  # type: ignore[assignment]
     try:

@@ -42,7 +42,6 @@ class Kept:
 
 
 def folder() -> Path:
-    """Return the cache folder of decoded images."""
     return machine.cache_folder() / "decoded"
 
 
@@ -106,23 +105,14 @@ def bound() -> int:
         DataError: the variable is no number of at least 0.
     """
     given = os.environ.get(LIMIT) or str(LIMIT_GB)
-    try:
-        limit = float(given)
-        if not 0 <= limit < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise DataError(
-            f"{LIMIT} must be a number of GB, at least 0", got=given, remedy="correct or unset it"
-        ) from None
-    return int(limit * 1e9)
+    with suppress(ValueError):
+        if 0 <= (limit := float(given)) < float("inf"):
+            return int(limit * 1e9)
+    raise DataError(f"{LIMIT} must be a number of GB, at least 0", got=given, remedy="correct or unset it")
 
 
 def kept() -> Kept:
-    """Return the state of this machine's cache.
-
-    Raises:
-        DataError: the cache's bound is no number.
-    """
+    """Return the state of this machine's cache; errors as in `bound`."""
     sizes = [size for _, size, _ in _files(folder())]
     return Kept(folder(), len(sizes), sum(sizes), bound())
 

@@ -356,27 +356,12 @@ def _becomes(mode: str) -> str:
     return {"L": "grey becomes colour", "RGBA": "laid on white", "LA": "laid on white"}.get(mode, "becomes RGB")
 
 
-@dataclass(frozen=True)
-class Twins:
-    """Groups of images with identical pixels.
+def twins(layout: Layout, looked: Sequence[Looked]) -> tuple[list[list[Path]], list[list[Path]], list[list[Path]]]:
+    """Find groups of images with identical pixels in what `look` saw of all files of a folder.
 
-    Attributes:
-        across: groups with an image in the training set and one in another part.
-        classes: groups of images of different classes, in any part.
-        within: groups inside one part and class.
-    """
-
-    across: list[list[Path]]
-    classes: list[list[Path]]
-    within: list[list[Path]]
-
-
-def twins(layout: Layout, looked: Sequence[Looked]) -> Twins:
-    """Find duplicate images by their pixels.
-
-    Args:
-        layout: of the folder.
-        looked: result of `look` for all files of its parts.
+    Returns:
+        Groups with an image in the training set and one in another part, groups of images of different classes, in
+        any part, and groups inside one part and class.
     """
     places = {
         path: (part, label)
@@ -388,13 +373,13 @@ def twins(layout: Layout, looked: Sequence[Looked]) -> Twins:
     for each in looked:
         if each.digest:
             groups.setdefault(each.digest, []).append(each.path)
-    found = Twins([], [], [])
+    across, classes, within = [], [], []
     for group in (group for group in groups.values() if len(group) > 1):
         parts, labels = map(set, zip(*(places[path] for path in group), strict=True))
         if "training" in parts and len(parts) > 1:
-            found.across.append(group)
+            across.append(group)
         if len(labels) > 1:
-            found.classes.append(group)
+            classes.append(group)
         if len(parts) == 1 and len(labels) == 1:
-            found.within.append(group)
-    return found
+            within.append(group)
+    return across, classes, within

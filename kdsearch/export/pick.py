@@ -124,8 +124,9 @@ def choose(data: StudyData, wish: Wish) -> Choice:
         )
     fitting = [row for row in rows if not any(wish.shortfalls(row))]
     if not fitting:
+        nearest = min(rows, key=lambda row: (sum(wish.shortfalls(row)), -row["accuracy"], row["number"]))
         raise KdsearchError(
-            f"no trial has {wish}", got=f"nearest: {figures(_nearest(rows, wish))}", remedy="ask for less, or search on"
+            f"no trial has {wish}", got=f"nearest: {figures(nearest)}", remedy="ask for less, or search on"
         )
     best = [fitting[i] for i in pareto.front([(row["accuracy"], row["ratio"]) for row in fitting])]
     if wish.tested:
@@ -162,10 +163,6 @@ def _tested(data: StudyData, wish: Wish, rows: list[dict[str, Any]]) -> Choice:
         f"of the teacher. {looks(data, found)}"
     )
     return Choice(int(row["number"]), why, row, found.chosen)
-
-
-def _nearest(rows: list[dict[str, Any]], wish: Wish) -> dict[str, Any]:
-    return min(rows, key=lambda row: (sum(wish.shortfalls(row)), -row["accuracy"], row["number"]))
 
 
 def figures(row: Mapping[str, Any]) -> str:
