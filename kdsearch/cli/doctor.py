@@ -33,13 +33,7 @@ TWINS = {  # findings about images of the same pixels, in the order of `listing.
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
-
-    Attributes:
-        what: its name.
-        found: what is there.
-        remedy: what to do where it is missing; empty where all is well.
-    """
+    """One thing looked at, what is there, and what to do where it is missing: nothing where all is well."""
 
     what: str
     found: str
@@ -165,10 +159,10 @@ def _kept() -> Iterator[Finding]:
     yield Finding("teachers kept", f"{len([*teachers.glob('*.safetensors')])} in {teachers}")
     sizes = [path.stat().st_size for path in checkpoint.folder().glob("*.safetensors")]
     yield Finding("checkpoints kept", f"{len(sizes)}, {sum(sizes) / 1e9:.1f} GB, in {checkpoint.folder()}")
-    images = decoded.kept()
-    size = f"{images.size / 1e9:.1f} of at most {images.limit / 1e9:.4g} GB ({decoded.LIMIT})"
-    files = f"{images.count} {'file' if images.count == 1 else 'files'}"
-    yield Finding("decoded images kept", f"{files}, {size}, in {images.place}")
+    sizes = [size for _, size, _ in decoded.kept()]
+    files = f"{len(sizes)} {'file' if len(sizes) == 1 else 'files'}"
+    size = f"{sum(sizes) / 1e9:.1f} of at most {decoded.bound() / 1e9:.4g} GB ({decoded.LIMIT})"
+    yield Finding("decoded images kept", f"{files}, {size}, in {decoded.folder()}")
 
 
 def _dataset(name: str, folder: Path) -> Finding:

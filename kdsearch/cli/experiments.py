@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage, takes
+from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage, lazy_imports, takes
 from kdsearch.cli.output import command_line
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError

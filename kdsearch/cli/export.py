@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Json, Name, Storage, takes
+from kdsearch.cli.options import DataDir, Json, Name, Storage, lazy_imports, takes
 from kdsearch.cli.output import find_study
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError, shown

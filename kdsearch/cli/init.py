@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir
+from kdsearch.cli.options import DataDir, lazy_imports
 from kdsearch.errors import KdsearchError
 from kdsearch.system import files
 
@@ -78,46 +77,27 @@ def init(
 
 @dataclass(frozen=True)
 class Images:
-    """What a study's values are chosen by.
+    """What a study's values are chosen by."""
 
-    Attributes:
-        classes: how many.
-        train: training images.
-        held_out: whether there are validation images already.
-        side: the median of the shorter sides, in pixels.
-        gpu: whether torch sees a CUDA device.
-    """
-
-    classes: int
-    train: int
-    held_out: bool
-    side: int
-    gpu: bool
+    classes: int  # how many
+    train: int  # training images
+    held_out: bool  # whether there are validation images already
+    side: int  # the median of the shorter sides, in pixels
+    gpu: bool  # whether torch sees a CUDA device
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Values of a study file, each with its reason.
+    """Values of a study file, each with its reason."""
 
-    Attributes:
-        size: height and width that images are resized to.
-        validation: share of the training images.
-        batches: sizes for students; the teacher has the largest of them up to 128.
-        epochs, teacher_epochs: of the longest student's training, and of the teacher's.
-        teacher: the function that builds it; None: the shipped ResNet50.
-        zoo: whether students are published networks.
-        timed: images a batch when teacher and student are timed.
-        reasons: a line for each.
-    """
-
-    size: int
-    validation: float
-    batches: list[int]
-    epochs: int
+    size: int  # height and width that images are resized to
+    validation: float  # share of the training images
+    batches: list[int]  # sizes for students; the teacher has the largest of them up to 128
+    epochs: int  # of the longest student's training
     teacher_epochs: int
-    teacher: str | None
-    zoo: bool
-    timed: int
+    teacher: str | None  # the function that builds it; None: the shipped ResNet50
+    zoo: bool  # whether students are published networks
+    timed: int  # images a batch when teacher and student are timed
     reasons: list[str]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdsearch import storage as storages
-from kdsearch.cli.lazily import lazy_imports
+from kdsearch.cli.options import lazy_imports
 from kdsearch.cli.progress import ConsoleProgress, front_table
 from kdsearch.errors import StorageError, shown
 from kdsearch.storage import hidden, load_trial

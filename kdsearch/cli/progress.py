@@ -105,30 +105,23 @@ class ConsoleProgress(records.Progress):
 
     def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
         self._labels[number] = f"trial {number}" + (f" ({anchor})" if anchor else "")
-        self._now(f"{self._labels[number]}: timing")
+        self._update(f"{self._labels[number]}: timing")
 
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
         others = f" ({len(self._labels)} run)" if len(self._labels) > 1 else ""
         reached = "" if math.isnan(record.accuracy) else f", accuracy {record.accuracy:.2%}"
-        self._now(f"{self._labels[number]}: epoch {record.epoch}/{epochs}{reached}{others}")
-        if self._unit == "epochs":
-            self._advance()
+        now = f"{self._labels[number]}: epoch {record.epoch}/{epochs}{reached}{others}"
+        self._update(now, advance=self._unit == "epochs")
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
         """A line for the trial, and a step of the bar if it counts and the bar is not of epochs."""
         label = self._labels.pop(number, f"trial {number}")
         self.line(f"{label:<14} {state.lower():<9} {text}", STYLES.get(state, ""))
-        self._now("")
-        if counted and self._unit != "epochs":
-            self._advance()
+        self._update("", advance=counted and self._unit != "epochs")
 
-    def _advance(self) -> None:
+    def _update(self, now: str, *, advance: bool = False) -> None:
         if self._study is not None:
-            self._bars.update(self._study, advance=1)
-
-    def _now(self, text: str) -> None:
-        if self._study is not None:
-            self._bars.update(self._study, now=escape(shown(text)))
+            self._bars.update(self._study, now=escape(shown(now)), advance=int(advance))
 
 
 def front_table(result: dict[str, Any]) -> Table:

@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Json, Name, PlotlyJs, ReportPath, Storage
+from kdsearch.cli.options import DataDir, Json, Name, PlotlyJs, ReportPath, Storage, lazy_imports
 from kdsearch.cli.output import file_name, find_study, print_trial, show_result, write_report
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError, shown

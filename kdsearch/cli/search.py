@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdsearch import storage as storages
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, takes
+from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, lazy_imports, takes
 from kdsearch.cli.output import command_line, file_name, find_study, print_plan, show_result, write_report
 from kdsearch.cli.progress import ConsoleProgress, stdout_to_stderr
 from kdsearch.errors import RunError, shown

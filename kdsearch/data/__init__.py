@@ -64,11 +64,7 @@ def check_name(name: str) -> None:
 
 
 def load(spec: DataSpec, folder: Path) -> Dataset:
-    """Load a whole data set, with a note where its images are nearly constant.
-
-    Args:
-        spec: `[data]` of a study.
-        folder: where data sets are, or are downloaded to.
+    """Load a whole data set from a folder, or download it there, with a note where its images are nearly constant.
 
     Raises:
         DataError: the data set is unknown, missing or broken.

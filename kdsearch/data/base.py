@@ -267,12 +267,7 @@ def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
 
 
 def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = None) -> Split:
-    """Return the data set without validation images: the whole training set, or a draw of it.
-
-    Args:
-        dataset: as published.
-        device: where the images go.
-        train_size: most training images, drawn by class with seed 0; None: all.
+    """Return the data set without validation images: the whole training set, or `train_size` of it by class (seed 0).
 
     Raises:
         DataError: the draw would lack a class.

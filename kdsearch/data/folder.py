@@ -42,7 +42,7 @@ def fits(count: int, size: int, free: int | None) -> bool:
 def read_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
     """Read image files, decoded now or earlier (`decoded.load`); arguments and errors as in `decode_files`."""
     key = f"{size} {scale} {pictures.version()}"
-    return decoded.load(paths, lambda: {"images": decode_files(paths, size, scale)}, key)["images"]
+    return decoded.load(paths, lambda: decode_files(paths, size, scale), key)
 
 
 def decode_each(
@@ -147,10 +147,6 @@ def locate(spec: DataSpec, folder: Path) -> Path:
 
     A data folder that is named (--data-dir) comes first: it holds PATH, or is the folder of images itself. Otherwise
     PATH comes first. The fingerprint later verifies that the images are the study's own.
-
-    Args:
-        spec: `[data]` of a study.
-        folder: where data sets are.
 
     Raises:
         DataError: no path is given.

@@ -264,21 +264,13 @@ def _check_alike(train: tuple[str, ...], other: tuple[str, ...], part: str) -> N
 
 @dataclass(frozen=True)
 class Looked:
-    """Facts on one image file.
-
-    Attributes:
-        path: of the file.
-        size: width and height in pixels, turned upright; None: unreadable.
-        mode: Pillow's mode of the file.
-        digest: of its size and pixels in colour; empty where only its head was read.
-        reason: why it cannot be read; empty where it can.
-    """
+    """Facts on one image file."""
 
     path: Path
-    size: tuple[int, int] | None
-    mode: str = ""
-    digest: str = ""
-    reason: str = ""
+    size: tuple[int, int] | None  # width and height in pixels, of `look` turned upright; None: unreadable
+    mode: str = ""  # Pillow's
+    digest: str = ""  # of its size and pixels in colour; empty where only its head was read
+    reason: str = ""  # why it cannot be read; empty where it can
 
 
 def heads(paths: Sequence[Path]) -> list[Looked]:

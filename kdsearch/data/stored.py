@@ -39,17 +39,12 @@ class Handle:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The single tensor of a safetensors file; `files.load_tensors` reads the same file whole, as `images`.
-
-    Attributes:
-        offset: of the first image's first byte.
-        handle: the open file, readable even after another process removes it.
-    """
+    """The single tensor of a safetensors file; `files.load_tensors` reads the same file whole, as `images`."""
 
     path: Path
     shape: Shape
-    offset: int
-    handle: Handle = field(compare=False, repr=False)
+    offset: int  # of the first image's first byte
+    handle: Handle = field(compare=False, repr=False)  # open: readable even after another process removes the file
 
     @property
     def image_bytes(self) -> int:
@@ -188,8 +183,7 @@ def write(path: Path, shape: Shape, images: Callable[[], Iterator[Bytes]], metad
     """Write images one by one to a safetensors file, atomically.
 
     Args:
-        path: where the file goes.
-        shape: of all images.
+        path, shape: of the file.
         images: yields each of them, (channels, height, width), in order.
         metadata: for the file's header, to which the digest of `files.save_tensors` is added.
 

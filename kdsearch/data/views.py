@@ -31,10 +31,6 @@ def pool(images: int, augment: Augment) -> Tensor | None:
     They are the same for every study, so that a teacher's outputs serve them all. The pools of the first images do not
     depend on the number of images, and a smaller pool is the beginning of a larger one.
 
-    Args:
-        images: how many.
-        augment: determines the views and the size of a pool.
-
     Returns:
         (images, views), int16, on the CPU, shared: not to be modified. None without a pool.
     """
@@ -49,13 +45,8 @@ def pool(images: int, augment: Augment) -> Tensor | None:
 
 
 def places(images: int, augment: Augment, *, seed: int, epoch: int) -> Tensor:
-    """Return the index in its pool of each image's view of an epoch: training cycles through it from a random start.
-
-    Args:
-        images: how many.
-        augment: with a pool.
-        seed: of the training.
-        epoch: counted from 1.
+    """Return the index in its pool of each image's view of an epoch (1, 2, ...): training cycles through it from a
+    random start.
 
     Returns:
         (images,), int64, on the CPU, each in [0, views); an image's index does not depend on how many others follow.

@@ -46,7 +46,7 @@ def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[s
         network: takes prepared images.
         split: determines how bytes are prepared.
         kind: one of `KINDS`.
-        path: the file to write.
+        path: of the file.
         facts: metadata, stored in the file as JSON.
     """
     wrapped = deployed.Prepared(network, split).eval()
@@ -56,7 +56,7 @@ def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[s
 
         onnx.write(wrapped, example, path)
         if kind == INT8:
-            quantise(path, path, calibration(split.train.images))
+            _quantise(path, calibration(split.train.images))
         onnx.describe(path, {"kdsearch": json.dumps(facts)})
     elif kind == "pt2":
         program = torch.export.export(wrapped, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
@@ -85,25 +85,14 @@ def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module)
     return deployed.Prepared(blank, split).eval()
 
 
-def runtime_of(kind: str) -> str:
-    """Return the runtime that a format is verified in, with its version."""
-    return deployed.version() if kind in OF_ONNX else f"torch {torch.__version__}"
-
-
 def calibration(images: Images) -> Tensor:
     """Return the training images for calibration: a random draw with a fixed seed."""
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
     return images[drawn]
 
 
-def quantise(source: Path, target: Path, images: Tensor) -> None:
-    """Write an ONNX file's network in int8.
-
-    Args:
-        source: the float file, with `images` as its input.
-        target: the file to write.
-        images: to calibrate on, (count, channels, height, width), uint8, at least one.
-    """
+def _quantise(path: Path, images: Tensor) -> None:
+    """Turn an ONNX file in float into one in int8, calibrated on images of bytes."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -116,10 +105,10 @@ def quantise(source: Path, target: Path, images: Tensor) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         folded = Path(folder) / "folded.onnx"
-        quant_pre_process(source, folded, skip_symbolic_shape=True)  # folds batch norms into their convolutions
+        quant_pre_process(path, folded, skip_symbolic_shape=True)  # folds batch norms into their convolutions
         quantize_static(
             folded,
-            target,
+            path,
             Batches(),
             per_channel=True,
             reduce_range=True,

@@ -41,21 +41,13 @@ SITTINGS = 3  # rounds over all students, so that a student's sittings are apart
 
 @dataclass(frozen=True)
 class Bench:
-    """The teacher and the settings to time students against it in both runtimes.
-
-    Attributes:
-        spec: the study file.
-        split: data on the CPU.
-        teacher: untrained.
-        folder: of the ONNX files, including the teacher's.
-        gate: excludes other timings and trainings on this machine.
-    """
+    """The teacher and the settings to time students against it in both runtimes."""
 
     spec: StudySpec
-    split: Split
-    teacher: nn.Module
-    folder: Path
-    gate: Gate
+    split: Split  # on the CPU
+    teacher: nn.Module  # untrained
+    folder: Path  # of the ONNX files, the teacher's too
+    gate: Gate  # excludes other timings and trainings on this machine
 
     def write(self, network: nn.Module, name: str) -> Path:
         """Write a network's ONNX file, from bytes to logits, and return its path."""

@@ -61,12 +61,7 @@ LICENCE = (
 def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> str:
     """Return the model card, in Markdown, of a trial whose exported files are in a folder.
 
-    Args:
-        study: holds the results of each export.
-        number: of the trial.
-        url: of the storage; its password is masked.
-        folder: of the files; those that are missing, or differ from the verified ones, are left out.
-        split: the study's data.
+    Files that are missing, or differ from the verified ones, are left out; a password in the storage's URL is masked.
     """
     data = collect(study, storage_url=url)
     parts = [card(data, number).rstrip("\n")]

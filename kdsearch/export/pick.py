@@ -91,19 +91,12 @@ class Wish:
 
 @dataclass(frozen=True)
 class Choice:
-    """The trial chosen to ship.
-
-    Attributes:
-        number: of the trial.
-        why: one sentence with figures.
-        row: its row of `StudyData.trials`.
-        standing: how far it is below the teacher, where that was required.
-    """
+    """The trial chosen to ship."""
 
     number: int
-    why: str
-    row: dict[str, Any]
-    standing: Standing | None = None
+    why: str  # one sentence with figures
+    row: dict[str, Any]  # its own of `StudyData.trials`
+    standing: Standing | None = None  # how far it is below the teacher, where that was required
 
 
 def choose(data: StudyData, wish: Wish) -> Choice:

@@ -115,9 +115,10 @@ def _written(path: Path, student: nn.Module, shop: Workshop, kind: str, facts: d
     files.write_whole(path, make)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    versions = {"exporter": f"torch {torch.__version__}", "runtime": formats.runtime_of(kind)}
+    exporter = f"torch {torch.__version__}"
+    versions = {"exporter": exporter, "runtime": exporter}
     if kind in formats.OF_ONNX:
         from kdsearch.measure import onnx
 
-        versions["opset"] = str(onnx.opset(path))
+        versions |= {"runtime": deployed.version(), "opset": str(onnx.opset(path))}
     return found | versions | {"file": str(path), "bytes": path.stat().st_size, "sha256": digest}

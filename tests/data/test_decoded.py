@@ -125,7 +125,7 @@ def sets(tmp_path: Path, count: int) -> list[list[Path]]:
 
 
 def of(number: int, size: int = 1_000_000):
-    return lambda: {"images": torch.full((size,), number, dtype=torch.uint8)}
+    return lambda: torch.full((size,), number, dtype=torch.uint8)
 
 
 def test_all_together_are_bounded_and_the_one_unused_for_longest_goes(tmp_path: Path, cache: Path, monkeypatch):
@@ -142,15 +142,15 @@ def test_all_together_are_bounded_and_the_one_unused_for_longest_goes(tmp_path: 
     assert first.exists()
     assert not second.exists()
     assert len(kept(cache)) == 2
-    assert decoded.load(paths[0], of(9), "")["images"][0] == 0
-    assert decoded.load(paths[1], of(1), "")["images"][0] == 1
-    assert decoded.kept().size <= 2_500_000
+    assert decoded.load(paths[0], of(9), "")[0] == 0
+    assert decoded.load(paths[1], of(1), "")[0] == 1
+    assert sum(size for _, size, _ in decoded.kept()) <= 2_500_000
 
 
 def test_what_is_larger_than_the_bound_is_not_kept(tmp_path: Path, cache: Path, monkeypatch):
     (paths,) = sets(tmp_path, 1)
     monkeypatch.setenv(decoded.LIMIT, "0")
-    assert decoded.load(paths, of(3), "")["images"][0] == 3
+    assert decoded.load(paths, of(3), "")[0] == 3
     monkeypatch.setenv(decoded.LIMIT, "0.0005")
     decoded.load(paths, of(3), "")
     assert kept(cache) == []
@@ -181,7 +181,7 @@ def test_an_error_goes_on_and_leaves_nothing(photos: Path, cache: Path):
 def test_a_cache_that_cannot_be_written_keeps_nobody_from_reading(tmp_path: Path, cache: Path):
     cache.parent.mkdir()
     cache.write_text("a file in the way")
-    assert decoded.load(sets(tmp_path, 1)[0], of(4), "")["images"][0] == 4
+    assert decoded.load(sets(tmp_path, 1)[0], of(4), "")[0] == 4
 
 
 def test_relative_paths_go_by_the_folder_they_start_from(tmp_path: Path, cache: Path, monkeypatch):
