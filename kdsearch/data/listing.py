@@ -40,14 +40,9 @@ Skipped = tuple[Path, str]
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of class folders.
+    """The image files of class folders."""
 
-    Attributes:
-        files: of each class, by its name in Unicode's form NFC, both in order.
-        skipped: entries that are not used.
-    """
-
-    files: dict[str, list[Path]]
+    files: dict[str, list[Path]]  # of each class, by its name in Unicode's form NFC, both in order
     skipped: tuple[Skipped, ...]
 
     @property
@@ -71,17 +66,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a folder of images.
-
-    Attributes:
-        root: the folder.
-        parts: "training" and, where they exist, "validation" and "test", in this order.
-        skipped: entries beside the parts and in them that are not used.
-    """
+    """The parts of a folder of images."""
 
     root: Path
-    parts: dict[str, Listing]
-    skipped: tuple[Skipped, ...]
+    parts: dict[str, Listing]  # "training" and, where they exist, "validation" and "test", in this order
+    skipped: tuple[Skipped, ...]  # beside the parts and in them
 
     @property
     def train(self) -> Listing:
@@ -133,10 +122,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _walk(folder: Path, seen: frozenset[Path], skipped: list[Skipped]) -> Iterator[Path]:
     """Yield the image files of a class folder and its subfolders, following links but no cycles.
 
-    Args:
-        folder: of a class, or below one.
-        seen: the real paths of the folders above.
-        skipped: entries that are not used are appended.
+    The real paths of the folders above are `seen`; entries that are not used are appended to `skipped`.
     """
     real = Path(os.path.realpath(folder))
     if real in seen:

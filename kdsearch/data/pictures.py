@@ -217,8 +217,7 @@ def scale_of(paths: Sequence[Path]) -> tuple[Scale, list[str]]:
 def _range(path: Path) -> tuple[str, float] | None:
     """Return kind and largest value of an image of more than 8 bits; None for other and unreadable images.
 
-    The kind is "I" for integer grey, "F" for floating-point grey and "C" for 16-bit colour, of which Pillow keeps the
-    upper bytes.
+    Kinds: "I" for integer grey, "F" for floating-point grey, "C" for 16-bit colour, of which Pillow keeps upper bytes.
     """
     from PIL import Image
 

@@ -152,7 +152,7 @@ def import_results(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         KdsearchError: a file is broken or belongs to another study; nothing is stored.
     """
-    found = [_measured(study, read_results(path), path) for path in paths]
+    found = [_measured(study, _read_results(path), path) for path in paths]
     told = []
     for each in found:
         new = study.user_attrs.get(each.key) != each.stored()
@@ -163,12 +163,8 @@ def import_results(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
     return told
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a file's JSON object and check the type and range of every value.
-
-    Raises:
-        KdsearchError: the file is not a result of `measure.py`.
-    """
+def _read_results(path: Path) -> dict[str, Any]:
+    """Read a file's JSON object and check the type and range of every value."""
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST + 1)

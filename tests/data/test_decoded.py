@@ -56,38 +56,29 @@ def test_a_folder_is_decoded_once(photos: Path, cache: Path, reads: list[Path]):
         assert one.images.dtype == other.images.dtype == torch.uint8
 
 
-def change(photos: Path, how: str) -> None:
-    files = sorted((photos / "train" / "red").iterdir())
-    before = files[0].stat()
-    if how == "added":
-        Image.new("RGB", (8, 8)).save(photos / "train" / "red" / "new.png")
-    if how == "removed":
-        files[0].unlink()
-    if how == "renamed":
-        files[0].rename(files[0].with_name("zz.png"))
-    if how == "moved to another class":
-        files[0].rename(photos / "train" / "blue" / "zz.png")
-    if how == "another size":
-        Image.new("RGB", (8, 8)).save(files[0])
-    if how == "same size, later":
-        files[0].write_bytes(files[0].read_bytes())
-    if how == "same size, time put back":
-        files[0].write_bytes(files[1].read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))
-        os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+def _forge(first: Path, second: Path) -> None:
+    before = first.stat()
+    first.write_bytes(second.read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "added", "removed", "renamed", "moved to another class", "another size", "same size, later",
-        "same size, time put back",
-    ],
-)  # fmt: skip
+CHANGES = {  # of a class's first files
+    "added": lambda first, _: Image.new("RGB", (8, 8)).save(first.with_name("new.png")),
+    "removed": lambda first, _: first.unlink(),
+    "renamed": lambda first, _: first.rename(first.with_name("zz.png")),
+    "moved to another class": lambda first, _: first.rename(first.parents[1] / "blue" / "zz.png"),
+    "another size": lambda first, _: Image.new("RGB", (8, 8)).save(first),
+    "same size, later": lambda first, _: first.write_bytes(first.read_bytes()),
+    "same size, time put back": _forge,
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
 def test_a_change_is_noticed(photos: Path, cache: Path, reads: list[Path], how: str):
     load(photos)
     reads.clear()
     time.sleep(0.02)  # a file system's clock has ticks
-    change(photos, how)
+    CHANGES[how](*sorted((photos / "train" / "red").iterdir())[:2])
     found = load(photos)
     assert len(reads) >= 149
     assert torch.equal(found.train.images, folder.decode_files(folder.list_classes(photos / "train").paths, 8))
