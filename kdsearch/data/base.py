@@ -112,19 +112,18 @@ def _rules(dataset: object) -> Iterator[tuple[str, bool]]:
         yield f"{name} images of the training images' size", dataset.train.images.shape[1:] == images.shape[1:]
 
 
-def flatness(dataset: Dataset) -> list[str]:
-    """Return a warning where most training images are nearly constant: a sign of a wrong scale or decoder."""
+def flatness(dataset: Dataset) -> Iterator[str]:
+    """Yield a warning where most training images are nearly constant: a sign of a wrong scale or decoder."""
     images = dataset.train.images
     shown = images[torch.linspace(0, len(images) - 1, min(len(images), FLAT_SAMPLE)).long()].flatten(2)
     top = min(dataset.top, 255.0)
     spread = shown.amax(2).int() - shown.amin(2).int()  # within a channel: an image of one colour is constant, too
     flat = int((spread.amax(1) < FLAT_RANGE * top / 255).sum())
-    if 2 * flat <= len(shown):
-        return []
-    return [
-        f"{flat:,} of {len(shown):,} training images are nearly constant (their values lie within "
-        f"{FLAT_RANGE / 255:.0%} of the range): see that the files show what they should"
-    ]
+    if 2 * flat > len(shown):
+        yield (
+            f"{flat:,} of {len(shown):,} training images are nearly constant (their values lie within "
+            f"{FLAT_RANGE / 255:.0%} of the range): see that the files show what they should"
+        )
 
 
 @dataclass(frozen=True)

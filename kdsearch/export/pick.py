@@ -23,14 +23,8 @@ EXACT = 1e-12  # tolerance: 100 * 0.975 may be below 97.5 by a last bit
 class Wish:
     """Requirements on the student to ship; all that are given must hold.
 
-    Attributes:
-        min_accuracy: of validation, in percent.
-        min_ratio: teacher time / student time.
-        max_parameters: of the network.
-        knee: whether to take the knee of the trials that qualify; else the fastest is taken where an accuracy is
-            required, and the most accurate where none is.
-        within: most points of test accuracy below the teacher, as `reporting.choice.ship` tests it; the fastest is
-            taken. A wish without any requirement stands for the study's own `within`.
+    Without `knee` the fastest is taken where an accuracy is required, and the most accurate where none is. `within` is
+    tested by `reporting.choice.ship`; a wish without any requirement stands for the study's own `within`.
     """
 
     min_accuracy: float | None = option(None, "Validation accuracy at least, in percent (97.5).")
