@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from kdsearch import data, networks
-from kdsearch.data import decoded, pictures, survey
+from kdsearch.data import decoded, listing, pictures
 from kdsearch.data.folder import locate
-from kdsearch.data.listing import HIDDEN, Layout, Listing, list_folder
 from kdsearch.distil import checkpoint, precision
 from kdsearch.errors import DataError, StudyFileError
 from kdsearch.measure import COSTS
@@ -19,32 +18,22 @@ from kdsearch.spec import DataSpec
 from kdsearch.system import machine, plugins
 
 PACKAGES = (
-    "kdsearch",
-    "torch",
-    "torchvision",
-    "optuna",
-    "optuna-dashboard",
-    "pandas",
-    "plotly",
-    "typer",
-    "scikit-learn",
+    "kdsearch", "torch", "torchvision", "optuna", "optuna-dashboard", "pandas", "plotly", "typer", "scikit-learn",
     "safetensors",
-)
-EXTRAS = {"int8": ("onnxruntime", "torchao")}  # fmt: skip
+)  # fmt: skip
 CLASSES = 12  # named in a line
 SHOWN = 3  # files named in a line
 FILES = {"mnist": ("MNIST/raw/train-images-idx3-ubyte",), "cifar10": ("cifar-10-batches-py", "cifar10/train")}
+TWINS = {  # findings about images of the same pixels, in the order of `listing.twins`, and what to do about each
+    "in train and in another part": "remove them from one part: what was trained on is known by heart",
+    "under two classes": "remove the wrong one: no network can name both",
+    "twice in a class": "remove one, if it is no other picture",
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
-
-    Attributes:
-        what: its name.
-        found: what is there.
-        remedy: what to do where it is missing; empty where all is well.
-    """
+    """One thing looked at, what is there, and what to do where it is missing: nothing where all is well."""
 
     what: str
     found: str
@@ -52,36 +41,21 @@ class Finding:
 
 
 def examine(data_dir: str | None = None) -> list[Finding]:
-    """Versions, device, data sets and folders of this machine.
-
-    Args:
-        data_dir: where data sets lie; see `machine.data_folder`.
-    """
-    findings = [_package(name, name) for name in PACKAGES]
-    findings += [_package(name, f"'kdsearch[{extra}]'") for extra, names in EXTRAS.items() for name in names]
-    findings.append(_device())
-    findings += _precision()
+    """Versions, device, data sets and folders of this machine; `data_dir` as in `machine.data_folder`."""
     folder = machine.data_folder(data_dir)
-    findings += [_dataset(name, folder) for name in data.BUILT_IN if name != "folder"]
-    findings += _plugins()
-    teachers = machine.cache_folder() / "teachers"
-    kept = len(list(teachers.glob("*.safetensors"))) if teachers.is_dir() else 0
-    findings.append(Finding("teachers kept", f"{kept} in {teachers}"))
-    sizes = [path.stat().st_size for path in checkpoint.folder().glob("*.safetensors")]
-    findings.append(Finding("checkpoints kept", f"{len(sizes)}, {sum(sizes) / 1e9:.1f} GB, in {checkpoint.folder()}"))
-    images = decoded.kept()
-    size = f"{images.size / 1e9:.1f} of at most {images.limit / 1e9:.4g} GB ({decoded.LIMIT})"
-    files = f"{images.count} {'file' if images.count == 1 else 'files'}"
-    findings.append(Finding("decoded images kept", f"{files}, {size}, in {images.place}"))
-    return findings
+    return [
+        *(_package(name, name) for name in PACKAGES),
+        *(_package(name, "'kdsearch[int8]'") for name in ("onnxruntime", "torchao")),
+        _device(),
+        *_precision(),
+        *(_dataset(name, folder) for name in data.BUILT_IN if name != "folder"),
+        *_plugins(),
+        *_kept(),
+    ]
 
 
 def examine_data(dataset: str, data_dir: str | None = None) -> list[Finding]:
     """What a data set holds; of `folder:PATH` every image is decoded, as a study would.
-
-    Args:
-        dataset: as of --dataset.
-        data_dir: where data sets lie; see `machine.data_folder`.
 
     Raises:
         DataError: the data set is unknown, or the folder has no path.
@@ -92,52 +66,38 @@ def examine_data(dataset: str, data_dir: str | None = None) -> list[Finding]:
         return [_dataset(dataset, folder)]
     root = locate(DataSpec(name=dataset), folder)
     try:
-        return list(_folder(list_folder(root)))
+        return list(_folder(listing.list_folder(root)))
     except DataError as error:
         got = "" if error.got is None else f": {error.got}"
         return [Finding(f"data: {root}", f"refused: {error.rule}{got}", error.remedy)]
 
 
-def _folder(layout: Layout) -> Iterator[Finding]:
-    """What the images of a folder are like, and what is wrong with them.
-
-    Raises:
-        DataError: images that a study would refuse as a whole.
-    """
+def _folder(layout: listing.Layout) -> Iterator[Finding]:
+    """What the images of a folder are like, and what is wrong with them."""
     yield Finding("folder", layout.summary())
-    parts = {"training": layout.train, "validation": layout.validation, "test": layout.test}
-    for name, part in parts.items():
-        if part is not None:
-            yield _classes(name, part)
-    paths = [path for part in layout.parts for path in part.paths]
-    scale, notes = pictures.scale_of(paths)
-    looked = survey.look(paths, scale)
-    yield Finding("sizes", survey.sizes_in_words(looked))
-    yield Finding("modes", "; ".join([survey.modes_in_words(looked), *notes]))
+    for name, part in layout.parts.items():
+        yield _classes(name, part)
+    scale, notes = pictures.scale_of(layout.paths)
+    looked = listing.look(layout.paths, scale)
+    yield Finding("sizes", listing.sizes_in_words(looked))
+    yield Finding("modes", "; ".join([listing.modes_in_words(looked), *notes]))
     broken = [f"{each.path.relative_to(layout.root)}: {each.reason}" for each in looked if each.reason]
     yield Finding("unreadable", _some(broken), "replace or remove them: a study refuses them" if broken else "")
     yield Finding("skipped", *_skipped(layout))
-    twins = survey.twins(layout, looked)
-    across, classes, within = (
-        _some([" = ".join(str(path.relative_to(layout.root)) for path in group) for group in groups])
-        for groups in (twins.across, twins.classes, twins.within)
-    )
-    remedy = "remove them from one part: what was trained on is known by heart" if twins.across else ""
-    yield Finding("in train and in another part", across, remedy)
-    remedy = "remove the wrong one: no network can name both" if twins.classes else ""
-    yield Finding("under two classes", classes, remedy)
-    yield Finding("twice in a class", within, "remove one, if it is no other picture" if twins.within else "")
+    for (what, remedy), groups in zip(TWINS.items(), listing.twins(layout, looked), strict=True):
+        found = _some([" = ".join(str(path.relative_to(layout.root)) for path in group) for group in groups])
+        yield Finding(what, found, remedy if groups else "")
 
 
-def _classes(name: str, part: Listing) -> Finding:
+def _classes(name: str, part: listing.Listing) -> Finding:
     """The classes of a part with their numbers of images, the commonest first."""
-    counts = sorted(((len(files), label) for label, files in zip(part.classes, part.files, strict=True)), reverse=True)
+    counts = sorted(((count, label) for label, count in part.counts.items()), reverse=True)
     words = [f"{label} {count:,}" for count, label in counts[:CLASSES]]
     more = f", ... {counts[-1][1]} {counts[-1][0]:,}" if len(counts) > CLASSES else ""
     return Finding(f"{name} classes", f"{len(counts)}: {', '.join(words)}{more}")
 
 
-def _skipped(layout: Layout) -> tuple[str, str]:
+def _skipped(layout: listing.Layout) -> tuple[str, str]:
     """What a study would not use and why, and what to do about it."""
     by_reason: dict[str, list[Path]] = {}
     for path, reason in layout.skipped:
@@ -147,11 +107,10 @@ def _skipped(layout: Layout) -> tuple[str, str]:
         f"{', ...' * (len(paths) > SHOWN)})"
         for reason, paths in by_reason.items()
     ]
-    return "; ".join(words) or "nothing", "see that nothing is missing" if set(by_reason) - {HIDDEN} else ""
+    return "; ".join(words) or "nothing", "see that nothing is missing" if set(by_reason) - {listing.HIDDEN} else ""
 
 
 def _some(words: list[str]) -> str:
-    """How many, and the first ones."""
     if not words:
         return "none"
     return f"{len(words):,}: {'; '.join(words[:SHOWN])}{'; ...' * (len(words) > SHOWN)}"
@@ -170,40 +129,47 @@ def _device() -> Finding:
     return Finding("device", "; ".join([*names, cpu]))
 
 
-def _precision() -> list[Finding]:
+def _precision() -> Iterator[Finding]:
     """The CPU's bfloat16 instructions, and what timed steps of each kind of network chose between it and float32."""
     instructions = ", ".join(machine.bf16_instructions()) or "no instructions: convolutions are trained in float32"
-    found = [Finding("bfloat16 on the CPU", instructions)]
+    yield Finding("bfloat16 on the CPU", instructions)
     for kind, timed in precision.kept().items():
-        found.append(Finding(f"precision: {kind}", f"{timed['precision']}: {precision.in_words(timed)}"))
-    return found
+        yield Finding(f"precision: {kind}", f"{timed['precision']}: {precision.in_words(timed)}")
 
 
-def _plugins() -> list[Finding]:
+def _plugins() -> Iterator[Finding]:
     """What other packages offer; each is loaded, and one that is broken or not used is named."""
     own = {"students": networks.STUDENTS, "teachers": networks.TEACHERS, "datasets": data.BUILT_IN, "costs": COSTS}
-    findings: list[Finding] = []
     for kind, ours in own.items():
-        unused = {line.split(" is not used")[0] for line in plugins.hidden(kind, ours)}
         for plugin in plugins.offered(kind):
-            what = f"{plugins.KINDS[kind]}: {plugin.name}"
-            if f"the {plugins.KINDS[kind]} {plugin.name} of {plugin.origin}" in unused:
+            what, found, remedy = f"{plugins.KINDS[kind]}: {plugin.name}", f"from {plugin.origin}", ""
+            if plugin.name in ours:
                 remedy = "is not used: kdsearch has one of that name"
-                findings.append(Finding(what, f"from {plugin.origin}", remedy))
-                continue
-            try:
-                plugins.load(plugin)
-                findings.append(Finding(what, f"from {plugin.origin}"))
-            except StudyFileError as error:
-                findings.append(Finding(what, f"from {plugin.origin}, broken", str(error)))
-    return findings
+            else:
+                try:
+                    plugins.load(plugin)
+                except StudyFileError as error:
+                    found, remedy = f"{found}, broken", str(error)
+            yield Finding(what, found, remedy)
+
+
+def _kept() -> Iterator[Finding]:
+    """What lies in the cache folder."""
+    teachers = machine.cache_folder() / "teachers"
+    yield Finding("teachers kept", f"{len([*teachers.glob('*.safetensors')])} in {teachers}")
+    sizes = [path.stat().st_size for path in checkpoint.folder().glob("*.safetensors")]
+    yield Finding("checkpoints kept", f"{len(sizes)}, {sum(sizes) / 1e9:.1f} GB, in {checkpoint.folder()}")
+    sizes = [size for _, size, _ in decoded.kept()]
+    files = f"{len(sizes)} {'file' if len(sizes) == 1 else 'files'}"
+    size = f"{sum(sizes) / 1e9:.1f} of at most {decoded.bound() / 1e9:.4g} GB ({decoded.LIMIT})"
+    yield Finding("decoded images kept", f"{files}, {size}, in {decoded.folder()}")
 
 
 def _dataset(name: str, folder: Path) -> Finding:
     if name not in FILES:
         return Finding(f"data: {name}", "embedded")
-    for file in FILES[name]:
-        if (folder / file).exists():
-            return Finding(f"data: {name}", str(folder / file))
+    for path in (folder / file for file in FILES[name]):
+        if path.exists():
+            return Finding(f"data: {name}", str(path))
     remedy = "is downloaded on first use, or name its folder with --data-dir or KDSEARCH_DATA_DIR"
     return Finding(f"data: {name}", f"not in {folder}", remedy)

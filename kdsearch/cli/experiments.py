@@ -6,12 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage, takes
+from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage, lazy_imports, takes
 from kdsearch.cli.output import command_line
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError
@@ -38,10 +37,6 @@ with lazy_imports():
     from kdsearch.reporting.pages import assets
     from kdsearch.search import plan as plans
     from kdsearch.system import machine
-
-if TYPE_CHECKING:
-    from kdsearch.experiments.search_bench.comparison import Bar
-
 
 bench = typer.Typer(help="Measure the search on real learning curves, what these are made of, and the training loop.",
                     no_args_is_help=True)  # fmt: skip
@@ -83,12 +78,8 @@ def search(
     if as_json:
         print(search_page.as_json(found))
     else:
-        _print_bars(comparison.bars(measured))
-
-
-def _print_bars(bars: list[Bar]) -> None:
-    for bar in bars:
-        print(f"{'met' if bar.met else 'NOT MET':<8} {bar.what}: {bar.figure} (bar: {bar.bar})")
+        for bar in comparison.bars(measured):
+            print(f"{'met' if bar.met else 'NOT MET':<8} {bar.what}: {bar.figure} (bar: {bar.bar})")
 
 
 @bench.command()
@@ -137,15 +128,9 @@ def train(
     way = assets.checked(plotlyjs)
     names = list(dict.fromkeys(name.strip() for name in rows.split(",") if name.strip()))
     options = training.Options(
-        names=names,
-        device=device,
-        data_dir=data_dir,
-        steps=steps,
-        samples=samples,
-        batch=batch,
-        workers=workers,
+        names=names, device=device, data_dir=data_dir, steps=steps, samples=samples, batch=batch, workers=workers,
         precision=precision,
-    )
+    )  # fmt: skip
     with ConsoleProgress() as progress:
         load = training.load()
         measured = training.measure(options, progress)
@@ -189,11 +174,6 @@ def recipes(
 
 
 def _numbers(option: str, given: str) -> list[float]:
-    """Numbers with commas between.
-
-    Raises:
-        KdsearchError: one of them is none.
-    """
     try:
         return [float(number) for number in given.split(",") if number.strip()]
     except ValueError:

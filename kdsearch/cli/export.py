@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Json, Name, Storage, takes
+from kdsearch.cli.options import DataDir, Json, Name, Storage, lazy_imports, takes
 from kdsearch.cli.output import find_study
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError, shown
@@ -31,12 +30,7 @@ if TYPE_CHECKING:
 
 
 @takes(Wish)
-def pick(
-    wish: Wish,
-    name: Name = None,
-    storage: Storage = DEFAULT_STORAGE,
-    as_json: Json = False,
-) -> None:
+def pick(wish: Wish, name: Name = None, storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
     """Name the trial to ship, and why: by itself, the fastest that is shown to be near the teacher."""
     wish.check()
     data = collect.collect(find_study(storage, name), storage_url=storage)
@@ -105,11 +99,7 @@ def measure(
 
 
 def check(trial: int | None, out: Path | None, imports: list[Path] | None, trials: str | None) -> None:
-    """Refuses options that contradict each other.
-
-    Raises:
-        KdsearchError: they do.
-    """
+    """Refuses options that contradict each other."""
     if imports and (trial is not None or out is not None):
         raise KdsearchError(
             "--import goes with neither --trial nor --out",
@@ -132,7 +122,6 @@ def _here(study: Study, trials: str | None, storage: str, data_dir: str | None, 
     if as_json:
         print(json.dumps(found, allow_nan=False))
         return
-
     Console(width=None if sys.stdout.isatty() else 200).print(_table(found))
     print(shown(found["sentence"]))
 

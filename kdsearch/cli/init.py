@@ -11,14 +11,13 @@ from typing import Annotated
 
 import typer
 
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir
+from kdsearch.cli.options import DataDir, lazy_imports
 from kdsearch.errors import KdsearchError
 from kdsearch.system import files
 
 with lazy_imports():
     from kdsearch import spec
-    from kdsearch.data import folder, listing, survey
+    from kdsearch.data import folder, listing
     from kdsearch.system import machine
 
 SEED = "seed = 0\n"
@@ -55,18 +54,19 @@ def init(
     if file.exists() and not force:
         raise KdsearchError("the file must not exist yet", got=file, remedy="give another name, or --force")
     text = spec.shipped(dataset).read_text(encoding="utf-8")
-    images = _look(dataset, data_dir)
+    images = _look(dataset, data_dir, needed=teacher is not None)
     lines: list[str] = []
+    build, classes = teacher, 10
     if dataset.startswith("folder:"):
         text = text.replace('name = "folder"', f"name = {json.dumps(dataset)}")
         lines = ["the folder is not there: nothing was looked at, and the values are those for 32x32 images"]
     if images is not None:
         choice = choose(images)
         text, lines = fitted(text, choice), choice.reasons
-        if choice.teacher is not None and teacher is None:
-            text = _with_teacher(text, choice.teacher, images.classes)
+        build, classes = choice.teacher if teacher is None else teacher, images.classes
+    if build is not None:
+        text = _with_teacher(text, build, classes)
     if teacher is not None:
-        text = _with_teacher(text, teacher, _classes(dataset) if images is None else images.classes)
         lines = [line for line in lines if not line.startswith("teacher")]
     spec.parse(text, source="the study file")
     files.write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
@@ -77,51 +77,32 @@ def init(
 
 @dataclass(frozen=True)
 class Images:
-    """What a study's values are chosen by.
+    """What a study's values are chosen by."""
 
-    Attributes:
-        classes: how many.
-        train: training images.
-        held_out: whether there are validation images already.
-        side: the median of the shorter sides, in pixels.
-        gpu: whether torch sees a CUDA device.
-    """
-
-    classes: int
-    train: int
-    held_out: bool
-    side: int
-    gpu: bool
+    classes: int  # how many
+    train: int  # training images
+    held_out: bool  # whether there are validation images already
+    side: int  # the median of the shorter sides, in pixels
+    gpu: bool  # whether torch sees a CUDA device
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Values of a study file, each with its reason.
+    """Values of a study file, each with its reason."""
 
-    Attributes:
-        size: height and width that images are resized to.
-        validation: share of the training images.
-        batches: sizes for students; the teacher has the largest of them up to 128.
-        epochs, teacher_epochs: of the longest student's training, and of the teacher's.
-        teacher: the function that builds it; None: the shipped ResNet50.
-        zoo: whether students are published networks.
-        timed: images a batch when teacher and student are timed.
-        reasons: a line for each.
-    """
-
-    size: int
-    validation: float
-    batches: list[int]
-    epochs: int
+    size: int  # height and width that images are resized to
+    validation: float  # share of the training images
+    batches: list[int]  # sizes for students; the teacher has the largest of them up to 128
+    epochs: int  # of the longest student's training
     teacher_epochs: int
-    teacher: str | None
-    zoo: bool
-    timed: int
+    teacher: str | None  # the function that builds it; None: the shipped ResNet50
+    zoo: bool  # whether students are published networks
+    timed: int  # images a batch when teacher and student are timed
     reasons: list[str]
 
 
-def _look(dataset: str, data_dir: str | None) -> Images | None:
-    """What lies in a folder of images; None of other data sets, and where there is no such folder.
+def _look(dataset: str, data_dir: str | None, *, needed: bool) -> Images | None:
+    """What lies in a folder of images; None of other data sets, and where a folder that is not needed is not there.
 
     Raises:
         DataError: a study would refuse the folder.
@@ -131,12 +112,13 @@ def _look(dataset: str, data_dir: str | None) -> Images | None:
     import torch
 
     root = folder.locate(spec.DataSpec(name=dataset), machine.data_folder(data_dir))
-    if not root.is_dir():
+    if not root.is_dir() and not needed:
         return None
     layout = listing.list_folder(root)
-    side = survey.shorter_side(survey.heads(layout.train.paths)) or SIZES[0]
-    held_out = layout.validation is not None
-    return Images(len(layout.train.classes), len(layout.train.paths), held_out, side, torch.cuda.is_available())
+    paths = layout.train.paths
+    side = listing.shorter_side(listing.heads(paths)) or SIZES[0]
+    held_out = "validation" in layout.parts
+    return Images(len(layout.train.classes), len(paths), held_out, side, torch.cuda.is_available())
 
 
 def choose(images: Images) -> Choice:
@@ -201,11 +183,7 @@ def fitted(text: str, choice: Choice) -> str:
 
 
 def _with_teacher(text: str, build: str, classes: int) -> str:
-    """A study file with the user's teacher in place of its family; num_classes where it is a torchvision model.
-
-    Raises:
-        KdsearchError: the function does not read as one.
-    """
+    """A study file with the user's teacher in place of its family; num_classes where it is a torchvision model."""
     before, header, rest = text.partition("[teacher]")
     _, _, rest = rest.partition(SEED)
     lines = [f"{header}                          # your own: a function that returns an nn.Module"]
@@ -216,16 +194,3 @@ def _with_teacher(text: str, build: str, classes: int) -> str:
     changed = f"{before}{chr(10).join(lines)}\n{SEED}{''.join(kept)}"
     spec.parse(changed, source="--teacher")
     return changed
-
-
-def _classes(dataset: str) -> int:
-    """How many classes a data set has: a folder's are counted.
-
-    Raises:
-        DataError: the folder is not there.
-    """
-    kind, _, path = dataset.partition(":")
-    if kind != "folder" or not path:
-        return 10
-
-    return len(listing.list_folder(Path(path).expanduser()).train.classes)

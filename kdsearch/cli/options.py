@@ -1,12 +1,16 @@
-"""Options that several commands share, and those that are made from a dataclass's fields."""
+"""What commands share: lazy imports, so that `--help` stays instant, options, and options made of a dataclass."""
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -63,3 +67,44 @@ def _parameter(kind: type[Any], field: dataclasses.Field[Any]) -> inspect.Parame
     names = [f"--{field.name}"] if wanted is bool else []  # without its --no-
     annotation: Any = Annotated[wanted, typer.Option(*names, help=said["help"], min=said["least"], envvar=said["env"])]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+
+
+class _Module:
+    """Stand in for a module: the first look at one of its names imports it.
+
+    It does not lie in `sys.modules`, as the modules of `importlib.util.LazyLoader` do: torch's import looks at all that
+    lie there, which would load them in the midst of it.
+    """
+
+    def __init__(self, name: str) -> None:
+        object.__setattr__(self, "_name", name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._name), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(import_module(self._name), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(import_module(self._name), name)
+
+
+@contextmanager
+def lazy_imports() -> Iterator[None]:
+    """Make `from kdsearch.room import module` lazy inside; what is imported so has to be a module.
+
+    The statements stay ordinary ones, for readers and for type checkers.
+    """
+    imported = builtins.__import__
+
+    def stand_in(package: str, *where: Any) -> Any:
+        if package.partition(".")[0] != "kdsearch":
+            return imported(package, *where)
+        _, _, names, _ = where  # of `from package import names`
+        return SimpleNamespace(**{name: _Module(f"{package}.{name}") for name in names})
+
+    builtins.__import__ = stand_in  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.__import__ = imported

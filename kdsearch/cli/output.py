@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdsearch import storage as storages
-from kdsearch.cli.lazily import lazy_imports
+from kdsearch.cli.options import lazy_imports
 from kdsearch.cli.progress import ConsoleProgress, front_table
 from kdsearch.errors import StorageError, shown
 from kdsearch.storage import hidden, load_trial
@@ -43,7 +43,9 @@ def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     for key, value in seconds.items():
         if key != "all":
             print(f"estimate  {key:<10}{_time(value):>12}  {PARTS[key]}")
-    print(f"estimate  {'in all':<10}{_time(seconds['all']):>12}  {_unpruned(plan)}")
+    # pruning makes a number of trials cheaper, while a budget is spent all the same
+    unpruned = "" if plan["trials"] is None else ", without pruning"
+    print(f"estimate  {'in all':<10}{_time(seconds['all']):>12}  by one process{unpruned}")
     saved = plan["pruning"]["seconds"]
     if saved:
         seen = f"{plan['pruning']['share']:.0%} of training and scoring, {plan['pruning']['seen']}"
@@ -64,15 +66,14 @@ PARTS = {
 
 
 def _time(seconds: float) -> str:
-    """Seconds as such, from two minutes on in minutes, from two hours on in hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _unpruned(plan: dict[str, Any]) -> str:
-    """What the estimate is of: pruning makes a number of trials cheaper, while a budget is spent all the same."""
-    return "by one process" + (", without pruning" if plan["trials"] is not None else "")
+def file_name(study: str) -> str:
+    """A study's name, of which other characters than these may be in no file's name."""
+    return re.sub(r"[^\w.-]+", "_", study)
 
 
 def command_line(storage: str | None = None) -> str:
@@ -109,7 +110,7 @@ def write_report(
 ) -> tuple[collect.StudyData, Path]:
     """Writes a study's report; returns its data and where it went."""
     data = collect.collect(study, storage_url=storage)
-    target = path or Path("reports") / (re.sub(r"[^\w.-]+", "_", study.study_name) + f".{form}")
+    target = path or Path("reports") / f"{file_name(study.study_name)}.{form}"
     return data, study_page.write(data, target, plotlyjs=plotlyjs, form=form, refresh=refresh)
 
 

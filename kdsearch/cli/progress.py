@@ -66,34 +66,26 @@ class ConsoleProgress(records.Progress):
         self.console.print(Text(shown(text)), style=style, soft_wrap=True)
 
     def warning(self, text: str) -> None:
-        """A line that must not be missed."""
         self.line(f"warning: {text}", "yellow")
 
     def note(self, text: str) -> None:
-        """A line that is good to know."""
         self.line(text)
 
     def teacher_started(self, family: str, epochs: int) -> None:
-        """A bar for the teacher."""
         self.line(
             f"teacher {family}: training for {epochs} {'epoch' if epochs == 1 else 'epochs'}, once; then it is kept"
         )
         self._teacher = self._bars.add_task("teacher", total=100, now="")
 
     def resumed(self, what: str, done: int, epochs: int) -> None:
-        """A line that says where an interrupted training goes on."""
-        self.line(
-            f"{what}: interrupted earlier, "
-            + (f"goes on at epoch {done + 1} of {epochs}" if done < epochs else "trained to its end")
-        )
+        there = f"goes on at epoch {done + 1} of {epochs}" if done < epochs else "trained to its end"
+        self.line(f"{what}: interrupted earlier, {there}")
 
     def teacher_batch(self, done: float) -> None:
-        """Moves the teacher's bar."""
         if self._teacher is not None:
             self._bars.update(self._teacher, completed=int(100 * done))
 
     def teacher_finished(self, accuracy: float, seconds: float) -> None:
-        """Replaces the teacher's bar by a line."""
         if self._teacher is not None:
             self._bars.remove_task(self._teacher)
             self._teacher = None
@@ -108,68 +100,48 @@ class ConsoleProgress(records.Progress):
         self._study = self._bars.add_task(unit, total=total, completed=done, now="")
 
     def study_finished(self, spent: str) -> None:
-        """A line that says where the time went."""
         if spent:
             self.line(f"time: {spent}")
 
     def trial_started(self, number: int, anchor: str | None, config: Config) -> None:
-        """Names a running trial beside the bar."""
         self._labels[number] = f"trial {number}" + (f" ({anchor})" if anchor else "")
-        self._now(f"{self._labels[number]}: timing")
+        self._update(f"{self._labels[number]}: timing")
 
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
-        """Shows a running trial's last epoch."""
         others = f" ({len(self._labels)} run)" if len(self._labels) > 1 else ""
         reached = "" if math.isnan(record.accuracy) else f", accuracy {record.accuracy:.2%}"
-        self._now(f"{self._labels[number]}: epoch {record.epoch}/{epochs}{reached}{others}")
-        if self._unit == "epochs":
-            self._advance()
+        now = f"{self._labels[number]}: epoch {record.epoch}/{epochs}{reached}{others}"
+        self._update(now, advance=self._unit == "epochs")
 
     def trial_finished(self, number: int, state: str, text: str, *, counted: bool) -> None:
         """A line for the trial, and a step of the bar if it counts and the bar is not of epochs."""
         label = self._labels.pop(number, f"trial {number}")
         self.line(f"{label:<14} {state.lower():<9} {text}", STYLES.get(state, ""))
-        self._now("")
-        if counted and self._unit != "epochs":
-            self._advance()
+        self._update("", advance=counted and self._unit != "epochs")
 
-    def _advance(self) -> None:
+    def _update(self, now: str, *, advance: bool = False) -> None:
         if self._study is not None:
-            self._bars.update(self._study, advance=1)
-
-    def _now(self, text: str) -> None:
-        if self._study is not None:
-            self._bars.update(self._study, now=escape(shown(text)))
+            self._bars.update(self._study, now=escape(shown(now)), advance=int(advance))
 
 
 def front_table(result: dict[str, Any]) -> Table:
     """The front of a `--json` result as a table."""
     table = Table(title=f"front of {_cell(result['study'])} (hypervolume {result['hypervolume'] or 0:.4f})")
-    for column in (
-        "trial",
-        "anchor",
-        "ratio",
-        "95 % interval",
-        "µs",
-        "µs alone",
-        "validation",
-        "test",
-        "epoch",
-        "parameters",
-    ):
+    columns = ("trial", "anchor", "ratio", "95 % interval", "µs", "µs alone", "validation", "test", "epoch")
+    for column in (*columns, "parameters"):
         table.add_column(column, justify="left" if column in ("anchor", "parameters") else "right")
     for member in result["front"]:
-        low, high, test = member["ratio_low"], member["ratio_high"], member["test_accuracy"]
+        low, high = member["ratio_low"], member["ratio_high"]
+        params = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in member["params"].items()}
         table.add_row(
             str(member["trial"]),
             _cell(member["anchor"] or ""),
             _figure(member["ratio"], ".4g"),
             f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "",
             *(_figure(member.get(name), ".3g") for name in ("microseconds", "microseconds_1")),
-            _figure(member["accuracy"], ".2%"),
-            _figure(test, ".2%"),
-            "" if member["best_epoch"] is None else str(member["best_epoch"]),
-            _cell(", ".join(f"{key} {_short(value)}" for key, value in member["params"].items())),
+            *(_figure(member[name], ".2%") for name in ("accuracy", "test_accuracy")),
+            _figure(member["best_epoch"], ""),
+            _cell(", ".join(f"{key} {value}" for key, value in params.items())),
         )
     return table
 
@@ -184,28 +156,21 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-STDOUT, STDERR = 1, 2
-
-
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
     """Send stdout to stderr: Python's, and that of C libraries and started programs, which write to descriptor 1.
 
     A teacher that prints, or a download that reports progress, would otherwise corrupt the JSON on stdout.
     """
-    kept = None
+    kept, stdout, stderr = None, 1, 2
     with suppress(OSError, ValueError):  # stdout may be closed
         sys.stdout.flush()
-        kept = os.dup(STDOUT)
-        os.dup2(STDERR, STDOUT)
+        kept = os.dup(stdout)
+        os.dup2(stderr, stdout)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
         if kept is not None:
-            os.dup2(kept, STDOUT)
+            os.dup2(kept, stdout)
             os.close(kept)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Json, Name, PlotlyJs, ReportPath, Storage
-from kdsearch.cli.output import find_study, print_trial, show_result, write_report
+from kdsearch.cli.options import DataDir, Json, Name, PlotlyJs, ReportPath, Storage, lazy_imports
+from kdsearch.cli.output import file_name, find_study, print_trial, show_result, write_report
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError, shown
 from kdsearch.records import StudyAttr
@@ -92,7 +91,7 @@ def _compare(
             "--compare must make two studies or more", got=", ".join(names), remedy="give --name and --compare"
         )
     studies = [collect.collect(find_study(storage, each), storage_url=storage) for each in names]
-    target = path or Path("reports") / (re.sub(r"[^\w.-]+", "_", "-".join(names)) + ".html")
+    target = path or Path("reports") / f"{file_name('-'.join(names))}.html"
     files.write_text(target, document.html(compare.page(studies), assets.checked(plotlyjs)))
     found = compare.compared(studies) | {"report": str(target)}
     print(json.dumps(found, allow_nan=False) if as_json else compare.text(studies) + f"report: {target}")
@@ -108,9 +107,8 @@ def status(
     study = find_study(storage, name)
     if trial is not None:
         print_trial(study, trial, storage, as_json=as_json)
-        return
-
-    show_result(collect.collect(study, storage_url=storage), None, as_json=as_json)
+    else:
+        show_result(collect.collect(study, storage_url=storage), None, as_json=as_json)
 
 
 HOST = "127.0.0.1"
@@ -131,7 +129,7 @@ def dashboard(
 
     shelf = shelf_room.Shelf(storage, shelf_room.folder(storage, artifacts))
     print(f"optuna-dashboard of {masked(storage)} on http://{HOST}:{port} (Ctrl-C ends it)", file=sys.stderr)
-    for number, name in _studies(backend):
+    for number, name in sorted((study._study_id, study.study_name) for study in backend.get_all_studies()):
         print(f"  {shown(name)}: http://{HOST}:{port}/dashboard/studies/{number}", file=sys.stderr)
     over = threading.Event()
     keeper = threading.Thread(target=_keep, args=(shelf, storage, over), daemon=True)
@@ -145,11 +143,6 @@ def dashboard(
         keeper.join(timeout=5)
 
 
-def _studies(backend: BaseStorage) -> list[tuple[int, str]]:
-    """Number and name of each study, by number."""
-    return sorted((study._study_id, study.study_name) for study in backend.get_all_studies())
-
-
 def _keep(shelf: shelf_room.Shelf, url: str, over: threading.Event) -> None:
     """Brings the artifacts of all searches up to date until the dashboard ends, with a connection of its own.
 
@@ -159,43 +152,41 @@ def _keep(shelf: shelf_room.Shelf, url: str, over: threading.Event) -> None:
     seen: dict[str, object] = {}
     backend: BaseStorage | None = None
     while True:
-        try:
+        with _warning("", url, warned):
             backend = backend or open_storage(url, log=False)
             for name in study_names(backend, searches=True):
-                _keep_one(shelf, url, backend, name, seen, warned)
+                with _warning(name, url, warned):
+                    _keep_one(shelf, url, backend, name, seen)
             backend.remove_session()
-        except Exception as error:
-            _warn("", error, url, warned)
         if over.wait(EVERY):
             return
 
 
-def _keep_one(
-    shelf: shelf_room.Shelf, url: str, backend: BaseStorage, name: str, seen: dict[str, object], warned: set[str]
-) -> None:
-    try:
-        study = load_study(backend, name)
-        attributes = study.user_attrs
-        if StudyAttr.DEFINITION not in attributes:
-            return  # not of kdsearch
-        ended = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        sign = (len(ended), sorted(key for key in attributes if key.startswith("confirmed:")))
-        if seen.get(name) == sign:
-            return
-        if f"{publish.FIGURE_KEY}0" not in backend.get_study_system_attrs(study._study_id):
-            publish.Page(url)(study, True)
-        shelf.fill(study)
-        seen[name] = sign
-    except Exception as error:
-        _warn(name, error, url, warned)
+def _keep_one(shelf: shelf_room.Shelf, url: str, backend: BaseStorage, name: str, seen: dict[str, object]) -> None:
+    study = load_study(backend, name)
+    attributes = study.user_attrs
+    if StudyAttr.DEFINITION not in attributes:
+        return  # not of kdsearch
+    ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    sign = (ended, sorted(key for key in attributes if key.startswith(StudyAttr.CONFIRMED)))
+    if seen.get(name) == sign:
+        return
+    if f"{publish.FIGURE_KEY}0" not in backend.get_study_system_attrs(study._study_id):
+        publish.Page(url)(study, True)
+    shelf.fill(study)
+    seen[name] = sign
 
 
-def _warn(name: str, error: Exception, url: str, warned: set[str]) -> None:
+@contextmanager
+def _warning(name: str, url: str, warned: set[str]) -> Iterator[None]:
     """Says once a study that its artifacts are late: the dashboard shows it all the same."""
-    if name not in warned:
-        warned.add(name)
-        said = hidden((str(error).splitlines() or [type(error).__name__])[0], url)
-        print(f"warning: curves and model cards of {shown(name) or 'all studies'} are late: {said}", file=sys.stderr)
+    try:
+        yield
+    except Exception as error:
+        if name not in warned:
+            warned.add(name)
+            of, said = shown(name) or "all studies", (str(error).splitlines() or [type(error).__name__])[0]
+            print(f"warning: curves and model cards of {of} are late: {hidden(said, url)}", file=sys.stderr)
 
 
 def doctor(
@@ -210,11 +201,7 @@ def doctor(
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
         return
-    Console(width=None if sys.stdout.isatty() else 200).print(_findings_table(findings))
-
-
-def _findings_table(findings: Sequence[examining.Finding]) -> Table:
     table = Table("what", "found", "to do", box=box.SIMPLE)
     for finding in findings:
         table.add_row(finding.what, escape(shown(finding.found)), escape(shown(finding.remedy)))
-    return table
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

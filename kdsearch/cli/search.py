@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdsearch import storage as storages
-from kdsearch.cli.lazily import lazy_imports
-from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, takes
-from kdsearch.cli.output import command_line, find_study, print_plan, show_result, write_report
+from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, lazy_imports, takes
+from kdsearch.cli.output import command_line, file_name, find_study, print_plan, show_result, write_report
 from kdsearch.cli.progress import ConsoleProgress, stdout_to_stderr
 from kdsearch.errors import RunError, shown
 from kdsearch.search.run_options import Options, Request
@@ -81,13 +79,11 @@ def optimize(
     search.check_options(options)
     with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
         planned = plans.make_plan(request)
-        planned_work = None
+        work = {}
         if dry_run:
-            planned_work = estimate.estimate(
-                planned, options.budget(), candidates=options.candidates, pruner=options.pruner
-            )
-    if planned_work is not None:
-        print_plan(planned_work, as_json=as_json)
+            work = estimate.estimate(planned, options.budget(), candidates=options.candidates, pruner=options.pruner)
+    if dry_run:
+        print_plan(work, as_json=as_json)
         return
     command = command_line(planned.url)
     with ConsoleProgress() as progress, ending(progress):
@@ -121,9 +117,7 @@ def train(
         student = retrain.retrain(
             study, trial, whole=whole, data_dir=data_dir, device=device, precision=precision, progress=progress
         )
-    path = out or Path(
-        re.sub(r"[^\w.-]+", "_", f"{study.study_name}-trial-{trial}" + ("-whole" if whole else "")) + ".safetensors"
-    )
+    path = out or Path(f"{file_name(study.study_name)}-trial-{trial}{'-whole' if whole else ''}.safetensors")
     retrain.save(student, path)
     scores = {
         "trial": trial,

@@ -1,6 +1,6 @@
 """Data sets as whole tensors: one file a data set, and the registry of their names.
 
-Others use `decoded`, `folder`, `listing`, `pictures`, `survey`, `views`.
+Others use `decoded`, `folder`, `listing`, `pictures`, `views`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def names() -> list[str]:
     return plugins.names("datasets", BUILT_IN)
 
 
-def _loader(kind: str) -> Loader:
+def _loader(name: str) -> Loader:
+    kind = name.partition(":")[0]
     loader: Loader | None = plugins.find("datasets", kind, BUILT_IN)
     if loader is None:
         raise DataError(
@@ -59,40 +60,22 @@ def check_name(name: str) -> None:
     Raises:
         DataError: the name is unknown.
     """
-    _loader(name.partition(":")[0])
+    _loader(name)
 
 
 def load(spec: DataSpec, folder: Path) -> Dataset:
-    """Load a whole data set, with a note where its images are nearly constant.
-
-    Args:
-        spec: `[data]` of a study.
-        folder: where data sets are, or are downloaded to.
+    """Load a whole data set from a folder, or download it there, with a note where its images are nearly constant.
 
     Raises:
         DataError: the data set is unknown, missing or broken.
     """
-    kind = spec.name.partition(":")[0]
-    dataset = _loader(kind)(spec, folder)
-    if kind not in BUILT_IN:
+    dataset = _loader(spec.name)(spec, folder)
+    if (kind := spec.name.partition(":")[0]) not in BUILT_IN:
         check(dataset, kind)
     return dataclasses.replace(dataset, notes=(*dataset.notes, *flatness(dataset)))
 
 
 __all__ = [
-    "Dataset",
-    "ImageSet",
-    "Images",
-    "Loader",
-    "Split",
-    "Stored",
-    "check",
-    "check_name",
-    "fingerprint",
-    "load",
-    "names",
-    "repeated",
-    "split",
-    "stratified",
-    "whole",
-]
+    "Dataset", "ImageSet", "Images", "Split", "Stored", "check", "check_name", "fingerprint", "load", "names",
+    "repeated", "split", "stratified", "whole",
+]  # fmt: skip

@@ -17,7 +17,6 @@ from kdsearch.spec import DataSpec
 
 FLAT_RANGE = 16  # of 255: an image whose values lie closer together is nearly constant
 FLAT_SAMPLE = 1_000  # images that are checked
-HASHED = 256  # images at a time
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,13 @@ class ImageSet:
     def joined(self, other: ImageSet) -> ImageSet:
         """Return these images followed by the others, on the same device."""
         labels = torch.cat([self.labels, other.labels])
-        if isinstance(self.images, Stored) and isinstance(other.images, Stored):
+        if isinstance(self.images, Stored):
+            assert isinstance(other.images, Stored)
             return ImageSet(self.images.joined(other.images), labels)
-        assert not isinstance(self.images, Stored)
-        assert not isinstance(other.images, Stored)
+        assert isinstance(other.images, Tensor)
         return ImageSet(torch.cat([self.images, other.images]), labels)
 
     def to(self, device: torch.device) -> ImageSet:
-        """Return the same images on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 
@@ -105,10 +103,8 @@ def _rules(dataset: object) -> Iterator[tuple[str, bool]]:
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     for name, part in ((name, part) for name, part in parts.items() if part is not None):
         images, labels = part.images, part.labels
-        yield (
-            f"{name} images of bytes, (count, channels, height, width)",
-            (images.dtype, images.ndim) == (torch.uint8, 4),
-        )
+        of_bytes = (images.dtype, images.ndim) == (torch.uint8, 4)
+        yield f"{name} images of bytes, (count, channels, height, width)", of_bytes
         yield f"an int64 label for each {name} image", (labels.dtype, labels.shape) == (torch.int64, images.shape[:1])
         yield f"{name} images", len(labels) > 0
         low, high = int(labels.min()), int(labels.max())
@@ -116,19 +112,18 @@ def _rules(dataset: object) -> Iterator[tuple[str, bool]]:
         yield f"{name} images of the training images' size", dataset.train.images.shape[1:] == images.shape[1:]
 
 
-def flatness(dataset: Dataset) -> list[str]:
-    """Return a warning where most training images are nearly constant: a sign of a wrong scale or decoder."""
+def flatness(dataset: Dataset) -> Iterator[str]:
+    """Yield a warning where most training images are nearly constant: a sign of a wrong scale or decoder."""
     images = dataset.train.images
     shown = images[torch.linspace(0, len(images) - 1, min(len(images), FLAT_SAMPLE)).long()].flatten(2)
     top = min(dataset.top, 255.0)
     spread = shown.amax(2).int() - shown.amin(2).int()  # within a channel: an image of one colour is constant, too
     flat = int((spread.amax(1) < FLAT_RANGE * top / 255).sum())
-    if 2 * flat <= len(shown):
-        return []
-    return [
-        f"{flat:,} of {len(shown):,} training images are nearly constant (their values lie within "
-        f"{FLAT_RANGE / 255:.0%} of the range): see that the files show what they should"
-    ]
+    if 2 * flat > len(shown):
+        yield (
+            f"{flat:,} of {len(shown):,} training images are nearly constant (their values lie within "
+            f"{FLAT_RANGE / 255:.0%} of the range): see that the files show what they should"
+        )
 
 
 @dataclass(frozen=True)
@@ -210,11 +205,7 @@ def stratified(labels: Tensor, count: int, seed: int, what: str, classes: Sequen
 
 
 def _check_draw(labels: Tensor, count: int, what: str, classes: Sequence[str]) -> None:
-    """Refuse a draw that must leave a class out.
-
-    Raises:
-        DataError: too few images are drawn or left, or a class has a single image; the message names it.
-    """
+    """Refuse a draw that must leave a class out: of too few images or too many, or where a class has a single one."""
     counts = labels.bincount()
     there = counts.nonzero().flatten().tolist()
     single = [str(classes[label] if classes else label) for label in there if counts[label] == 1]
@@ -275,12 +266,7 @@ def split(dataset: Dataset, spec: DataSpec, device: torch.device) -> Split:
 
 
 def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = None) -> Split:
-    """Return the data set without validation images: the whole training set, or a draw of it.
-
-    Args:
-        dataset: as published.
-        device: where the images go.
-        train_size: most training images, drawn by class with seed 0; None: all.
+    """Return the data set without validation images: the whole training set, or `train_size` of it by class (seed 0).
 
     Raises:
         DataError: the draw would lack a class.
@@ -294,20 +280,9 @@ def whole(dataset: Dataset, device: torch.device, *, train_size: int | None = No
 
 def _on_device(dataset: Dataset, parts: list[ImageSet], device: torch.device) -> Split:
     train, validation, test = (part.to(device) for part in parts)
-    return Split(
-        name=dataset.name,
-        classes=dataset.classes,
-        train=train,
-        validation=validation,
-        test=test,
-        top=dataset.top,
-        mean=dataset.mean,
-        std=dataset.std,
-        fingerprint=fingerprint(parts),
-        notes=dataset.notes,
-        summary=dataset.summary,
-        scale=dataset.scale,
-    )
+    given = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(Dataset)}
+    changed = {"train": train, "validation": validation, "test": test, "fingerprint": fingerprint(parts)}
+    return Split(**given | changed)
 
 
 def fingerprint(parts: list[ImageSet]) -> str:
@@ -315,7 +290,7 @@ def fingerprint(parts: list[ImageSet]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(repr(tuple(part.images.shape)).encode())
-        for images in part.images.split(HASHED):
+        for images in part.images.split(256):  # at a time, for memory
             digest.update(images.cpu().contiguous().numpy().data)
         digest.update(part.labels.cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -13,7 +13,6 @@ from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FOLDERS = "cifar10"
 BATCHES = "cifar-10-batches-py"
 
 
@@ -39,7 +38,7 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     Raises:
         DataError: files are missing and cannot be downloaded, or are broken.
     """
-    root = folder / FOLDERS
+    root = folder / "cifar10"
     if root.is_dir() and not (folder / BATCHES).is_dir():
         train, test = (_from_folders(root, train=part) for part in (True, False))
     else:

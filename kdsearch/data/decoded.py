@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,32 +21,13 @@ LIMIT_GB = 4.0
 DECODING = "decoding"  # name of the lock that the decoding process holds
 WORTH_SECONDS = 0.5  # shorter decodings are not cached
 
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """This machine's cache of decoded images.
-
-    Attributes:
-        place: the folder.
-        count: number of files.
-        size, limit: bytes of all files, and their bound.
-    """
-
-    place: Path
-    count: int
-    size: int
-    limit: int
-
 
 def folder() -> Path:
-    """Return the cache folder of decoded images."""
     return machine.cache_folder() / "decoded"
 
 
-def load(paths: Sequence[Path], decode: Callable[[], Tensors], key: str) -> Tensors:
-    """Return the tensors that `decode` makes of image files, from the cache or decoded now.
+def load(paths: Sequence[Path], decode: Callable[[], Tensor], key: str) -> Tensor:
+    """Return what `decode` makes of image files, from the cache or decoded now.
 
     A file that was added, removed, renamed, reordered or changed invalidates the entry: its key is made of the path,
     size and times (of content and of metadata) of each file. Processes that need the same images at once wait for the
@@ -63,24 +43,21 @@ def load(paths: Sequence[Path], decode: Callable[[], Tensors], key: str) -> Tens
     """
     limit = bound()
     path = folder() / f"{fingerprint(paths, key)}.safetensors"
-    found = _read(path)
-    if found is not None:
+    if (found := _read(path)) is not None:
         return found
     with ExitStack() as stack:
         try:
             stack.enter_context(files.locked(folder() / DECODING))
         except KdsearchError:  # images can be read without a writable cache
             return decode()
-        found = _read(path)  # another process may have decoded them meanwhile
-        if found is not None:
+        if (found := _read(path)) is not None:  # another process may have decoded them meanwhile
             return found
         begin = time.perf_counter()
         decoded = decode()
-        size = sum(tensor.nbytes for tensor in decoded.values())
-        if size <= limit and time.perf_counter() - begin >= WORTH_SECONDS:
+        if decoded.nbytes <= limit and time.perf_counter() - begin >= WORTH_SECONDS:
             with suppress(KdsearchError):  # a full disk: the images are decoded again next time
-                files.save_tensors(path, decoded, {})
-                _bound(path, limit)
+                files.save_tensors(path, {"images": decoded}, {})
+                _make_room(path, limit)
         return decoded
 
 
@@ -106,51 +83,36 @@ def bound() -> int:
         DataError: the variable is no number of at least 0.
     """
     given = os.environ.get(LIMIT) or str(LIMIT_GB)
-    try:
-        limit = float(given)
-        if not 0 <= limit < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise DataError(
-            f"{LIMIT} must be a number of GB, at least 0", got=given, remedy="correct or unset it"
-        ) from None
-    return int(limit * 1e9)
+    with suppress(ValueError):
+        if 0 <= (limit := float(given)) < float("inf"):
+            return int(limit * 1e9)
+    raise DataError(f"{LIMIT} must be a number of GB, at least 0", got=given, remedy="correct or unset it")
 
 
-def kept() -> Kept:
-    """Return the state of this machine's cache.
-
-    Raises:
-        DataError: the cache's bound is no number.
-    """
-    sizes = [size for _, size, _ in _files(folder())]
-    return Kept(folder(), len(sizes), sum(sizes), bound())
-
-
-def _read(path: Path) -> Tensors | None:
-    """Return the tensors of a file and mark it as used now; None where it is missing or broken."""
-    try:
-        tensors, _ = files.load_tensors(path, torch.device("cpu"))
-    except (OSError, ValueError):
-        return None
-    with suppress(OSError):
-        os.utime(path)
-    return tensors
-
-
-def _files(place: Path) -> list[tuple[float, int, Path]]:
+def kept() -> list[tuple[float, int, Path]]:
     """Return time of last use, bytes and path of each file, the least recently used first."""
-    found: list[tuple[float, int, Path]] = []
-    for path in place.glob("*.safetensors"):
+    found = []
+    for path in folder().glob("*.safetensors"):
         with suppress(OSError):  # another process may have removed it
             state = path.stat()
             found.append((state.st_mtime, state.st_size, path))
     return sorted(found)
 
 
-def _bound(new: Path, limit: int) -> None:
+def _read(path: Path) -> Tensor | None:
+    """Return the images of a file and mark it as used now; None where it is missing or broken."""
+    try:
+        images = files.load_tensors(path, torch.device("cpu"))[0]["images"]
+    except (OSError, ValueError, KeyError):
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return images
+
+
+def _make_room(new: Path, limit: int) -> None:
     """Delete the least recently used files, except a new one, until all fit."""
-    found = _files(new.parent)
+    found = kept()
     total = sum(size for _, size, _ in found)
     for _, size, path in found:
         if total <= limit:

@@ -16,9 +16,7 @@ TEST_SEED = 0
 def load(spec: DataSpec, folder: Path) -> Dataset:
     """Return the digits; a fixed, stratified quarter is the test set, because scikit-learn ships them without one.
 
-    Args:
-        spec: `[data]` of a study; not used.
-        folder: not used.
+    Neither argument is used: both are those of every data set's `load`.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -32,7 +30,7 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     whole = ImageSet(images, labels)
     return Dataset(
         name="digits",
-        classes=tuple(str(digit) for digit in range(10)),
+        classes=tuple("0123456789"),
         train=whole.subset(torch.tensor(sorted(train))),
         test=whole.subset(torch.tensor(sorted(test))),
         top=16.0,

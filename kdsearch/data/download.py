@@ -23,14 +23,12 @@ def torchvision_set(name: str, folder: Path, inside: str, *, train: bool) -> Any
     """
     from torchvision import datasets
 
-    make = getattr(datasets, name)
     where = folder / inside
     there = where.is_dir()
     try:
         if not there:
             folder.mkdir(parents=True, exist_ok=True)
-            return make(folder, train=train, download=True)
-        return make(folder, train=train, download=False)
+        return getattr(datasets, name)(folder, train=train, download=not there)
     except (OSError, RuntimeError) as error:
         if there:
             raise _broken(name, where, error) from None

@@ -7,14 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise, repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
 
 from kdsearch.data import decoded, pictures, stored
 from kdsearch.data.base import Dataset, ImageSet, stratified
-from kdsearch.data.listing import PARTS, Layout, Listing, list_classes, list_folder
+from kdsearch.data.listing import PARTS, Layout, list_classes, list_folder
 from kdsearch.data.stored import Images, Stored
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
@@ -27,7 +27,6 @@ COPIES = 2  # of the images in memory, while they are split
 SHARE = 0.5  # of the free memory that the images may take: training needs the rest
 DECODER = 1  # increase it when images are decoded differently
 UNEVEN = 2  # ratio of the largest to the smallest class that is worth a warning
-NUMBERS_SHOWN = 4
 FOREIGN = {  # suffixes of pictures that Pillow cannot read by itself
     ".heic", ".heif", ".jxl", ".svg", ".pdf", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
     ".dcm", ".exr", ".hdr", ".npy", ".mat", ".eps",
@@ -36,20 +35,14 @@ NAMED = 3  # unreadable images in an error
 
 
 def fits(count: int, size: int, free: int | None) -> bool:
-    """Whether images fit into memory and leave enough for training.
-
-    Args:
-        count: number of images.
-        size: their height and width in pixels.
-        free: bytes of free memory; None: unknown.
-    """
+    """Whether images, `size` pixels high and wide, fit into the free bytes of memory and leave enough for training."""
     return free is None or COPIES * count * 3 * size**2 <= free * SHARE
 
 
 def read_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
     """Read image files, decoded now or earlier (`decoded.load`); arguments and errors as in `decode_files`."""
     key = f"{size} {scale} {pictures.version()}"
-    return decoded.load(paths, lambda: {"images": decode_files(paths, size, scale)}, key)["images"]
+    return decoded.load(paths, lambda: decode_files(paths, size, scale), key)
 
 
 def decode_each(
@@ -92,17 +85,7 @@ def decode_each(
 
 
 def decode_files(paths: Sequence[Path], size: int | None, scale: pictures.Scale = pictures.FULL) -> torch.Tensor:
-    """Decode image files into memory.
-
-    Args:
-        paths, size, scale: as in `decode_each`.
-
-    Returns:
-        (files, 3, height, width), uint8.
-
-    Raises:
-        DataError: as in `decode_each`.
-    """
+    """Decode image files into memory, (files, 3, height, width), uint8; arguments and errors as in `decode_each`."""
     images: torch.Tensor | None = None
     for index, image in enumerate(decode_each(paths, size, scale)):
         if images is None:
@@ -133,7 +116,8 @@ def store_files(root: Path, paths: Sequence[Path], size: int, scale: pictures.Sc
     with files.locked(path):
         kept = stored.find(path)
         if kept is None or kept.shape != shape:
-            stored.forget(folder, name, path)  # older files of the same folder of images
+            for older in folder.glob(f"{name}-*.safetensors"):  # of the same folder of images
+                older.unlink(missing_ok=True)
             stored.check_disk(path, shape)
             kept = stored.write(path, shape, lambda: decode_each(paths, size, scale), {"images_of": str(root)})
     return Stored(kept)
@@ -149,18 +133,10 @@ def _key(root: Path, paths: Sequence[Path], size: int, scale: pictures.Scale) ->
 
 
 def read_classes(root: Path, *, size: int | None) -> tuple[tuple[str, ...], ImageSet]:
-    """Read the class folders below `root`.
-
-    Args:
-        root: holds one folder a class; classes are ordered by name.
-        size: pixels to resize height and width to; None: all images must have one size.
-
-    Returns:
-        The classes' names, and images of shape (count, 3, height, width).
+    """Read the class folders below `root`: the classes' names, and images of shape (count, 3, height, width).
 
     Raises:
-        DataError: the folder is missing, it has fewer than two classes, a class is empty, an image is unreadable, or
-            sizes differ.
+        DataError: as in `list_classes` and `decode_each`.
     """
     listing = list_classes(root)
     return listing.classes, ImageSet(read_files(listing.paths, size), listing.labels)
@@ -171,10 +147,6 @@ def locate(spec: DataSpec, folder: Path) -> Path:
 
     A data folder that is named (--data-dir) comes first: it holds PATH, or is the folder of images itself. Otherwise
     PATH comes first. The fingerprint later verifies that the images are the study's own.
-
-    Args:
-        spec: `[data]` of a study.
-        folder: where data sets are.
 
     Raises:
         DataError: no path is given.
@@ -206,7 +178,7 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     layout = list_folder(locate(spec, folder))
     size = spec.image_size or DEFAULT_SIZE
     _check_counts(layout)
-    paths = [path for part in layout.parts for path in part.paths]
+    paths = layout.paths
     scale, notes = pictures.scale_of(paths)
     if fits(len(paths), size, machine.free_memory()):
         images: Images = read_files(paths, size, scale)
@@ -215,35 +187,25 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
         notes.append(
             f"{len(paths):,} images of {size}x{size} do not fit into memory: they are read from {images.file.path}"
         )
-    every = ImageSet(images, torch.cat([part.labels for part in layout.parts]))
-    ends = torch.tensor([0, *(len(part.paths) for part in layout.parts)]).cumsum(0).tolist()
-    parts = [every.subset(torch.arange(start, end)) for start, end in pairwise(ends)]
-    notes += [
-        *_unevenness(layout.train),
-        *_look_alikes(layout.train.classes),
-        *_unreadable(layout),
-        *_numbers(layout.train.classes),
-    ]
-    train, test = parts[0], parts[-1]
-    if layout.test is None:
-        train, test, note = _held_out(train, layout, spec.test or TEST_SHARE)
+    every = ImageSet(images, torch.cat([part.labels for part in layout.parts.values()]))
+    rows = torch.arange(len(paths)).split([len(part.paths) for part in layout.parts.values()])
+    parts = {name: every.subset(own) for name, own in zip(layout.parts, rows, strict=True)}
+    classes = layout.train.classes
+    notes += chain(_unevenness(layout.train.counts), _look_alikes(classes), _unreadable(layout), _numbers(classes))
+    if "test" not in parts:
+        parts["training"], parts["test"], note = _held_out(parts["training"], layout, spec.test or TEST_SHARE)
         notes.append(note)
     return Dataset(
-        name=spec.name, classes=layout.train.classes, train=train, test=test, mean=0.5, std=0.5, notes=tuple(notes),
-        validation=None if layout.validation is None else parts[1], summary=layout.summary(), scale=scale,
+        name=spec.name, classes=classes, train=parts["training"], test=parts["test"], mean=0.5, std=0.5,
+        notes=tuple(notes), validation=parts.get("validation"), summary=layout.summary(), scale=scale,
     )  # fmt: skip
 
 
 def _check_counts(layout: Layout) -> None:
-    """Refuse classes with too few images for every part to hold one of them.
-
-    Raises:
-        DataError: the message names the classes and how many images each needs.
-    """
-    drawn = [name for name, part in (("validation", layout.validation), ("test", layout.test)) if part is None]
+    """Refuse classes with too few images for every part to hold one of them."""
+    drawn = [name for name in ("validation", "test") if name not in layout.parts]
     needed = 1 + len(drawn)
-    counts = {name: len(files) for name, files in zip(layout.train.classes, layout.train.files, strict=True)}
-    scarce = [f"{name} has {count}" for name, count in counts.items() if count < needed]
+    scarce = [f"{name} has {count}" for name, count in layout.train.counts.items() if count < needed]
     if scarce:
         raise DataError(
             f"a class needs at least {needed} training images, one each for {' and '.join(['training', *drawn])}",
@@ -256,54 +218,46 @@ def _held_out(whole: ImageSet, layout: Layout, share: float) -> tuple[ImageSet, 
     """Split a folder without test images into training and test images; return also a line that says so."""
     count = round(len(whole) * share)
     test, rest = stratified(whole.labels, count, TEST_SEED, "the test set", layout.train.classes)
-    return (
-        whole.subset(rest),
-        whole.subset(test),
+    note = (
         f"{layout.root} has no test folder: {count:,} of its {len(whole):,} images, by class, are the test set "
-        f"([data] test = {share:g})",
+        f"([data] test = {share:g})"
     )
+    return whole.subset(rest), whole.subset(test), note
 
 
-def _unevenness(listing: Listing) -> list[str]:
+def _unevenness(counts: dict[str, int]) -> Iterator[str]:
     """Warn of classes of which one has many more images than another."""
-    counts = {name: len(files) for name, files in zip(listing.classes, listing.files, strict=True)}
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-    if counts[most] < UNEVEN * counts[least]:
-        return []
-    total = sum(counts.values())
-    return [
-        f"the classes are uneven: {counts[most]:,} training images of {most}, {counts[least]:,} of {least}; all "
-        f"count alike, so always naming {most} is right in {counts[most] / total:.0%}: add images of the others, or "
-        "remove some"
-    ]
+    if counts[most] >= UNEVEN * counts[least]:
+        yield (
+            f"the classes are uneven: {counts[most]:,} training images of {most}, {counts[least]:,} of {least}; all "
+            f"count alike, so always naming {most} is right in {counts[most] / sum(counts.values()):.0%}: add images "
+            "of the others, or remove some"
+        )
 
 
-def _look_alikes(classes: Sequence[str]) -> list[str]:
+def _look_alikes(classes: Sequence[str]) -> Iterator[str]:
     """Warn of classes whose names differ only in case, which the file systems of macOS and Windows treat as one."""
     names: dict[str, list[str]] = {}
     for name in classes:
         names.setdefault(name.casefold(), []).append(name)
     alike = [" and ".join(same) for same in names.values() if len(same) > 1]
-    return (
-        [f"classes differ in case only: {', '.join(alike)}; if they are one, put them in one folder"] if alike else []
-    )
+    if alike:
+        yield f"classes differ in case only: {', '.join(alike)}; if they are one, put them in one folder"
 
 
-def _numbers(classes: Sequence[str]) -> list[str]:
+def _numbers(classes: Sequence[str]) -> Iterator[str]:
     """Warn of classes named by numbers: another program's network may have its outputs in numerical order."""
-    if not all(name.isdecimal() for name in classes) or list(classes) == sorted(classes, key=int):
-        return []
-    shown = ", ".join(classes[:NUMBERS_SHOWN])
-    return [
-        f"the classes are numbers, in the order of text ({shown}, ...), as torchvision's ImageFolder has them: see "
-        "that a teacher of yours has its outputs in this order, or name them 00, 01, ..."
-    ]
+    if all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int):
+        yield (
+            f"the classes are numbers, in the order of text ({', '.join(classes[:4])}, ...), as torchvision's "
+            "ImageFolder has them: see that a teacher of yours has its outputs in this order, or name them 00, 01, ..."
+        )
 
 
-def _unreadable(layout: Layout) -> list[str]:
+def _unreadable(layout: Layout) -> Iterator[str]:
     """Warn of skipped pictures in formats that Pillow does not read."""
     skipped = Counter(path.suffix.lower() for path, _ in layout.skipped if path.suffix.lower() in FOREIGN)
-    if not skipped:
-        return []
-    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(skipped.items()))
-    return [f"pictures were skipped that Pillow does not read ({counts}): convert them to JPEG or PNG to use them"]
+    if skipped:
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(skipped.items()))
+        yield f"pictures were skipped that Pillow does not read ({counts}): convert them to JPEG or PNG to use them"

@@ -1,10 +1,14 @@
-"""List a folder of images without decoding any: its parts, classes and files, and the files that are skipped."""
+"""What is in a folder of images: its parts, classes and files, what is skipped, and what the images are like."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import statistics
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,67 +32,63 @@ HIDDEN, NO_IMAGE, NOTHING, OUTSIDE, BESIDE = (
     "hidden", "no image that Pillow reads", "a link to nothing", "in no class folder", "in no part that is used",
 )  # fmt: skip
 SHOWN = 3  # names in a line
+LOOKED_AT = 2_000  # files, evenly over the set, where a sample is enough
+
+Skipped = tuple[Path, str]
+"""An entry that is not used, and the reason."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of class folders.
+    """The image files of class folders."""
 
-    Attributes:
-        classes: their names in Unicode's form NFC, in order.
-        files: of each class, in order.
-        skipped: entries that are not used, each with the reason.
-    """
+    files: dict[str, list[Path]]  # of each class, by its name in Unicode's form NFC, both in order
+    skipped: tuple[Skipped, ...]
 
-    classes: tuple[str, ...]
-    files: tuple[list[Path], ...]
-    skipped: tuple[tuple[Path, str], ...] = ()
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.files)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: len(paths) for name, paths in self.files.items()}
 
     @property
     def paths(self) -> list[Path]:
         """All files, class by class."""
-        return list(chain.from_iterable(self.files))
+        return list(chain.from_iterable(self.files.values()))
 
     @property
     def labels(self) -> torch.Tensor:
         """The labels of `paths`, (files,), int64."""
-        labels = [label for label, files in enumerate(self.files) for _ in files]
-        return torch.tensor(labels, dtype=torch.int64)
+        return torch.arange(len(self.files)).repeat_interleave(torch.tensor([*self.counts.values()]))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a folder of images.
-
-    Attributes:
-        root: the folder.
-        train, validation, test: listings of the parts; None: the part does not exist.
-        skipped: entries beside the parts and in them that are not used, each with the reason.
-    """
+    """The parts of a folder of images."""
 
     root: Path
-    train: Listing
-    validation: Listing | None
-    test: Listing | None
-    skipped: tuple[tuple[Path, str], ...]
+    parts: dict[str, Listing]  # "training" and, where they exist, "validation" and "test", in this order
+    skipped: tuple[Skipped, ...]  # beside the parts and in them
 
     @property
-    def parts(self) -> list[Listing]:
-        """The existing parts: training, validation, test."""
-        return [part for part in (self.train, self.validation, self.test) if part is not None]
+    def train(self) -> Listing:
+        return self.parts["training"]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files, part by part."""
+        return [path for part in self.parts.values() for path in part.paths]
 
     def summary(self) -> str:
         """Count the images of each part and what was skipped, by reason, in one line."""
-        counts = " and ".join(
-            f"{len(part.paths):,} {name} images"
-            for name, part in (("training", self.train), ("validation", self.validation), ("test", self.test))
-            if part is not None
-        )
+        counts = " and ".join(f"{len(part.paths):,} {name} images" for name, part in self.parts.items())
         skipped = "; ".join(_reasons(self.skipped)) or "nothing"
         return f"{self.root} holds {counts} of {len(self.train.classes)} classes; skipped: {skipped}"
 
 
-def _reasons(skipped: Sequence[tuple[Path, str]]) -> Iterator[str]:
+def _reasons(skipped: Sequence[Skipped]) -> Iterator[str]:
     """Describe what was skipped for each reason: "3 hidden (._1.png, ...)"."""
     for reason in (HIDDEN, NO_IMAGE, NOTHING, OUTSIDE, BESIDE):
         paths = [path for path, why in skipped if why == reason]
@@ -109,11 +109,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder, ordered by canonical name.
-
-    Raises:
-        DataError: the folder cannot be read.
-    """
+    """Return the entries of a folder, ordered by canonical name."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: (canonical(entry.name), entry.name))
@@ -123,13 +119,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         ) from None
 
 
-def _walk(folder: Path, seen: frozenset[Path], skipped: list[tuple[Path, str]]) -> Iterator[Path]:
+def _walk(folder: Path, seen: frozenset[Path], skipped: list[Skipped]) -> Iterator[Path]:
     """Yield the image files of a class folder and its subfolders, following links but no cycles.
 
-    Args:
-        folder: of a class, or below one.
-        seen: the real paths of the folders above.
-        skipped: entries that are not used are appended.
+    The real paths of the folders above are `seen`; entries that are not used are appended to `skipped`.
     """
     real = Path(os.path.realpath(folder))
     if real in seen:
@@ -162,7 +155,7 @@ def list_classes(root: Path) -> Listing:
             got=root,
             remedy="lay images out as PATH/train/CLASS/ and PATH/test/CLASS/, or name their folder with --data-dir",
         )
-    skipped: list[tuple[Path, str]] = []
+    skipped: list[Skipped] = []
     folders: dict[str, list[Path]] = {}
     for entry in _entries(root):
         if _is_hidden(entry.name):
@@ -177,13 +170,16 @@ def list_classes(root: Path) -> Listing:
             got=f"{len(folders)} in {root}",
             remedy="add a folder for each class",
         )
-    files = tuple([f for folder in same for f in _walk(folder, frozenset(), skipped)] for same in folders.values())
-    for (folder, *_), images in zip(folders.values(), files, strict=True):
+    files = {
+        name: [f for folder in same for f in _walk(folder, frozenset(), skipped)] for name, same in folders.items()
+    }
+    for name, images in files.items():
         if not images:
+            folder = folders[name][0]
             why = "; ".join(_reasons([entry for entry in skipped if folder in entry[0].parents]))
             got = f"{folder}: {why}" if why else folder
             raise DataError("a class folder must hold images", got=got, remedy="add images or remove the folder")
-    return Listing(tuple(folders), files, tuple(skipped))
+    return Listing(files, tuple(skipped))
 
 
 def list_folder(root: Path) -> Layout:
@@ -195,26 +191,20 @@ def list_folder(root: Path) -> Layout:
         DataError: training images are missing, `list_classes` refuses a part, or the parts differ in their classes.
     """
     folders, beside = _parts(root)
-    train = list_classes(folders["train"])
-    validation = list_classes(folders["validation"]) if "validation" in folders else None
-    test = list_classes(folders["test"]) if "test" in folders else None
-    for name, part in (("validation", validation), ("test", test)):
-        if part is not None:
-            _check_alike(train.classes, part.classes, name)
-    inside = chain.from_iterable(part.skipped for part in (train, validation, test) if part is not None)
-    return Layout(root, train, validation, test, (*beside, *inside))
+    parts = {"training": list_classes(folders["train"])}
+    parts |= {name: list_classes(folders[name]) for name in ("validation", "test") if name in folders}
+    for name, part in parts.items():
+        _check_alike(parts["training"].classes, part.classes, name)
+    inside = chain.from_iterable(part.skipped for part in parts.values())
+    return Layout(root, parts, (*beside, *inside))
 
 
-def _parts(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Return the folders of the parts by name, and what is beside them.
-
-    Raises:
-        DataError: a part exists twice, or there are no training images.
-    """
+def _parts(root: Path) -> tuple[dict[str, Path], list[Skipped]]:
+    """Return the folders of the parts by name, and what is beside them."""
     if not root.is_dir():
         return {"train": root}, []  # `list_classes` reports the error
     folders: dict[str, Path] = {}
-    beside: list[tuple[Path, str]] = []
+    beside: list[Skipped] = []
     for entry in _entries(root):
         path = root / entry.name
         part = next((key for key, names in PARTS.items() if entry.name.lower() in names), None)
@@ -245,18 +235,129 @@ def _parts(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
 
 
 def _check_alike(train: tuple[str, ...], other: tuple[str, ...], part: str) -> None:
-    """Refuse a part whose classes differ from the training images'.
-
-    Raises:
-        DataError: the classes differ; the message names those that only one of the parts has.
-    """
-    ours, theirs = (", ".join(sorted(one - two)) for one, two in ((set(train), set(other)), (set(other), set(train))))
+    """Refuse a part whose classes differ from the training images'."""
+    ours, theirs = (", ".join(sorted(one)) for one in ({*train} - {*other}, {*other} - {*train}))
     if not ours and not theirs:
         return
     got = "; ".join(f"{names} in {where} only" for names, where in ((ours, "train"), (theirs, part)) if names)
-    cased = {name.casefold() for name in train} == {name.casefold() for name in other}
+    cased = {*map(str.casefold, train)} == {*map(str.casefold, other)}
     raise DataError(
         f"train and {part} must have the same classes",
         got=got,
         remedy="write them in the same case" if cased else "add or remove these folders",
     )
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Facts on one image file."""
+
+    path: Path
+    size: tuple[int, int] | None  # width and height in pixels, of `look` turned upright; None: unreadable
+    mode: str = ""  # Pillow's
+    digest: str = ""  # of its size and pixels in colour; empty where only its head was read
+    reason: str = ""  # why it cannot be read; empty where it can
+
+
+def heads(paths: Sequence[Path]) -> list[Looked]:
+    """Read sizes and modes of a sample of files, evenly over all of them, from their heads, without decoding."""
+    return _mapped(_head, paths[:: max(1, len(paths) // LOOKED_AT)])
+
+
+def _mapped(look_at: Callable[[Path], Looked], paths: Sequence[Path]) -> list[Looked]:
+    with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(look_at, paths))
+
+
+def _head(path: Path) -> Looked:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=pictures.formats()) as image:
+            return Looked(path, image.size, image.mode)
+    except UnidentifiedImageError:
+        return Looked(path, None, reason=pictures.what_it_is(path))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return Looked(path, None, reason=pictures.reason(error))
+
+
+def look(paths: Sequence[Path], scale: pictures.Scale) -> list[Looked]:
+    """Decode every file as a study would, with this scale of images of more than 8 bits."""
+
+    def one(path: Path) -> Looked:
+        head = _head(path)
+        image = head.reason or pictures.read(path, None, scale)
+        if isinstance(image, str):
+            return Looked(path, None, reason=image)
+        height, width, _ = image.shape
+        digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+        digest.update(image.tobytes())
+        return Looked(path, (width, height), head.mode, digest.hexdigest())
+
+    return _mapped(one, paths)
+
+
+def shorter_side(looked: Sequence[Looked]) -> int | None:
+    """Return the median of the images' shorter sides, in pixels; None where none can be read."""
+    sides = [min(each.size) for each in looked if each.size is not None]
+    return int(statistics.median(sides)) if sides else None
+
+
+def sizes_in_words(looked: Sequence[Looked]) -> str:
+    """Describe the one size, or the smallest, the most common and the largest (by area)."""
+    counts = Counter(each.size for each in looked if each.size is not None)
+    if not counts:
+        return "none can be read"
+    order = sorted(counts, key=lambda size: (size[0] * size[1], size))
+    common, times = counts.most_common(1)[0]
+    if len(counts) == 1:
+        return "all {}x{}".format(*common)
+    smallest, largest, usual = ("{}x{}".format(*size) for size in (order[0], order[-1], common))
+    return (
+        f"{smallest} to {largest} pixels; {usual} in {times / counts.total():.0%}; "
+        f"median shorter side {shorter_side(looked)}"
+    )
+
+
+def modes_in_words(looked: Sequence[Looked]) -> str:
+    """Describe how many files have which of Pillow's modes, and how these are converted."""
+    counts = Counter(each.mode for each in looked if each.size is not None)
+    words = [
+        f"{count:,} {mode}" + (f" ({_becomes(mode)})" if mode != "RGB" else "") for mode, count in counts.most_common()
+    ]
+    return ", ".join(words) or "none can be read"
+
+
+def _becomes(mode: str) -> str:
+    if pictures.is_deep(mode):
+        return "scaled to 8 bits"
+    return {"L": "grey becomes colour", "RGBA": "laid on white", "LA": "laid on white"}.get(mode, "becomes RGB")
+
+
+def twins(layout: Layout, looked: Sequence[Looked]) -> tuple[list[list[Path]], list[list[Path]], list[list[Path]]]:
+    """Find groups of images with identical pixels in what `look` saw of all files of a folder.
+
+    Returns:
+        Groups with an image in the training set and one in another part, groups of images of different classes, in
+        any part, and groups inside one part and class.
+    """
+    places = {
+        path: (part, label)
+        for part, listing in layout.parts.items()
+        for label, paths in listing.files.items()
+        for path in paths
+    }
+    groups: dict[str, list[Path]] = {}
+    for each in looked:
+        if each.digest:
+            groups.setdefault(each.digest, []).append(each.path)
+    across, classes, within = [], [], []
+    for group in (group for group in groups.values() if len(group) > 1):
+        parts, labels = map(set, zip(*(places[path] for path in group), strict=True))
+        if "training" in parts and len(parts) > 1:
+            across.append(group)
+        if len(labels) > 1:
+            classes.append(group)
+        if len(parts) == 1 and len(labels) == 1:
+            within.append(group)
+    return across, classes, within

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from kdsearch.data.base import Dataset, ImageSet
 from kdsearch.data.download import torchvision_set
@@ -17,8 +16,7 @@ COUNTS = {True: 60_000, False: 10_000}
 
 def _part(folder: Path, *, train: bool) -> ImageSet:
     part = torchvision_set("MNIST", folder, "MNIST/raw", train=train)
-    images: Tensor = part.data
-    labels: Tensor = part.targets
+    images, labels = part.data, part.targets
     if len(images) != COUNTS[train] or len(labels) != COUNTS[train]:
         raise DataError(
             f"MNIST's {'training' if train else 'test'} set must hold {COUNTS[train]} images and as many labels",
@@ -34,5 +32,5 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     Raises:
         DataError: files are missing and cannot be downloaded, or are broken.
     """
-    digits = tuple(str(digit) for digit in range(10))
-    return Dataset(name="mnist", classes=digits, train=_part(folder, train=True), test=_part(folder, train=False))
+    train, test = (_part(folder, train=part) for part in (True, False))
+    return Dataset(name="mnist", classes=tuple("0123456789"), train=train, test=test)

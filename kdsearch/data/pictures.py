@@ -173,7 +173,6 @@ def is_deep(mode: str) -> bool:
 
 
 def _scaled(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], mode: str, scale: Scale) -> Bytes:
-    """Scale grey values to bytes."""
     top = scale.floats if mode.startswith("F") else scale.integers
     grey = values.astype(np.float64)
     if not (grey.min() >= 0 and grey.max() <= top):
@@ -184,8 +183,7 @@ def _scaled(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], mode: str
 def scale_of(paths: Sequence[Path]) -> tuple[Scale, list[str]]:
     """Return the scale of a set's images of more than 8 bits: the smallest number of bits that holds all their values.
 
-    Args:
-        paths: of all images of the set; unreadable ones are ignored.
+    Unreadable images are ignored.
 
     Returns:
         The scale, and a line that describes it where it is unusual.
@@ -219,8 +217,7 @@ def scale_of(paths: Sequence[Path]) -> tuple[Scale, list[str]]:
 def _range(path: Path) -> tuple[str, float] | None:
     """Return kind and largest value of an image of more than 8 bits; None for other and unreadable images.
 
-    The kind is "I" for integer grey, "F" for floating-point grey and "C" for 16-bit colour, of which Pillow keeps the
-    upper bytes.
+    Kinds: "I" for integer grey, "F" for floating-point grey, "C" for 16-bit colour, of which Pillow keeps upper bytes.
     """
     from PIL import Image
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdsearch.data.pictures import Bytes
 from kdsearch.errors import DataError
 from kdsearch.system import files
 
@@ -22,9 +23,7 @@ AHEAD = 4  # batches that are prefetched
 READERS = 2  # prefetching threads
 TENSOR = "images"
 ROOM = 2**26  # bytes of the disk to leave free
-DIGEST_LENGTH = 32
-
-Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Shape = tuple[int, int, int, int]  # count, channels, height and width of images
 
 
 class Handle:
@@ -40,23 +39,15 @@ class Handle:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The single tensor of a safetensors file; `files.load_tensors` reads the same file whole, as `images`.
-
-    Attributes:
-        path: of the file.
-        shape: count, channels, height and width.
-        offset: of the first image's first byte.
-        handle: the open file, readable even after another process removes it.
-    """
+    """The single tensor of a safetensors file; `files.load_tensors` reads the same file whole, as `images`."""
 
     path: Path
-    shape: tuple[int, int, int, int]
-    offset: int
-    handle: Handle = field(compare=False, repr=False)
+    shape: Shape
+    offset: int  # of the first image's first byte
+    handle: Handle = field(compare=False, repr=False)  # open: readable even after another process removes the file
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one image."""
         return int(np.prod(self.shape[1:]))
 
     def read(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]], *, pinned: bool = False) -> Tensor:
@@ -75,16 +66,12 @@ class ImageFile:
                 if os.preadv(self.handle.number, [place.data], start) != self.image_bytes:
                     raise OSError("it was cut short")
         except OSError as error:
-            raise _broken(self.path, error) from None
+            raise DataError(
+                f"the file of decoded images must stay whole while it is used: {error.strerror or error}",
+                got=self.path,
+                remedy="run again: it is rebuilt",
+            ) from None
         return images
-
-
-def _broken(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"the file of decoded images must stay whole while it is used: {error.strerror or error}",
-        got=path,
-        remedy="run again: it is rebuilt",
-    )
 
 
 class Stored:
@@ -92,7 +79,7 @@ class Stored:
 
     Args:
         file: the file of images.
-        rows: (images,), int64, on the CPU: which of the file's images, in this order.
+        rows: (images,), int64, on the CPU: which of the file's images, in this order; None: all.
         device: where the images are read to.
     """
 
@@ -109,7 +96,6 @@ class Stored:
 
     @property
     def shape(self) -> torch.Size:
-        """Count, channels, height and width."""
         return torch.Size((len(self), *self.file.shape[1:]))
 
     def to(self, device: torch.device) -> Stored:
@@ -174,7 +160,7 @@ def find(path: Path) -> ImageFile | None:
         return None
 
 
-def check_disk(path: Path, shape: tuple[int, int, int, int]) -> None:
+def check_disk(path: Path, shape: Shape) -> None:
     """Refuse a file of images that does not fit on its disk.
 
     Raises:
@@ -193,14 +179,11 @@ def check_disk(path: Path, shape: tuple[int, int, int, int]) -> None:
         )
 
 
-def write(
-    path: Path, shape: tuple[int, int, int, int], images: Callable[[], Iterator[Bytes]], metadata: dict[str, str]
-) -> ImageFile:
+def write(path: Path, shape: Shape, images: Callable[[], Iterator[Bytes]], metadata: dict[str, str]) -> ImageFile:
     """Write images one by one to a safetensors file, atomically.
 
     Args:
-        path: where the file goes.
-        shape: count, channels, height and width.
+        path, shape: of the file.
         images: yields each of them, (channels, height, width), in order.
         metadata: for the file's header, to which the digest of `files.save_tensors` is added.
 
@@ -211,7 +194,7 @@ def write(
     def save(beside: Path) -> None:
         with beside.open("wb") as file:
             digest = files.blank_digest(TENSOR, torch.uint8, shape)
-            file.write(_header(shape, metadata | {files.DIGEST: "0" * DIGEST_LENGTH}))
+            file.write(_header(shape, metadata | {files.DIGEST: digest.hexdigest()}))  # as long as it will be
             for image in images():
                 plain = np.ascontiguousarray(image)
                 digest.update(plain.data)
@@ -225,14 +208,7 @@ def write(
     return written
 
 
-def forget(folder: Path, name: str, keep: Path) -> None:
-    """Delete the other files of a folder with the same prefix: older versions of the same images."""
-    for path in folder.glob(f"{name}-*.safetensors"):
-        if path != keep:
-            path.unlink(missing_ok=True)
-
-
-def _header(shape: tuple[int, int, int, int], metadata: dict[str, str]) -> bytes:
+def _header(shape: Shape, metadata: dict[str, str]) -> bytes:
     """Return a safetensors file's length and header for one tensor of bytes, padded so that the data are aligned."""
     entry = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, int(np.prod(shape))]}
     text = json.dumps({"__metadata__": metadata, TENSOR: entry}).encode()

@@ -15,7 +15,7 @@ ROWS = 4096  # images whose pools are drawn at once
 
 
 def count(augment: Augment) -> int:
-    """Return how many views an image has: with and without a flip, times all shifts (162 for flips and 4 pixels)."""
+    """Return how many views an image has."""
     return augment.different
 
 
@@ -31,10 +31,6 @@ def pool(images: int, augment: Augment) -> Tensor | None:
     They are the same for every study, so that a teacher's outputs serve them all. The pools of the first images do not
     depend on the number of images, and a smaller pool is the beginning of a larger one.
 
-    Args:
-        images: number of images.
-        augment: determines the views and the size of a pool.
-
     Returns:
         (images, views), int16, on the CPU, shared: not to be modified. None without a pool.
     """
@@ -49,13 +45,8 @@ def pool(images: int, augment: Augment) -> Tensor | None:
 
 
 def places(images: int, augment: Augment, *, seed: int, epoch: int) -> Tensor:
-    """Return the index in its pool of each image's view of an epoch: training cycles through it from a random start.
-
-    Args:
-        images: number of images.
-        augment: with a pool.
-        seed: of the training.
-        epoch: counted from 1.
+    """Return the index in its pool of each image's view of an epoch (1, 2, ...): training cycles through it from a
+    random start.
 
     Returns:
         (images,), int64, on the CPU, each in [0, views); an image's index does not depend on how many others follow.
@@ -83,10 +74,7 @@ def make(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
     if count(augment) == 1:
         return images
     flips, rest = views // side**2, views % side**2
-    down, right = (
-        rest // side,
-        rest % side,
-    )  # 0 is a shift by -augment.shift: the window starts lower in the padding
+    down, right = rest // side, rest % side  # 0 is a shift by -augment.shift: the window starts lower in the padding
     _, _, height, width = images.shape
     device = images.device
     rows = torch.arange(height, device=device) + (2 * augment.shift - down)[:, None]

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,7 @@ from kdsearch.export.device_script import FORMAT as RESULT_FORMAT
 from kdsearch.export.device_script import VERSION as RESULT_VERSION
 from kdsearch.measure import deployed
 from kdsearch.records import Attr, Progress, StudyAttr
-from kdsearch.reporting.measured import (
-    DEVICE,
-    FIGURES,
-    LONGEST,
-    Measured,
-    is_figure,
-    is_whole,
-    parsed,
-)
+from kdsearch.reporting.measured import DEVICE, FIGURES, LONGEST, Measured, is_figure, is_whole, parsed
 from kdsearch.storage import load_trial
 from kdsearch.system import files
 
@@ -49,12 +42,8 @@ def write(
     """Write a trial's folder for a device, and store its fingerprint, by which `import_results` recognises its results.
 
     Args:
-        study: made by kdsearch.
-        number: of a complete trial.
+        study, number, url, data_dir, progress: as in `ship.export`.
         out: the folder, created where it is missing; files of the same names are replaced.
-        url: of the study's storage, beside which weights are kept.
-        data_dir: where data sets lie.
-        progress: notified when the student has to be trained again.
 
     Returns:
         `study`, `trial`, `folder`, `fingerprint` and `bytes` (the size of all files).
@@ -65,33 +54,27 @@ def write(
     """
     deployed.require("kdsearch measure")
     _, shop, student, _ = ship.opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
-    how = shop.spec.latency
-    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "study": study.study_name, "trial": number}
-    about |= {"batch": how.batch, "threads": how.threads}
+    how, told = shop.spec.latency, {"study": study.study_name, "trial": number}
+    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, **told, "batch": how.batch, "threads": how.threads}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         networks = {"teacher": shop.teacher.network, "student": student}
         expected = _written(folder, networks, shop.split, how.batch, ship.about(study, number, shop.split))
         digests = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in FILES}
-        about |= {"expected": expected, "sha256": digests, "fingerprint": fingerprint(digests)}
+        print_of_files = fingerprint(digests)
+        about |= {"expected": expected, "sha256": digests, "fingerprint": print_of_files}
         (folder / ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
-        (folder / README).write_text(_readme(about), encoding="utf-8")
-        script = resources.files("kdsearch.export").joinpath("device_script.py")
-        (folder / SCRIPT).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+        (folder / README).write_text(READ_ME.format(**about), encoding="utf-8")
+        (folder / SCRIPT).write_bytes(resources.files("kdsearch.export").joinpath("device_script.py").read_bytes())
         size = _moved(folder, out)
-    _remember(study, number, about["fingerprint"])
-    return {"study": study.study_name, "trial": number, "folder": str(out), "fingerprint": about["fingerprint"],
-            "bytes": size}  # fmt: skip
+    _remember(study, number, print_of_files)
+    return told | {"folder": str(out), "fingerprint": print_of_files, "bytes": size}
 
 
 def _written(
     folder: Path, networks: dict[str, nn.Module], split: Split, batch: int, facts: dict[str, Any]
 ) -> dict[str, list[int | None]]:
-    """Write both networks and the images; return each network's predictions, None where one is nearly a tie.
-
-    Raises:
-        KdsearchError: a network predicts something else in ONNX Runtime on this machine.
-    """
+    """Write both networks and the images; return each network's predictions, None where one is nearly a tie."""
     from kdsearch.measure import onnx
 
     images = repeated(split.validation.images, min(batch, MOST_IMAGES, len(split.validation)))
@@ -123,7 +106,7 @@ def _moved(folder: Path, out: Path) -> int:
     size = 0
     for name in (*FILES, SCRIPT, README, ABOUT):
         source = folder / name
-        files.write_whole(out / name, lambda beside, source=source: shutil.copyfile(source, beside))  # type: ignore[misc]
+        files.write_whole(out / name, partial(shutil.copyfile, source))
         size += source.stat().st_size
     return size
 
@@ -133,30 +116,25 @@ def _remember(study: Study, number: int, found: str) -> None:
     key = f"{StudyAttr.CARRIED}{number}"
     stored = study.user_attrs.get(key)
     before = stored if isinstance(stored, dict) else {}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if found not in before:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         study.set_user_attr(key, before | {found: now})
 
 
-def _readme(about: dict[str, Any]) -> str:
-    lines = (
-        f"Times trial {about['trial']} of study {about['study']!r} against its teacher on this device.",
-        "",
-        "Needs Python 3.9 or later with onnxruntime and numpy:",
-        "",
-        "    pip install onnxruntime numpy",
-        "    python measure.py --out device.json",
-        "",
-        f"As in the study, it takes --batch {about['batch']} and --threads {about['threads']} (of a CPU); give others "
-        "to change them.",
-        "--provider names another execution provider of onnxruntime, --device what the report is to call this device.",
-        "",
-        "Then, where the study is:",
-        "",
-        "    kdsearch measure --import device.json",
-    )
-    return "\n".join(lines) + "\n"
+READ_ME = """Times trial {trial} of study {study!r} against its teacher on this device.
 
+Needs Python 3.9 or later with onnxruntime and numpy:
+
+    pip install onnxruntime numpy
+    python measure.py --out device.json
+
+As in the study, it takes --batch {batch} and --threads {threads} (of a CPU); give others to change them.
+--provider names another execution provider of onnxruntime, --device what the report is to call this device.
+
+Then, where the study is:
+
+    kdsearch measure --import device.json
+"""
 
 LARGEST = 100_000  # bytes: the script prints about one thousand
 TEXTS = ("device", "provider", "onnxruntime", "date", "machine", "system", "python", "fingerprint", "study")
@@ -168,17 +146,13 @@ AGAIN = "run measure.py again and import what it prints"
 def import_results(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Store the results of files once all are valid; a result that is stored already changes nothing.
 
-    Args:
-        study: the study that the devices' folders were made from.
-        paths: of files that `measure.py` wrote.
-
     Returns:
         The stored results, each with `new` (whether it was not stored before) and `search_ratio`.
 
     Raises:
         KdsearchError: a file is broken or belongs to another study; nothing is stored.
     """
-    found = [_measured(study, read_results(path), path) for path in paths]
+    found = [_measured(study, _read_results(path), path) for path in paths]
     told = []
     for each in found:
         new = study.user_attrs.get(each.key) != each.stored()
@@ -189,12 +163,8 @@ def import_results(study: Study, paths: Sequence[Path]) -> list[dict[str, Any]]:
     return told
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a file's JSON object and check the type and range of every value.
-
-    Raises:
-        KdsearchError: the file is not a result of `measure.py`.
-    """
+def _read_results(path: Path) -> dict[str, Any]:
+    """Read a file's JSON object and check the type and range of every value."""
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST + 1)
@@ -236,11 +206,7 @@ def _refusal(rule: str, path: Path, remedy: str = AGAIN) -> KdsearchError:
 
 
 def _measured(study: Study, found: dict[str, Any], path: Path) -> Measured:
-    """Convert a valid file's object to a measurement of a trial of this study.
-
-    Raises:
-        KdsearchError: the file belongs to another study or trial, or its networks were not exported from this study.
-    """
+    """Convert a valid file's object to a measurement of a trial of this study."""
     number = found["trial"]
     if found["study"] != study.study_name:
         raise _refusal(f"be of study {study.study_name}, not {found['study'][:LONGEST]}", path, "give its --name")

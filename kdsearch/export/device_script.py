@@ -8,6 +8,7 @@ it prints.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import json
@@ -23,6 +24,7 @@ from typing import Any
 FORMAT, VERSION = "kdsearch device timing", 1
 NETWORKS, IMAGES = ("teacher", "student"), "batch.npz"
 FILES = (*(f"{name}.onnx" for name in NETWORKS), IMAGES)
+SECONDS = tuple(f"{name}_seconds" for name in NETWORKS)
 ABOUT = {"study", "trial", "batch", "threads", "expected", "sha256"}
 
 # the method is that of kdsearch/measure/latency.py, which explains it; a test checks that both agree
@@ -83,16 +85,9 @@ def compare(teacher: Call, student: Call) -> dict[str, Any]:
         (seconds_of(teacher, often[0]), seconds_of(student, often[1]))
         for _ in range(max(MIN_PAIRS, min(MAX_PAIRS, fit)))
     ]
-    ratios = [of_teacher / of_student for of_teacher, of_student in pairs]
-    ratio, low, high = median_interval(ratios)
-    return {
-        "ratio": ratio,
-        "low": low,
-        "high": high,
-        "teacher_seconds": statistics.median(of_teacher for of_teacher, _ in pairs),
-        "student_seconds": statistics.median(of_student for _, of_student in pairs),
-        "pairs": len(ratios),
-    }
+    ratio, low, high = median_interval([of_teacher / of_student for of_teacher, of_student in pairs])
+    seconds = dict(zip(SECONDS, map(statistics.median, zip(*pairs))))
+    return {"ratio": ratio, "low": low, "high": high, **seconds, "pairs": len(pairs)}
 
 
 def several(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -104,22 +99,13 @@ def several(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     logs = [math.log(timing["ratio"]) for timing in timings]
     half = STUDENT_T * math.sqrt(statistics.variance(logs) / len(logs))
     middle = statistics.fmean(logs)
-    return {
-        "ratio": math.exp(middle),
-        "low": math.exp(middle - half),
-        "high": math.exp(middle + half),
-        "teacher_seconds": statistics.median(timing["teacher_seconds"] for timing in timings),
-        "student_seconds": statistics.median(timing["student_seconds"] for timing in timings),
-        "pairs": sum(timing["pairs"] for timing in timings),
-    }
+    low, ratio, high = (math.exp(value) for value in (middle - half, middle, middle + half))
+    seconds = {name: statistics.median(timing[name] for timing in timings) for name in SECONDS}
+    return {"ratio": ratio, "low": low, "high": high, **seconds, "pairs": sum(timing["pairs"] for timing in timings)}
 
 
 def read_about(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the folder's description by kdsearch and the fingerprint of its files.
-
-    Raises:
-        ProblemError: a file is missing or is not the one that kdsearch wrote.
-    """
+    """Return the folder's description by kdsearch and the fingerprint of its files, which must be as it wrote them."""
     try:
         about: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         if not (set(about) >= ABOUT and set(NETWORKS) <= set(about["expected"])):
@@ -127,9 +113,8 @@ def read_about(folder: Path) -> tuple[dict[str, Any], str]:
         found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
         changed = [name for name in FILES if found[name] != about["sha256"][name]]
     except OSError as error:
-        raise ProblemError(
-            f"{error.filename} must be readable: {error.strerror}; copy the whole folder again"
-        ) from None
+        said = f"{error.filename} must be readable: {error.strerror}; copy the whole folder again"
+        raise ProblemError(said) from None
     except (ValueError, KeyError, TypeError):
         raise ProblemError("about.json must be the file that kdsearch wrote; copy the whole folder again") from None
     if changed:
@@ -143,11 +128,7 @@ def fingerprint(digests: dict[str, str]) -> str:
 
 
 def session(path: Path, provider: str, threads: int) -> Any:
-    """Return a network ready to run.
-
-    Raises:
-        ProblemError: this onnxruntime lacks the provider, or cannot run the network with it.
-    """
+    """Return a network ready to run with a provider."""
     import onnxruntime
 
     there = onnxruntime.get_available_providers()
@@ -167,11 +148,7 @@ def session(path: Path, provider: str, threads: int) -> Any:
 
 
 def check(name: str, logits: Any, expected: Sequence[int | None]) -> int:
-    """Compare predictions with the expected ones (None: nearly a tie, skipped) and return how many were compared.
-
-    Raises:
-        ProblemError: one is not what kdsearch expects.
-    """
+    """Compare predictions with the expected ones (None: nearly a tie, skipped) and return how many were compared."""
     known = [(i, label, int(row.argmax())) for i, (label, row) in enumerate(zip(expected, logits)) if label is not None]
     wrong = [i for i, label, found in known if found != label]
     if wrong:
@@ -192,9 +169,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         import numpy as np
         import onnxruntime
     except ImportError as error:
-        raise ProblemError(
-            f"onnxruntime and numpy must be installed ({error}); pip install onnxruntime numpy"
-        ) from None
+        said = f"onnxruntime and numpy must be installed ({error}); pip install onnxruntime numpy"
+        raise ProblemError(said) from None
     about, print_of_files = read_about(folder)
     threads, count = options.threads or about["threads"], options.batch or about["batch"]
     with np.load(folder / IMAGES, allow_pickle=False) as stored:
@@ -208,7 +184,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        **{key: about[key] for key in ("study", "trial")},
+        "study": about["study"],
+        "trial": about["trial"],
         "fingerprint": print_of_files,
         **timing,
         "batch": count,
@@ -236,24 +213,16 @@ def facts(device: str | None) -> dict[str, str]:
 
 def model() -> str:
     """Return the device's model where Linux reports it, else its processor."""
-    try:
-        board = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace").strip("\0 \n")
-    except OSError:
-        board = ""
-    try:
+    names = []
+    with contextlib.suppress(OSError):
+        names.append(Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace").strip("\0 \n"))
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return board or next(iter(names), "") or platform.processor() or platform.machine()
+        names += [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), "") or platform.processor() or platform.machine()
 
 
 def positive(text: str) -> int:
-    """Parse a whole number above 0.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0 (got {text})")
     return int(text)

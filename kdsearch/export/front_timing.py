@@ -29,7 +29,7 @@ from kdsearch.reporting.measured import HERE, Measured, frame
 from kdsearch.search.confirm import choose
 from kdsearch.search.plan import rejoin
 from kdsearch.search.retrain import check_data
-from kdsearch.spec import LatencySpec, StudySpec
+from kdsearch.spec import StudySpec
 from kdsearch.stats import spread
 from kdsearch.system import machine
 
@@ -41,26 +41,13 @@ SITTINGS = 3  # rounds over all students, so that a student's sittings are apart
 
 @dataclass(frozen=True)
 class Bench:
-    """The teacher and the settings to time students against it in both runtimes.
-
-    Attributes:
-        spec: the study file.
-        split: data on the CPU.
-        teacher: untrained.
-        folder: of the ONNX files, including the teacher's.
-        gate: excludes other timings and trainings on this machine.
-    """
+    """The teacher and the settings to time students against it in both runtimes."""
 
     spec: StudySpec
-    split: Split
-    teacher: nn.Module
-    folder: Path
-    gate: Gate
-
-    @property
-    def how(self) -> LatencySpec:
-        """Return the latency settings: threads and images a batch."""
-        return self.spec.latency
+    split: Split  # on the CPU
+    teacher: nn.Module  # untrained
+    folder: Path  # of the ONNX files, the teacher's too
+    gate: Gate  # excludes other timings and trainings on this machine
 
     def write(self, network: nn.Module, name: str) -> Path:
         """Write a network's ONNX file, from bytes to logits, and return its path."""
@@ -70,31 +57,29 @@ class Bench:
 
     def time(self, config: Config, seed: int) -> dict[str, Timing]:
         """Take one sitting of a student in torch, as the search does, and then in ONNX Runtime, as --cost onnx does."""
+        how = self.spec.latency
         student = lesson.build(self.spec.student, config, seed=seed, split=self.split)
         path = self.write(student, "student")
-        batch = repeated(self.split.validation.images, self.how.batch)
+        batch = repeated(self.split.validation.images, how.batch)
         takes: dict[str, Callable[[], Timing]] = {
-            TORCH: partial(latency.measure, self.teacher, student, self.split.example(self.how.batch)),
-            ONNX: partial(deployed.timed, self.folder / "teacher.onnx", path, batch, self.how),
+            TORCH: partial(latency.measure, self.teacher, student, self.split.example(how.batch)),
+            ONNX: partial(deployed.timed, self.folder / "teacher.onnx", path, batch, how),
         }
         found = {}
         for name, take in takes.items():
-            with machine.threads(self.how.threads), self.gate.alone():
+            with machine.threads(how.threads), self.gate.alone():
                 found[name] = take()
         return found
 
 
 def measure(study: Study, trials: str | None, *, data_dir: str | None, progress: Progress) -> list[Measured]:
-    """Time students, equal architectures together, in several sittings, and store the results after each.
+    """Time students, equal architectures together, in several sittings; store the results after each and return them.
 
     Args:
         study: made by kdsearch.
         trials: numbers separated by commas; None: the whole front.
         data_dir: where data sets lie.
         progress: notified of each student.
-
-    Returns:
-        The stored measurements.
 
     Raises:
         KdsearchError: a package is missing, a trial does not exist, or data or teacher differ from the study's.
@@ -116,7 +101,7 @@ def measure(study: Study, trials: str | None, *, data_dir: str | None, progress:
             timings = bench.time(attrs[Attr.CONFIG], attrs[Attr.SEED])
             for name, timing in timings.items():
                 taken.setdefault((name, first), []).append(timing)
-            found |= _kept(study, [group], taken, bench.how.threads)
+            found |= _kept(study, [group], taken, plan.spec.latency.threads)
             text = ", ".join(f"ratio {timing.ratio:.4g} in {name}" for name, timing in timings.items())
             progress.trial_finished(first, "COMPLETE", text, counted=True)
     found |= _kept(study, groups, taken, plan.spec.latency.threads)  # again: now all sittings show how far they differ
@@ -154,12 +139,7 @@ def alike(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
 
 
 def result(data: StudyData, found: Sequence[Measured]) -> dict[str, Any]:
-    """Return what `kdsearch measure --json` prints: the search's ratios and those measured here, by trial.
-
-    Args:
-        data: the study, collected.
-        found: the result of `measure`.
-    """
+    """Return what `kdsearch measure --json` prints: the search's ratios and those that `measure` found, by trial."""
     columns = runtimes.columns(dataclasses.replace(data, measured=frame(found)))
     measured_here = {each.trial for each in found}
     numbers = [number for number in runtimes.numbers(data, columns) if number in measured_here]
@@ -178,17 +158,16 @@ def result(data: StudyData, found: Sequence[Measured]) -> dict[str, Any]:
     return plained
 
 
-def measured(number: int, name: str, timing: Timing, threads: int) -> Measured:
+def measured(number: int, runtime: str, timing: Timing, threads: int) -> Measured:
     """Convert a timing of this machine to the form that the study stores."""
-    figures = {key: value for key, value in dataclasses.asdict(timing).items() if key in FIGURES}
     return Measured(
         trial=number,
         source=HERE,
-        runtime=name,
-        version=f"torch {torch.__version__}" if name == TORCH else deployed.version(),
+        runtime=runtime,
+        version=f"torch {torch.__version__}" if runtime == TORCH else deployed.version(),
         device=machine.cpu_model(),
         provider="",
         threads=threads,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **figures,
+        **{name: getattr(timing, name) for name in FIGURES},
     )

@@ -20,6 +20,7 @@ from kdsearch.reporting.pages import markdown
 from kdsearch.reporting.pages.one_trial import card
 from kdsearch.stats import proportion_interval
 
+# prints the class and the logits of image files; lies beside the ONNX file and classes.json
 READ = '''import json
 import sys
 
@@ -60,44 +61,43 @@ LICENCE = (
 def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> str:
     """Return the model card, in Markdown, of a trial whose exported files are in a folder.
 
-    Args:
-        study: holds the results of each export.
-        number: of the trial.
-        url: of the storage; its password is masked.
-        folder: of the files; those that are missing, or differ from the verified ones, are left out.
-        split: the study's data.
+    Files that are missing, or differ from the verified ones, are left out; a password in the storage's URL is masked.
     """
     data = collect(study, storage_url=url)
     parts = [card(data, number).rstrip("\n")]
     row = next(row for row in records(data.trials) if row["number"] == number)
     for kind in KINDS:
         found = study.user_attrs.get(f"{StudyAttr.EXPORTED}{number}:{kind}")
-        if isinstance(found, Mapping) and _is_there(folder, found):
-            parts += [f"## File {markdown.code(Path(found['file']).name)}", markdown.facts(_file(found, data, row))]
+        if not isinstance(found, Mapping):
+            continue
+        path = folder / Path(found["file"]).name
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == found["sha256"]:
+            parts += [f"## File {markdown.code(path.name)}", markdown.facts(_file(found, data, row))]
     parts += ["## Input and output", markdown.facts(_input(split))]
     if split.scale is not None:
-        parts += ["## From a picture to the input", markdown.facts(preparation(split, split.scale))]
+        parts += ["## From a picture to the input", markdown.facts(_preparation(split, split.scale))]
         onnx = folder / f"trial-{number}.{ENDINGS['onnx']}"
         if onnx.is_file():
-            code = script(split, split.scale, onnx.name)
+            _, height, width = split.shape
+            code = READ.format(
+                height=height, width=width, floats=split.scale.floats, integers=split.scale.integers,
+                paper=(*PAPER, 255), file=onnx.name,
+            )  # fmt: skip
             parts += [f"This prints the class and the logits of files:\n\n```python\n{code}```"]
     parts += ["## Licence", LICENCE]
     return "\n\n".join(parts) + "\n"
 
 
-def _is_there(folder: Path, found: Mapping[str, Any]) -> bool:
-    path = folder / Path(found["file"]).name
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == found["sha256"]
-
-
 def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> list[tuple[str, object]]:
     what = "counted operations" if data.cost == "flops" else f"--cost {data.cost}"
+    share = proportion_interval(found["test_accuracy"], found["test_images"])
+    mean, low, high = map(formatting.percent, (share.mean, share.low, share.high))
     return [
         ("format", "onnx, in int8" if found["format"] == INT8 else found["format"]),
         ("ONNX opset", found.get("opset")),
         ("exported with", found["exporter"]),
         ("verified in", found["runtime"]),
-        ("test accuracy there", _accuracy(found)),
+        ("test accuracy there", f"{mean} ({low} to {high})"),
         ("predictions that are not torch's", f"{found['changed']} of {found['test_images']:,}"),
         ("test accuracy in the search", formatting.percent(row["test_accuracy"])),
         (
@@ -112,12 +112,6 @@ def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> 
     ]
 
 
-def _accuracy(found: Mapping[str, Any]) -> str:
-    """Format an accuracy with Wilson's 95 % interval for the number of test images."""
-    share = proportion_interval(found["test_accuracy"], found["test_images"])
-    return f"{formatting.percent(share.mean)} ({formatting.percent(share.low)} to {formatting.percent(share.high)})"
-
-
 def _input(split: Split) -> list[tuple[str, object]]:
     shape = ", ".join(map(str, split.test.images.shape[1:]))
     return [
@@ -129,8 +123,7 @@ def _input(split: Split) -> list[tuple[str, object]]:
     ]  # fmt: skip
 
 
-def preparation(split: Split, scale: Scale) -> list[tuple[str, object]]:
-    """List how a picture is prepared for the network, for a table."""
+def _preparation(split: Split, scale: Scale) -> list[tuple[str, object]]:
     _, height, width = split.shape
     return [
         ("colours", "RGB; grey becomes three equal channels"),
@@ -142,17 +135,3 @@ def preparation(split: Split, scale: Scale) -> list[tuple[str, object]]:
                              f"255 / {scale.floats:,.0f}"),
         ("several frames", "the first one"),
     ]  # fmt: skip
-
-
-def script(split: Split, scale: Scale, file: str) -> str:
-    """Return a Python script that prints the class and the logits of image files.
-
-    Args:
-        split: of pictures.
-        scale: of images of more than 8 bits.
-        file: name of the ONNX file, which lies beside `classes.json`.
-    """
-    _, height, width = split.shape
-    return READ.format(
-        height=height, width=width, floats=scale.floats, integers=scale.integers, paper=(*PAPER, 255), file=file
-    )

@@ -23,14 +23,8 @@ EXACT = 1e-12  # tolerance: 100 * 0.975 may be below 97.5 by a last bit
 class Wish:
     """Requirements on the student to ship; all that are given must hold.
 
-    Attributes:
-        min_accuracy: of validation, in percent.
-        min_ratio: teacher time / student time.
-        max_parameters: of the network.
-        knee: whether to take the knee of the trials that qualify; else the fastest is taken where an accuracy is
-            required, and the most accurate where none is.
-        within: most points of test accuracy below the teacher, as `reporting.choice.ship` tests it; the fastest is
-            taken. A wish without any requirement stands for the study's own `within`.
+    Without `knee` the fastest is taken where an accuracy is required, and the most accurate where none is. `within` is
+    tested by `reporting.choice.ship`; a wish without any requirement stands for the study's own `within`.
     """
 
     min_accuracy: float | None = option(None, "Validation accuracy at least, in percent (97.5).")
@@ -91,19 +85,12 @@ class Wish:
 
 @dataclass(frozen=True)
 class Choice:
-    """The trial chosen to ship.
-
-    Attributes:
-        number: of the trial.
-        why: one sentence with figures.
-        row: its row of `StudyData.trials`.
-        standing: how far it is below the teacher, where that was required.
-    """
+    """The trial chosen to ship."""
 
     number: int
-    why: str
-    row: dict[str, Any]
-    standing: Standing | None = None
+    why: str  # one sentence with figures
+    row: dict[str, Any]  # its own of `StudyData.trials`
+    standing: Standing | None = None  # how far it is below the teacher, where that was required
 
 
 def choose(data: StudyData, wish: Wish) -> Choice:
@@ -124,8 +111,9 @@ def choose(data: StudyData, wish: Wish) -> Choice:
         )
     fitting = [row for row in rows if not any(wish.shortfalls(row))]
     if not fitting:
+        nearest = min(rows, key=lambda row: (sum(wish.shortfalls(row)), -row["accuracy"], row["number"]))
         raise KdsearchError(
-            f"no trial has {wish}", got=f"nearest: {figures(_nearest(rows, wish))}", remedy="ask for less, or search on"
+            f"no trial has {wish}", got=f"nearest: {figures(nearest)}", remedy="ask for less, or search on"
         )
     best = [fitting[i] for i in pareto.front([(row["accuracy"], row["ratio"]) for row in fitting])]
     if wish.tested:
@@ -162,10 +150,6 @@ def _tested(data: StudyData, wish: Wish, rows: list[dict[str, Any]]) -> Choice:
         f"of the teacher. {looks(data, found)}"
     )
     return Choice(int(row["number"]), why, row, found.chosen)
-
-
-def _nearest(rows: list[dict[str, Any]], wish: Wish) -> dict[str, Any]:
-    return min(rows, key=lambda row: (sum(wish.shortfalls(row)), -row["accuracy"], row["number"]))
 
 
 def figures(row: Mapping[str, Any]) -> str:

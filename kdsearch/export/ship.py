@@ -17,7 +17,6 @@ from kdsearch import networks
 from kdsearch.data import Split
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card
-from kdsearch.export.verify import verify
 from kdsearch.measure import deployed
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import weights
@@ -70,21 +69,11 @@ def opened(
 ) -> tuple[FrozenTrial, Workshop, nn.Module, str]:
     """Return the trial, its workshop with the teacher, its student on the CPU, and the source of the student's weights.
 
-    Args:
-        study, number, out, url, data_dir, progress: as in `export`.
+    Arguments as in `export`.
 
     Raises:
         KdsearchError: the trial is not complete, the folder cannot be written, or data differ from the study's.
     """
-    trial = _complete(study, number)
-    files.check_folder(out)
-    plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
-    check_data(study, plan)
-    shop = Workshop.open(plan, progress)
-    return trial, shop, *_student(study, trial, shop, url, data_dir, progress)
-
-
-def _complete(study: Study, number: int) -> FrozenTrial:
     trial = find_trial(study, number)
     if trial.state != TrialState.COMPLETE:
         raise KdsearchError(
@@ -92,27 +81,24 @@ def _complete(study: Study, number: int) -> FrozenTrial:
             got=f"trial {number}, {trial.state.name}",
             remedy="see `kdsearch pick`",
         )
-    return trial
-
-
-def _student(
-    study: Study, trial: FrozenTrial, shop: Workshop, url: str, data_dir: str | None, progress: Progress
-) -> tuple[nn.Module, str]:
-    """Return the trial's student on the CPU, and the source of its weights."""
+    files.check_folder(out)
+    plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
+    check_data(study, plan)
+    shop = Workshop.open(plan, progress)
     student = shop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
     try:
         networks.load_state(student, weights.load(url, study.study_name, trial))
     except (KdsearchError, RuntimeError) as error:
         progress.warning(f"trial {trial.number} is trained again: {error}")
         again = retrain(study, trial.number, data_dir=data_dir, device="cpu", progress=progress)
-        return again.network, "trained again"
-    return student, "kept weights"
+        return trial, shop, again.network, "trained again"
+    return trial, shop, student, "kept weights"
 
 
 def about(study: Study, number: int, split: Split) -> dict[str, Any]:
     """Return the metadata that a file carries."""
-    return {"study": study.study_name, "trial": number, "classes": list(split.classes),
-            "top": split.top, "mean": split.mean, "std": split.std}  # fmt: skip
+    scaling = {"top": split.top, "mean": split.mean, "std": split.std}
+    return {"study": study.study_name, "trial": number, "classes": list(split.classes), **scaling}
 
 
 def _written(path: Path, student: nn.Module, shop: Workshop, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
@@ -123,15 +109,16 @@ def _written(path: Path, student: nn.Module, shop: Workshop, kind: str, facts: d
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"student.{kind}"
             formats.write(student, shop.split, kind, file, facts)
-            found.update(verify(shop, student, kind, file))
+            found.update(formats.verify(shop, student, kind, file))
             beside.write_bytes(file.read_bytes())
 
     files.write_whole(path, make)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    versions = {"exporter": f"torch {torch.__version__}", "runtime": formats.runtime_of(kind)}
+    exporter = f"torch {torch.__version__}"
+    versions = {"exporter": exporter, "runtime": exporter}
     if kind in formats.OF_ONNX:
         from kdsearch.measure import onnx
 
-        versions["opset"] = str(onnx.opset(path))
+        versions |= {"runtime": deployed.version(), "opset": str(onnx.opset(path))}
     return found | versions | {"file": str(path), "bytes": path.stat().st_size, "sha256": digest}

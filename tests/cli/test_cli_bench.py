@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.commands import refused
 
 from kdsearch.experiments.search_bench import tables
 
@@ -37,21 +38,17 @@ def test_help_names_the_commands(kdsearch):
 
 @pytest.mark.parametrize("name", ["table.json", "table.gz", "table"])
 def test_tabulate_refuses_another_kind_of_file(kdsearch, name):
-    code, out, err = kdsearch("bench", "tabulate", "--out", name)
-    assert (code, out) == (1, "")
-    assert err == f"kdsearch: error: --out must end with .json.gz (got {name}); give NAME.json.gz\n"
+    line = refused(kdsearch("bench", "tabulate", "--out", name))
+    assert line == f"--out must end with .json.gz (got {name}); give NAME.json.gz"
 
 
 def test_search_refuses_an_unknown_table(kdsearch):
-    code, out, err = kdsearch("bench", "search", "--tables", "digits,nothing", "--json")
-    assert (code, out) == (1, "")
-    assert "a table must exist (got nothing)" in err
+    refused(kdsearch("bench", "search", "--tables", "digits,nothing", "--json"), "a table must exist (got nothing)")
 
 
 def test_search_refuses_another_way_to_get_plotly_before_it_replays(kdsearch, tmp_path):
-    code, out, err = kdsearch("bench", "search", "--tables", "nothing", "--plotlyjs", "none")
-    assert (code, out) == (1, "")
-    assert err == "kdsearch: error: --plotlyjs must be inline or cdn (got none); choose one of the two\n"
+    line = refused(kdsearch("bench", "search", "--tables", "nothing", "--plotlyjs", "none"))
+    assert line == "--plotlyjs must be inline or cdn (got none); choose one of the two"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,12 +85,9 @@ def test_tabulate_makes_a_table_that_search_can_read(kdsearch):
 
 
 def test_train_refuses_what_it_cannot_measure_before_it_reads_data(kdsearch, tmp_path):
-    code, out, err = kdsearch("bench", "train", "--rows", "c1,x9")
-    assert (code, out) == (1, "")
-    assert "--rows must name rows of the slides that train in float (got x9)" in err
-    code, out, err = kdsearch("bench", "train", "--plotlyjs", "none")
-    assert (code, out) == (1, "")
-    assert "--plotlyjs must be inline or cdn" in err
+    words = "--rows must name rows of the slides that train in float (got x9)"
+    refused(kdsearch("bench", "train", "--rows", "c1,x9"), words)
+    refused(kdsearch("bench", "train", "--plotlyjs", "none"), "--plotlyjs must be inline or cdn")
     assert kdsearch("bench", "train", "--samples", "0")[0] == 2
     assert list(tmp_path.iterdir()) == []
 

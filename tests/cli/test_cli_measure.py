@@ -97,13 +97,7 @@ def on_the_device(folder: Path, *words: str) -> subprocess.CompletedProcess[str]
         for path in (package, package.with_name(f"{name}.libs")):
             if path.exists() and not (installed / path.name).exists():
                 (installed / path.name).symlink_to(path)
-    command = [
-        sys.executable,
-        "-S",
-        "-s",
-        str(folder / "measure.py"),
-        *words,
-    ]
+    command = [sys.executable, "-S", "-s", str(folder / "measure.py"), *words]
     alone = {**os.environ, "PYTHONPATH": str(installed)}
     return subprocess.run(
         command, cwd=folder.parent, env=alone, capture_output=True, text=True, timeout=300, check=False

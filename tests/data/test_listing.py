@@ -39,7 +39,7 @@ def names(files: list[Path]) -> list[str]:
 def test_images_in_subfolders_of_a_class_count(root: Path):
     paint(root / "train" / "cat" / "session 2" / "day 1" / "0.png")
     layout = listing.list_folder(root)
-    assert [len(files) for files in layout.train.files] == [3, 2]
+    assert layout.train.counts == {"cat": 3, "dog": 2}
     assert layout.train.labels.tolist() == [0, 0, 0, 1, 1]
     assert layout.skipped == ()
 
@@ -47,7 +47,7 @@ def test_images_in_subfolders_of_a_class_count(root: Path):
 @pytest.mark.parametrize(("name", "form"), [("a.jfif", "JPEG"), ("a", "PNG"), ("a.photo", "WEBP"), ("a.png", "JPEG")])
 def test_an_image_counts_by_its_content(root: Path, name: str, form: str):
     paint(root / "train" / "cat" / name, form=form)
-    assert name in names(listing.list_folder(root).train.files[0])
+    assert name in names(listing.list_folder(root).train.files["cat"])
 
 
 def test_what_is_no_image_is_counted_by_reason(root: Path):
@@ -63,7 +63,7 @@ def test_what_is_no_image_is_counted_by_reason(root: Path):
     paint(root / "train" / "loose.png")
     paint(root / "unlabelled" / "0.png")
     layout = listing.list_folder(root)
-    assert names(layout.train.files[0]) == ["0.png", "1.png"]
+    assert names(layout.train.files["cat"]) == ["0.png", "1.png"]
     assert skipped(layout) == {"hidden": 3, "no image that Pillow reads": 4, "a link to nothing": 1,
                                "in no class folder": 1, "in no part that is used": 1}  # fmt: skip
     line = layout.summary()
@@ -81,9 +81,7 @@ def test_nothing_skipped_is_said_too(root: Path):
 def test_a_validation_folder_is_the_validation_part(root: Path, name: str):
     for each in ("cat", "dog"):
         paint(root / name / each / "0.png")
-    layout = listing.list_folder(root)
-    assert layout.validation is not None
-    assert names(layout.validation.paths) == ["0.png", "0.png"]
+    assert names(listing.list_folder(root).parts["validation"].paths) == ["0.png", "0.png"]
 
 
 def test_two_validation_folders_are_refused(root: Path):
@@ -96,7 +94,7 @@ def test_two_validation_folders_are_refused(root: Path):
 def test_class_folders_without_parts_are_training_images(root: Path):
     layout = listing.list_folder(root / "train")
     assert layout.train.classes == ("cat", "dog")
-    assert (layout.validation, layout.test) == (None, None)
+    assert [*layout.parts] == ["training"]
 
 
 def test_a_folder_around_the_folder_of_images_is_refused_with_its_name(root: Path):
@@ -121,7 +119,7 @@ def test_composed_and_decomposed_names_are_one_class(root: Path):
     paint(root / "test" / decomposed / "0.png")
     layout = listing.list_folder(root)
     assert layout.train.classes == (composed, "cat", "dog")
-    assert sorted(names(layout.train.files[0])) == ["0.png", "1.png"]
+    assert sorted(names(layout.train.files[composed])) == ["0.png", "1.png"]
 
 
 def test_the_line_says_which_classes_differ_and_that_it_is_their_case(root: Path):
@@ -141,7 +139,7 @@ def test_links_to_folders_are_followed_and_not_in_a_circle(root: Path):
     outside = paint(root.parent / f"{root.name}-more" / "0.png").parent
     (root / "train" / "cat" / "more").symlink_to(outside)
     (root / "train" / "cat" / "loop").symlink_to(root / "train" / "cat")
-    assert len(listing.list_folder(root).train.files[0]) == 3
+    assert listing.list_folder(root).train.counts["cat"] == 3
 
 
 def test_a_folder_without_permission_is_named(root: Path):

@@ -118,6 +118,7 @@ def test_a_data_set_of_another_package_is_checked():
     whole = numbered(20)
     data.check(whole, "theirs")
     train, test = whole.train, whole.test
+    other_size, shorts = test.images.expand(-1, 3, -1, -1), test.labels.int()
     wrong = [
         (None, "a Dataset"),
         (dataclasses.replace(whole, classes=("a",)), "at least two classes"),
@@ -125,16 +126,10 @@ def test_a_data_set_of_another_package_is_checked():
         (dataclasses.replace(whole, train=ImageSet(train.images.float(), train.labels)), "train images of bytes"),
         (dataclasses.replace(whole, train=ImageSet(train.images[:, 0], train.labels)), "train images of bytes"),
         (dataclasses.replace(whole, test=ImageSet(test.images, test.labels[1:])), "an int64 label for each test image"),
-        (
-            dataclasses.replace(whole, test=ImageSet(test.images, test.labels.int())),
-            "an int64 label for each test image",
-        ),
+        (dataclasses.replace(whole, test=ImageSet(test.images, shorts)), "an int64 label for each test image"),
         (dataclasses.replace(whole, test=test.subset(torch.arange(0))), "test images"),
         (dataclasses.replace(whole, test=ImageSet(test.images, test.labels - 1)), "test labels from 0 to 2"),
-        (
-            dataclasses.replace(whole, test=ImageSet(test.images.expand(-1, 3, -1, -1), test.labels)),
-            "training images' size",
-        ),
+        (dataclasses.replace(whole, test=ImageSet(other_size, test.labels)), "training images' size"),
     ]
     for dataset, rule in wrong:
         with pytest.raises(DataError, match=rule) as caught:

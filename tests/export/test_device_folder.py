@@ -32,7 +32,7 @@ def test_the_study_keeps_every_fingerprint_and_when_it_was_first_made(stored: ob
 
 def test_the_readme_names_the_commands_and_obeys_no_name():
     name = "it's\x1b[2J\nrm -rf"
-    text = device_folder._readme({"study": name, "trial": 3, "batch": 1000, "threads": 2})
+    text = device_folder.READ_ME.format(study=name, trial=3, batch=1000, threads=2)
     assert "python measure.py --out device.json" in text
     assert "kdsearch measure --import device.json" in text
     assert all(line.isprintable() for line in text.split("\n"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdsearch.errors import KdsearchError
-from kdsearch.export import formats, verify
+from kdsearch.export import formats
 from kdsearch.measure import deployed, onnx
 from kdsearch.search.workshop import Workshop
 
@@ -51,4 +51,4 @@ def test_a_file_that_computes_in_float_is_no_int8_file(workshop: Workshop, tmp_p
     network = convolutional().eval()
     formats.write(network, workshop.split, "onnx", tmp_path / "float.onnx", {})
     with pytest.raises(KdsearchError, match=r"all its products in integers \(got 1 .*Conv in float, 1 Gemm in float\)"):
-        verify.verify(workshop, network, formats.INT8, tmp_path / "float.onnx")
+        formats.verify(workshop, network, formats.INT8, tmp_path / "float.onnx")

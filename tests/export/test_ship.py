@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdsearch.data import repeated
 from kdsearch.errors import KdsearchError
-from kdsearch.export import formats, model_card, ship, verify
+from kdsearch.export import formats, model_card, ship
 from kdsearch.records import Progress, StudyAttr
 from kdsearch.search.study import optimize
 from kdsearch.search.workshop import Workshop
@@ -41,7 +41,7 @@ def test_a_file_scores_as_torch_does_and_a_corrupt_one_is_not_left(
     found = export(study, url, tmp_path / "out", kind)
     assert found["weights"] == "kept weights"
     lost = found["search_test_accuracy"] - found["test_accuracy"]
-    assert lost <= verify.INT8_POINTS if kind == formats.INT8 else abs(lost) <= verify.POINTS
+    assert lost <= formats.INT8_POINTS if kind == formats.INT8 else abs(lost) <= formats.POINTS
     assert found["format"] == kind
     assert Path(found["file"]).name == f"trial-{found['trial']}.{formats.ENDINGS[kind]}"
     assert found["low"] <= found["ratio"] <= found["high"]
@@ -97,7 +97,7 @@ def test_the_images_timed_are_those_of_the_search(workshop: Workshop, kind: str)
         seen.append(images)
         return images
 
-    timing = verify.timed(workshop, kind, student)
+    timing = formats.timed(workshop, kind, student)
     batch = workshop.spec.latency.batch
     assert timing.batch == batch
     assert torch.equal(seen[0], repeated(workshop.split.validation.images, batch))

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from kdsearch import pareto
-from kdsearch.cli.lazily import lazy_imports
+from kdsearch.cli.options import lazy_imports
 
 CODE = """
 import sys
-from kdsearch.cli.lazily import lazy_imports
+from kdsearch.cli.options import lazy_imports
 with lazy_imports():
     from kdsearch.search import retrain as again
 print("kdsearch.search.retrain" in sys.modules)
