@@ -23,7 +23,7 @@ from kdsearch.export import formats, ship
 from kdsearch.export.device_script import FILES, IMAGES, NETWORKS, fingerprint
 from kdsearch.export.device_script import FORMAT as RESULT_FORMAT
 from kdsearch.export.device_script import VERSION as RESULT_VERSION
-from kdsearch.measure import deployed
+from kdsearch.measure import onnx
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.reporting.measured import (
     DEVICE,
@@ -63,7 +63,7 @@ def write(
         KdsearchError: the trial is not complete, a package is missing, the folder cannot be written, or a network
             predicts something else in ONNX Runtime.
     """
-    deployed.require("kdsearch measure")
+    onnx.require("kdsearch measure")
     _, shop, student, _ = ship.opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
     how = shop.spec.latency
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "study": study.study_name, "trial": number}
@@ -92,8 +92,6 @@ def _written(
     Raises:
         KdsearchError: a network predicts something else in ONNX Runtime on this machine.
     """
-    from kdsearch.measure import onnx
-
     images = repeated(split.validation.images, min(batch, MOST_IMAGES, len(split.validation)))
     np.savez_compressed(folder / IMAGES, images=images.numpy())
     expected = {}
@@ -101,7 +99,7 @@ def _written(
         path = folder / f"{name}.onnx"
         formats.write(networks[name], split, "onnx", path, facts)
         with torch.inference_mode():
-            expected[name] = labels(deployed.Prepared(networks[name], split).eval()(images))
+            expected[name] = labels(onnx.Prepared(networks[name], split).eval()(images))
         there = onnx.logits(onnx.session(path), images).argmax(1).tolist()
         if any(wanted not in (None, found) for wanted, found in zip(expected[name], there, strict=True)):
             raise KdsearchError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import Images, Split
-from kdsearch.measure import deployed
+from kdsearch.measure import onnx
 from kdsearch.system import files
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -39,11 +39,9 @@ def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[s
         path: the file to write.
         facts: metadata, stored in the file as JSON.
     """
-    wrapped = deployed.Prepared(network, split).eval()
+    wrapped = onnx.Prepared(network, split).eval()
     example = split.test.images[:2]
     if kind in OF_ONNX:
-        from kdsearch.measure import onnx
-
         onnx.write(wrapped, example, path)
         if kind == INT8:
             quantise(path, path, calibration(split.train.images))
@@ -66,20 +64,18 @@ def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module)
         blank: the network that safetensors are loaded into.
     """
     if kind in OF_ONNX:
-        from kdsearch.measure import onnx
-
         ready = onnx.session(path, threads=threads)
         return lambda images: torch.from_numpy(ready.run(None, {"images": images.numpy()})[0])
     if kind == "pt2":
         run: Run = torch.export.load(path).module()
         return run
     networks.load_state(blank, files.load_tensors(path, torch.device("cpu"))[0])
-    return deployed.Prepared(blank, split).eval()
+    return onnx.Prepared(blank, split).eval()
 
 
 def runtime_of(kind: str) -> str:
     """Return the runtime that a format is verified in, with its version."""
-    return deployed.version() if kind in OF_ONNX else f"torch {torch.__version__}"
+    return onnx.version() if kind in OF_ONNX else f"torch {torch.__version__}"
 
 
 def calibration(images: Images) -> Tensor:

@@ -18,7 +18,7 @@ from kdsearch.data import Split
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card
 from kdsearch.export.verify import verify
-from kdsearch.measure import deployed
+from kdsearch.measure import onnx
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import weights
 from kdsearch.search.plan import check_choice, rejoin
@@ -52,7 +52,7 @@ def export(
     """
     check_choice("--format", kind, formats.KINDS)
     if kind in formats.OF_ONNX:
-        deployed.require("--format onnx")
+        onnx.require("--format onnx")
     trial, shop, student, source = opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
     path = out / f"trial-{number}.{formats.ENDINGS[kind]}"
     found = _written(path, student, shop, kind, about(study, number, shop.split))
@@ -131,7 +131,5 @@ def _written(path: Path, student: nn.Module, shop: Workshop, kind: str, facts: d
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     versions = {"exporter": f"torch {torch.__version__}", "runtime": formats.runtime_of(kind)}
     if kind in formats.OF_ONNX:
-        from kdsearch.measure import onnx
-
         versions["opset"] = str(onnx.opset(path))
     return found | versions | {"file": str(path), "bytes": path.stat().st_size, "sha256": digest}

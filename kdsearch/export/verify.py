@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdsearch.data import Images, repeated
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats
-from kdsearch.measure import deployed, latency
+from kdsearch.measure import latency, onnx
 from kdsearch.measure.accuracy import batch_of
 from kdsearch.measure.gate import Gate
 from kdsearch.records import Timing
@@ -38,7 +38,7 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
     for parameter in blank.parameters():
         torch.nn.init.zeros_(parameter)
     with torch.inference_mode():
-        here = deployed.Prepared(student, shop.split).eval()
+        here = onnx.Prepared(student, shop.split).eval()
         size = batch_of(test.images)
         wanted = torch.cat([here(part) for part in test.images.split(size)])
         try:
@@ -65,8 +65,6 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
 
 
 def _check_int8(path: Path, images: Images, scores: list[float]) -> None:
-    from kdsearch.measure import onnx
-
     if products := onnx.float_products(path, images[:2]):
         raise KdsearchError(
             "an int8 file must compute all its products in integers",
