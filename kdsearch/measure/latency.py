@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from kdsearch import networks
 from kdsearch.records import Timing
 from kdsearch.stats import Spread, median_interval, sittings_interval
 from kdsearch.system import machine
@@ -88,12 +89,9 @@ def sitting_seconds(teacher: float, device_type: str) -> float:
 
 
 def several(take: Callable[[], Timing]) -> Timing:
-    """Time a student over `SITTINGS` sittings with rests between them, with Student's interval over these.
+    """Take `SITTINGS` sittings with rests between them; return Student's interval over these.
 
     This is for a student that is timed by itself, without other work of a study between the sittings.
-
-    Args:
-        take: takes one sitting.
     """
     timings = [take()]
     for _ in range(1, SITTINGS):
@@ -197,7 +195,7 @@ def _once_a_process(network: nn.Module, batch: Tensor, capture: Callable[[nn.Mod
 
 def _layout(network: nn.Module, device: torch.device) -> torch.memory_format:
     """Of a network that is timed: on CUDA convolutions want channels last, and whoever deploys one gives them that."""
-    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    convolves = networks.has_layer(network, nn.Conv2d)
     return torch.channels_last if convolves and device.type == "cuda" else torch.contiguous_format
 
 
@@ -250,12 +248,8 @@ def eager_pairs(teacher: nn.Module, student: nn.Module, batch: Tensor, *, to_hos
     """Measure eager forward passes of teacher and student alternately, as the slide deck timed inference.
 
     Args:
-        teacher, student: on the batch's device; left in evaluation mode.
-        batch: (batch, channels, height, width), the networks' input.
+        teacher, student, batch: see `measure`.
         to_host: whether copying the predictions, (batch,), to the host is timed, too.
-
-    Returns:
-        The teacher's seconds per batch and the student's, pair by pair.
     """
 
     def call(network: nn.Module) -> Call:
