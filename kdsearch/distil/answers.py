@@ -1,4 +1,4 @@
-"""A teacher's answers to images and to their augmented views: computed once, as they are asked for, and cached."""
+"""A teacher's answers to images and to their augmented views: computed fast and once, as asked for, and cached."""
 
 from __future__ import annotations
 
@@ -13,16 +13,87 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdsearch import networks
 from kdsearch.data import ImageSet, fingerprint, views
-from kdsearch.distil import frozen
-from kdsearch.distil.frozen import Ask
-from kdsearch.distil.step import format_for
+from kdsearch.distil.step import Format, format_for
 from kdsearch.errors import KdsearchError
+from kdsearch.measure.accuracy import batch_of
 from kdsearch.records import Precision
 from kdsearch.spec import Augment
 from kdsearch.system import files, machine
 
 Prepare = Callable[[Tensor], Tensor]
+
+Ask = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Function from a network's input to logits, (batch, classes), and embeddings, (batch, features), both float32."""
+
+EXACT = 1e-3  # tolerance of a folded network's outputs, relative to the largest one
+EXAMPLES = 8  # images on which a folded network is checked
+KEEP_SECONDS = 300.0  # between two writes of a table of up to 200 MB, if little was asked meanwhile
+ASKED_SECONDS = 10.0  # of asking that must not be lost or repeated by another worker: then the table is written
+WRITE_SHARE = 20.0  # seconds of asking before the next write, as a multiple of the last write's duration
+
+
+def ready(network: nn.Module, example: Tensor, precision: Precision | None = None, *, fold: bool = True) -> Ask:
+    """Return a function that computes a network's answers as fast as its format allows, equal but for rounding.
+
+    Args:
+        network: on the example's device; put in evaluation mode, otherwise unchanged.
+        example: (images, channels, height, width), part of its input.
+        precision: of its convolutions; None: the device's default.
+        fold: whether a copy with folded batch norm may be used; must be False if weights are quantised.
+    """
+    network.eval()
+    asked = folded(network, example[:EXAMPLES]) if fold else network
+    return partial(logits_and_embedding, asked, form=format_for(network, example.device, precision))
+
+
+def logits_and_embedding(network: nn.Module, images: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """Return a network's float32 logits, (batch, classes), and embeddings, (batch, features).
+
+    Embeddings have no features if the network has no classifier.
+    """
+    with form.autocast(images.device):
+        if networks.has_layer(network, nn.Linear):
+            logits, embedding = networks.with_embedding(network, form.lay_out(images))
+            return logits.float(), embedding.float()
+        logits = network(form.lay_out(images)).float()
+    return logits, logits.new_zeros(len(logits), 0)
+
+
+def folded(network: nn.Module, example: Tensor) -> nn.Module:
+    """Return a copy of a network in evaluation mode, its batch norm folded into convolutions and weights channels last.
+
+    The network itself is returned if folding is impossible: it has no batch norm, torch.fx cannot trace it (control
+    flow on tensor values), or the copy's outputs for the example, part of its input, differ.
+    """
+    if not networks.has_layer(network, nn.modules.batchnorm._BatchNorm):
+        return network
+    plain = Format(False, torch.contiguous_format)
+    try:
+        # not a stable torch API; a failure only costs speed
+        from torch.fx.experimental.optimization import fuse
+
+        copy: nn.Module = fuse(network)
+        copy = copy.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad():
+            pairs = zip(*(logits_and_embedding(one, example, plain) for one in (network, copy)), strict=True)
+            same = all(_near(ours, theirs) for theirs, ours in pairs)
+    except Exception:
+        return network
+    return copy if same else network
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    """Return whether two outputs are equal but for rounding; False if any value is not finite."""
+    if one.shape != other.shape:
+        return False
+    return one.numel() == 0 or bool((one - other).abs().max() <= EXACT * other.abs().max())
+
+
+def _batch_size(data: ImageSet) -> int:
+    size = batch_of(data.images)
+    return size if data.labels.device.type == "cpu" else 4 * size
 
 
 @dataclass(frozen=True)
@@ -56,10 +127,10 @@ def ask(
         network: on the images' device; left in evaluation mode.
         data: images, and the labels for the class centres.
         prepare: preprocessing, from image bytes to the network's input.
-        precision, fold: see `frozen.ready`.
+        precision, fold: see `ready`.
     """
-    asked = frozen.ready(network, prepare(data.images[: frozen.EXAMPLES]), precision, fold=fold)
-    size = frozen.batch_size(data)
+    asked = ready(network, prepare(data.images[:EXAMPLES]), precision, fold=fold)
+    size = _batch_size(data)
     parts: list[tuple[Tensor, Tensor]] = []
     sums: Tensor | None = None
     with torch.inference_mode():
@@ -78,15 +149,14 @@ def ask(
     )
 
 
-def named(name: str, network: nn.Module, data: ImageSet, precision: Precision | None) -> str:
-    """Return the prefix of a file of a teacher's answers, which differ by precision."""
+def _stem(name: str, network: nn.Module, data: ImageSet, precision: Precision | None) -> str:
     form = format_for(network, data.labels.device, precision)
     return f"{name}-{fingerprint([data])}" + ("-bfloat16" if form.bf16 else "")
 
 
 def kept_file(network: nn.Module, data: ImageSet, precision: Precision | None, *, folder: Path, name: str) -> Path:
     """Return the file of the answers to these images in the cache."""
-    return folder / f"{named(name, network, data, precision)}.answers.safetensors"
+    return folder / f"{_stem(name, network, data, precision)}.answers.safetensors"
 
 
 def obtain(
@@ -102,37 +172,22 @@ def obtain(
     """Return a teacher's answers from the cache, else compute and cache them.
 
     Args:
-        network: the teacher, on the images' device.
-        data: images and labels.
-        prepare: preprocessing, from image bytes to the network's input.
+        network, data, prepare, precision, fold: see `ask`.
         folder: of the cache.
         name: fingerprint of the teacher; names the file, together with the images and the precision.
-        precision, fold: see `frozen.ready`.
 
     Raises:
         KdsearchError: the cache cannot be written.
     """
     path = kept_file(network, data, precision, folder=folder, name=name)
     with files.locked(path):
-        kept = _from_cache(path, data.labels.device)
-        if kept is not None and len(kept.logits) == len(data):
-            return kept
+        with suppress(OSError, ValueError, TypeError):  # of a missing or broken file
+            kept = Answers(**files.load_tensors(path, data.labels.device)[0])
+            if len(kept.logits) == len(data):
+                return kept
         asked = ask(network, data, prepare, precision=precision, fold=fold)
         files.save_tensors(path, vars(asked), {})
         return asked
-
-
-def _from_cache(path: Path, device: torch.device) -> Answers | None:
-    """Return the answers in a file; None if it is missing or broken, then they are computed again."""
-    try:
-        return Answers(**files.load_tensors(path, device)[0]) if path.is_file() else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-KEEP_SECONDS = 300.0  # between two writes of a table of up to 200 MB, if little was asked meanwhile
-ASKED_SECONDS = 10.0  # of asking that must not be lost or repeated by another worker: then the table is written
-WRITE_SHARE = 20.0  # seconds of asking before the next write, as a multiple of the last write's duration
 
 
 class ViewAnswers:
@@ -149,45 +204,55 @@ class ViewAnswers:
         known: (count, views), bool: which views have been asked.
 
     Args:
-        ask: computes the teacher's answers, from `frozen.ready`.
-        data: images and labels.
-        prepare: preprocessing, from image bytes to the network's input.
+        network, data, prepare, precision: see `ask`.
         augment: defines the views.
-        classes: number of logits.
-        path: file of the table.
-        plain: returns the teacher's answers to the unaugmented images; used only for the centres.
+        folder, name: see `obtain`; the views name the file, too.
+        begins: images at the beginning of the data, whose own table is copied if there is one; None: none.
     """
 
     def __init__(
         self,
-        ask: Ask,
+        network: nn.Module,
         data: ImageSet,
         prepare: Prepare,
         augment: Augment,
         *,
-        classes: int,
-        path: Path,
-        plain: Callable[[], Answers],
+        folder: Path,
+        name: str,
+        precision: Precision | None = None,
+        begins: ImageSet | None = None,
     ) -> None:
-        self._ask, self._data, self._prepare, self._augment, self._path = ask, data, prepare, augment, path
-        self._plain = plain
+        def file(images: ImageSet) -> Path:
+            pool = "" if augment.views is None else f"-pool{augment.views}"
+            kind = f"flip{int(augment.flip)}-shift{augment.shift}{pool}"
+            return folder / f"{_stem(name, network, images, precision)}-{kind}.views.safetensors"
+
+        self._data, self._prepare, self._augment, self._path = data, prepare, augment, file(data)
+        self._plain = partial(obtain, network, data, prepare, folder=folder, name=name, precision=precision)
+        example = prepare(data.images[:EXAMPLES])
+        self._ask = ready(network, example, precision)
+        with torch.no_grad():
+            classes = self._ask(example[:1])[0].shape[1]
         count, device = views.shown(augment), data.labels.device
         pool = views.pool(len(data), augment)
         self._pool = None if pool is None else pool.to(device)
         self.logits = torch.zeros(len(data), count, classes, dtype=torch.float16, device=device)
         self.norms = torch.zeros(len(data), count, device=device)
         self.known = torch.zeros(len(data), count, dtype=torch.bool, device=device)
-        self._asked = False
         self._asking = 0.0  # seconds of asking since the last write
         self._write_seconds = 0.0  # duration of the last write
         self._kept_at = time.monotonic()
-        self._seen: float | None = None  # modification time of the file that was merged last
-        with files.locked(path):
-            self._merge()
+        self._seen: float | None = None  # modification time of this table's file when it was merged last
+        self._look()
+        self._asked = False
+        if begins is not None:  # its pools are the same
+            with files.locked(file(begins)):
+                self._merge(file(begins))
+            self._asked = bool(self.known.any())
 
     @cached_property
     def centres(self) -> Tensor:
-        """Class centres of the unaugmented images, (classes, features), float32 (see `Answers`)."""
+        """Those of the unaugmented images (see `Answers`)."""
         return self._plain().centres
 
     def fill(self, order: Tensor, drawn: Tensor, *, between: Callable[[], None] = lambda: None) -> None:
@@ -200,10 +265,11 @@ class ViewAnswers:
         """
         if self.known[order, drawn].all():
             return
-        self._look()
+        if _written(self._path) not in (None, self._seen):  # by another process
+            self._look()
         new = ~self.known[order, drawn]
         chosen, which = order[new], drawn[new]
-        size = frozen.batch_size(self._data)
+        size = _batch_size(self._data)
         for indices, wanted in zip(chosen.split(size), which.split(size), strict=True):
             between()
             begin = time.monotonic()
@@ -214,7 +280,6 @@ class ViewAnswers:
                     self.keep(now=True)
 
     def _ask_for(self, indices: Tensor, wanted: Tensor) -> None:
-        """Ask for a batch of views and wait for the device."""
         which = wanted if self._pool is None else self._pool[indices, wanted].long()
         with torch.no_grad():
             images = views.make(self._data.images[indices], which, self._augment)
@@ -228,8 +293,7 @@ class ViewAnswers:
     def keep(self, *, now: bool = False) -> None:
         """Write the table, merged with what other processes have written meanwhile, if it has grown.
 
-        Args:
-            now: whether to write even if the last write is less than minutes ago.
+        Unless `now` is set, this happens only minutes after the last write.
 
         Raises:
             KdsearchError: it cannot be written.
@@ -238,85 +302,30 @@ class ViewAnswers:
             return
         begin = time.monotonic()
         with files.locked(self._path):
-            self._merge()
-            tensors = {"logits": self.logits, "norms": self.norms, "known": self.known}
-            files.save_tensors(self._path, tensors, {})
+            self._merge(self._path)
+            files.save_tensors(self._path, {"logits": self.logits, "norms": self.norms, "known": self.known}, {})
             self._seen = _written(self._path)
         self._asked, self._asking, self._kept_at = False, 0.0, time.monotonic()
         self._write_seconds = self._kept_at - begin
 
-    def adopt(self, path: Path) -> None:
-        """Copy the answers from the table of this data's first images, if there is one; their pools are the same."""
-        with files.locked(path):
-            self._merge(path)
-        self._asked = bool(self.known.any())
-
     def _look(self) -> None:
-        """Merge what another process has written since the last look."""
-        if _written(self._path) not in (None, self._seen):
-            with files.locked(self._path):
-                self._merge()
+        with files.locked(self._path):
+            self._seen = _written(self._path)
+            self._merge(self._path)
 
-    def _merge(self, path: Path | None = None) -> None:
-        """Merge a file, by default this table's own; a broken one is ignored."""
-        source = path or self._path
-        if not source.is_file():
-            return
-        if path is None:
-            self._seen = _written(source)
-        try:
-            kept, _ = files.load_tensors(source, self.known.device)
+    def _merge(self, path: Path) -> None:
+        """Merge a file; a broken one is ignored, as is a missing one."""
+        with suppress(OSError, ValueError, KeyError, RuntimeError, IndexError):
+            kept, _ = files.load_tensors(path, self.known.device)
             count = len(kept["known"])
             if kept["logits"].shape[1:] != self.logits.shape[1:] or count > len(self.known):
                 return
             theirs = kept["known"] & ~self.known[:count]
             self.logits[:count][theirs], self.norms[:count][theirs] = kept["logits"][theirs], kept["norms"][theirs]
             self.known[:count] |= theirs
-        except (OSError, ValueError, KeyError, RuntimeError, IndexError):
-            return
 
 
 def _written(path: Path) -> float | None:
-    """Return a file's modification time; None if it does not exist."""
-    try:
+    with suppress(OSError):
         return path.stat().st_mtime
-    except OSError:
-        return None
-
-
-def obtain_views(
-    network: nn.Module,
-    data: ImageSet,
-    prepare: Prepare,
-    augment: Augment,
-    *,
-    folder: Path,
-    name: str,
-    precision: Precision | None = None,
-    begins: ImageSet | None = None,
-) -> ViewAnswers:
-    """Return the table of a teacher's answers to views, with those kept on disk.
-
-    Args:
-        network: the teacher, on the images' device.
-        data, prepare, augment: see `ViewAnswers`.
-        folder: of the cache.
-        name: fingerprint of the teacher; names the file, together with the images, the precision and the views.
-        precision: of the teacher's convolutions; None: the device's default.
-        begins: images at the beginning of the data that may have a table of their own; None: none.
-    """
-
-    def path(images: ImageSet) -> Path:
-        pool = "" if augment.views is None else f"-pool{augment.views}"
-        kind = f"flip{int(augment.flip)}-shift{augment.shift}{pool}"
-        return folder / f"{named(name, network, images, precision)}-{kind}.views.safetensors"
-
-    example = prepare(data.images[: frozen.EXAMPLES])
-    ask = frozen.ready(network, example, precision)
-    with torch.no_grad():
-        classes = ask(example[:1])[0].shape[1]
-    plain = partial(obtain, network, data, prepare, folder=folder, name=name, precision=precision)
-    table = ViewAnswers(ask, data, prepare, augment, classes=classes, path=path(data), plain=plain)
-    if begins is not None:
-        table.adopt(path(begins))
-    return table
+    return None

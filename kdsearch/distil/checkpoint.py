@@ -33,11 +33,7 @@ def folder() -> Path:
 
 
 def digest(*parts: object) -> str:
-    """Return a hash of what determines a training, 16 hexadecimal digits: equal parts name the same checkpoint.
-
-    Args:
-        parts: JSON values.
-    """
+    """Return a hash of JSON values that determine a training, 16 hexadecimal digits: it names the checkpoint."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -54,17 +50,12 @@ def save(path: Path, state: State, name: str) -> None:
         TypeError: the state holds another type.
     """
     tensors: dict[str, Tensor] = {}
-    structure = json.dumps(_pack(state, tensors))
+    structure = json.dumps(_pack(state, tensors))  # which fills `tensors`
     files.save_tensors(path, tensors, {STRUCTURE: structure, NAME: name})
 
 
 def load(path: Path, name: str, device: torch.device) -> State:
-    """Read a state that `save` wrote.
-
-    Args:
-        path: of the file.
-        name: the name it must have been saved with.
-        device: of the loaded tensors.
+    """Read a state that `save` wrote under this name, with its tensors on a device.
 
     Raises:
         ValueError: the file is broken or has another name.
@@ -133,12 +124,7 @@ class Checkpoint:
         return begin(None)
 
     def keep(self, state: Callable[[], State], seconds: float) -> None:
-        """Write the state at an epoch's end, at most once a minute.
-
-        Args:
-            state: makes the state; called only if it is written.
-            seconds: duration of the epoch.
-        """
+        """Write the state, made only then, at the end of an epoch of that many seconds, at most once a minute."""
         if not self._works or seconds < self._least or time.monotonic() - self._written < EVERY:
             return
         try:
@@ -152,11 +138,10 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove the file when the training has ended."""
         with suppress(OSError):
-            self.path.unlink(missing_ok=True)
+            self.path.unlink()
 
 
 def _sweep(place: Path) -> None:
-    """Remove checkpoints that have long been unused."""
     oldest = time.time() - UNUSED_DAYS * 24 * 3600
     for path in place.glob("*.safetensors"):
         with suppress(OSError):  # another process may have removed it

@@ -156,6 +156,7 @@ class _Cut(NamedTuple):
         parts, per: number of parts that have sums of their own, and the rows of each.
         per_program: rows of a program that writes images.
         across: tiles that cover the channels.
+        reading, writing: grids of a kernel that sums the parts and of one that writes images.
     """
 
     rows: int
@@ -176,16 +177,13 @@ class _Cut(NamedTuple):
 
     @property
     def reading(self) -> tuple[int, int]:
-        """The grid of a kernel that sums the parts."""
         return self.parts, self.across
 
     @property
     def writing(self) -> tuple[int, int]:
-        """The grid of a kernel that writes images."""
         return triton.cdiv(self.rows, self.per_program), self.across
 
     def sums(self, images: Tensor) -> Tensor:
-        """Return room for two sums of each part and channel, on the images' device."""
         return images.new_empty(2, self.parts, self.channels, dtype=torch.float32)
 
 
@@ -329,12 +327,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def batch_norm(module: nn.BatchNorm2d, images: Tensor) -> Tensor:
-    """Normalise images by the batch's moments, and update the running ones, as the module in training does.
-
-    Args:
-        module: with weight, bias, running moments and a momentum.
-        images: (batch, channels, height, width).
-    """
+    """Do what a batch norm in training does with images, (batch, channels, height, width)."""
     if not (module.training and _taken(images) and images.shape[1] == module.num_features):
         return nn.BatchNorm2d.forward(module, images)
     return _BatchNorm.apply(  # type: ignore[no-untyped-call]
@@ -343,12 +336,7 @@ def batch_norm(module: nn.BatchNorm2d, images: Tensor) -> Tensor:
 
 
 def max_pool(module: nn.MaxPool2d, images: Tensor) -> Tensor:
-    """Pool images as the module does.
-
-    Args:
-        module: square and without dilation.
-        images: (batch, channels, height, width).
-    """
+    """Pool images, (batch, channels, height, width), as the module does, whose windows are square and not dilated."""
     kernel, stride, padding = (_side(each) for each in (module.kernel_size, module.stride, module.padding))
     assert kernel is not None
     assert padding is not None

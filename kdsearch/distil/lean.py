@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from types import ModuleType, TracebackType
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,10 @@ class Lean:
             if module.num_batches_tracked is not None
         ]
         self._counts: list[Tensor] = []
-        self._places: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
-        if bf16:
-            self._places = [
-                (module, name, weight, nn.Parameter(weight.detach().bfloat16(), weight.requires_grad))
-                for module, name, weight in _cast_alone(network)
-            ]
+        self._places = [
+            (module, name, weight, nn.Parameter(weight.detach().bfloat16(), weight.requires_grad))
+            for module, name, weight in (_cast_alone(network) if bf16 else ())
+        ]
         self._weights: list[Tensor] = [weight for _, _, weight, _ in self._places]
         self._copies: list[Tensor] = [copy for _, _, _, copy in self._places]
         # written in place: a captured step's optimiser reads these addresses
@@ -78,9 +77,7 @@ class Lean:
             rows, columns = unseen(module, inputs[0].shape[-2:])
             self._unseen += [gradient[:, :, row] for row in rows] + [gradient[..., column] for column in columns]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for norm, count in zip(self._norms, self._counts, strict=True):
             norm.num_batches_tracked = count
         for module, name, weight, _ in self._places:
@@ -103,24 +100,20 @@ class Lean:
     @torch.no_grad()
     def collect(self) -> None:
         """Give the weights the gradients of their copies, in float32; those without one have none."""
-        pairs = [
+        taken = [
             (gradient, copy.grad, weight)
             for gradient, copy, weight in zip(self._gradients, self._copies, self._weights, strict=True)
             if copy.grad is not None
         ]
-        if pairs:
-            gradients, found, _ = map(list, zip(*pairs, strict=True))
-            torch._foreach_copy_(gradients, found)
+        if taken:
+            torch._foreach_copy_([gradient for gradient, _, _ in taken], [found for _, found, _ in taken])
         if self._unseen:
             torch._foreach_zero_(self._unseen)
-        for gradient, _, weight in pairs:
+        for gradient, _, weight in taken:
             weight.grad = gradient
 
 
-Forward = Callable[[Tensor], Tensor]
-
-
-def _own_layers(network: nn.Module) -> list[tuple[nn.Module, Forward]]:
+def _own_layers(network: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     """Return the batch norms and max poolings on CUDA that `gpu_layers` knows, each with its forward pass there."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     layers = own_kernels(device) if device.type == "cuda" else None
@@ -169,11 +162,7 @@ def unseen(layer: nn.Conv2d, size: Sequence[int]) -> tuple[list[int], list[int]]
 
 def _cast_alone(network: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """Return the parameters of layers that autocast casts, with their places, if nothing else holds them."""
-    held: dict[nn.Parameter, int] = {}
-    for module in network.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                held[parameter] = held.get(parameter, 0) + 1
+    held = Counter(parameter for module in network.modules() for parameter in module._parameters.values())
     return [
         (module, name, parameter)
         for module in network.modules()

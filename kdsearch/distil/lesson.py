@@ -24,12 +24,6 @@ from kdsearch.system import machine
 def build(spec: StudentSpec, config: Config, *, seed: int, split: Split) -> nn.Module:
     """Return an untrained student on the split's device; equal seeds give equal weights on every device.
 
-    Args:
-        spec: `[student]` of a study.
-        config: a configuration, of which the architecture is used.
-        seed: of the weights.
-        split: gives the images' shape and the number of classes.
-
     Raises:
         StudyFileError: the family is unknown.
     """
@@ -61,11 +55,6 @@ def recipe_of(spec: StudentSpec, config: Config) -> Recipe:
 
 def feature_map(student: nn.Module, answers: Answers | ViewAnswers, *, seed: int) -> nn.Module:
     """Return a map from the student's embeddings to the teacher's width: the identity or, in training only, linear.
-
-    Args:
-        student: its classifier's input is the embedding.
-        answers: the teacher's.
-        seed: of the map's weights.
 
     Raises:
         StudyFileError: the student or the teacher has no classifier to take embeddings from.
@@ -105,18 +94,14 @@ def teach(
     Args:
         student: from `build`; trained in place.
         config: a complete configuration.
-        seed: of the training.
-        data: images and labels on the device.
-        prepare: preprocessing, from image bytes to the network's input.
+        seed, data, prepare, precision: see `Lesson`.
         answers: the teacher's, to these images or, if the recipe augments, to their views; None where `needs_teacher`
             is False.
         student_spec: `[student]` of a study.
-        precision: of the student's convolutions; None: the device's default.
         mix: how loss weight and temperature are read.
-        validate: returns the network's accuracy on the validation set, a fraction.
+        validate, state: see `Run`.
         on_step: called before each step, and before each batch that the teacher is asked, with the number of steps
             done.
-        state: of an interrupted training of this configuration and seed (`Run.state_dict`) to resume, or None.
 
     Raises:
         TrialError: the loss or the weights are not finite.
@@ -145,10 +130,11 @@ def teach(
         features = nd_loss(mapping(batch.embedding), batch.teacher_norms, answers.centres[batch.labels])
         return total + float(weight) * features
 
-    done = [0]  # steps done, reported while the teacher is asked
+    done = 0  # steps, reported while the teacher is asked, too
 
     def counted(step: int) -> None:
-        done[-1] = step
+        nonlocal done
+        done = step
         on_step(step)
 
     lesson = Lesson(
@@ -157,7 +143,7 @@ def teach(
         loss=loss,
         teacher_logits=answers.logits if answers is not None and config["loss_weight"] > 0 else None,
         teacher_norms=answers.norms if mapping is not None and answers is not None else None,
-        before_epoch=partial(answers.fill, between=lambda: on_step(done[-1])) if answers is not None else None,
+        before_epoch=partial(answers.fill, between=lambda: on_step(done)) if answers is not None else None,
         companion=mapping,
         epochs=config["epochs"],
         batch_size=config["batch_size"],
@@ -166,4 +152,4 @@ def teach(
         precision=precision,
         on_step=counted,
     )
-    return train.train(student, lesson, recipe_of(student_spec, config), validate=validate, state=state)
+    return train.Run(student, lesson, recipe_of(student_spec, config), validate=validate, state=state)

@@ -125,12 +125,11 @@ def distillation_loss(
         ValueError: a is outside [0, 1], or a > 0 without teacher logits or temperature.
     """
     label_weight, teacher_weight = weights(loss_weight, level=mix.level)
-    terms = []
-    if label_weight > 0:
-        terms.append(label_weight * cls_loss(logits, labels))
-    if teacher_weight > 0:
-        if teacher_logits is None or temperature is None:
-            raise ValueError(f"loss_weight {loss_weight} needs teacher logits and a temperature")
-        ordinary = teacher_logits if mix.softmax_temperature == 1 else teacher_logits / mix.softmax_temperature
-        terms.append(teacher_weight * div_loss(logits, ordinary, temperature))
-    return terms[0] + terms[1] if len(terms) > 1 else terms[0]
+    if teacher_weight == 0:
+        return label_weight * cls_loss(logits, labels)
+    if teacher_logits is None or temperature is None:
+        raise ValueError(f"loss_weight {loss_weight} needs teacher logits and a temperature")
+    ordinary = teacher_logits if mix.softmax_temperature == 1 else teacher_logits / mix.softmax_temperature
+    if label_weight == 0:
+        return teacher_weight * div_loss(logits, ordinary, temperature)
+    return label_weight * cls_loss(logits, labels) + teacher_weight * div_loss(logits, ordinary, temperature)

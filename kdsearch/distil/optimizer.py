@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kdsearch import networks
 from kdsearch.spec import Recipe
 
 ONE_CYCLE_START = 0.04  # share of the peak rate at the first step
@@ -26,27 +27,23 @@ def make_optimizer(
     captured in a CUDA graph reads anew. Schedule-free SGD is its authors' implementation.
     """
     parameters = [*network.parameters(), *(companion.parameters() if companion is not None else ())]
+    device = parameters[0].device
     rate = recipe.rate_for(batch_size)
     if recipe.optimizer == "schedulefree":
         from schedulefree import SGDScheduleFree
 
         return SGDScheduleFree(parameters, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)  # type: ignore[no-any-return]
     made: Optimizer
-    device = parameters[0].device
     if recipe.optimizer == "adam":
-        capturable = device.type == "cuda"  # not allowed elsewhere
         made = torch.optim.Adam(
-            parameters, lr=rate, eps=recipe.epsilon, weight_decay=recipe.weight_decay, fused=True, capturable=capturable
-        )
+            parameters, lr=rate, eps=recipe.epsilon, weight_decay=recipe.weight_decay, fused=True,
+            capturable=device.type == "cuda",  # not allowed elsewhere
+        )  # fmt: skip
     else:
         made = torch.optim.SGD(
-            parameters,
-            lr=rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
+            parameters, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay,
             fused=True,
-        )
+        )  # fmt: skip
     for group in made.param_groups:
         group["lr"] = torch.tensor(rate, device=device)
     return made
@@ -91,10 +88,7 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 class Shown:
-    """The weights that represent a training at the end of an epoch: by default the current ones.
-
-    `show` puts them into the network, `hide` restores those with which the training continues.
-    """
+    """The weights that represent a training at the end of an epoch: by default the current ones."""
 
     def step(self) -> None:
         """Record that a step was taken."""
@@ -121,7 +115,7 @@ class Averaged(Shown):
     good as if the training had been planned to end there. Batch norm's statistics are averaged, too.
 
     Args:
-        network: the network whose weights are averaged.
+        network: whose weights are averaged.
         power: p, at least 0.
         every: steps between two updates of the average.
     """
@@ -135,19 +129,16 @@ class Averaged(Shown):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take in the weights once in `every` steps."""
         self._steps += 1
         if self._steps % self._every == 0:
             self._taken += 1
             torch._foreach_lerp_(self._average, self._live, (self._power + 1) / (self._taken + self._power))
 
     def show(self) -> None:
-        """Swap the average into the network."""
         if not self._shown:
             self._swap()
 
     def hide(self) -> None:
-        """Swap the training's weights back."""
         if self._shown:
             self._swap()
 
@@ -157,7 +148,6 @@ class Averaged(Shown):
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state from `state_dict`, in place."""
         torch._foreach_copy_(self._average, state["average"])
         self._steps, self._taken, self._shown = state["steps"], state["taken"], state["shown"]
 
@@ -174,11 +164,6 @@ class ScheduleFree(Shown):
     """The averaged weights of schedule-free SGD (Defazio et al., arXiv 2405.15682).
 
     No training step has seen these weights, so batch norm's statistics are recomputed from some batches.
-
-    Args:
-        optimizer: of the `schedulefree` library; left in training mode.
-        network: the network it optimises.
-        batches: returns a given number of input batches.
     """
 
     def __init__(self, optimizer: Optimizer, network: nn.Module, batches: Callable[[int], list[Tensor]]) -> None:
@@ -186,27 +171,20 @@ class ScheduleFree(Shown):
         self._optimizer.train()  # type: ignore[attr-defined]
 
     def show(self) -> None:
-        """Switch to the averaged weights, with batch norm's statistics recomputed."""
         self._optimizer.eval()  # type: ignore[attr-defined]
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self._network.modules()):
+        if networks.has_layer(self._network, nn.modules.batchnorm._BatchNorm):
             torch.optim.swa_utils.update_bn(self._batches(NORM_BATCHES), self._network)
 
     def hide(self) -> None:
-        """Switch back to the weights at which gradients are taken."""
         self._optimizer.train()  # type: ignore[attr-defined]
 
 
 def shown_weights(
     optimizer: Optimizer, network: nn.Module, recipe: Recipe, steps: int, batches: Callable[[int], list[Tensor]]
 ) -> Shown:
-    """Return the weights that represent a training at an epoch's end, as its recipe says.
+    """Return the weights that represent a training at an epoch's end: `averaging` and schedule-free SGD change them.
 
-    Args:
-        optimizer: from `make_optimizer`.
-        network: the network being trained.
-        recipe: `averaging` and schedule-free SGD make them differ from the last step's weights.
-        steps: steps per epoch.
-        batches: returns a given number of input batches.
+    Training takes so many steps per epoch; `batches` returns a given number of input batches.
     """
     if recipe.optimizer == "schedulefree":
         return ScheduleFree(optimizer, network, batches)

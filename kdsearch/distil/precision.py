@@ -8,22 +8,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from kdsearch import networks
 from kdsearch.data import ImageSet
 from kdsearch.distil import train
 from kdsearch.distil.loss import cls_loss
-from kdsearch.distil.step import convolves, format_for, usual_precision
+from kdsearch.distil.step import format_for, usual_precision
 from kdsearch.errors import KdsearchError
 from kdsearch.records import Precision
 from kdsearch.spec import Recipe
 from kdsearch.system import files, machine
 
-Wanted = Literal["auto", "float32", "bfloat16"]
-WANTED: tuple[Wanted, ...] = get_args(Wanted)
+WANTED = ("auto", *get_args(Precision))
 BATCH, STEPS, ROUNDS = 64, 3, 2  # of a timed run: the fastest step of all rounds counts
 FASTER = 1.05  # minimum speed-up over float32: below it bfloat16's rounding is not worth it
 RECIPE = Recipe(optimizer="sgd", lr=1e-3, momentum=0.9)  # of the timed steps
@@ -31,10 +31,10 @@ RECIPE = Recipe(optimizer="sgd", lr=1e-3, momentum=0.9)  # of the timed steps
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and the reason for it.
+    """A precision of convolutions in training, and of the teacher's when it is asked.
 
     Attributes:
-        name: precision of convolutions in training, and of the teacher's when it is asked.
+        name: of the precision.
         why: the reason in words, for the report.
         given: whether the user named it.
     """
@@ -65,7 +65,7 @@ def choose(
     Args:
         wanted: "auto", or the precision that the user names, which is then used.
         device: for training.
-        kind: kind of network: the family's name.
+        kind: the family's name.
         shape: channels, height and width of an image.
         build: makes a network of that kind; called only if timing is needed.
 
@@ -86,21 +86,12 @@ def choose(
 
 
 def adopted(choice: Choice, stored: Mapping[str, Any] | None, device: torch.device) -> Choice:
-    """Return the precision of an existing study if the user names none, else the choice.
-
-    Args:
-        choice: from `choose`.
-        stored: the study's definition; None if there is no study yet. One without a precision is older than that key,
-            and was trained in its device's default.
-        device: for training.
-    """
-    if stored is None or choice.given:
-        return choice
-    return kept_by(stored, device)
+    """Return the precision of a stored study's definition, if there is one and the user names none; else the choice."""
+    return choice if stored is None or choice.given else kept_by(stored, device)
 
 
 def kept_by(stored: Mapping[str, Any], device: torch.device) -> Choice:
-    """Return the precision in a study's definition, or the device's default if the definition is older than that."""
+    """Return the precision in a study's definition, else the device's default: the study is older than that key."""
     return Choice(stored.get("precision") or usual_precision(device), "as the study was begun")
 
 
@@ -150,7 +141,7 @@ def _timed_once(
         if timed is None:
             try:
                 network = build()
-                if not convolves(network):
+                if not networks.has_layer(network, nn.Conv2d):
                     return Choice("float32", "dense students")
                 timed = _compared(network, device, shape)
             except Exception as error:  # the network's own error, which its trials report better
@@ -162,11 +153,10 @@ def _timed_once(
 def _compared(network: nn.Module, device: torch.device, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Time steps in each precision alternately; return the seconds per step and the faster precision."""
     network = network.to(device)
-    seconds: dict[Precision, float] = {"float32": float("inf"), "bfloat16": float("inf")}
-    for _, name in itertools.product(range(ROUNDS), seconds):
-        seconds[name] = min(seconds[name], step_seconds(network, device, shape, name))
-    gain = seconds["float32"] / seconds["bfloat16"]
-    return {"precision": "bfloat16" if gain >= FASTER else "float32", **{str(k): v for k, v in seconds.items()}}
+    names: tuple[Precision, ...] = get_args(Precision)
+    rounds = [[step_seconds(network, device, shape, name) for name in names] for _ in range(ROUNDS)]
+    seconds: dict[str, float] = dict(zip(names, map(min, *rounds), strict=True))
+    return {"precision": "bfloat16" if _gain(seconds) >= FASTER else "float32", **seconds}
 
 
 def step_seconds(network: nn.Module, device: torch.device, shape: tuple[int, int, int], name: Precision) -> float:
@@ -184,7 +174,7 @@ def step_seconds(network: nn.Module, device: torch.device, shape: tuple[int, int
         data=data, prepare=lambda part: part.float() / 255, loss=lambda batch: cls_loss(batch.logits, batch.labels),
         teacher_logits=None, epochs=1, batch_size=BATCH, seed=0, capture=False, precision=name, on_step=now,
     )  # fmt: skip
-    for _ in train.train(network, lesson, RECIPE, validate=lambda _: 0.0):
+    for _ in train.Run(network, lesson, RECIPE):
         now(STEPS)
     return min(b - a for a, b in itertools.pairwise(began[1:]))
 

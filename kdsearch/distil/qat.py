@@ -41,8 +41,7 @@ aten = torch.ops.aten
 KEY = "quantization_annotation"
 WEIGHTED = {aten.conv2d.default, aten.linear.default}
 NORM = aten.batch_norm.default
-DROPOUT = aten.dropout.default
-MODE = {NORM: 5, DROPOUT: 2}  # index of the argument that says whether an exported node is in training mode
+MODE = {NORM: 5, aten.dropout.default: 2}  # index of the argument that says whether a node is in training mode
 RELUS = {aten.relu.default, aten.relu_.default}
 ADDS = {aten.add.Tensor, aten.add_.Tensor}
 BATCH = ({0: Dim.DYNAMIC},)
@@ -87,10 +86,6 @@ def _last(node: fx.Node) -> fx.Node:
     return node
 
 
-def _is_computed(argument: object) -> bool:
-    return isinstance(argument, fx.Node) and argument.op == "call_function"
-
-
 class RuntimeQuantizer(Quantizer):  # type: ignore[misc]
     """Quantises what ONNX Runtime has integer kernels for: convolutions, dense layers, additions and max-pools."""
 
@@ -99,7 +94,7 @@ class RuntimeQuantizer(Quantizer):  # type: ignore[misc]
         for node in model.graph.nodes:
             if node.target in WEIGHTED:
                 self._mark_weighted(node)
-            elif node.target in ADDS and all(_is_computed(each) for each in node.args[:2]):
+            elif node.target in ADDS and all(getattr(each, "op", "") == "call_function" for each in node.args[:2]):
                 self._mark(node, dict.fromkeys(node.args[:2], ACTIVATION))
                 self._mark(_last(node), {}, ACTIVATION)
             elif node.target is aten.max_pool2d.default:
@@ -210,7 +205,6 @@ def _fold_norms(graph: fx.GraphModule) -> None:
 
 
 def _value(graph: fx.GraphModule, node: fx.Node | None) -> Any:
-    """Return the parameter or buffer of a node."""
     if node is None:
         return None
     module, _, name = str(node.target).rpartition(".")

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kdsearch import networks
 from kdsearch.records import Precision
 from kdsearch.system import machine
 
 EAGER_STEPS = 3  # before the capture: kernels are chosen and the optimiser creates its states
-
 FEW_CHANNELS = 16  # of AVX-512; 8 of AVX2
-
 WAITS = "called a synchronizing CUDA operation"  # torch's warning in its debug mode of synchronisation
 
 
@@ -34,11 +33,9 @@ class Format:
 
     @property
     def precision(self) -> Precision:
-        """Precision of forward passes."""
         return "bfloat16" if self.bf16 else "float32"
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Return the context of a forward pass on a device."""
         # torch's autocast, even disabled, costs a small student on a CPU a twentieth of its step
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
@@ -52,25 +49,19 @@ def usual_precision(device: torch.device) -> Precision:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-def convolves(network: nn.Module) -> bool:
-    """Return whether a network has image convolutions."""
-    return any(isinstance(module, nn.Conv2d) for module in network.modules())
-
-
 def format_for(network: nn.Module, device: torch.device, precision: Precision | None = None) -> Format:
     """Return a network's format: channels last and possibly bfloat16 for convolutions, neither for dense networks.
 
-    Channels stay first on a CPU where oneDNN would break (`_breaks_onednn`): narrow ResNets.
-
-    On a CPU without bfloat16 instructions, bfloat16 would be ten times slower. Small dense layers on CUDA are bound by
-    kernel launches, which casts add to.
+    Channels stay first on a CPU where oneDNN would break (`_breaks_onednn`): narrow ResNets. On a CPU without bfloat16
+    instructions, bfloat16 would be ten times slower. Small dense layers on CUDA are bound by kernel launches, which
+    casts add to.
 
     Args:
         network: to be trained or asked.
         device: where it is.
-        precision: of convolutions (chosen by `distil.precision`); None: the device's default.
+        precision: of convolutions; None: the device's default.
     """
-    if not convolves(network):
+    if not networks.has_layer(network, nn.Conv2d):
         return Format(False, torch.contiguous_format)
     safe = device.type != "cpu" or not any(_breaks_onednn(module) for module in network.modules())
     memory = torch.channels_last if safe else torch.contiguous_format
@@ -116,11 +107,7 @@ class Steps:
         self._read: tuple[Tensor | None, ...] = ()  # the inputs that a captured step reads
 
     def __call__(self, *inputs: Tensor | None) -> None:
-        """Take a step.
-
-        Args:
-            inputs: of `take`, each (batch, ...), of the same shapes and layouts in every whole batch; None stays None.
-        """
+        """Take a step: its inputs, each (batch, ...) or None, have the same shapes and layouts in every whole batch."""
         if not self._wanted or inputs[0] is None or len(inputs[0]) != self._batch_size:
             self._take(*inputs)
             return
@@ -143,7 +130,6 @@ class Steps:
         self._graph.replay()
 
     def _aside(self, call: Callable[[], None]) -> None:
-        """Runs a call on the stream that the capture will be made on."""
         side, current = self._side(), torch.cuda.current_stream(self._device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -151,11 +137,10 @@ class Steps:
         current.wait_stream(side)
 
     def _side(self) -> torch.cuda.Stream:
-        """The stream of the first steps and of the capture."""
         return machine.side_stream(machine.cuda_index(self._device))
 
     def _waits(self, call: Callable[[], None]) -> bool:
-        """Takes a step aside; whether the host waited for the device in it, in a way that torch sees.
+        """Take a step aside; return whether the host waited for the device in it, in a way that torch sees.
 
         Told by warnings, not by errors: a step that is broken off has moved batch norm and the generator already.
         """
@@ -174,12 +159,11 @@ class Steps:
         return len(others) < len(caught)
 
     def _give_up(self, reason: str) -> None:
-        """Takes all further steps as they are, and says why, once."""
         warnings.warn(f"a step that cannot be captured in a CUDA graph runs as it is: {reason}", stacklevel=3)
         self._wanted = False
 
     def close(self) -> None:
-        """Drops the graph and its memory, at the end of a training; steps after it are taken as they are."""
+        """Drop the graph and its memory, at the end of a training; steps after it are taken as they are."""
         self._wanted = False
         if self._graph is not None:
             with suppress(RuntimeError):  # of a training that failed: its own error is the one to be seen
@@ -207,7 +191,7 @@ class Steps:
 
 
 def _mend(graph: torch.cuda.CUDAGraph, index: int) -> None:
-    """Puts in order, as far as torch lets anyone, what a failed capture leaves behind in the process.
+    """Put in order, as far as torch lets anyone, what a failed capture leaves behind in the process.
 
     The allocator still gives the graph's pool to the stream, unless the capture was ended; the generator still takes
     itself for captured, and refuses to draw; the stream is not used again. The graph's pool is not released, for the

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,32 +47,25 @@ class Teacher:
     facts: TeacherFacts
     precision: Precision | None = None
 
-    def view_answers(self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None) -> ViewAnswers:
-        """Return the table of its answers to augmented views of images, filled as views are drawn.
+    def answers_to_shown(
+        self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None
+    ) -> Answers | ViewAnswers:
+        """Return its answers to what a student sees: the images, or a table of their views if the recipe augments.
 
-        Args:
-            data: images on its device, and their labels.
-            augment: defines the views.
-            begins: images at the beginning of the data, whose answers are reused; None: none.
+        The table of images at the beginning of the data, `begins`, is reused.
         """
-        return answers.obtain_views(
+        if views.count(augment) == 1:
+            return self.answers(data)
+        return answers.ViewAnswers(
             self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint,
             precision=self.precision, begins=begins,
         )  # fmt: skip
 
-    def answers_to_shown(
-        self, data: ImageSet, augment: Augment, *, begins: ImageSet | None = None
-    ) -> Answers | ViewAnswers:
-        """Return its answers to what a student sees: the images, or their views if the recipe augments."""
-        if views.count(augment) == 1:
-            return self.answers(data)
-        return self.view_answers(data, augment, begins=begins)
-
     def answers(self, data: ImageSet, *, network: nn.Module | None = None, kind: str = "") -> Answers:
-        """Return its answers to images, from the cache if possible.
+        """Return its answers to images on its device, from the cache if possible.
 
         Args:
-            data: images on its device, and their labels.
+            data: images and labels.
             network: a modified form of it to ask; None: itself.
             kind: name of that form in the cache.
 
@@ -140,7 +132,8 @@ def obtain(
         teacher = _from_cache(spec, split, path, progress)
         if teacher is None:
             teacher = _make(spec, split, precision, progress)
-            _save(teacher, path)
+            facts = json.dumps(dataclasses.asdict(teacher.facts))
+            files.save_tensors(path, teacher.network.state_dict(), {FACTS: facts})
             if spec.weights is None:
                 _checkpoint(spec, split, precision, progress).remove()
     if isinstance(teacher.network, custom.Logarithm):
@@ -195,7 +188,6 @@ def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
         StudyFileError: its family is unknown.
         TeacherError: its function is missing or fails, or its network does not return logits of the data's classes.
     """
-    device = split.train.labels.device
     with machine.seeded(machine.derive_seed("teacher", spec.seed), torch.device("cpu")):
         network = networks.teacher_network(spec, split.shape, len(split.classes))
         if spec.recipe is not None and spec.recipe.init == "glorot":
@@ -203,7 +195,7 @@ def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
     network = custom.adapted(network, spec, (split.mean, split.std))
     if spec.brought:
         network = custom.with_logits(network, spec.title, split.shape, len(split.classes))
-    return network.to(device)
+    return network.to(split.train.labels.device)
 
 
 def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress: Progress) -> Teacher:
@@ -232,17 +224,12 @@ def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress
         precision=trained,
     )
     progress.teacher_finished(facts.accuracy, seconds)
-    return Teacher(_frozen(network), split.prepare, facts)
+    return Teacher(network.eval().requires_grad_(False), split.prepare, facts)
 
 
 def _hits(network: nn.Module, data: ImageSet, prepare: answers.Prepare, name: str) -> Tensor:
-    """Return which images a teacher of that fingerprint classifies rightly, (images,), bool; asked once."""
     found = answers.obtain(network, data, prepare, folder=_folder("answers"), name=name, precision="float32")
     return found.logits.argmax(1) == data.labels
-
-
-def _frozen(network: nn.Module) -> nn.Module:
-    return network.eval().requires_grad_(False)
 
 
 def _checkpoint(spec: TeacherSpec, split: Split, precision: Precision | None, progress: Progress) -> Checkpoint:
@@ -270,7 +257,7 @@ def _train(
     def begin(state: train.State | None) -> tuple[train.Run, float]:
         before = 0.0 if state is None else float(state["seconds"])
         # The teacher is taken as its recipe leaves it: validation chooses nothing, so it is not run on the way.
-        return train.train(network, lesson, recipe, validate=lambda _: math.nan, state=state and state["run"]), before
+        return train.Run(network, lesson, recipe, state=state and state["run"]), before
 
     progress.teacher_started(spec.title, recipe.epochs)
     kept = _checkpoint(spec, split, precision, progress)
@@ -289,22 +276,15 @@ def _train(
     return seconds
 
 
-def _save(teacher: Teacher, path: Path) -> None:
-    facts = json.dumps(dataclasses.asdict(teacher.facts))
-    files.save_tensors(path, teacher.network.state_dict(), {FACTS: facts})
-
-
 def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress) -> Teacher | None:
-    """Return the teacher in a file; None if it is missing or broken, then the teacher is made again."""
     if not path.is_file():
         return None
-    device = split.train.labels.device
     try:
-        state, metadata = files.load_tensors(path, device)
+        state, metadata = files.load_tensors(path, split.train.labels.device)
         facts = TeacherFacts(**json.loads(metadata[FACTS]))
         network = untrained(spec, split)
         networks.load_state(network, state)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         progress.warning(f"the kept teacher is broken and is made again ({path}: {' '.join(str(error).split())[:120]})")
         return None
-    return Teacher(_frozen(network), split.prepare, facts)
+    return Teacher(network.eval().requires_grad_(False), split.prepare, facts)

@@ -6,9 +6,10 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from kdsearch import networks
 from kdsearch.data import ImageSet, Stored, views
 from kdsearch.distil.lean import Lean
 from kdsearch.distil.optimizer import load_optimizer, make_optimizer, schedule, set_rate, shown_weights
-from kdsearch.distil.step import Format, Steps, format_for
+from kdsearch.distil.step import Steps, format_for
 from kdsearch.errors import TrialError
 from kdsearch.records import EpochRecord, Precision
 from kdsearch.spec import Augment, Recipe
@@ -47,11 +48,6 @@ class Batch:
     teacher_norms: Tensor | None = None
 
 
-Loss = Callable[[Batch], Tensor]
-"""Function from a batch to a scalar."""
-
-Method = TypeVar("Method", bound=Callable[..., object])
-
 State = dict[str, Any]
 """A training's state: dicts and lists of tensors and JSON values."""
 
@@ -63,7 +59,7 @@ class Lesson:
     Attributes:
         data: images and labels on their device.
         prepare: preprocessing, from image bytes to the network's input.
-        loss: the loss of a batch.
+        loss: a scalar for each batch.
         teacher_logits: (count, classes) in the order of `data` or, if the recipe augments, (count, views, classes) with
             as many views as are shown (`views.shown`), or None.
         teacher_norms: (count,) or (count, views), norms of the teacher's embeddings, or None: then losses get no
@@ -83,7 +79,7 @@ class Lesson:
 
     data: ImageSet
     prepare: Callable[[Tensor], Tensor]
-    loss: Loss
+    loss: Callable[[Batch], Tensor]
     teacher_logits: Tensor | None
     epochs: int
     batch_size: int
@@ -104,9 +100,9 @@ class Lesson:
 
 
 def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor]:
-    """Return a permutation of the images and a view for each; drawn on the CPU, so equal on every device.
+    """Return a permutation of the images and a view for each (its place in the image's pool, if there are pools).
 
-    If there are pools, a view is given by its place in the image's pool.
+    They are drawn on the CPU, so equal on every device.
     """
     generator = torch.Generator().manual_seed(machine.derive_seed("order", lesson.seed, epoch))
     order = torch.randperm(len(lesson.data), generator=generator)
@@ -119,7 +115,6 @@ def _order(lesson: Lesson, augment: Augment, epoch: int) -> tuple[Tensor, Tensor
 
 
 def _of(table: Tensor | None, chosen: Tensor, drawn: Tensor | None) -> Tensor | None:
-    """Return the teacher's rows, float32, of images or, if views were drawn, of these."""
     if table is None:
         return None
     return table.index_select(0, chosen) if drawn is None else table[chosen, drawn].float()
@@ -129,47 +124,58 @@ Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """What a step reads: the network's input, labels, and the teacher's logits and norms if the lesson has them."""
 
 
-def forward(network: nn.Module, inputs: Inputs, epoch: Tensor, form: Format) -> Batch:
-    """Run a forward pass; return the inputs of the lesson's loss, float32.
+def _check_views(lesson: Lesson, recipe: Recipe) -> None:
+    """Refuse teacher logits of unaugmented images if the recipe augments: they would belong to other inputs."""
+    many = views.shown(recipe.augment)
+    expected = (len(lesson.data), many) if views.count(recipe.augment) > 1 else (len(lesson.data),)
+    for table, rank in ((lesson.teacher_logits, len(expected) + 1), (lesson.teacher_norms, len(expected))):
+        if table is not None and (table.ndim != rank or tuple(table.shape[: len(expected)]) != expected):
+            raise ValueError(
+                f"the teacher's answers must be of each of {many} views of {len(lesson.data)} images "
+                f"(got shape {tuple(table.shape)})"
+            )
+
+
+class Run(Iterator[EpochRecord]):
+    """The training of a network, an iterator: each record requested trains an epoch.
+
+    Between two epochs its state can be taken; a run of the same network, lesson and recipe that resumes from it ends,
+    on a CPU, with bitwise the same weights.
 
     Args:
-        network: in training mode.
-        inputs: of one step, in the network's memory format.
-        epoch: (), counted from 1.
-        form: the network's format.
-    """
-    images, labels, targets, norms = inputs
-    with form.autocast(images.device):
-        if norms is None:
-            return Batch(network(images).float(), labels, targets, epoch)
-        logits, embedding = networks.with_embedding(network, images)
-    return Batch(logits.float(), labels, targets, epoch, embedding.float(), norms)
-
-
-def _alive(method: weakref.WeakMethod[Method]) -> Method:
-    """A method of an object that is there: it is what calls."""
-    found = method()
-    assert found is not None
-    return found
-
-
-class Training:
-    """A training in progress: network, optimiser, and the tensors that a step writes for the host to read per epoch.
-
-    Args:
-        network: on the lesson's device; its memory layout is changed.
+        network: on the lesson's device; trained in place, its memory layout is changed.
         lesson: data, loss and length.
         recipe: optimiser, rate and augmentation.
+        validate: returns the network's accuracy on the validation set, a fraction; NaN where it does not matter.
+        state: from `state_dict`, on any device; None: from the beginning.
+
+    Attributes:
+        done: number of epochs so far.
+
+    Raises:
+        ValueError: the lesson lacks teacher logits or norms for some of the recipe's views, or the state belongs to
+            another network or recipe; nothing was changed then.
     """
 
-    def __init__(self, network: nn.Module, lesson: Lesson, recipe: Recipe) -> None:
-        self._lesson, self._recipe = lesson, recipe
+    def __init__(
+        self,
+        network: nn.Module,
+        lesson: Lesson,
+        recipe: Recipe,
+        *,
+        validate: Callable[[nn.Module], float] = lambda network: math.nan,
+        state: State | None = None,
+    ) -> None:
+        _check_views(lesson, recipe)
+        self._lesson, self._recipe, self._validate = lesson, recipe, validate
         self._device = lesson.data.labels.device
+        if self._device.type == "cpu":
+            machine.keep_freed_memory()
         self._augmented = views.count(recipe.augment) > 1
         pool = views.pool(len(lesson.data), recipe.augment)
         self._pool = None if pool is None else pool.to(self._device)
         self._form = format_for(network, self._device, lesson.precision)
-        self.asking = 0.0  # seconds of asking the teacher before the last epoch
+        self._asking = 0.0  # seconds of asking the teacher before the last epoch
         self._network = network.to(memory_format=self._form.memory)  # type: ignore[call-overload]
         self._lean = Lean(network, bf16=self._form.bf16)
         self._optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
@@ -178,15 +184,53 @@ class Training:
         # schedule-free SGD counts its steps on the host; a network may declare that it waits for the device
         capture = lesson.capture and recipe.optimizer != "schedulefree" and getattr(network, "capturable", True)
         # weakly: else only the cyclic collector would free the training, and the memory of its graph with it
-        take, inputs = weakref.WeakMethod(self._step), weakref.WeakMethod(self._inputs)
+        own = weakref.proxy(self)
         self._steps = Steps(
-            lambda *batch: _alive(take)(*batch), batch_size=lesson.batch_size, device=self._device, capture=capture
+            lambda *batch: own._step(*batch), batch_size=lesson.batch_size, device=self._device, capture=capture
         )
-        self._shown = shown_weights(self._optimizer, network, recipe, lesson.steps, lambda count: _alive(inputs)(count))
+        self._shown = shown_weights(self._optimizer, network, recipe, lesson.steps, lambda count: own._inputs(count))
+        self.done = 0
+        if state is not None:
+            self._load(state["training"])
+            self.done = int(state["epoch"])
+
+    def __next__(self) -> EpochRecord:
+        """Train an epoch; after the last one, or an error, the captured step and its memory are dropped.
+
+        Raises:
+            TrialError: the loss or the weights are not finite.
+        """
+        if self.done >= self._lesson.epochs:
+            raise StopIteration
+        with ExitStack() as ending:
+            ending.callback(self.close)
+            record = self._next()
+            if self.done < self._lesson.epochs:
+                ending.pop_all()
+        return record
 
     def close(self) -> None:
-        """Drops the captured step; what was trained stays."""
+        """Drop the captured step, where no further epoch is wanted; one that is asked for is trained without it."""
         self._steps.close()
+
+    def _next(self) -> EpochRecord:
+        lesson = self._lesson
+        epoch = self.done + 1
+        start = time.perf_counter()
+        seed = machine.derive_seed("epoch", lesson.seed, epoch)
+        with machine.threads(lesson.threads), machine.seeded(seed, self._device):
+            loss = self.epoch(epoch)
+        seconds = time.perf_counter() - start - self._asking  # the epoch has waited for the device
+        if not math.isfinite(loss):
+            raise TrialError(
+                f"the weights and the training loss must be finite: epoch {epoch}",
+                got=loss,
+                remedy="lower the recipe's lr",
+            )
+        with machine.threads(lesson.threads):
+            accuracy = self._validate(self._network)
+        self.done = epoch
+        return EpochRecord(epoch, loss, accuracy, seconds, self._asking)
 
     def epoch(self, epoch: int) -> float:
         """Train an epoch, counted from 1; return the mean loss of its batches, NaN if a weight is not finite.
@@ -198,7 +242,7 @@ class Training:
         begin = time.perf_counter()
         if lesson.before_epoch is not None:
             lesson.before_epoch(order, drawn)
-        self.asking = time.perf_counter() - begin
+        self._asking = time.perf_counter() - begin
         self._shown.hide()
         self._network.train()
         self._epoch.fill_(epoch)
@@ -219,10 +263,9 @@ class Training:
         return torch.where(finite, self._total / steps, torch.nan).item()  # the epoch's only wait for the device
 
     def _batches(self, order: Tensor, drawn: Tensor) -> Iterator[Inputs]:
-        """Yield the inputs of each step.
+        """Yield the inputs of each step, made for many at once on CUDA, where a step is bound by its kernels.
 
-        Views and preprocessing are made for many steps at once on CUDA, where a step is bound by its kernels, and step
-        by step on a CPU, whose caches a batch fits. Images in a file are read ahead, batch by batch.
+        On a CPU they are made step by step: its caches fit a batch. Images in a file are read ahead, batch by batch.
         """
         size, steps = self._lesson.batch_size, self._lesson.steps
         images = self._lesson.data.images
@@ -240,24 +283,16 @@ class Training:
             yield from zip(*split, strict=False)  # type: ignore[misc]
 
     def _ready(self, chosen: Tensor, drawn: Tensor, fetched: Tensor | None = None) -> Inputs:
-        """Return the inputs of steps on views of images.
-
-        Args:
-            chosen: (images,), int64: their indices.
-            drawn: (images,), int64: the view of each.
-            fetched: (images, channels, height, width), these images, if they are not in memory.
-        """
+        """Return the inputs of steps on the drawn views of the chosen images; `fetched` are these if not in memory."""
         lesson, which = self._lesson, drawn if self._augmented else None
         targets, norms = (_of(table, chosen, which) for table in (lesson.teacher_logits, lesson.teacher_norms))
-        images = self._form.lay_out(self._images(chosen, drawn, fetched))
-        return images, lesson.data.labels.index_select(0, chosen), targets, norms
+        return self._images(chosen, drawn, fetched), lesson.data.labels.index_select(0, chosen), targets, norms
 
     def _images(self, chosen: Tensor, drawn: Tensor, fetched: Tensor | None = None) -> Tensor:
-        """Return the network's input for views of images."""
         # index_select is several times as fast as images[chosen] on a CPU
         shown = self._lesson.data.images.index_select(0, chosen) if fetched is None else fetched
         which = drawn if self._pool is None else self._pool[chosen, drawn].long()
-        return self._lesson.prepare(views.make(shown, which, self._recipe.augment))
+        return self._form.lay_out(self._lesson.prepare(views.make(shown, which, self._recipe.augment)))
 
     def sample(self) -> Callable[[], None]:
         """Return a call that takes a whole step on the first images, to count its kernels or time it alone."""
@@ -271,10 +306,17 @@ class Training:
 
         return take
 
+    def _forward(self, images: Tensor, labels: Tensor, targets: Tensor | None, norms: Tensor | None) -> Batch:
+        with self._form.autocast(self._device):
+            if norms is None:
+                return Batch(self._network(images).float(), labels, targets, self._epoch)
+            logits, embedding = networks.with_embedding(self._network, images)
+        return Batch(logits.float(), labels, targets, self._epoch, embedding.float(), norms)
+
     def _step(self, *inputs: Any) -> None:
         """Take a step: forward, loss, backward, optimiser; without waiting for the device."""
         self._lean.cast()
-        loss = self._lesson.loss(forward(self._network, inputs, self._epoch, self._form))  # type: ignore[arg-type]
+        loss = self._lesson.loss(self._forward(*inputs))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._lean.collect()
@@ -282,19 +324,19 @@ class Training:
         self._total += loss.detach()
 
     def state_dict(self) -> State:
-        """Return the state that, with its number, determines the next epoch: weights, optimiser, averages."""
-        return {
+        """Return the state between two epochs; its tensors are not copied.
+
+        `checkpoint.save` writes it, `copy.deepcopy` keeps it. The order of images and views, dropout and the learning
+        rate follow from the seed and the epoch's number, so no generator's state is needed.
+        """
+        training = {
             "weights": self._tensors(),
             "optimizer": self._optimizer.state_dict(),
             "shown": self._shown.state_dict(),
         }
+        return {"epoch": self.done, "training": training}
 
-    def load_state_dict(self, state: State) -> None:
-        """Resume from a state of `state_dict`, in place.
-
-        Raises:
-            ValueError: the state belongs to another network or recipe; nothing was changed.
-        """
+    def _load(self, state: State) -> None:
         own, given = self._tensors(), state["weights"]
         if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in given.items()}:
             raise ValueError("the state must be of this network")
@@ -307,7 +349,7 @@ class Training:
         self._shown.load_state_dict(state["shown"])
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return parameters and buffers of the network and its companion by name, non-persistent buffers included."""
+        """Return parameters and buffers of network and companion, non-persistent buffers included."""
         modules = {"network": self._network, "companion": self._lesson.companion or nn.Identity()}
         return {
             f"{prefix}.{name}": tensor.detach()
@@ -320,130 +362,4 @@ class Training:
         order, drawn = _order(self._lesson, self._recipe.augment, 0)
         taken = min(count, self._lesson.steps) * self._lesson.batch_size
         parts = (each[:taken].split(self._lesson.batch_size) for each in (order, drawn))
-        return [self._form.lay_out(self._images(*part)) for part in zip(*parts, strict=True)]
-
-
-def _check_views(lesson: Lesson, recipe: Recipe) -> None:
-    """Refuse teacher logits of unaugmented images if the recipe augments: they would belong to other inputs."""
-    many = views.shown(recipe.augment)
-    expected = (len(lesson.data), many) if views.count(recipe.augment) > 1 else (len(lesson.data),)
-    for table, rank in ((lesson.teacher_logits, len(expected) + 1), (lesson.teacher_norms, len(expected))):
-        if table is not None and (table.ndim != rank or tuple(table.shape[: len(expected)]) != expected):
-            raise ValueError(
-                f"the teacher's answers must be of each of {many} views of {len(lesson.data)} images "
-                f"(got shape {tuple(table.shape)})"
-            )
-
-
-class Run(Iterator[EpochRecord]):
-    """A training as an iterator: each record requested trains an epoch.
-
-    Between two epochs its state can be taken; a run of the same network, lesson and recipe that resumes from it ends,
-    on a CPU, with bitwise the same weights.
-
-    Args:
-        network, lesson, recipe, validate: see `train`.
-        state: from `state_dict`, on any device; None: from the beginning.
-
-    Attributes:
-        done: number of epochs so far.
-
-    Raises:
-        ValueError: see `train`.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        lesson: Lesson,
-        recipe: Recipe,
-        *,
-        validate: Callable[[nn.Module], float],
-        state: State | None = None,
-    ) -> None:
-        _check_views(lesson, recipe)
-        self._network, self._lesson, self._validate = network, lesson, validate
-        self._device = lesson.data.labels.device
-        if self._device.type == "cpu":
-            machine.keep_freed_memory()
-        self._training = Training(network, lesson, recipe)
-        self.done = 0
-        if state is not None:
-            self._training.load_state_dict(state["training"])
-            self.done = int(state["epoch"])
-
-    def __next__(self) -> EpochRecord:
-        """Trains an epoch; after the last one, or an error, the captured step and its memory are dropped.
-
-        Raises:
-            TrialError: the loss or the weights are not finite.
-        """
-        if self.done >= self._lesson.epochs:
-            raise StopIteration
-        ended = True
-        try:
-            record = self._next()
-            ended = self.done >= self._lesson.epochs
-        finally:
-            if ended:
-                self.close()
-        return record
-
-    def close(self) -> None:
-        """Drops the captured step, where no further epoch is wanted; one that is asked for is trained without it."""
-        self._training.close()
-
-    def _next(self) -> EpochRecord:
-        lesson = self._lesson
-        epoch = self.done + 1
-        start = time.perf_counter()
-        seed = machine.derive_seed("epoch", lesson.seed, epoch)
-        with machine.threads(lesson.threads), machine.seeded(seed, self._device):
-            loss = self._training.epoch(epoch)
-        seconds = time.perf_counter() - start - self._training.asking  # the epoch has waited for the device
-        if not math.isfinite(loss):
-            raise TrialError(
-                f"the weights and the training loss must be finite: epoch {epoch}",
-                got=loss,
-                remedy="lower the recipe's lr",
-            )
-        with machine.threads(lesson.threads):
-            accuracy = self._validate(self._network)
-        self.done = epoch
-        return EpochRecord(epoch, loss, accuracy, seconds, self._training.asking)
-
-    def state_dict(self) -> State:
-        """Return the state between two epochs; its tensors are not copied.
-
-        `checkpoint.save` writes it, `copy.deepcopy` keeps it. The order of images and views, dropout and the learning
-        rate follow from the seed and the epoch's number, so no generator's state is needed.
-        """
-        return {"epoch": self.done, "training": self._training.state_dict()}
-
-
-def train(
-    network: nn.Module,
-    lesson: Lesson,
-    recipe: Recipe,
-    *,
-    validate: Callable[[nn.Module], float],
-    state: State | None = None,
-) -> Run:
-    """Return the training of a network, which runs an epoch for each record requested.
-
-    Args:
-        network: on the lesson's device; trained in place.
-        lesson: data, loss and length.
-        recipe: optimiser, rate and augmentation.
-        validate: returns the network's accuracy on the validation set, a fraction.
-        state: of an interrupted run (`Run.state_dict`) to resume; None: from the beginning.
-
-    Returns:
-        An iterator over the records of the remaining epochs, from epoch 1 without a state.
-
-    Raises:
-        TrialError: the loss or the weights are not finite.
-        ValueError: the lesson lacks teacher logits or norms for some of the recipe's views, or the state belongs to
-            another network or recipe; nothing was changed then.
-    """
-    return Run(network, lesson, recipe, validate=validate, state=state)
+        return list(map(self._images, *parts))

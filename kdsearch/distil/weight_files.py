@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,7 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
     Raises:
         TeacherError: the file cannot be read or does not fit the network.
     """
-    _check_file(path)
-    state, notes = unwrapped(_read(path), set(network.state_dict()))
+    state, notes = _unwrapped(_read(path), set(network.state_dict()))
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
@@ -56,7 +55,7 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """Return a context in which the weights' file is open.
+    """Open the weights' file.
 
     Raises:
         TeacherError: it cannot be read.
@@ -72,32 +71,11 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         ) from None
 
 
-def _check_file(path: Path) -> None:
-    """Refuse files that a failed download left in place of weights.
-
-    Raises:
-        TeacherError: the file cannot be opened, or is empty, a Git LFS pointer or a web page.
-    """
+def _read(path: Path) -> Any:
+    """Return the contents of a weight file, on the CPU."""
     with opened(path) as file:
         head = file.read(64)
-    if not head:
-        raise TeacherError("teacher.weights must hold weights: the file is empty", got=path, remedy=AGAIN)
-    if head.startswith(b"version https://git-lfs"):
-        remedy = f"{AGAIN} (`git lfs pull`, or the file's download link)"
-        raise TeacherError("teacher.weights must hold weights, not a Git LFS pointer", got=path, remedy=remedy)
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise TeacherError("teacher.weights must hold weights, not a web page", got=path, remedy=AGAIN)
-
-
-def _read(path: Path) -> Any:
-    """Return the contents of a weight file, on the CPU.
-
-    Raises:
-        TeacherError: it is broken, or is neither safetensors nor tensors saved by torch.
-    """
-    with path.open("rb") as file:
-        head = file.read(9)
-    is_zip = head.startswith(b"PK")
+    _check_download(head, path)
     try:
         if path.suffix == ".safetensors" or head[8:9] == b"{":  # eight bytes of length, then JSON
             return load_file(path)
@@ -106,11 +84,21 @@ def _read(path: Path) -> Any:
     except (SafetensorError, EOFError, OSError) as error:
         raise _broken(path, error) from None
     except RuntimeError as error:
-        if not is_zip:
-            raise _foreign(path, error) from None
-        raise _broken(path, error) from None
+        kind = _broken if head.startswith(b"PK") else _foreign  # PK: of a zip file, as torch writes
+        raise kind(path, error) from None
     except Exception as error:  # unpickling may raise anything
         raise _foreign(path, error) from None
+
+
+def _check_download(head: bytes, path: Path) -> None:
+    """Refuse what a failed download leaves in place of weights."""
+    if not head:
+        raise TeacherError("teacher.weights must hold weights: the file is empty", got=path, remedy=AGAIN)
+    if head.startswith(b"version https://git-lfs"):
+        remedy = f"{AGAIN} (`git lfs pull`, or the file's download link)"
+        raise TeacherError("teacher.weights must hold weights, not a Git LFS pointer", got=path, remedy=remedy)
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise TeacherError("teacher.weights must hold weights, not a web page", got=path, remedy=AGAIN)
 
 
 def _harmless() -> list[Any]:
@@ -129,14 +117,10 @@ def _broken(path: Path, error: Exception) -> TeacherError:
 
 
 def _foreign(path: Path, error: Exception) -> TeacherError:
-    name = type(error).__name__
-    try:
-        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # it is not a torch file
-        others = []
-    held = f"it holds {', '.join(others[:KEYS_SHOWN])}, and loading that could run code" if others else name
-    if isinstance(error, pickle.UnpicklingError) and not others:
-        held = "torch cannot read it"
+    held = "torch cannot read it" if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+    with suppress(Exception):  # it is not a torch file
+        if others := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            held = f"it holds {', '.join(others[:KEYS_SHOWN])}, and loading that could run code"
     return TeacherError(
         f"teacher.weights must be safetensors or a state dict: {held}",
         got=path,
@@ -144,13 +128,8 @@ def _foreign(path: Path, error: Exception) -> TeacherError:
     )
 
 
-def unwrapped(state: Any, own: set[str]) -> tuple[Any, list[str]]:
-    """Return a checkpoint's state dict without wrappers' prefixes, and lines about what was removed.
-
-    Args:
-        state: the contents of a file.
-        own: keys of the network's state dict, whose own prefixes stay.
-    """
+def _unwrapped(state: Any, own: set[str]) -> tuple[Any, list[str]]:
+    """Return a checkpoint's state dict without the prefixes that wrappers add to the `own` keys, and what was done."""
     notes = []
     while isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
         inside = next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None)
@@ -176,14 +155,10 @@ def unwrapped(state: Any, own: set[str]) -> tuple[Any, list[str]]:
 
 def _common(state: Mapping[str, Any], own: set[str]) -> str | None:
     """Return a wrapper's prefix that all keys have and none of the network's own."""
-    return next(
-        (
-            prefix
-            for prefix in PREFIXES
-            if state and all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own)
-        ),
-        None,
-    )
+    for prefix in PREFIXES:
+        if state and all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
+            return prefix
+    return None
 
 
 def _misfits(network: nn.Module, state: Any) -> str:

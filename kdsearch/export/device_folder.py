@@ -24,7 +24,7 @@ from kdsearch.export import formats, ship
 from kdsearch.export.device_script import FILES, IMAGES, NETWORKS, fingerprint
 from kdsearch.export.device_script import FORMAT as RESULT_FORMAT
 from kdsearch.export.device_script import VERSION as RESULT_VERSION
-from kdsearch.measure import deployed
+from kdsearch.measure import onnx
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.reporting.measured import DEVICE, FIGURES, LONGEST, Measured, is_figure, is_whole, parsed
 from kdsearch.storage import load_trial
@@ -52,7 +52,7 @@ def write(
         KdsearchError: the trial is not complete, a package is missing, the folder cannot be written, or a network
             predicts something else in ONNX Runtime.
     """
-    deployed.require("kdsearch measure")
+    onnx.require("kdsearch measure")
     _, shop, student, _ = ship.opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
     how, told = shop.spec.latency, {"study": study.study_name, "trial": number}
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, **told, "batch": how.batch, "threads": how.threads}
@@ -75,8 +75,6 @@ def _written(
     folder: Path, networks: dict[str, nn.Module], split: Split, batch: int, facts: dict[str, Any]
 ) -> dict[str, list[int | None]]:
     """Write both networks and the images; return each network's predictions, None where one is nearly a tie."""
-    from kdsearch.measure import onnx
-
     images = repeated(split.validation.images, min(batch, MOST_IMAGES, len(split.validation)))
     np.savez_compressed(folder / IMAGES, images=images.numpy())
     expected = {}
@@ -84,7 +82,7 @@ def _written(
         path = folder / f"{name}.onnx"
         formats.write(networks[name], split, "onnx", path, facts)
         with torch.inference_mode():
-            expected[name] = labels(deployed.Prepared(networks[name], split).eval()(images))
+            expected[name] = labels(onnx.Prepared(networks[name], split).eval()(images))
         there = onnx.logits(onnx.session(path), images).argmax(1).tolist()
         if any(wanted not in (None, found) for wanted, found in zip(expected[name], there, strict=True)):
             raise KdsearchError(

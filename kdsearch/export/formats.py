@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdsearch import networks
 from kdsearch.data import Images, Split, repeated
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import deployed, latency
+from kdsearch.measure import latency, onnx
 from kdsearch.measure.accuracy import batch_of
 from kdsearch.measure.gate import Gate
 from kdsearch.records import Timing
@@ -49,11 +49,9 @@ def write(network: nn.Module, split: Split, kind: str, path: Path, facts: dict[s
         path: of the file.
         facts: metadata, stored in the file as JSON.
     """
-    wrapped = deployed.Prepared(network, split).eval()
+    wrapped = onnx.Prepared(network, split).eval()
     example = split.test.images[:2]
     if kind in OF_ONNX:
-        from kdsearch.measure import onnx
-
         onnx.write(wrapped, example, path)
         if kind == INT8:
             _quantise(path, calibration(split.train.images))
@@ -74,15 +72,13 @@ def load(path: Path, split: Split, kind: str, *, threads: int, blank: nn.Module)
         blank: the network that safetensors are loaded into.
     """
     if kind in OF_ONNX:
-        from kdsearch.measure import onnx
-
         ready = onnx.session(path, threads=threads)
         return lambda images: torch.from_numpy(ready.run(None, {"images": images.numpy()})[0])
     if kind == "pt2":
         run: Run = torch.export.load(path).module()
         return run
     networks.load_state(blank, files.load_tensors(path, torch.device("cpu"))[0])
-    return deployed.Prepared(blank, split).eval()
+    return onnx.Prepared(blank, split).eval()
 
 
 def calibration(images: Images) -> Tensor:
@@ -130,7 +126,7 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
     for parameter in blank.parameters():
         nn.init.zeros_(parameter)
     with torch.inference_mode():
-        here = deployed.Prepared(student, shop.split).eval()
+        here = onnx.Prepared(student, shop.split).eval()
         size = batch_of(test.images)
         wanted = torch.cat([here(part) for part in test.images.split(size)])
         try:
@@ -157,8 +153,6 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
 
 
 def _check_int8(path: Path, images: Images, scores: list[float]) -> None:
-    from kdsearch.measure import onnx
-
     if products := onnx.float_products(path, images[:2]):
         raise KdsearchError(
             "an int8 file must compute all its products in integers",

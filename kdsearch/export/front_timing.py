@@ -20,7 +20,7 @@ from torch import nn
 from kdsearch.data import Split, repeated
 from kdsearch.distil import lesson, teacher
 from kdsearch.export import formats
-from kdsearch.measure import deployed, latency
+from kdsearch.measure import latency, onnx
 from kdsearch.measure.gate import Gate
 from kdsearch.records import Attr, Config, Progress, Timing, architecture
 from kdsearch.reporting import runtimes
@@ -63,7 +63,7 @@ class Bench:
         batch = repeated(self.split.validation.images, how.batch)
         takes: dict[str, Callable[[], Timing]] = {
             TORCH: partial(latency.measure, self.teacher, student, self.split.example(how.batch)),
-            ONNX: partial(deployed.timed, self.folder / "teacher.onnx", path, batch, how),
+            ONNX: partial(onnx.measure_files, self.folder / "teacher.onnx", path, batch, how),
         }
         found = {}
         for name, take in takes.items():
@@ -84,7 +84,7 @@ def measure(study: Study, trials: str | None, *, data_dir: str | None, progress:
     Raises:
         KdsearchError: a package is missing, a trial does not exist, or data or teacher differ from the study's.
     """
-    deployed.require("kdsearch measure")
+    onnx.require("kdsearch measure")
     groups = alike(choose(study, trials))
     plan = rejoin(study, url="", data_dir=data_dir, device="cpu")
     check_data(study, plan)
@@ -164,7 +164,7 @@ def measured(number: int, runtime: str, timing: Timing, threads: int) -> Measure
         trial=number,
         source=HERE,
         runtime=runtime,
-        version=f"torch {torch.__version__}" if runtime == TORCH else deployed.version(),
+        version=f"torch {torch.__version__}" if runtime == TORCH else onnx.version(),
         device=machine.cpu_model(),
         provider="",
         threads=threads,

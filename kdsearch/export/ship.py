@@ -17,7 +17,7 @@ from kdsearch import networks
 from kdsearch.data import Split
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card
-from kdsearch.measure import deployed
+from kdsearch.measure import onnx
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import weights
 from kdsearch.search.plan import check_choice, rejoin
@@ -51,7 +51,7 @@ def export(
     """
     check_choice("--format", kind, formats.KINDS)
     if kind in formats.OF_ONNX:
-        deployed.require("--format onnx")
+        onnx.require("--format onnx")
     trial, shop, student, source = opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
     path = out / f"trial-{number}.{formats.ENDINGS[kind]}"
     found = _written(path, student, shop, kind, about(study, number, shop.split))
@@ -118,7 +118,5 @@ def _written(path: Path, student: nn.Module, shop: Workshop, kind: str, facts: d
     exporter = f"torch {torch.__version__}"
     versions = {"exporter": exporter, "runtime": exporter}
     if kind in formats.OF_ONNX:
-        from kdsearch.measure import onnx
-
-        versions |= {"runtime": deployed.version(), "opset": str(onnx.opset(path))}
+        versions |= {"runtime": onnx.version(), "opset": str(onnx.opset(path))}
     return found | versions | {"file": str(path), "bytes": path.stat().st_size, "sha256": digest}

@@ -1,6 +1,6 @@
 """Measurements of a network: accuracy, and costs, one file each.
 
-Others use `accuracy`, `deployed`, `flops`, `gate`, `latency`, `onnx`.
+Others use `accuracy`, `flops`, `gate`, `latency`, `onnx`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from kdsearch.errors import StudyFileError
-from kdsearch.measure.accuracy import accuracy, hits, logits
+from kdsearch.measure.accuracy import accuracy, hits
 from kdsearch.records import Timing
 from kdsearch.system import plugins
 
@@ -21,12 +21,7 @@ Cost = Callable[[nn.Module, nn.Module, Tensor], Timing]
 COSTS = {"latency": "kdsearch.measure.latency:measure", "flops": "kdsearch.measure.flops:measure"}
 
 ONNX = "onnx"
-"""Name of the cost in `deployed`. It is no `Cost`: an exported file includes preprocessing, so it takes raw bytes."""
-
-
-def cost_names() -> list[str]:
-    """Return the names of all costs, plugins included."""
-    return [*plugins.names("costs", COSTS), ONNX]
+"""Name of the cost in `onnx`. It is no `Cost`: an exported file includes preprocessing, so it takes raw bytes."""
 
 
 def cost(name: str) -> Cost:
@@ -37,7 +32,8 @@ def cost(name: str) -> Cost:
     """
     found: Cost | None = plugins.find("costs", name, COSTS)
     if found is None:
-        remedy = f"choose one of {', '.join(cost_names())}, or install the package that brings it"
+        known = ", ".join([*plugins.names("costs", COSTS), ONNX])
+        remedy = f"choose one of {known}, or install the package that brings it"
         raise StudyFileError("--cost must be known", got=name, remedy=remedy)
     return found
 
@@ -57,4 +53,4 @@ def checked(timing: object, name: str) -> Timing:
     )
 
 
-__all__ = ["COSTS", "ONNX", "Cost", "accuracy", "checked", "cost", "cost_names", "hits", "logits"]
+__all__ = ["COSTS", "ONNX", "Cost", "accuracy", "checked", "cost", "hits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 import time
@@ -14,18 +15,7 @@ import torch
 
 from kdsearch.system import machine
 
-try:
-    import fcntl
-except ImportError:  # Windows: workers on one machine are not kept apart there
-    fcntl = None  # type: ignore[assignment]
-
 EVERY = 0.02  # seconds between two checks, during training, for a process that wants to time
-
-
-def _name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return device.type
-    return str(torch.cuda.get_device_properties(device).uuid)  # the index depends on CUDA_VISIBLE_DEVICES
 
 
 class Gate:
@@ -47,14 +37,13 @@ class Gate:
         self._device = device
         self._next = 0.0
         self._files: dict[str, int] = {}
-        if fcntl is None:
-            return
-        owner = getattr(os, "getuid", lambda: 0)()
-        folder = folder or Path(tempfile.gettempdir()) / f"kdsearch-{owner}"
+        folder = folder or Path(tempfile.gettempdir()) / f"kdsearch-{os.getuid()}"
+        # the index of a GPU depends on CUDA_VISIBLE_DEVICES
+        name = torch.cuda.get_device_properties(device).uuid if device.type == "cuda" else device.type
         with suppress(OSError):  # without a writable folder workers are not kept apart
             folder.mkdir(mode=0o700, exist_ok=True)
             for kind in ("turn", "busy"):
-                file = os.open(folder / f"{_name(device)}.{kind}", os.O_RDWR | os.O_CREAT, 0o600)
+                file = os.open(folder / f"{name}.{kind}", os.O_RDWR | os.O_CREAT, 0o600)
                 weakref.finalize(self, os.close, file)
                 self._files[kind] = file
 

@@ -11,13 +11,14 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from kdsearch import networks
 from kdsearch.records import Timing
 from kdsearch.stats import Spread, median_interval, sittings_interval
 from kdsearch.system import machine
@@ -40,7 +41,6 @@ SLOW_SECONDS = 0.5  # a call that takes this long needs no further warm-up
 
 
 def _seconds(call: Call, repeats: int, device: torch.device) -> float:
-    """Return the seconds per call, over `repeats` calls in a row."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -66,14 +66,7 @@ def _once(call: Call, device: torch.device) -> float:
 def _pairs(
     teacher: Call, student: Call, device: torch.device, least: float = SAMPLE_SECONDS, most: int | None = None
 ) -> Pairs:
-    """Return alternating samples of teacher and student: as many pairs as fit in `SITTING_SECONDS`, within limits.
-
-    Args:
-        teacher, student: one inference of a batch each.
-        device: where they run.
-        least: minimum seconds of a sample.
-        most: number of pairs, at least MIN_PAIRS; None: MAX_PAIRS.
-    """
+    """Return alternating samples of at least `least` seconds: as many as fit in `SITTING_SECONDS`, `most` at most."""
     once = _once(teacher, device), _once(student, device)
     sample = max(least, SAMPLE_SHARE * max(once))
     often = [math.ceil(sample / seconds) for seconds in once]
@@ -96,15 +89,12 @@ def sitting_seconds(teacher: float, device_type: str) -> float:
 
 
 def several(take: Callable[[], Timing]) -> Timing:
-    """Time a student over `SITTINGS` sittings with rests between them, with Student's interval over these.
+    """Take `SITTINGS` sittings with rests between them; return Student's interval over these.
 
     This is for a student that is timed by itself, without other work of a study between the sittings.
-
-    Args:
-        take: takes one sitting.
     """
     timings = [take()]
-    while len(timings) < SITTINGS:
+    for _ in range(1, SITTINGS):
         time.sleep(APART)
         timings.append(take())
     return over_sittings(timings)
@@ -143,21 +133,19 @@ def compare(teacher: Call, student: Call, *, batch: int, kind: str, alone: tuple
     """
     machine.keep_freed_memory()
     cpu = torch.device("cpu")
-    found = summary(*_pairs(teacher, student, cpu), batch=batch, kind=kind)
-    return found if alone is None else _with_alone(found, _pairs(*alone, cpu, ALONE_SECONDS))
+    pairs = _pairs(teacher, student, cpu)
+    return _timing(pairs, alone and _pairs(*alone, cpu, ALONE_SECONDS), batch=batch, kind=kind)
 
 
-def _with_alone(found: Timing, pairs: Pairs) -> Timing:
-    """Return a timing with the seconds of single images added."""
+def _timing(pairs: Pairs, alone: Pairs | None, *, batch: int, kind: str, eager: Pairs | None = None) -> Timing:
+    ratio, low, high = median_interval(ratios(*pairs))
     teacher, student = map(statistics.median, pairs)
-    return dataclasses.replace(found, teacher_seconds_1=teacher, student_seconds_1=student)
-
-
-def summary(of_teacher: Sequence[float], of_student: Sequence[float], *, batch: int, kind: str) -> Timing:
-    """Return the ratio and its interval from seconds taken in pairs, at least one."""
-    ratio, low, high = median_interval(ratios(of_teacher, of_student))
-    middle = statistics.median(of_teacher), statistics.median(of_student)
-    return Timing(ratio, low, high, *middle, batch=batch, pairs=len(of_teacher), kind=kind)
+    return Timing(
+        ratio, low, high, teacher, student, batch=batch, pairs=len(pairs[0]), kind=kind,
+        eager_ratio=eager and statistics.median(ratios(*eager)),
+        teacher_seconds_1=alone and statistics.median(alone[0]),
+        student_seconds_1=alone and statistics.median(alone[1]),
+    )  # fmt: skip
 
 
 def ratios(of_teacher: Sequence[float], of_student: Sequence[float]) -> list[float]:
@@ -207,15 +195,22 @@ def _once_a_process(network: nn.Module, batch: Tensor, capture: Callable[[nn.Mod
 
 def _layout(network: nn.Module, device: torch.device) -> torch.memory_format:
     """Of a network that is timed: on CUDA convolutions want channels last, and whoever deploys one gives them that."""
-    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    convolves = networks.has_layer(network, nn.Conv2d)
     return torch.channels_last if convolves and device.type == "cuda" else torch.contiguous_format
 
 
 def _ready(network: nn.Module, batch: Tensor) -> Tensor:
-    """The batch as a network reads it, which then is in evaluation mode and laid out, however training laid it out."""
+    """Put a network in evaluation mode, and lay it out however training did; return the batch as it reads it."""
     layout = _layout(network, batch.device)
     network.eval().to(memory_format=layout)  # type: ignore[call-overload]
     return batch.contiguous(memory_format=layout) if batch.ndim == 4 else batch
+
+
+@contextmanager
+def _inference(device: torch.device) -> Iterator[None]:
+    machine.keep_freed_memory()
+    with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
@@ -234,40 +229,33 @@ def measure(teacher: nn.Module, student: nn.Module, batch: Tensor) -> Timing:
     """
     device = batch.device
     for_teacher, for_student = _ready(teacher, batch), _ready(student, batch)
-    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    machine.keep_freed_memory()
-    with torch.inference_mode(), on_device:
-        one_teacher, one_student = for_teacher[:1], for_student[:1]
-        # on CUDA the eager ratio only stands beside the one that counts
-        most = MIN_PAIRS if device.type == "cuda" else None
-        timed = eager = _pairs(lambda: teacher(for_teacher), lambda: student(for_student), device, most=most)
+    one_teacher, one_student = for_teacher[:1], for_student[:1]
+    eager = None
+    with _inference(device):
         if device.type == "cuda":
+            # the eager ratio only stands beside the one that counts
+            eager = _pairs(lambda: teacher(for_teacher), lambda: student(for_student), device, most=MIN_PAIRS)
             of_teacher, of_one = (_once_a_process(teacher, part, _graphed) for part in (for_teacher, one_teacher))
             timed = _pairs(of_teacher, _graphed(student, for_student), device)
             alone = _pairs(of_one, _graphed(student, one_student), device, ALONE_SECONDS)
         else:
+            timed = _pairs(lambda: teacher(for_teacher), lambda: student(for_student), device)
             alone = _pairs(lambda: teacher(one_teacher), lambda: student(one_student), device, ALONE_SECONDS)
-    found = _with_alone(summary(*timed, batch=len(batch), kind="latency"), alone)
-    return found if timed is eager else dataclasses.replace(found, eager_ratio=statistics.median(ratios(*eager)))
+    return _timing(timed, alone, batch=len(batch), kind="latency", eager=eager)
 
 
 def eager_pairs(teacher: nn.Module, student: nn.Module, batch: Tensor, *, to_host: bool) -> Pairs:
     """Measure eager forward passes of teacher and student alternately, as the slide deck timed inference.
 
     Args:
-        teacher, student: on the batch's device; left in evaluation mode.
-        batch: (batch, channels, height, width), the networks' input.
+        teacher, student, batch: see `measure`.
         to_host: whether copying the predictions, (batch,), to the host is timed, too.
-
-    Returns:
-        The teacher's seconds per batch and the student's, pair by pair.
     """
 
     def call(network: nn.Module) -> Call:
         images = _ready(network, batch)
         return lambda: network(images).argmax(1).cpu() if to_host else network(images)
 
-    on_device = torch.cuda.device(batch.device) if batch.device.type == "cuda" else nullcontext()
-    machine.keep_freed_memory()
-    with torch.inference_mode(), on_device:
-        return _pairs(call(teacher), call(student), batch.device)
+    calls = call(teacher), call(student)
+    with _inference(batch.device):
+        return _pairs(*calls, batch.device)

@@ -1,25 +1,77 @@
-"""Networks as ONNX files: written, scored and timed in ONNX Runtime on the CPU."""
+"""Networks as ONNX files, from image bytes to logits: written, scored and timed in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from kdsearch.data import Split, repeated
+from kdsearch.errors import KdsearchError
+from kdsearch.measure import latency
 from kdsearch.measure.accuracy import batch_of
+from kdsearch.records import Timing
+from kdsearch.spec import LatencySpec
+from kdsearch.system import machine
 
+if TYPE_CHECKING:  # of an extra: functions import it and `onnx`
+    from onnxruntime import InferenceSession
+
+NEEDS = ("onnx", "onnxscript", "onnxruntime")
 FLOAT_PRODUCTS = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
 ERRORS_ONLY = 3
+
+
+def require(what: str) -> None:
+    """Refuse to go on without ONNX Runtime, before anything is trained.
+
+    Raises:
+        KdsearchError: a package is missing.
+    """
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise KdsearchError(
+            f"{what} needs {', '.join(NEEDS)}",
+            got=f"no {', '.join(missing)}",
+            remedy="pip install 'kdsearch[onnx]'",
+        )
+
+
+def version() -> str:
+    """Return the runtime's name and version, as quoted beside measurements."""
+    return f"onnxruntime {machine.package_version('onnxruntime')}"
+
+
+class Prepared(nn.Module):
+    """A network preceded by its preprocessing, so that scaling and normalisation are part of the shipped file.
+
+    Args:
+        network: takes float32.
+        split: defines the preprocessing.
+    """
+
+    def __init__(self, network: nn.Module, split: Split) -> None:
+        super().__init__()
+        self.network = network
+        self.scale, self.shift = 1.0 / (split.top * split.std), split.mean / split.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (batch, classes), of images, (batch, channels, height, width), uint8."""
+        scaled = images.float() * self.scale
+        logits: Tensor = self.network(scaled - self.shift if self.shift else scaled)
+        return logits
 
 
 def write(network: nn.Module, example: Tensor, path: Path) -> Path:
@@ -56,7 +108,7 @@ def opset(path: Path) -> int:
     return max(int(used.version) for used in onnx.load(path).opset_import if used.domain in ("", "ai.onnx"))
 
 
-def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> onnxruntime.InferenceSession:
+def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> InferenceSession:
     """Return an ONNX Runtime session of a file on the CPU.
 
     Args:
@@ -64,6 +116,8 @@ def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> onn
         threads: per operation.
         profile: prefix of the profiles' file names; None: no profiling.
     """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -74,28 +128,29 @@ def session(path: Path, *, threads: int = 1, profile: Path | None = None) -> onn
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def logits(ready: onnxruntime.InferenceSession, images: Tensor) -> Tensor:
+def _call(ready: InferenceSession, images: Tensor) -> Callable[[], list[np.ndarray]]:
+    return partial(ready.run, None, {ready.get_inputs()[0].name: images.numpy()})
+
+
+def logits(ready: InferenceSession, images: Tensor) -> Tensor:
     """Return logits, (count, classes), of preprocessed images, (count, channels, height, width), in batches."""
-    name = ready.get_inputs()[0].name
-    parts = [ready.run(None, {name: part.numpy()})[0] for part in images.split(batch_of(images))]
-    return torch.from_numpy(np.concatenate(parts))
-
-
-def kernels(path: Path, images: Tensor) -> Counter[str]:
-    """Return the kernels that run and their counts, from ONNX Runtime's own profile of one call."""
-    with tempfile.TemporaryDirectory() as folder:
-        ready = session(path, profile=Path(folder) / "profile")
-        ready.run(None, {ready.get_inputs()[0].name: images.numpy()})
-        events = json.loads(Path(ready.end_profiling()).read_text(encoding="utf-8"))
-    return Counter(event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time"))
+    return torch.from_numpy(np.concatenate([_call(ready, part)()[0] for part in images.split(batch_of(images))]))
 
 
 def float_products(path: Path, images: Tensor) -> Counter[str]:
-    """Return the convolutions and matrix products that run in float: none in a network that really is int8."""
-    return Counter({name: count for name, count in kernels(path, images).items() if name in FLOAT_PRODUCTS})
+    """Return the convolutions and matrix products that run in float: none in a network that really is int8.
+
+    They and their counts are from ONNX Runtime's own profile of one call.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ready = session(path, profile=Path(folder) / "profile")
+        _call(ready, images)()
+        events = json.loads(Path(ready.end_profiling()).read_text(encoding="utf-8"))
+    kernels = [event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")]
+    return Counter(name for name in kernels if name in FLOAT_PRODUCTS)
 
 
-def timed(sessions: Sequence[onnxruntime.InferenceSession], batch: Tensor, *, rounds: int) -> list[list[float]]:
+def timed(sessions: Sequence[InferenceSession], batch: Tensor, *, rounds: int) -> list[list[float]]:
     """Return the seconds per batch of each session, timed `rounds` times alternately after one warm-up call.
 
     Args:
@@ -103,14 +158,38 @@ def timed(sessions: Sequence[onnxruntime.InferenceSession], batch: Tensor, *, ro
         batch: (batch, channels, height, width), the networks' input.
         rounds: at least 1.
     """
-    fed = batch.numpy()
-    calls = [(ready, {ready.get_inputs()[0].name: fed}) for ready in sessions]
-    for ready, inputs in calls:
-        ready.run(None, inputs)
-    seconds: list[list[float]] = [[] for _ in sessions]
+    calls = [_call(ready, batch) for ready in sessions]
+    for call in calls:
+        call()
+    seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        for (ready, inputs), found in zip(calls, seconds, strict=True):
+        for call, found in zip(calls, seconds, strict=True):
             begin = time.perf_counter()
-            ready.run(None, inputs)
+            call()
             found.append(time.perf_counter() - begin)
     return seconds
+
+
+def measure(teacher: nn.Module, student: nn.Module, split: Split, how: LatencySpec) -> Timing:
+    """Measure the inference ratio of two networks, exported alike with their preprocessing.
+
+    Args:
+        teacher, student: not changed.
+        split: gives the timed images and the preprocessing.
+        how: CPU threads and batch size.
+    """
+    batch = repeated(split.validation.images, how.batch).cpu()
+    example = batch[:2] if len(batch) > 1 else batch.repeat(2, 1, 1, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [
+            write(Prepared(network, split), example, Path(folder) / f"{name}.onnx")
+            for name, network in (("teacher", teacher), ("student", student))
+        ]
+        return measure_files(*files, batch, how)
+
+
+def measure_files(teacher: Path, student: Path, batch: Tensor, how: LatencySpec) -> Timing:
+    """Measure the ratio of two ONNX files on an input batch, (batch, channels, height, width)."""
+    ready = [session(path, threads=how.threads) for path in (teacher, student)]
+    whole, alone = ([_call(each, part) for each in ready] for part in (batch, batch[:1]))
+    return latency.compare(*whole, batch=len(batch), kind="onnx", alone=(alone[0], alone[1]))

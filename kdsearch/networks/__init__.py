@@ -24,7 +24,6 @@ Shape = tuple[int, int, int]
 Build = Callable[[Mapping[str, Any], Shape, int], nn.Module]
 """Builds a network, (batch, *shape) -> logits, from an architecture, an image's shape and the number of classes."""
 
-
 Condition = Callable[[Mapping[str, Any]], bool]
 """Whether a dimension has an effect, given the values of the others."""
 
@@ -87,7 +86,6 @@ TEACHERS = {"cnn": "kdsearch.networks.cnn:build", "resnet50": "kdsearch.networks
 
 
 def _find(kind: str, own: Mapping[str, str], name: str) -> Any:
-    """Return the object of a name: this package's own, or another package's entry point `kdsearch.KIND`."""
     found = plugins.find(kind, name, own)
     if found is None:
         known = ", ".join(plugins.names(kind, own))
@@ -141,9 +139,8 @@ def check_families(spec: StudySpec) -> None:
     wanted = {*family.dimensions, *DISTILLATION}
     may_lack = {*OPTIONAL, *getattr(family, "optional", ())}
     for key in sorted((set(spec.space) ^ wanted) - (may_lack & wanted)):
-        rule = f"space.{key} is " + ("missing" if key in wanted else "no dimension of this student family")
         raise StudyFileError(
-            rule,
+            f"space.{key} is {'missing' if key in wanted else 'no dimension of this student family'}",
             got=f"student.family = {spec.student.family}",
             remedy=f"the space holds {', '.join(sorted(wanted))}",
         )
@@ -217,8 +214,9 @@ def size_bytes(network: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def has_classifier(network: nn.Module) -> bool:
-    return any(isinstance(module, nn.Linear) for module in network.modules())
+def has_layer(network: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a network has a layer of a kind."""
+    return any(isinstance(module, kind) for module in network.modules())
 
 
 def classifier(network: nn.Module) -> nn.Linear:

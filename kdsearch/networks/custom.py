@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,27 +16,19 @@ from kdsearch.spec import TeacherSpec
 
 
 class Adapted(nn.Module):
-    """A network with its images resized and normalised as it expects.
+    """A network with its images resized and normalised as it expects: as `[teacher]` says, else as given.
 
     Args:
         inner: the network.
+        spec: `[teacher]` of a study.
         given: mean and standard deviation that the images are normalised with, the same in all channels.
-        wanted: those that `inner` expects, by channel or one for all; None: as given.
-        size: height and width that `inner` expects; None: as given.
     """
 
-    def __init__(
-        self,
-        inner: nn.Module,
-        *,
-        given: tuple[float, float],
-        wanted: tuple[Sequence[float], Sequence[float]] | None,
-        size: int | None,
-    ) -> None:
+    def __init__(self, inner: nn.Module, spec: TeacherSpec, given: tuple[float, float]) -> None:
         super().__init__()
-        self.inner, self._size = inner, size
+        self.inner, self._size = inner, spec.size
         mean, std = given
-        means, stds = (torch.tensor(part, dtype=torch.float32) for part in wanted or ([mean], [std]))
+        means, stds = (torch.tensor(part, dtype=torch.float32) for part in (spec.mean or [mean], spec.std or [std]))
         self.scale: Tensor
         self.shift: Tensor
         # one multiplication and one addition: (x std + mean - means) / stds
@@ -139,17 +130,8 @@ def construct(spec: TeacherSpec) -> nn.Module:
 
 
 def adapted(network: nn.Module, spec: TeacherSpec, given: tuple[float, float]) -> nn.Module:
-    """Return the network adapted to the input that the study file specifies; unchanged where it specifies none.
-
-    Args:
-        network: the teacher.
-        spec: `[teacher]` of a study.
-        given: mean and standard deviation of the study's images.
-    """
-    wanted = None if spec.mean is None or spec.std is None else (spec.mean, spec.std)
-    if wanted is None and spec.size is None:
-        return network
-    return Adapted(network, given=given, wanted=wanted, size=spec.size)
+    """Return a teacher `Adapted` to the input that the study file specifies; unchanged where it specifies none."""
+    return network if spec.mean is None and spec.size is None else Adapted(network, spec, given)
 
 
 def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -188,6 +170,5 @@ def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], cla
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs, (batch, classes), are those of a softmax: none below 0, rows that sum to 1."""
     outputs = outputs.float()
     return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())

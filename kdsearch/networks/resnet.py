@@ -11,6 +11,8 @@ from torchvision.models.resnet import BasicBlock
 
 from kdsearch.networks import Family, Shape
 
+DIMENSIONS = ("width", "blocks", "stride")
+
 
 def _stem(channels: int, width: int) -> nn.Conv2d:
     """Return the ImageNet stem's convolution adapted to 32x32 input: 3x3 with stride 1; the max-pool after it stays."""
@@ -40,11 +42,10 @@ class StudentResNet(nn.Module):
         stages: list[nn.Module] = []
         inputs = width
         for index, count in enumerate(blocks):
-            if count == 0:
-                continue
-            outputs = width * 2**index
-            stages.append(_stage(inputs, outputs, count, stride if index == 0 else 2))
-            inputs = outputs
+            if count > 0:
+                outputs = width * 2**index
+                stages.append(_stage(inputs, outputs, count, stride if index == 0 else 2))
+                inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(inputs, classes)
@@ -68,13 +69,7 @@ def _stage(inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
 
 def build(architecture: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
     """Build the deck's CIFAR-10 student: `width`, `blocks` and `stride` as in `StudentResNet`."""
-    return StudentResNet(
-        shape[0],
-        classes,
-        width=architecture["width"],
-        blocks=architecture["blocks"],
-        stride=architecture["stride"],
-    )
+    return StudentResNet(shape[0], classes, **{name: architecture[name] for name in DIMENSIONS})
 
 
 def build_resnet50(shape: Shape, classes: int) -> nn.Module:
@@ -85,4 +80,4 @@ def build_resnet50(shape: Shape, classes: int) -> nn.Module:
     return network
 
 
-FAMILY = Family(dimensions=("width", "blocks", "stride"), whole=("width", "blocks", "stride"), build=build)
+FAMILY = Family(DIMENSIONS, build, whole=DIMENSIONS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.errors import StudyFileError
-from kdsearch.networks import Family, Shape, has_classifier
+from kdsearch.networks import Family, Shape, has_layer
 from kdsearch.spec import StudySpec, choices, ends
 
 NONE, IMAGENET = "none", "imagenet"
@@ -55,12 +57,9 @@ def _torchvision(architecture: Mapping[str, Any], classes: int) -> nn.Module:
     return network
 
 
+@cache
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    """Return weights for ImageNet's 1,000 classes, downloaded where torch's cache does not hold them.
-
-    Raises:
-        StudyFileError: they cannot be downloaded or are broken.
-    """
+    """Weights for ImageNet's 1,000 classes, downloaded where torch's cache does not hold them."""
     from torchvision import models
 
     try:
@@ -79,12 +78,8 @@ def _timm(architecture: Mapping[str, Any], classes: int) -> nn.Module:
     return network
 
 
+@cache
 def _timm_weights(name: str) -> dict[str, Tensor]:
-    """Return weights as timm publishes them under this name.
-
-    Raises:
-        StudyFileError: they cannot be downloaded or are broken.
-    """
     import timm
 
     try:
@@ -104,9 +99,8 @@ def _not_there(name: str, error: Exception, remedy: str) -> StudyFileError:
 
 def head(network: nn.Module) -> str:
     """Return the name of the layer that computes the logits: the last nn.Linear, else the last convolution."""
-    kinds = nn.Linear if has_classifier(network) else nn.Conv2d
-    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, kinds)]
-    return names[-1]
+    kind = nn.Linear if has_layer(network, nn.Linear) else nn.Conv2d
+    return [name for name, module in network.named_modules() if isinstance(module, kind)][-1]
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -141,24 +135,20 @@ def take_channels(network: nn.Module, channels: int) -> None:
     """
     if channels == COLOURS:
         return
-    for path, module in network.named_modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
-        if module.in_channels != COLOURS or module.groups != 1:
-            break
-        changed = copy.copy(module)
-        changed._parameters = dict(module._parameters)
-        total = module.weight.detach().sum(1, keepdim=True) / channels
-        changed.in_channels = channels
-        changed.weight = nn.Parameter(total.repeat(1, channels, 1, 1))
-        parent, _, last = path.rpartition(".")
-        setattr(network.get_submodule(parent), last, changed)
-        return
-    raise StudyFileError(
-        "a network must begin with a convolution to take other images than colour ones",
-        got=f"{type(network).__name__} and {channels} channels",
-        remedy="choose another name, or colour images",
-    )
+    convolutions = ((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    path, first = next(convolutions, ("", None))
+    if first is None or first.in_channels != COLOURS or first.groups != 1:
+        raise StudyFileError(
+            "a network must begin with a convolution to take other images than colour ones",
+            got=f"{type(network).__name__} and {channels} channels",
+            remedy="choose another name, or colour images",
+        )
+    changed = copy.copy(first)
+    changed._parameters = dict(first._parameters)
+    total = first.weight.detach().sum(1, keepdim=True) / channels
+    changed.in_channels = channels
+    changed.weight = nn.Parameter(total.repeat(1, channels, 1, 1))
+    network.set_submodule(path, changed)
 
 
 @cache
@@ -180,27 +170,21 @@ def _works(make: Make, name: str, width: float | None, shape: Shape, classes: in
     return ""
 
 
+@dataclass(frozen=True)
 class Zoo:
     """A library's networks as a family of students.
 
-    Args:
-        library: the library's name, and the family's.
+    Attributes:
+        library: the name of the library, of the family, and of the extra of kdsearch that installs it.
         make: builds a network.
         names: returns the names that a space may hold.
         weights: returns published weights by name.
-        extra: the extra of kdsearch that installs the library; empty where it is always installed.
     """
 
-    def __init__(
-        self,
-        library: str,
-        make: Make,
-        names: Callable[[], list[str]],
-        weights: Callable[[str], dict[str, Tensor]],
-        extra: str = "",
-    ) -> None:
-        self._library, self._make, self._names, self._extra = library, make, names, extra
-        self._weights = cache(weights)
+    library: str
+    make: Make
+    names: Callable[[], list[str]]
+    weights: Callable[[str], dict[str, Tensor]]
 
     def build(self, architecture: Mapping[str, Any], shape: Shape, classes: int) -> nn.Module:
         """Build the network `name`, with the width `width_mult` where it has one, and with `weights` where wanted.
@@ -212,11 +196,11 @@ class Zoo:
         """
         self._require()
         if torch.get_default_device().type == "meta":
-            network = blank(self._make, architecture, classes)
+            network = blank(self.make, architecture, classes)
         else:
-            network = self._make(architecture, classes)
+            network = self.make(architecture, classes)
             if architecture.get("weights", NONE) == IMAGENET:
-                load_published(network, self._weights(architecture["name"]), architecture["name"])
+                load_published(network, self.weights(architecture["name"]), architecture["name"])
         take_channels(network, shape[0])
         return network
 
@@ -232,44 +216,45 @@ class Zoo:
         if IMAGENET in weights:
             self._check_imagenet(spec)
         features = max(ends(spec.space.get("feature_weight", 0)))
+        narrowest = min(ends(spec.space["width_mult"])) if "width_mult" in spec.space else None
         for name in map(str, names):
-            reason = _works(self._make, name, self._width(spec, name), shape, classes)
-            if reason:
+            width = narrowest if takes_width({"name": name}) else None
+            if reason := _works(self.make, name, width, shape, classes):
                 images = "x".join(map(str, shape))
                 raise StudyFileError(
                     f"a student must take the study's images, {images}: {reason}",
                     got=f"space.name = {name}",
                     remedy="drop it, or set a larger image_size under [data]",
                 )
-            if features > 0 and self._ends_in_convolution(name, classes):
+            if features > 0 and not has_layer(blank(self.make, {"name": name}, classes), nn.Linear):
                 raise StudyFileError(
                     "feature_weight needs students that end in an nn.Linear, whose input is their embedding",
                     got=f"space.name = {name}, which ends in a convolution",
                     remedy="set feature_weight to 0, or drop that name",
                 )
             if IMAGENET in weights:
-                self._weights(name)
+                self.weights(name)
 
     def _require(self) -> None:
-        if find_spec(self._library) is None:
+        if find_spec(self.library) is None:
             raise StudyFileError(
-                f"the student family {self._library} needs {self._library}",
+                f"the student family {self.library} needs {self.library}",
                 got="not installed",
-                remedy=f"pip install 'kdsearch[{self._extra}]'",
+                remedy=f"pip install 'kdsearch[{self.library}]'",
             )
 
     def _check_words(self, names: list[Any], weights: list[Any]) -> None:
-        known = self._names()
+        known = self.names()
         for name in names:
             if name not in known:
-                near = _near(str(name), known)
+                near = get_close_matches(str(name), known, n=3, cutoff=0.4) or known[:NAMED]
                 raise StudyFileError(
-                    f"space.name must be a classifier of {self._library}", got=name, remedy=f"such as {', '.join(near)}"
+                    f"space.name must be a classifier of {self.library}", got=name, remedy=f"such as {', '.join(near)}"
                 )
         for value in weights:
             if value not in (NONE, IMAGENET):
-                remedy = "choose one of these"
-                raise StudyFileError(f'space.weights must be "{IMAGENET}" or "{NONE}"', got=value, remedy=remedy)
+                rule = f'space.weights must be "{IMAGENET}" or "{NONE}"'
+                raise StudyFileError(rule, got=value, remedy="choose one of these")
 
     def _check_imagenet(self, spec: StudySpec) -> None:
         if any(value != 1 for value in choices(spec.space.get("width_mult", 1))):
@@ -284,21 +269,6 @@ class Zoo:
                 got=f"student.recipe.init = {spec.student.recipe.init}",
                 remedy="drop init",
             )
-
-    def _width(self, spec: StudySpec, name: str) -> float | None:
-        """Return the smallest width of the space, for a trial run; None where the network has no width."""
-        return (
-            min(ends(spec.space["width_mult"])) if "width_mult" in spec.space and takes_width({"name": name}) else None
-        )
-
-    def _ends_in_convolution(self, name: str, classes: int) -> bool:
-        return not has_classifier(blank(self._make, {"name": name}, classes))
-
-
-def _near(name: str, known: list[str]) -> list[str]:
-    from difflib import get_close_matches
-
-    return get_close_matches(name, known, n=3, cutoff=0.4) or known[:NAMED]
 
 
 @cache
@@ -326,4 +296,4 @@ def _family(zoo: Zoo, *dimensions: str) -> Family:
 TORCHVISION = _family(
     Zoo("torchvision", _torchvision, _torchvision_names, _torchvision_weights), "name", "width_mult", "weights"
 )
-TIMM = _family(Zoo("timm", _timm, _timm_names, _timm_weights, extra="timm"), "name", "weights")
+TIMM = _family(Zoo("timm", _timm, _timm_names, _timm_weights), "name", "weights")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import views
-from kdsearch.distil import frozen, lesson, teacher, train
+from kdsearch.distil import answers, lesson, teacher, train
 from kdsearch.distil.loss import distillation_loss
 from kdsearch.distil.step import EAGER_STEPS
 from kdsearch.measure import ONNX, latency
@@ -95,7 +95,7 @@ def step_seconds(network: nn.Module, plan: Plan, batch: int, recipe: Recipe) -> 
         on_step=on_step,
     )
     with contextlib.suppress(_Enough):
-        next(train.train(network, lesson, recipe, validate=lambda _: 0.0))
+        next(train.Run(network, lesson, recipe, validate=lambda _: 0.0))
     return statistics.fmean(b - a for a, b in itertools.pairwise(ends))
 
 
@@ -312,7 +312,7 @@ def answers_seconds(plan: Plan, network: nn.Module, configs: Sequence[Config]) -
         return 0.0
     asked = len(plan.split.train) * views.shown(augment)
     batch = plan.split.example(ASKED[plan.device.type])
-    ask = frozen.ready(network, batch[: frozen.EXAMPLES], plan.precision.name)
+    ask = answers.ready(network, batch[: answers.EXAMPLES], plan.precision.name)
     return asked / len(batch) * call_seconds(lambda: ask(batch), plan.device)
 
 

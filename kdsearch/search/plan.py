@@ -18,7 +18,7 @@ from kdsearch import data, networks, spec
 from kdsearch.distil import precision as precisions
 from kdsearch.distil.precision import Choice
 from kdsearch.errors import DefinitionError, KdsearchError
-from kdsearch.measure import COSTS, ONNX, deployed
+from kdsearch.measure import COSTS, ONNX, onnx
 from kdsearch.measure import cost as find_cost
 from kdsearch.records import StudyAttr, architecture
 from kdsearch.search import space
@@ -87,7 +87,7 @@ def check_cost(cost: str) -> None:
         KdsearchError: it is either.
     """
     if cost == ONNX:
-        deployed.require(f"--cost {ONNX}")
+        onnx.require(f"--cost {ONNX}")
     else:
         find_cost(cost)
 

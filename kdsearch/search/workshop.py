@@ -21,7 +21,7 @@ from kdsearch.distil.checkpoint import Checkpoint
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Run, State
 from kdsearch.errors import KdsearchError
-from kdsearch.measure import ONNX, accuracy, checked, cost, deployed, hits
+from kdsearch.measure import ONNX, accuracy, checked, cost, hits, onnx
 from kdsearch.measure.gate import Gate
 from kdsearch.records import AgainstTeacher, Config, Precision, Progress, Timing, architecture
 from kdsearch.search import failures
@@ -163,7 +163,7 @@ class Workshop:
         """Take one sitting: the student's inference ratio, with the study's batch size and threads."""
         with machine.threads(self.spec.latency.threads):
             if self.cost == ONNX:
-                return deployed.measure(self.teacher.network, student, self.split, self.spec.latency)
+                return onnx.measure(self.teacher.network, student, self.split, self.spec.latency)
             batch = self.split.example(self.spec.latency.batch_on(self.timed_on.type))
             return checked(cost(self.cost)(self.teacher.network, student, batch), self.cost)
 
@@ -195,5 +195,5 @@ def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device)
         if timed.type == "cuda":  # keys of CPUs stay what they were in studies that go on
             key["cudnn"] = torch.backends.cudnn.version()
     if cost == ONNX:
-        key["runtime"] = deployed.version()
+        key["runtime"] = onnx.version()
     return json.dumps(key, sort_keys=True)

@@ -9,7 +9,7 @@ from helpers.commands import Run, refused
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import storage
-from kdsearch.measure import deployed
+from kdsearch.measure import onnx
 from kdsearch.records import Attr, StudyAttr
 
 
@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_had_is_refused_before_any_work(kdsearch: Run, f
         refused(said, "the folder must be writable", f"got {out}", "choose another folder")
 
 
-@pytest.mark.parametrize("name", deployed.NEEDS)
+@pytest.mark.parametrize("name", onnx.NEEDS)
 def test_a_missing_package_is_one_line_with_the_command(
     kdsearch: Run, filled: str, monkeypatch: pytest.MonkeyPatch, name: str
 ):

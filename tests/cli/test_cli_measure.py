@@ -21,7 +21,7 @@ from rich.console import Console
 from kdsearch import storage
 from kdsearch.cli import export
 from kdsearch.export import device_script
-from kdsearch.measure import deployed
+from kdsearch.measure import onnx
 from kdsearch.records import Attr, StudyAttr
 
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_is_one_line(kdsearch: Run, filled: str, words: tuple[str
     assert not Path("d").exists()
 
 
-@pytest.mark.parametrize("name", deployed.NEEDS)
+@pytest.mark.parametrize("name", onnx.NEEDS)
 @pytest.mark.parametrize("words", [(), ("--trial", "0", "--out", "d")])
 def test_a_missing_package_is_one_line_with_the_command(
     kdsearch: Run, filled: str, monkeypatch: pytest.MonkeyPatch, name: str, words: tuple[str, ...]

@@ -89,7 +89,7 @@ def test_a_training_from_a_file_is_the_one_from_memory(both: tuple[Split, Split]
             {"width": 8, "blocks": [1], "stride": 2}, split.shape, len(split.classes)
         )
         records = list(
-            train.train(
+            train.Run(
                 network, lesson(split), Recipe(averaging=8.0, augment=Augment(flip=True, shift=1)),
                 validate=lambda made, split=split: accuracy(made, split.validation, split.prepare),
             )
@@ -108,7 +108,7 @@ def test_a_teacher_answers_alike(both: tuple[Split, Split], tmp_path: Path) -> N
     assert torch.equal(asked[0].logits, asked[1].logits)
     tables = []
     for number, split in enumerate(both):
-        table = answers.obtain_views(
+        table = answers.ViewAnswers(
             teacher, split.train, split.prepare, Augment(flip=True), folder=tmp_path / str(number), name="x"
         )
         order = torch.arange(len(split.train))
@@ -152,7 +152,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_one_line(
     with path.open("rb+") as file:
         file.truncate(1000)
     with pytest.raises(DataError, match=r"must stay whole.*it was cut short"):
-        list(train.train(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), lesson(split), Recipe(), validate=lambda _: 0))
+        list(train.Run(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), lesson(split), Recipe(), validate=lambda _: 0))
 
 
 def test_an_interrupted_decoding_leaves_no_file(photos: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

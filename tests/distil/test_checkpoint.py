@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.recording import Recorder
+from helpers.trainings import damaged, equal, lesson, with_recipe
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from kdsearch.data import ImageSet
 from kdsearch.distil import checkpoint
 from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.teacher import cached_file, fingerprint, obtain
-from kdsearch.distil.train import Batch, Lesson, Run, train
-from kdsearch.records import Progress
+from kdsearch.distil.train import Batch, Run
 from kdsearch.search.plan import Plan
 from kdsearch.spec import Augment, Recipe, TeacherSpec
 
@@ -60,11 +63,8 @@ def begun(noise: ImageSet, recipe: Recipe, state=None) -> tuple[Run, nn.Module, 
     def loss(batch: Batch) -> Tensor:
         return cls_loss(companion(batch.logits), batch.labels) / batch.epoch
 
-    lesson = Lesson(
-        data=noise, prepare=lambda images: images.float() / 255, loss=loss, teacher_logits=None, epochs=EPOCHS,
-        batch_size=12, seed=3, companion=companion,
-    )  # fmt: skip
-    run = train(network, lesson, recipe, validate=lambda own: own.head.weight.sum().item(), state=state)
+    what = lesson(noise, loss=loss, epochs=EPOCHS, batch_size=12, seed=3, companion=companion)
+    run = Run(network, what, recipe, validate=lambda own: own.head.weight.sum().item(), state=state)
     return run, network, companion
 
 
@@ -90,8 +90,7 @@ def test_a_run_goes_on_from_its_file_bit_by_bit(noise: ImageSet, tmp_path: Path,
     second, *others = begun(noise, recipe, checkpoint.load(tmp_path / "state.safetensors", "this", CPU))
     assert second.done == done
     assert before + scores(second) == records
-    found = everything(*others)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert equal(everything(*others), expected)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
@@ -102,7 +101,7 @@ def test_a_state_kept_in_memory_is_that_of_its_moment(noise: ImageSet, recipe: R
     rest = scores(run)
     resumed, *others = begun(noise, recipe, state)
     assert scores(resumed) == rest
-    assert all(torch.equal(a, b) for a, b in zip(everything(*nets).values(), everything(*others).values(), strict=True))
+    assert equal(everything(*nets), everything(*others))
 
 
 @pytest.mark.parametrize("other", ["network", "recipe", "optimizer"])
@@ -116,12 +115,11 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing(noise: ImageSe
         state["training"]["shown"] = {"average": []}
     if other == "optimizer":
         state["training"]["optimizer"]["param_groups"] = []
-    fresh, network, companion = begun(noise, RECIPES["adam"])
+    fresh, *nets = begun(noise, RECIPES["adam"])
     with pytest.raises(ValueError, match="must be of this"):
-        fresh._training.load_state_dict(state["training"])
-    _, untouched, own = begun(noise, RECIPES["adam"])
-    pairs = zip(everything(network, companion).values(), everything(untouched, own).values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+        fresh._load(state["training"])
+    _, *untouched = begun(noise, RECIPES["adam"])
+    assert equal(everything(*nets), everything(*untouched))
 
 
 def test_a_file_keeps_keys_types_and_values(tmp_path: Path):
@@ -144,24 +142,15 @@ def test_equal_parts_name_the_same_checkpoint():
     assert checkpoint.digest({"a": 1}, 3) != checkpoint.digest({"a": 1}, 4)
 
 
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-class Heard(Progress):
+class Heard(Recorder):
     def __init__(self, stop: float = 2.0) -> None:
+        super().__init__()
         self.stop = stop
-        self.warnings: list[str] = []
         self.went_on: list[tuple[str, int, int]] = []
 
     def teacher_batch(self, done: float) -> None:
         if done >= self.stop:
             raise KeyboardInterrupt
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
     def resumed(self, what: str, done: int, epochs: int) -> None:
         self.went_on.append((what, done, epochs))
@@ -213,32 +202,27 @@ def test_old_checkpoints_are_removed(own_cache: Path, monkeypatch):
     assert [each.path.exists() for each in (old, young, now)] == [False, True, True]
 
 
-def short(plan: Plan) -> TeacherSpec:
-    """Two epochs of one step."""
-    recipe = plan.spec.teacher.recipe.model_copy(update={"epochs": 2, "batch_size": 200})
-    return plan.spec.teacher.model_copy(update={"recipe": recipe})
+def interrupted(plan: Plan, monkeypatch) -> tuple[TeacherSpec, str, Path]:
+    """A teacher of two epochs of one step, interrupted after the first: its checkpoint's name and file."""
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    spec = with_recipe(plan.spec.teacher, epochs=2, batch_size=200)
+    with pytest.raises(KeyboardInterrupt):
+        obtain(spec, plan.split, progress=Heard(stop=0.5))
+    name = f"teacher-{fingerprint(spec, plan.split)}-usual"
+    return spec, name, checkpoint.folder() / f"{name}.safetensors"
 
 
 def weights(spec: TeacherSpec, plan: Plan) -> bytes:
     """Of the finished teacher, as bytes that no clock is part of."""
-    from safetensors.torch import load_file, save
-
-    return save(load_file(cached_file(spec, plan.split)))
+    return as_bytes(load_file(cached_file(spec, plan.split)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [None, "cut", "empty", "other", "misfit"])
+@pytest.mark.parametrize("damage", [None, "truncated", "empty", "other", "misfit"])
 def test_a_broken_checkpoint_is_ignored_with_one_line(plan: Plan, own_cache: Path, monkeypatch, damage: str | None):
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
-    spec = short(plan)
-    with pytest.raises(KeyboardInterrupt):
-        obtain(spec, plan.split, progress=Heard(stop=0.5))
-    name = f"teacher-{fingerprint(spec, plan.split)}-usual"
-    path = checkpoint.folder() / f"{name}.safetensors"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-100])
-    if damage == "empty":
-        path.write_bytes(b"")
+    spec, name, path = interrupted(plan, monkeypatch)
+    if damage in ("truncated", "empty"):
+        path.write_bytes(damaged(path.read_bytes())[damage])
     if damage == "other":
         checkpoint.save(path, {"run": {}}, "teacher-another")
     if damage == "misfit":
@@ -251,9 +235,9 @@ def test_a_broken_checkpoint_is_ignored_with_one_line(plan: Plan, own_cache: Pat
         assert (heard.warnings, heard.went_on) == ([], [("teacher cnn", 1, 2)])
     else:
         assert heard.went_on == []
-        assert len(heard.warnings) == 1
-        assert str(path) in heard.warnings[0]
-        assert "\n" not in heard.warnings[0]
+        [line] = heard.warnings
+        assert str(path) in line
+        assert "\n" not in line
     cached_file(spec, plan.split).unlink()
     obtain(spec, plan.split)
     assert weights(spec, plan) == resumed
@@ -261,12 +245,7 @@ def test_a_broken_checkpoint_is_ignored_with_one_line(plan: Plan, own_cache: Pat
 
 @pytest.mark.slow
 def test_a_teachers_seconds_are_those_of_all_its_parts(plan: Plan, own_cache: Path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
-    spec = short(plan)
-    with pytest.raises(KeyboardInterrupt):
-        obtain(spec, plan.split, progress=Heard(stop=0.5))
-    name = f"teacher-{fingerprint(spec, plan.split)}-usual"
-    path = checkpoint.folder() / f"{name}.safetensors"
+    spec, name, path = interrupted(plan, monkeypatch)
     state = checkpoint.load(path, name, CPU)
     assert state["seconds"] > 0
     checkpoint.save(path, state | {"seconds": 1000.0}, name)
@@ -310,8 +289,6 @@ def trained(cache: Path, number: int, share: float) -> subprocess.CompletedProce
 
 @pytest.mark.slow
 def test_a_teacher_that_was_killed_ends_as_if_it_had_not_been(tmp_path: Path):
-    from safetensors.torch import load_file
-
     whole = trained(tmp_path / "whole", signal.SIGKILL, 2.0)
     assert whole.returncode == 0, whole.stderr
     cut = tmp_path / "cut"
@@ -323,6 +300,5 @@ def test_a_teacher_that_was_killed_ends_as_if_it_had_not_been(tmp_path: Path):
     last = trained(cut, signal.SIGKILL, 2.0)
     assert last.returncode == 0, last.stderr
     assert "teacher cnn 3 4" in last.stdout
-    expected, found = (load_file(run.stdout.split()[-1]) for run in (whole, last))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert equal(*(load_file(run.stdout.split()[-1]) for run in (whole, last)))
     assert not list((cut / "checkpoints").glob("*"))

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.trainings import lesson as lesson_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -13,9 +14,8 @@ from torch.nn import functional as F
 from kdsearch import networks
 from kdsearch.data import ImageSet
 from kdsearch.distil.lean import Lean, unseen
-from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.optimizer import make_optimizer
-from kdsearch.distil.train import Lesson, Training
+from kdsearch.distil.train import Lesson, Run
 from kdsearch.spec import Recipe
 
 RECIPE = Recipe(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -30,12 +30,8 @@ def student() -> nn.Module:
 def lesson(**changes) -> Lesson:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (48, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    usual = {
-        "data": ImageSet(images, torch.randint(4, (48,), generator=generator)),
-        "prepare": lambda part: part.float() / 255, "loss": lambda batch: cls_loss(batch.logits, batch.labels),
-        "teacher_logits": None, "epochs": 1, "batch_size": 16, "seed": 0, "precision": "bfloat16",
-    }  # fmt: skip
-    return Lesson(**{**usual, **changes})
+    labels = torch.randint(4, (48,), generator=generator)
+    return lesson_of(ImageSet(images, labels), epochs=1, precision="bfloat16", **changes)
 
 
 def plainly(network: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
@@ -52,7 +48,7 @@ def plainly(network: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
 
 def test_a_lean_step_in_bfloat16_is_that_of_autocast():
     ours, theirs = student(), student()
-    training = Training(ours, lesson(), RECIPE)
+    training = Run(ours, lesson(), RECIPE)
     batches: list[tuple[Tensor, Tensor]] = []
     take = training._steps._take
     training._steps._take = lambda *inputs: (batches.append((inputs[0].clone(), inputs[1].clone())), take(*inputs))
@@ -73,7 +69,7 @@ def test_the_network_is_as_before_after_an_epoch_and_after_an_error():
     for loss in (lesson().loss, fail):
         network = student()
         before = dict(network.named_parameters())
-        training = Training(network, lesson(loss=loss), RECIPE)
+        training = Run(network, lesson(loss=loss), RECIPE)
         if loss is fail:
             with pytest.raises(RuntimeError, match=r"^no$"):
                 training.epoch(1)

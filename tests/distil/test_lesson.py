@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.trainings import equal, with_recipe
 from torch import nn
 
 from kdsearch.distil import lesson
@@ -9,7 +10,6 @@ from kdsearch.distil.answers import Answers
 from kdsearch.distil.loss import Mix
 from kdsearch.distil.teacher import Teacher
 from kdsearch.search.plan import Plan
-from kdsearch.spec import StudentSpec
 
 CONFIG = {"width": 24, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
 
@@ -28,10 +28,6 @@ def taught(plan: Plan, known: Answers | None, seed: int = 0, **changes) -> tuple
         student_spec=plan.spec.student,
     )  # fmt: skip
     return [record.loss for record in records], student.state_dict()
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_feature_weight_of_zero_is_no_feature_weight(plan: Plan, known: Answers):
@@ -69,8 +65,7 @@ def test_equal_widths_need_no_map(known: Answers):
 
 
 def test_keras_weights_are_uniform_with_biases_of_zero(plan: Plan):
-    recipe = plan.spec.student.recipe.model_copy(update={"init": "glorot"})
-    student = lesson.build(StudentSpec(family="mlp", recipe=recipe), {"width": 1200}, seed=0, split=plan.split)
+    student = lesson.build(with_recipe(plan.spec.student, init="glorot"), {"width": 1200}, seed=0, split=plan.split)
     limit = (6 / (64 + 1200)) ** 0.5
     weight, bias = student[1].weight, student[1].bias
     assert 0.99 * limit < weight.abs().max().item() <= limit
@@ -79,10 +74,9 @@ def test_keras_weights_are_uniform_with_biases_of_zero(plan: Plan):
 
 
 def test_a_configurations_rate_takes_the_place_of_the_recipes(plan: Plan, known: Answers):
-    recipe = plan.spec.student.recipe.model_copy(update={"lr": 5e-3})
-    spec = plan.spec.student.model_copy(update={"recipe": recipe})
-    assert lesson.recipe_of(plan.spec.student, {**CONFIG, "lr": 5e-3}) == recipe
-    assert lesson.recipe_of(spec, CONFIG) == recipe
+    spec = with_recipe(plan.spec.student, lr=5e-3)
+    assert lesson.recipe_of(plan.spec.student, {**CONFIG, "lr": 5e-3}) == spec.recipe
+    assert lesson.recipe_of(spec, CONFIG) == spec.recipe
     assert not equal(taught(plan, known, lr=5e-3)[1], taught(plan, known)[1])
     assert equal(taught(plan, known, lr=1e-3)[1], taught(plan, known)[1])
 

@@ -4,15 +4,15 @@ import re
 
 import pytest
 import torch
+from helpers.trainings import lesson
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdsearch import spec
 from kdsearch.data import ImageSet
-from kdsearch.distil.loss import cls_loss
 from kdsearch.distil.optimizer import Averaged, make_optimizer, schedule
-from kdsearch.distil.train import Lesson, train
+from kdsearch.distil.train import Run
 from kdsearch.errors import StudyFileError
 from kdsearch.measure import accuracy
 from kdsearch.spec import Recipe
@@ -99,7 +99,7 @@ def test_showing_and_hiding_leave_the_training_as_it_was():
     assert all(torch.equal(value, live[key]) for key, value in student.state_dict().items())
 
 
-def learns(recipe: Recipe, epochs: int = 60) -> list[float]:
+def learns(recipe: Recipe) -> list[float]:
     """Accuracy on a set that can be learnt, after each epoch."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(64) % 2
@@ -110,12 +110,8 @@ def learns(recipe: Recipe, epochs: int = 60) -> list[float]:
         return shown.float() / 128 - 1
 
     torch.manual_seed(0)
-    student = network()
-    lesson = Lesson(
-        data=data, prepare=prepare, loss=lambda batch: cls_loss(batch.logits, batch.labels), teacher_logits=None,
-        epochs=epochs, batch_size=16, seed=0,
-    )  # fmt: skip
-    records = train(student, lesson, recipe, validate=lambda shown: accuracy(shown, data, prepare))
+    what = lesson(data, prepare=prepare, epochs=60)
+    records = Run(network(), what, recipe, validate=lambda shown: accuracy(shown, data, prepare))
     return [record.accuracy for record in records]
 
 
@@ -129,23 +125,15 @@ def test_every_recipe_learns(recipe):
     assert learns(recipe)[-1] > 0.9
 
 
-def test_an_average_does_not_change_the_training_that_it_watches():
-    plain, averaged = (
-        learnt(Recipe(optimizer="sgd", lr=0.1, momentum=0.9, averaging=averaging)) for averaging in (None, 8.0)
-    )
-    assert plain == averaged
-
-
-def learnt(recipe: Recipe) -> list[float]:
-    """The losses of a training's epochs: they are of the weights that the training goes on with."""
-    torch.manual_seed(0)
-    data = ImageSet(torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8), torch.arange(40) % 2)
-    lesson = Lesson(
-        data=data, prepare=lambda images: images.float() / 255, teacher_logits=None, epochs=4, batch_size=16, seed=0,
-        loss=lambda batch: cls_loss(batch.logits, batch.labels),
-    )  # fmt: skip
-    torch.manual_seed(1)
-    return [record.loss for record in train(network(), lesson, recipe, validate=lambda _: 0.5)]
+def test_an_average_does_not_change_the_training_that_it_watches(noise):
+    """Losses are of the weights that the training goes on with."""
+    losses = []
+    for averaging in (None, 8.0):
+        torch.manual_seed(1)
+        recipe = Recipe(optimizer="sgd", lr=0.1, momentum=0.9, averaging=averaging)
+        run = Run(network(), lesson(noise, epochs=4), recipe, validate=lambda _: 0.5)
+        losses.append([record.loss for record in run])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(("recipe", "rule"), [

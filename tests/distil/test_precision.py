@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from helpers.trainings import lesson
 from torch import nn
 
 from kdsearch import networks
 from kdsearch.data import ImageSet
 from kdsearch.distil import precision
-from kdsearch.distil.loss import cls_loss
-from kdsearch.distil.train import Lesson, train
+from kdsearch.distil.train import Run
 from kdsearch.errors import KdsearchError
 from kdsearch.spec import Augment, Recipe
 from kdsearch.system import machine
@@ -30,13 +30,7 @@ def choose(wanted: str = "auto", *, device: torch.device = CPU, build=student) -
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDSEARCH_CACHE_DIR", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def has_bf16(cache, monkeypatch):
+def has_bf16(own_cache, monkeypatch):
     """A CPU that says it has the instructions; what steps take is set by calling it."""
     monkeypatch.setattr(machine, "bf16_instructions", lambda: ["avx512_bf16"])
     timed: list[str] = []
@@ -62,7 +56,7 @@ def test_timed_steps_decide_where_the_cpu_has_the_instructions(has_bf16, bfloat1
     assert f"{1 / bfloat16:.2f} times as fast" in choice.why
 
 
-def test_it_is_timed_once_and_kept(has_bf16, cache):
+def test_it_is_timed_once_and_kept(has_bf16):
     timed = has_bf16(float32=1.0, bfloat16=0.5)
     first = choose()
     count = len(timed)
@@ -71,11 +65,11 @@ def test_it_is_timed_once_and_kept(has_bf16, cache):
     assert choose() == first
     assert len(timed) == count
     assert [entry["precision"] for entry in precision.kept().values()] == ["bfloat16"]
-    kinds = json.loads((cache / "precision.json").read_text())
+    kinds = json.loads(precision.file().read_text())
     assert all(key.startswith("resnet 3x8x8, ") and torch.__version__ in key for key in kinds)
 
 
-def test_the_quickest_step_of_each_counts(cache, monkeypatch):
+def test_the_quickest_step_of_each_counts(own_cache, monkeypatch):
     monkeypatch.setattr(machine, "bf16_instructions", lambda: ["amx_bf16"])
     taken = iter([1.0, 3.0, 1.1, 0.8])  # float32, bfloat16, and again: other work ran beside the first bfloat16
     monkeypatch.setattr(precision, "step_seconds", lambda *_: next(taken))
@@ -83,20 +77,17 @@ def test_the_quickest_step_of_each_counts(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', '{"x": {"precision": "float8", "float32": 1}}'])
-def test_a_broken_file_is_as_none(has_bf16, cache, text):
+def test_a_broken_file_is_as_none(has_bf16, own_cache, text):
     has_bf16(float32=1.0, bfloat16=0.5)
+    own_cache.mkdir()
     precision.file().write_text(text)
     assert choose().name == "bfloat16"
     assert len(precision.kept()) == 1
 
 
-def test_without_instructions_nothing_is_timed_nor_built(cache, monkeypatch):
+def test_without_instructions_nothing_is_timed_nor_built(own_cache, monkeypatch):
     monkeypatch.setattr(machine, "bf16_instructions", list)
-
-    def never() -> nn.Module:
-        raise AssertionError
-
-    assert choose(build=never).name == "float32"
+    assert choose(build=None).name == "float32"
     assert precision.kept() == {}
 
 
@@ -160,26 +151,19 @@ def test_a_real_step_is_timed_in_both():
         assert 0 < precision.step_seconds(student(), CPU, SHAPE, name) < 60
 
 
-def lesson(name: str) -> tuple[Lesson, Recipe]:
-    """Colours: images of a class are brighter in one channel."""
+def test_a_training_in_bfloat16_learns_as_the_one_in_float32_does():
+    """Images of a class are brighter in one channel."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(96) % 3
     images = torch.randint(0, 100, (96, *SHAPE), generator=generator)
     images[torch.arange(96), labels] += 100
     data = ImageSet(images.to(torch.uint8), labels)
-    what = Lesson(
-        data=data, prepare=lambda part: part.float() / 255, loss=lambda batch: cls_loss(batch.logits, batch.labels),
-        teacher_logits=None, epochs=3, batch_size=16, seed=0, precision=name,
-    )  # fmt: skip
-    return what, Recipe(optimizer="sgd", lr=0.05, momentum=0.9, augment=Augment(flip=True, shift=1, views=3))
-
-
-def test_a_training_in_bfloat16_learns_as_the_one_in_float32_does():
+    recipe = Recipe(optimizer="sgd", lr=0.05, momentum=0.9, augment=Augment(flip=True, shift=1, views=3))
     ends = {}
     for name in ("float32", "bfloat16"):
-        what, recipe = lesson(name)
         network = student()
-        losses = [record.loss for record in train(network, what, recipe, validate=lambda _: 0.0)]
+        what = lesson(data, epochs=3, precision=name)
+        losses = [record.loss for record in Run(network, what, recipe, validate=lambda _: 0.0)]
         assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
         assert all(parameter.isfinite().all() for parameter in network.parameters())
         assert losses[-1] < 0.5 * losses[0]

@@ -8,9 +8,14 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from helpers.trainings import by_labels, equal
+from helpers.trainings import lesson as lesson_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -19,7 +24,7 @@ from kdsearch.data import ImageSet, views
 from kdsearch.distil import step
 from kdsearch.distil.loss import cls_loss, distillation_loss, nd_loss
 from kdsearch.distil.step import EAGER_STEPS, Steps, format_for
-from kdsearch.distil.train import Batch, Lesson, Training, train
+from kdsearch.distil.train import Batch, Lesson, Run
 from kdsearch.errors import TrialError
 from kdsearch.spec import Augment, Recipe
 from kdsearch.system import machine
@@ -32,10 +37,6 @@ RECIPES = {
 }
 
 
-def prepare(images: Tensor) -> Tensor:
-    return images.float() / 255
-
-
 def student(device: str = "cpu", *, width: int = 8, stride: int = 2) -> nn.Module:
     architecture = {"width": width, "blocks": [1, 1, 0, 0], "stride": stride}
     with torch.device(device):
@@ -44,9 +45,6 @@ def student(device: str = "cpu", *, width: int = 8, stride: int = 2) -> nn.Modul
 
 def loss(batch: Batch) -> Tensor:
     """Looks at all that a batch has; the teacher's share grows with the epoch, as in the deck's CIFAR-10 recipe."""
-    assert batch.teacher_logits is not None
-    assert batch.embedding is not None
-    assert batch.teacher_norms is not None
     ramp = (batch.epoch / 10).clamp(max=1.0)
     taught = distillation_loss(batch.logits, batch.labels, batch.teacher_logits, loss_weight=0.5, temperature=4.0)
     features = nd_loss(batch.embedding, batch.teacher_norms, torch.ones_like(batch.embedding))
@@ -58,13 +56,10 @@ def lesson(recipe: Recipe, device: str, *, make=torch.rand, **changes) -> Lesson
     seen = (70, shown) if shown > 1 else (70,)
     # an empty tensor's values are never looked at where tensors are fake
     pixels = torch.empty if make is torch.empty else lambda *size, **kind: torch.randint(0, 256, size, **kind)
-    usual = {
-        "data": ImageSet(pixels(70, 3, 8, 8, dtype=torch.uint8, device=device),
-                         torch.zeros(70, dtype=torch.int64, device=device)),
-        "prepare": prepare, "loss": loss, "teacher_logits": make(*seen, 4, device=device),
-        "teacher_norms": make(*seen, device=device), "epochs": 3, "batch_size": 16, "seed": 0,
-    }  # fmt: skip
-    return Lesson(**{**usual, **changes})
+    images = pixels(70, 3, 8, 8, dtype=torch.uint8, device=device)
+    logits, norms = make(*seen, 4, device=device), make(*seen, device=device)
+    usual = {"loss": loss, "teacher_logits": logits, "teacher_norms": norms, "epochs": 3}
+    return lesson_of(ImageSet(images, torch.zeros(70, dtype=torch.int64, device=device)), **{**usual, **changes})
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -82,7 +77,7 @@ def test_no_step_waits_for_its_device(device, recipe, monkeypatch):
         for optimizer in (torch.optim.SGD, torch.optim.Adam):
             monkeypatch.setattr(optimizer, "step", lambda self: None)
     with FakeTensorMode(allow_non_fake_inputs=False):
-        training = Training(student(device), lesson(recipe, device, make=torch.empty), recipe)
+        training = Run(student(device), lesson(recipe, device, make=torch.empty), recipe)
         batch = torch.empty(16, dtype=torch.int64, device=device)
         for _ in range(3):
             training._step(*training._ready(batch, batch))
@@ -95,12 +90,12 @@ def test_no_step_waits_for_its_device(device, recipe, monkeypatch):
 class Replayed(Steps):
     """On a CPU, all that the host does around a graph; what replays is the step, from the graph's own tensors."""
 
-    captured = 0
+    captured = resets = 0
 
     def __init__(self, take, **kind) -> None:
         super().__init__(take, **kind)
         self._wanted = True
-        self.replays = self.resets = 0
+        self.replays = 0
 
     def _aside(self, call) -> None:
         call()
@@ -110,10 +105,10 @@ class Replayed(Steps):
         return False
 
     def reset(self) -> None:
-        self.resets += 1
+        Replayed.resets += 1
 
     def _capture(self) -> bool:
-        type(self).captured += 1
+        Replayed.captured += 1
         self._graph = self
         return True
 
@@ -125,25 +120,38 @@ class Replayed(Steps):
 def outcome(recipe: Recipe, device: str, **changes) -> tuple[list[float], dict[str, Tensor]]:
     torch.manual_seed(0)
     taught, what = student().to(device), lesson(recipe, device, **changes)
-    records = list(train(taught, what, recipe, validate=lambda _: 0.5))
+    records = list(Run(taught, what, recipe, validate=lambda _: 0.5))
     return [record.loss for record in records], taught.state_dict()
 
 
+@pytest.fixture
+def replayed(monkeypatch) -> type[Replayed]:
+    """Counts what trainings capture and drop from here on."""
+    for count in ("captured", "resets"):
+        monkeypatch.setattr(Replayed, count, 0)
+    return Replayed
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_the_host_around_a_graph_takes_every_step_once(recipe, monkeypatch):
-    plain = outcome(recipe, "cpu")
-    monkeypatch.setattr("kdsearch.distil.train.Steps", Replayed)
-    monkeypatch.setattr(Replayed, "captured", 0)
+def test_the_host_around_a_graph_takes_every_step_once(recipe, replayed, monkeypatch):
+    plain_losses, plain = outcome(recipe, "cpu")
+    monkeypatch.setattr("kdsearch.distil.train.Steps", replayed)
     losses, weights = outcome(recipe, "cpu")
-    assert losses == plain[0]
-    assert all(torch.equal(weights[key], value) for key, value in plain[1].items())
-    assert Replayed.captured == 1
+    assert losses == plain_losses
+    assert equal(weights, plain)
+    assert replayed.captured == 1
+
+
+def of_two(taken: list[list[int]]) -> Replayed:
+    """Steps of two images, whose indices they write down."""
+    return Replayed(
+        lambda chosen, _: taken.append(chosen.tolist()), batch_size=2, device=torch.device("cpu"), capture=True
+    )
 
 
 def test_a_batch_of_another_size_is_taken_as_it_is():
     taken: list[list[int]] = []
-    steps = Replayed(lambda chosen, _: taken.append(chosen.tolist()), batch_size=2, device=torch.device("cpu"),
-                     capture=True)  # fmt: skip
+    steps = of_two(taken)
     batches = [[number, number + 1] for number in range(EAGER_STEPS + 2)] + [[9], [7, 8]]
     for batch in batches:
         steps(torch.tensor(batch), torch.zeros(len(batch), dtype=torch.int64))
@@ -156,10 +164,9 @@ def two(steps: Steps, count: int) -> None:
         steps(torch.tensor([number, number + 1]), torch.zeros(2, dtype=torch.int64))
 
 
-def test_a_closed_training_has_no_graph_and_goes_on_as_it_is():
+def test_a_closed_training_has_no_graph_and_goes_on_as_it_is(replayed):
     taken: list[list[int]] = []
-    steps = Replayed(lambda chosen, _: taken.append(chosen.tolist()), batch_size=2, device=torch.device("cpu"),
-                     capture=True)  # fmt: skip
+    steps = of_two(taken)
     two(steps, EAGER_STEPS + 1)
     steps.close()
     steps.close()
@@ -167,21 +174,9 @@ def test_a_closed_training_has_no_graph_and_goes_on_as_it_is():
     assert (steps.resets, steps.replays, len(taken)) == (1, 1, EAGER_STEPS + 3)
 
 
-class Closed(Replayed):
-    graphs = 0
-
-    def _capture(self) -> bool:
-        type(self).graphs += 1
-        return super()._capture()
-
-    def reset(self) -> None:
-        type(self).graphs -= 1
-
-
 @pytest.mark.parametrize("ending", ["the last epoch", "an error", "an interruption", "closed"])
-def test_a_graph_is_dropped_however_its_training_ends(ending, monkeypatch):
-    monkeypatch.setattr("kdsearch.distil.train.Steps", Closed)
-    monkeypatch.setattr(Closed, "graphs", 0)
+def test_a_graph_is_dropped_however_its_training_ends(ending, replayed, monkeypatch):
+    monkeypatch.setattr("kdsearch.distil.train.Steps", replayed)
 
     def validate(_: nn.Module) -> float:
         if ending == "an interruption":
@@ -189,15 +184,15 @@ def test_a_graph_is_dropped_however_its_training_ends(ending, monkeypatch):
         return 0.5
 
     changes = {"loss": lambda batch: batch.logits.sum() * torch.nan} if ending == "an error" else {}
-    run = train(student(), lesson(RECIPES["deck"], "cpu", **changes), RECIPES["deck"], validate=validate)
+    run = Run(student(), lesson(RECIPES["deck"], "cpu", **changes), RECIPES["deck"], validate=validate)
     with suppress(TrialError, KeyboardInterrupt):
         next(run)
-        assert Closed.graphs == 1
+        assert (replayed.captured, replayed.resets) == (1, 0)
         if ending == "closed":
             run.close()
         else:
             list(run)
-    assert Closed.graphs == 0
+    assert replayed.captured == replayed.resets
 
 
 def test_a_training_is_freed_without_the_collector(monkeypatch):
@@ -206,9 +201,9 @@ def test_a_training_is_freed_without_the_collector(monkeypatch):
     gc.disable()
     try:
         recipe = RECIPES["averaged"]
-        run = train(student(), lesson(recipe, "cpu"), recipe, validate=lambda _: 0.5)
+        run = Run(student(), lesson(recipe, "cpu"), recipe, validate=lambda _: 0.5)
         next(run)
-        held = [weakref.ref(each) for each in (run._training, run._training._steps, run._network)]
+        held = [weakref.ref(each) for each in (run, run._steps, run._network)]
         del run
         assert [each() for each in held] == [None] * 3
     finally:
@@ -221,32 +216,13 @@ class Cuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
         self.error, self.mode, self.streams = error, "default", [object()]
         self.called: list[str] = []
-        self.side = self.made = 0
-        cuda = self
-
-        class Stream:
-            def __init__(self, device: torch.device) -> None:
-                cuda.made += 1
-
-            def wait_stream(self, other: object) -> None:
-                pass
-
-        class Graph:
-            def pool(self) -> tuple[int, int]:
-                return (0, 1)
-
-            def replay(self) -> None:
-                cuda.called.append("replay")
-
-            def reset(self) -> None:
-                cuda.called.append("reset")
-
-        class Generator:
-            def clone_state(self) -> str:
-                return "clone"
-
-            def graphsafe_set_state(self, state: str) -> None:
-                cuda.called.append(f"generator: {state}")
+        self.made = Mock()  # streams
+        cuda, told = self, self.called.append
+        made = Mock(**{f"{name}.side_effect": partial(told, name) for name in ("replay", "reset")})
+        generator = Mock(**{
+            "clone_state.return_value": "clone",
+            "graphsafe_set_state.side_effect": lambda state: told(f"generator: {state}"),
+        })  # fmt: skip
 
         @contextmanager
         def stream(which: object) -> Iterator[None]:
@@ -255,7 +231,7 @@ class Cuda:
             cuda.streams.pop()
 
         @contextmanager
-        def graph(made: Graph, *, stream: object, capture_error_mode: str) -> Iterator[None]:
+        def graph(made: Mock, *, stream: object, capture_error_mode: str) -> Iterator[None]:
             assert not gc.isenabled()
             cuda.streams.append(stream)
             yield
@@ -263,23 +239,21 @@ class Cuda:
                 raise cuda.error  # torch then leaves the capture's stream as the current one
             cuda.streams.pop()
 
-        def end(index: int, pool: tuple[int, int]) -> None:
-            cuda.called.append(f"allocator: {index}")
-
         def set_mode(mode: str) -> None:
             warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
             cuda.mode = mode
 
         names = {
-            "Stream": Stream, "CUDAGraph": Graph, "stream": stream, "graph": graph, "default_generators": [Generator()],
-            "current_stream": lambda device=None: Current(cuda.streams), "current_device": lambda: 0,
+            "Stream": self.made, "CUDAGraph": lambda: made, "stream": stream, "graph": graph,
+            "default_generators": [generator], "current_stream": Mock(), "current_device": lambda: 0,
             "set_stream": lambda which: cuda.streams.pop(), "set_device": lambda device: None,
-            "synchronize": lambda device=None: cuda.called.append("synchronize"),
+            "synchronize": lambda device=None: told("synchronize"),
             "get_sync_debug_mode": lambda: cuda.mode, "set_sync_debug_mode": set_mode,
         }  # fmt: skip
         for name, value in names.items():
             monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        end = "_cuda_endAllocateToPool"
+        monkeypatch.setattr(torch._C, end, lambda index, pool: told(f"allocator: {index}"), raising=False)
         machine.side_stream.cache_clear()
 
     def steps(self, take) -> Steps:
@@ -287,14 +261,6 @@ class Cuda:
         steps = Steps(take, batch_size=2, device=torch.device("cpu"), capture=True)
         steps._device, steps._wanted = torch.device("cuda", 0), True
         return steps
-
-
-class Current:
-    def __init__(self, streams: list[object]) -> None:
-        self.top = streams[-1]
-
-    def wait_stream(self, other: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -311,7 +277,7 @@ def test_all_trainings_of_a_process_share_one_stream_beside_the_usual_one(monkey
         steps = cuda.steps(lambda chosen, drawn: None)
         two(steps, EAGER_STEPS + 2)
         steps.close()
-    assert cuda.made == 1
+    assert cuda.made.call_count == 1
     assert cuda.called == ["replay", "replay", "synchronize", "reset"] * 3
     assert gc.isenabled()
 
@@ -353,7 +319,7 @@ def test_after_a_capture_that_failed_the_process_is_whole_and_the_training_goes_
     assert len(cuda.streams) == 1
     assert gc.isenabled()
     two(cuda.steps(lambda chosen, drawn: None), 1)
-    assert cuda.made == 2
+    assert cuda.made.call_count == 2
 
 
 def test_formats():
@@ -377,16 +343,15 @@ def test_a_narrow_student_trains_on_a_processor_with_avx2(threads):
     """In a process of its own, which oneDNN ended: 4 channels through a strided 1x1 convolution, channels last."""
     code = f"""
 import torch
-from tests.distil.test_step import RECIPES, lesson, student
-from kdsearch.distil.loss import cls_loss
-from kdsearch.distil.train import train
+from tests.distil.test_step import RECIPES, by_labels, lesson, student
+from kdsearch.distil.train import Run
 torch.manual_seed(0)
-what = lesson(RECIPES["deck"], "cpu", loss=lambda batch: cls_loss(batch.logits, batch.labels), teacher_norms=None,
-              threads={threads})
-for record in train(student(width=4, stride=1), what, RECIPES["deck"], validate=lambda _: 0.5):
+what = lesson(RECIPES["deck"], "cpu", loss=by_labels, teacher_norms=None, threads={threads})
+for record in Run(student(width=4, stride=1), what, RECIPES["deck"], validate=lambda _: 0.5):
     print(record.epoch)
 """
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "MALLOC_CHECK_": "3"}
+    helpers = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, **helpers, "ONEDNN_MAX_CPU_ISA": "AVX2", "MALLOC_CHECK_": "3"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert ended.stdout.split() == ["1", "2", "3"], ended.stderr
 
@@ -426,10 +391,10 @@ def test_dropout_draws_anew_in_every_replay():
 
     def seen(batch: Batch) -> Tensor:
         kept.copy_(batch.logits.detach().sum())
-        return cls_loss(batch.logits, batch.labels)
+        return by_labels(batch)
 
     what = lesson(Recipe(lr=1e-30), "cuda", loss=seen, teacher_norms=None, batch_size=70, epochs=EAGER_STEPS + 4)
-    for _ in train(network, what, Recipe(lr=1e-30), validate=lambda _: 0.5):
+    for _ in Run(network, what, Recipe(lr=1e-30), validate=lambda _: 0.5):
         drawn.append(kept.clone())
     assert len({float(each) for each in drawn}) == len(drawn)
 
@@ -446,9 +411,9 @@ def test_a_network_that_waits_for_the_device_runs_as_it_is():
 
     torch.manual_seed(0)
     network = Waits().cuda()
-    what = lesson(RECIPES["deck"], "cuda", loss=lambda batch: cls_loss(batch.logits, batch.labels), teacher_norms=None)
+    what = lesson(RECIPES["deck"], "cuda", loss=by_labels, teacher_norms=None)
     with pytest.warns(UserWarning, match="cannot be captured"):
-        records = list(train(network, what, RECIPES["deck"], validate=lambda _: 0.5))
+        records = list(Run(network, what, RECIPES["deck"], validate=lambda _: 0.5))
     assert len(records) == 3
 
 
@@ -480,7 +445,7 @@ def test_a_failed_capture_leaves_a_process_that_captures_and_draws():
 @pytest.mark.cuda
 def test_an_epoch_waits_for_the_device_only_at_its_end():
     recipe = RECIPES["views"]
-    training = Training(student().cuda(), lesson(recipe, "cuda"), recipe)
+    training = Run(student().cuda(), lesson(recipe, "cuda"), recipe)
     with warnings.catch_warnings(), machine.seeded(0, torch.device("cuda")):
         warnings.simplefilter("ignore")
         training.epoch(1)

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.trainings import damaged, prepare, with_recipe
+from helpers.trainings import lesson as lesson_of
 from torch import nn
 
 from kdsearch.data import ImageSet, views
 from kdsearch.distil import answers, lesson
 from kdsearch.distil.answers import ViewAnswers
 from kdsearch.distil.teacher import Teacher
-from kdsearch.distil.train import Batch, Lesson, _order, train
+from kdsearch.distil.train import Batch, Run, _order
 from kdsearch.search.plan import Plan
 from kdsearch.spec import Augment, Recipe
 
@@ -32,17 +34,13 @@ class Asked(nn.Module):
         return self.layers(images)
 
 
-def prepare(images: torch.Tensor) -> torch.Tensor:
-    return images.float() / 255
-
-
 @pytest.fixture
 def teacher_net() -> Asked:
     return Asked().eval()
 
 
-def table(network: nn.Module, data: ImageSet, folder: Path, augment: Augment = AUGMENT) -> ViewAnswers:
-    return answers.obtain_views(network, data, prepare, augment, folder=folder, name="t")
+def table(network: nn.Module, data: ImageSet, folder: Path, augment: Augment = AUGMENT, **kind) -> ViewAnswers:
+    return ViewAnswers(network, data, prepare, augment, folder=folder, name="t", **kind)
 
 
 def draw(data: ImageSet, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,8 +106,7 @@ def test_a_broken_table_is_filled_anew(noise, teacher_net, tmp_path, damage):
     found.keep(now=True)
     (path,) = tmp_path.glob("*.safetensors")
     whole = path.read_bytes()
-    damaged = {"truncated": whole[: len(whole) // 2], "empty": b"", "changed byte": whole[:-1] + bytes([whole[-1] ^ 1])}
-    path.write_bytes(damaged[damage])
+    path.write_bytes(damaged(whole)[damage])
     again = table(teacher_net, noise, tmp_path)
     assert not again.known.any()
     again.fill(*draw(noise, 0))
@@ -117,34 +114,34 @@ def test_a_broken_table_is_filled_anew(noise, teacher_net, tmp_path, damage):
     assert path.read_bytes() == whole
 
 
+POOL = Augment(flip=True, shift=1, views=5)
+FIRST = torch.arange(40), torch.zeros(40, dtype=torch.int64)  # of each image, the first view
+
+
 def test_other_views_have_a_table_of_their_own(noise, teacher_net, tmp_path):
-    for augment in (AUGMENT, Augment(flip=False, shift=1), Augment(flip=True, shift=0)):
+    others = Augment(flip=False, shift=1), Augment(flip=True, shift=0), POOL, POOL.model_copy(update={"views": 4})
+    for augment in (AUGMENT, *others):
         found = table(teacher_net, noise, tmp_path, augment)
-        found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64))
+        found.fill(*FIRST)
         found.keep(now=True)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    assert len(list(tmp_path.glob("*.safetensors"))) == 5
 
 
 def test_a_training_from_the_table_is_one_with_the_teacher_in_the_loop(plan: Plan, teacher: Teacher, tmp_path):
     """The student of a lesson with the table against a plain loop that asks the teacher for each batch."""
-    recipe = plan.spec.student.recipe.model_copy(update={"augment": AUGMENT, "lr_batch": None})
-    spec = plan.spec.student.model_copy(update={"recipe": recipe})
+    spec = with_recipe(plan.spec.student, augment=AUGMENT, lr_batch=None)
     config = {"width": 24, "loss_weight": 0.5, "temperature": 4.0, "epochs": 2, "batch_size": 32}
-    found = answers.obtain_views(
-        teacher.network, plan.split.train, plan.split.prepare, AUGMENT, folder=tmp_path, name="t"
-    )
+    found = ViewAnswers(teacher.network, plan.split.train, plan.split.prepare, AUGMENT, folder=tmp_path, name="t")
     student = lesson.build(spec, config, seed=0, split=plan.split)
     shown: list[torch.Tensor] = []
     hook = student.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].clone()))
-    losses = [
-        record.loss
-        for record in lesson.teach(
-            student, config, seed=0, data=plan.split.train, prepare=plan.split.prepare, answers=found, student_spec=spec
-        )
-    ]
+    run = lesson.teach(
+        student, config, seed=0, data=plan.split.train, prepare=plan.split.prepare, answers=found, student_spec=spec
+    )
+    losses = [record.loss for record in run]
     hook.remove()
     plain = lesson.build(spec, config, seed=0, split=plan.split)
-    optimizer = torch.optim.Adam(plain.parameters(), lr=recipe.lr)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=spec.recipe.lr)
     by_view = {row.numpy().tobytes(): label for row, label in all_views(plan.split)}
     expected: list[float] = []
     for images in shown:
@@ -179,9 +176,6 @@ def test_the_images_as_they_are_are_asked_for_the_centres_alone(noise, teacher_n
     assert teacher_net.images == asked + len(noise) + 1  # they are kept
 
 
-POOL = Augment(flip=True, shift=1, views=5)
-
-
 def test_the_answers_of_a_pool_are_to_the_views_that_a_training_shows(noise, teacher_net, tmp_path):
     """A step's images by index against the table's rows: one place in the pool, one view."""
     found = table(teacher_net, noise, tmp_path, POOL)
@@ -189,18 +183,13 @@ def test_the_answers_of_a_pool_are_to_the_views_that_a_training_shows(noise, tea
     shown: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def loss(batch: Batch) -> torch.Tensor:
-        assert batch.teacher_logits is not None
         shown[-1] = (shown[-1][0], batch.teacher_logits)
         return batch.logits.sum()
 
     student = Asked()
     student.register_forward_pre_hook(lambda _, inputs: shown.append((inputs[0].clone(), inputs[0])))
-    what = Lesson(
-        data=noise, prepare=prepare, loss=loss, teacher_logits=found.logits, epochs=6, batch_size=16, seed=3,
-        before_epoch=found.fill,
-    )  # fmt: skip
-    for _ in train(student, what, Recipe(augment=POOL), validate=lambda _: 0.0):
-        pass
+    what = lesson_of(noise, loss=loss, teacher_logits=found.logits, epochs=6, seed=3, before_epoch=found.fill)
+    list(Run(student, what, Recipe(augment=POOL), validate=lambda _: 0.0))
     assert len(shown) == 6 * 3
     for images, answered in shown:
         with torch.no_grad():
@@ -217,20 +206,9 @@ def test_a_whole_training_asks_each_view_of_the_pool_once_whatever_the_order(noi
     before = teacher_net.images
     for seed in range(3):
         for epoch in range(1, 8):
-            order, drawn = _order(
-                Lesson(noise, prepare, lambda batch: batch.logits.sum(), None, 7, 16, seed), POOL, epoch
-            )
-            found.fill(order, drawn)
+            found.fill(*_order(lesson_of(noise, seed=seed), POOL, epoch))
     assert teacher_net.images - before == 5 * 40
     assert found.known.all()
-
-
-def test_a_pool_has_a_table_of_its_own(noise, teacher_net, tmp_path):
-    for augment in (AUGMENT, POOL, POOL.model_copy(update={"views": 4})):
-        found = table(teacher_net, noise, tmp_path, augment)
-        found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64))
-        found.keep(now=True)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 3
 
 
 def test_more_images_take_over_the_answers_of_the_first_ones(noise, teacher_net, tmp_path):
@@ -238,12 +216,12 @@ def test_more_images_take_over_the_answers_of_the_first_ones(noise, teacher_net,
     first = table(teacher_net, few, tmp_path, POOL)
     first.fill(torch.arange(25), torch.arange(25) % 5)
     first.keep(now=True)
-    found = answers.obtain_views(teacher_net, noise, prepare, POOL, folder=tmp_path, name="t", begins=few)
+    found = table(teacher_net, noise, tmp_path, POOL, begins=few)
     asked = teacher_net.images
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     found.fill(order, (torch.arange(40) % 5)[order])
     assert teacher_net.images - asked == 15
-    fresh = answers.obtain_views(teacher_net, noise, prepare, POOL, folder=tmp_path / "other", name="t")
+    fresh = table(teacher_net, noise, tmp_path / "other", POOL)
     fresh.fill(order, (torch.arange(40) % 5)[order])
     assert torch.equal(found.known, fresh.known)
     torch.testing.assert_close(found.logits, fresh.logits)
@@ -251,11 +229,10 @@ def test_more_images_take_over_the_answers_of_the_first_ones(noise, teacher_net,
 
 def test_another_process_that_has_written_is_not_asked_after(noise, teacher_net, tmp_path):
     first, second = table(teacher_net, noise, tmp_path, POOL), table(teacher_net, noise, tmp_path, POOL)
-    places = torch.zeros(40, dtype=torch.int64)
-    first.fill(torch.arange(40), places)
+    first.fill(*FIRST)
     first.keep(now=True)
     asked = teacher_net.images
-    second.fill(torch.arange(40), places)
+    second.fill(*FIRST)
     assert teacher_net.images == asked
 
 
@@ -263,7 +240,7 @@ def test_what_took_long_to_ask_is_written_at_once(noise, teacher_net, tmp_path, 
     found = table(teacher_net, noise, tmp_path, POOL)
     monkeypatch.setattr(answers, "ASKED_SECONDS", 0.0)
     between: list[int] = []
-    found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64), between=lambda: between.append(1))
+    found.fill(*FIRST, between=lambda: between.append(1))
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
     assert between == [1]
 
@@ -271,7 +248,7 @@ def test_what_took_long_to_ask_is_written_at_once(noise, teacher_net, tmp_path, 
 def test_answers_of_another_precision_are_others(noise, tmp_path):
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
     for precision in ("float32", "bfloat16"):
-        found = answers.obtain_views(network, noise, prepare, POOL, folder=tmp_path, name="t", precision=precision)
-        found.fill(torch.arange(40), torch.zeros(40, dtype=torch.int64))
+        found = table(network, noise, tmp_path, POOL, precision=precision)
+        found.fill(*FIRST)
         found.keep(now=True)
     assert sorted("bfloat16" in path.name for path in tmp_path.glob("*.safetensors")) == [False, True]

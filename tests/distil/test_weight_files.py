@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.trainings import equal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -36,8 +37,7 @@ def loaded(tmp_path: Path, saved: Any) -> tuple[nn.Module, list[str]]:
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
-    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+    return equal(*(dict(enumerate(network.state_dict().values())) for network in (first, second)))  # names may differ
 
 
 def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -55,9 +55,7 @@ def test_prefixes_of_wrappers_are_removed_with_a_note(tmp_path: Path, taught: nn
 
 
 def test_torchs_own_wrappers_are_undone(tmp_path: Path, taught: nn.Module):
-    compiled = torch.compile(taught)
-    averaged = AveragedModel(taught)
-    for wrapped in (compiled, averaged, nn.DataParallel(taught)):
+    for wrapped in (torch.compile(taught), AveragedModel(taught), nn.DataParallel(taught)):
         network, notes = loaded(tmp_path, wrapped.state_dict())
         assert same(network, taught), type(wrapped)
         assert notes
@@ -106,12 +104,17 @@ def test_what_torchs_strict_load_takes_is_taken(tmp_path: Path, taught: nn.Modul
         (lambda state: {**state, "extra": torch.zeros(1)}, r"not in the network \(1\): extra"),
         (lambda state: {k: v for k, v in state.items() if k != "4.bias"}, r"missing \(1\): 4.bias"),
         (lambda state: {**state, "4.bias": torch.zeros(7)}, r"size mismatch \(1\): 4.bias \(7,\) for \(3,\)"),
+        (lambda state: dict.fromkeys(state, torch.zeros(7)), r"size mismatch \(9\): 0.weight .*, 0.bias .*, \.\.\."),
+        (lambda state: {"0.weight": 3}, r"teacher\.weights must"),
+        (lambda state: [1, 2], r"teacher\.weights must"),
+        (lambda state: torch.zeros(3), r"teacher\.weights must"),
         (lambda state: {**state, "module.x": torch.zeros(1)}, r"not in the network \(1\): module.x"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, taught: nn.Module, change: Any, words: str):
-    with pytest.raises(TeacherError, match=words):
+    with pytest.raises(TeacherError, match=words) as caught:
         loaded(tmp_path, change(taught.state_dict()))
+    assert "\n" not in str(caught.value)
 
 
 def test_safetensors_are_known_by_their_content(tmp_path: Path, taught: nn.Module):
@@ -130,13 +133,18 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12
         (b"", "the file is empty"),
         (POINTER, "not a Git LFS pointer"),
         (b"<!DOCTYPE html><html>404</html>", "not a web page"),
+        (b"no weights at all", ""),
+        (b"\x80\x04N.", ""),
+        (None, "must be readable"),
     ],
 )
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_what_a_failed_download_leaves_is_named(tmp_path: Path, content: bytes, words: str, ending: str):
+def test_what_holds_no_weights_is_named(tmp_path: Path, content: bytes | None, words: str, ending: str):
     path = tmp_path / f"w.{ending}"
-    path.write_bytes(content)
-    with pytest.raises(TeacherError, match=rf"{words} \(got .*w.{ending}\); download it again") as caught:
+    if content is not None:
+        path.write_bytes(content)
+    again = "; download it again" if words.startswith(("the file", "not")) else ""
+    with pytest.raises(TeacherError, match=rf"teacher\.weights must.*{words}.* \(got .*w.{ending}\){again}") as caught:
         load_weights(make(), path)
     assert "\n" not in str(caught.value)
 

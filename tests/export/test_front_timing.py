@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial, create_trial
 
 from kdsearch import stats
 from kdsearch.export import front_timing
-from kdsearch.measure import deployed
+from kdsearch.measure import onnx
 from kdsearch.records import Attr, Timing
 from kdsearch.reporting.measured import parsed
 from kdsearch.system import machine
@@ -23,7 +23,7 @@ def test_equal_architectures_are_timed_once():
 
 
 @pytest.mark.parametrize(
-    ("name", "version"), [(front_timing.TORCH, f"torch {torch.__version__}"), (front_timing.ONNX, deployed.version())]
+    ("name", "version"), [(front_timing.TORCH, f"torch {torch.__version__}"), (front_timing.ONNX, onnx.version())]
 )
 def test_a_timing_is_kept_with_what_it_is_of(name: str, version: str):
     found = front_timing.measured(7, name, Timing(3.0, 2.5, 3.5, 0.3, 0.1, batch=100, pairs=15, kind="x"), threads=2)

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats
-from kdsearch.measure import deployed, onnx
+from kdsearch.measure import onnx
 from kdsearch.search.workshop import Workshop
 
 pytestmark = pytest.mark.slow  # the first export of a process imports for seconds
@@ -29,7 +29,7 @@ def test_products_are_integer_the_logits_near_and_the_file_smaller(workshop: Wor
         formats.write(network, split, kind, paths[kind], {})
     assert onnx.float_products(paths["onnx"], split.test.images[:2])
     assert not onnx.float_products(paths[formats.INT8], split.test.images[:2])
-    wanted = deployed.Prepared(network, split)(split.test.images)
+    wanted = onnx.Prepared(network, split)(split.test.images)
     for count in (1, len(wanted)):
         run = formats.load(paths[formats.INT8], split, formats.INT8, threads=1, blank=network)
         found = run(split.test.images[:count])

@@ -141,7 +141,7 @@ def test_answers_that_find_no_room_leave_the_table_that_was_kept(noise: ImageSet
     augment = Augment(flip=True, shift=1)
 
     def table() -> answers.ViewAnswers:
-        return answers.obtain_views(network, noise, lambda x: x.float() / 255, augment, folder=disk, name="t")
+        return answers.ViewAnswers(network, noise, lambda x: x.float() / 255, augment, folder=disk, name="t")
 
     first = table()
     everything = torch.arange(40)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from kdsearch.data import ImageSet
-from kdsearch.measure import accuracy, logits
+from kdsearch.measure.accuracy import accuracy, logits
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
 
-from kdsearch.distil import teacher as teachers
 from kdsearch.errors import TeacherError
 from kdsearch.networks import custom
-from kdsearch.search.plan import Plan
 from kdsearch.spec import TeacherSpec
 
 
@@ -64,16 +59,3 @@ def test_a_softmax_inside_is_noticed_and_logarithms_are_taken() -> None:
 def test_other_ends_are_taken_as_logits(last: nn.Module) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), last)
     assert custom.with_logits(network, "mine", (3, 2, 2), 3) is network
-
-
-def test_weights_that_do_not_fit_name_their_first_keys(tmp_path) -> None:
-    torch.save(resnet18(num_classes=3).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(TeacherError, match=r"size mismatch \(2\): fc.weight \(3, 512\) for \(5, 512\), fc.bias"):
-        teachers.load_weights(resnet18(num_classes=5), tmp_path / "w.pt")
-
-
-def test_a_teacher_near_chance_is_refused(plan: Plan, teacher: teachers.Teacher) -> None:
-    teachers.check_accuracy(teacher.facts, plan.split)
-    poor = dataclasses.replace(teacher.facts, validation_accuracy=0.11)
-    with pytest.raises(TeacherError, match="better than naming the most frequent class"):
-        teachers.check_accuracy(poor, plan.split)

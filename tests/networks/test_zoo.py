@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Callable
 
 import optuna
 import pytest
 import torch
+from helpers.trainings import lesson
 from torch import nn
 
 from kdsearch import networks, spec
 from kdsearch.data import ImageSet
-from kdsearch.distil import train
-from kdsearch.distil.loss import cls_loss
+from kdsearch.distil.train import Run
 from kdsearch.errors import StudyFileError
 from kdsearch.networks import zoo
 from kdsearch.records import architecture
@@ -164,12 +163,9 @@ def test_a_batch_of_one_image_at_an_epochs_end_is_left_out() -> None:
     """Batch norm cannot be trained on one value a channel, which is what 32 pixels have come to in the last stage."""
     torch.manual_seed(0)
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
-    lesson = train.Lesson(
-        ImageSet(images, torch.arange(5) % 2), lambda given: given.float() / 255,
-        lambda batch: cls_loss(batch.logits, batch.labels), None, epochs=1, batch_size=4, seed=0,
-    )  # fmt: skip
     network = FAMILY.build({"name": "mobilenet_v3_small", "width_mult": 0.5}, (3, 32, 32), 2)
-    [record] = train.train(network, lesson, Recipe(averaging=8.0), validate=lambda _: 0.5)
+    what = lesson(ImageSet(images, torch.arange(5) % 2), epochs=1, batch_size=4)
+    [record] = Run(network, what, Recipe(averaging=8.0))
     assert record.loss > 0
 
 
@@ -200,6 +196,6 @@ def _stand_in() -> types.ModuleType:
             nn.Conv2d(3, width[name], 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width[name], num_classes)
         )
 
-    names: Callable[[], list[str]] = lambda: list(width)  # noqa: E731
-    module.create_model, module.list_models, module.list_pretrained = create_model, names, names  # type: ignore[attr-defined]
+    module.create_model = create_model
+    module.list_models = module.list_pretrained = lambda: list(width)
     return module

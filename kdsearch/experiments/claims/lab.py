@@ -274,7 +274,7 @@ class Lab:
         if arm.beside:
             assert known is not None, "div_loss needs a teacher"
             lesson_ = mixture(self.split, self.images(arm.images), known.logits, config, derived)
-            records = train.train(student, lesson_, self.file.student.recipe, validate=lambda _: float("nan"))
+            records = train.Run(student, lesson_, self.file.student.recipe, validate=lambda _: float("nan"))
         else:
             records = lesson.teach(
                 student, config, seed=derived, data=self.images(arm.images), prepare=self.split.prepare,

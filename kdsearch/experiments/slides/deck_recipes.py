@@ -163,7 +163,7 @@ class School:
             TrialError: the loss or the weights are not finite.
         """
         recipe = self.deck.student.recipe
-        return train.train(student, self.lesson(settings, seed), recipe, validate=lambda _: float("nan"))
+        return train.Run(student, self.lesson(settings, seed), recipe, validate=lambda _: float("nan"))
 
     def lesson(self, settings: Settings, seed: int) -> train.Lesson:
         """Return the lesson of a row's student."""

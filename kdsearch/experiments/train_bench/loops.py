@@ -100,7 +100,7 @@ def calls(
         passes of prepared batches), and where ours computes in bfloat16 on a CPU "float32", ours in float32.
     """
     recipe, threads = school.deck.student.recipe, school.deck.student.threads
-    epochs = train.train(copy.deepcopy(student), lesson(school, settings, epochs=rounds), recipe, validate=_no_score)
+    epochs = train.Run(copy.deepcopy(student), lesson(school, settings, epochs=rounds), recipe, validate=_no_score)
     plain = PlainLoop(copy.deepcopy(student), school, settings, workers=workers, bf16=_plain_bf16(school, student))
     bare = _bare_steps(school, settings, copy.deepcopy(student))
 
@@ -118,7 +118,7 @@ def calls(
         turns["teacher"] = lambda: _ask(school, settings, steps)
     if _form(school, student).bf16 and not _plain_bf16(school, student):
         exact = lesson(replace(school, precision="float32"), settings, epochs=rounds)
-        slower = train.train(copy.deepcopy(student), exact, recipe, validate=_no_score)
+        slower = train.Run(copy.deepcopy(student), exact, recipe, validate=_no_score)
         turns["float32"] = lambda: next(slower)
     return turns
 
@@ -246,7 +246,7 @@ def check(school: School, settings: Settings, *, plain: Settings | None = None) 
     orders: list[list[int]] = []
     taught = lesson(one, settings, epochs=1, first=LATE, before_epoch=lambda order, _: orders.append(order.tolist()))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        record = next(train.train(ours, taught, school.deck.student.recipe, validate=_no_score))
+        record = next(train.Run(ours, taught, school.deck.student.recipe, validate=_no_score))
         loop = PlainLoop(theirs, one, plain or settings, workers=0, order=orders[0], epoch=LATE, bf16=False)
         loss = loop.epoch()
     agreement = Agreement(

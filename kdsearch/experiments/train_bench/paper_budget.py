@@ -71,7 +71,7 @@ def step_of(network: nn.Module, recipe: spec.Recipe, batch_size: int, *, taught:
         precision="bfloat16",
     )
     plain = recipe.model_copy(update={"augment": spec.Augment(), "averaging": None})
-    take = train.Training(network, lesson, plain).sample()
+    take = train.Run(network, lesson, plain).sample()
     take()  # the optimiser creates its states
     return kernels.log(take)
 

@@ -71,7 +71,7 @@ def test_the_device_runs_about_the_kernels_that_were_counted():
 
     network = student().cuda()
     what = lesson()
-    training = train.Training(network, replace(what, data=what.data.to(torch.device("cuda"))), RECIPE)
+    training = train.Run(network, replace(what, data=what.data.to(torch.device("cuda"))), RECIPE)
     take = training.sample()
     counted = sum(op.kernels for op in kernels.log(take))
     torch.cuda.synchronize()
