@@ -16,7 +16,7 @@ from kdsearch.records import StudyAttr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.formatting import records
-from kdsearch.reporting.pages import markdown
+from kdsearch.reporting.pages import document
 from kdsearch.reporting.pages.one_trial import card
 from kdsearch.stats import proportion_interval
 
@@ -73,10 +73,10 @@ def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> 
     for kind in KINDS:
         found = study.user_attrs.get(f"{StudyAttr.EXPORTED}{number}:{kind}")
         if isinstance(found, Mapping) and _is_there(folder, found):
-            parts += [f"## File {markdown.code(Path(found['file']).name)}", markdown.facts(_file(found, data, row))]
-    parts += ["## Input and output", markdown.facts(_input(split))]
+            parts += [f"## File {document.code(Path(found['file']).name)}", document.facts(_file(found, data, row))]
+    parts += ["## Input and output", document.facts(_input(split))]
     if split.scale is not None:
-        parts += ["## From a picture to the input", markdown.facts(preparation(split, split.scale))]
+        parts += ["## From a picture to the input", document.facts(preparation(split, split.scale))]
         onnx = folder / f"trial-{number}.{ENDINGS['onnx']}"
         if onnx.is_file():
             code = script(split, split.scale, onnx.name)
