@@ -119,7 +119,7 @@ def curve_groups(data: StudyData) -> dict[str, list[dict[str, Any]]]:
         Trials without a curve are left out.
     """
     groups: dict[str, list[dict[str, Any]]] = {"front": [], "pruned": [], "other": []}
-    trials = by(data.trials, "number")
+    trials: dict[Any, dict[str, Any]] = by(data.trials, "number")
     for trial, points in data.curves.groupby("trial"):
         row = trials[trial]
         name = "front" if row["on_front"] else "pruned" if row["state"] == "PRUNED" else "other"
