@@ -30,7 +30,7 @@ with lazy_imports():
     from kdsearch.cli import doctor as examining
     from kdsearch.reporting import collect
     from kdsearch.reporting.dashboard import artifacts as shelf_room
-    from kdsearch.reporting.dashboard import publish
+    from kdsearch.reporting.dashboard import note
     from kdsearch.reporting.pages import assets, compare, document, text
 
 if TYPE_CHECKING:
@@ -171,8 +171,8 @@ def _keep_one(shelf: shelf_room.Shelf, url: str, backend: BaseStorage, name: str
     sign = (ended, sorted(key for key in attributes if key.startswith(StudyAttr.CONFIRMED)))
     if seen.get(name) == sign:
         return
-    if f"{publish.FIGURE_KEY}0" not in backend.get_study_system_attrs(study._study_id):
-        publish.Page(url)(study, True)
+    if f"{note.FIGURE_KEY}0" not in backend.get_study_system_attrs(study._study_id):
+        note.Page(url)(study, True)
     shelf.fill(study)
     seen[name] = sign
 

@@ -23,7 +23,7 @@ from kdsearch.system import signals
 
 with lazy_imports():
     from kdsearch.reporting import collect, confirmation, controls, formatting, verdict
-    from kdsearch.reporting.dashboard import publish
+    from kdsearch.reporting.dashboard import note
     from kdsearch.search import confirm as confirming
     from kdsearch.search import estimate, retrain
     from kdsearch.search import plan as plans
@@ -59,7 +59,7 @@ def worker(
 ) -> None:
     """Join a study from any machine that reaches its storage, and run trials until it is done."""
     # a supervisor keeps the live view itself, and its workers need not import what draws it
-    page = publish.Page(storage) if supervisor is None else None
+    page = note.Page(storage) if supervisor is None else None
     with ConsoleProgress() as progress, ending(progress), signals.tied_to(supervisor):
         search.join(storage, name, data_dir=data_dir, device=device, timeout=timeout, progress=progress, publish=page)
 
@@ -89,7 +89,7 @@ def optimize(
     with ConsoleProgress() as progress, ending(progress):
         try:
             optuna_study = search.run_plan(
-                planned, options, workers=workers, command=command, progress=progress, publish=publish.Page(planned.url)
+                planned, options, workers=workers, command=command, progress=progress, publish=note.Page(planned.url)
             )
         except RunError:
             write_report(find_study(planned.url, planned.name), planned.url, report)

@@ -24,7 +24,8 @@ from kdsearch.measure import latency, onnx
 from kdsearch.measure.gate import Gate
 from kdsearch.records import Attr, Config, Progress, Timing, architecture
 from kdsearch.reporting import runtimes
-from kdsearch.reporting.collect import StudyData, plain
+from kdsearch.reporting.collect import StudyData
+from kdsearch.reporting.formatting import plain
 from kdsearch.reporting.measured import HERE, Measured, frame
 from kdsearch.search.confirm import choose
 from kdsearch.search.plan import rejoin

@@ -16,7 +16,7 @@ from kdsearch.records import StudyAttr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, collect
 from kdsearch.reporting.formatting import records
-from kdsearch.reporting.pages import markdown
+from kdsearch.reporting.pages import document
 from kdsearch.reporting.pages.one_trial import card
 from kdsearch.stats import proportion_interval
 
@@ -72,10 +72,10 @@ def text(study: Study, number: int, *, url: str, folder: Path, split: Split) -> 
             continue
         path = folder / Path(found["file"]).name
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == found["sha256"]:
-            parts += [f"## File {markdown.code(path.name)}", markdown.facts(_file(found, data, row))]
-    parts += ["## Input and output", markdown.facts(_input(split))]
+            parts += [f"## File {document.code(path.name)}", document.facts(_file(found, data, row))]
+    parts += ["## Input and output", document.facts(_input(split))]
     if split.scale is not None:
-        parts += ["## From a picture to the input", markdown.facts(_preparation(split, split.scale))]
+        parts += ["## From a picture to the input", document.facts(_preparation(split, split.scale))]
         onnx = folder / f"trial-{number}.{ENDINGS['onnx']}"
         if onnx.is_file():
             _, height, width = split.shape

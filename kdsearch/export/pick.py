@@ -11,8 +11,8 @@ from kdsearch import pareto
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting import formatting
 from kdsearch.reporting.choice import Standing, fastest, ship
-from kdsearch.reporting.collect import TIMED, StudyData, configuration, plain
-from kdsearch.reporting.formatting import records
+from kdsearch.reporting.collect import TIMED, StudyData, configuration
+from kdsearch.reporting.formatting import plain, records
 from kdsearch.reporting.verdict import knee, looks, none_within, sentence, worth
 from kdsearch.search.run_options import option
 

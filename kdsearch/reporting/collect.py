@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
 import optuna
@@ -17,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch import pareto, sittings
 from kdsearch.errors import StorageError
 from kdsearch.records import METRICS, Attr, ConfirmedRun, StudyAttr, against_teacher
-from kdsearch.reporting import confirmation, deck_rows, formatting, growth, importance
-from kdsearch.reporting.formatting import number, records
+from kdsearch.reporting import confirmation, deck_rows, formatting
+from kdsearch.reporting.formatting import number, plain, records
 from kdsearch.reporting.measured import is_whole, measurements
 from kdsearch.spec import ReportSpec, StudySpec, from_dict
 from kdsearch.storage import masked
@@ -35,71 +34,53 @@ TIMED = ("ratio", "ratio_low", "ratio_high", "sittings", "microseconds", "micros
 TRIAL_COLUMNS = (
     "number", "state", "anchor", *NUMBERS, "covers", "on_front", "reason", "why", "against_teacher", "finished",
 )  # fmt: skip
-CURVE_COLUMNS = ("trial", "epoch", "accuracy")
+HISTORY_COLUMNS = ("finished", "trial", "hypervolume", "epochs", "hours")
+BELOW_TEACHER = 0.2  # accuracy: a student this far below its teacher adds no hypervolume
 
 
 @dataclass(frozen=True)
 class StudyData:
     """A study as plain data; accuracies are fractions, missing numbers are NaN.
 
-    Attributes:
-        name: the study's name.
-        storage: the storage's URL, its password masked.
-        dataset: the data set's name; None where the study does not store it.
-        cost: what the ratio compares: "latency" (measured time) or "flops" (counted operations).
-        command: the last command line that ran the study, or None.
-        counts: trials by state: complete, pruned, failed, running, waiting, untrained (pruned before the first epoch).
-        hypervolume: of the complete trials, see `pareto.study_hypervolume`; None without a floor.
-        floor: validation accuracy from which it counts: see `growth.lowest`.
-        trials: one row a trial, by number. `ratio`, `ratio_low`, `ratio_high` are over all `sittings` of its
-            architecture (a trial's value in Optuna is its first one); where `covers` is False the interval is that of
-            one sitting. `microseconds` is the student's time an image at the batch that was timed, `microseconds_1` at
-            batch 1. `accuracy` is that of the epoch that validation chose, `reason` says why a trial was pruned,
-            stopped early or failed, `why` is what was stored of it, `against_teacher` counts test images by which of
-            the two models is right (None: not stored), `saved` is how many epochs of its configuration a forecast
-            saved, `epochs_spent` leaves out the epochs of its curve that another trial trained, `resumes` is the ended
-            trial that it went on with, `on_front` marks non-dominated complete trials,
-            `finished` is a time; columns `config.KEY` hold the configuration.
-        curves: (trial, epoch, validation accuracy), ordered.
-        anchors: one row a slide row: see `deck_rows.anchors`.
-        history: the hypervolume so far: see `growth.history`.
-        confirmed: results of `kdsearch confirm`: see `confirmation.confirmations`.
-        runs, controls: its runs by trial, and those of `--control`, the students trained on labels alone.
-        repeats: number of runs that confirmation was begun with, then what it was raised to.
-        within: points below the teacher's test accuracy that the study accepts of a student to ship.
-        measured: ratios measured outside of the search: see `measured.measurements`.
-        stored: the trials as Optuna has them.
-        spent: seconds of all runs by kind of work; empty where none has ended.
-        teacher: TeacherFacts as a dictionary, or None.
-        environment, definition, study_file: as stored with the study, empty where missing.
-        objectives: names of another program's objectives; None in a study of kdsearch.
+    `trials` has one row a trial, by number. `ratio`, `ratio_low`, `ratio_high` are over all `sittings` of its
+    architecture (a trial's value in Optuna is its first one); where `covers` is False the interval is that of one
+    sitting. `microseconds` is the student's time an image at the batch that was timed, `microseconds_1` at batch 1.
+    `accuracy` is that of the epoch that validation chose, `reason` says why a trial was pruned, stopped early or
+    failed, `why` is what was stored of it, `against_teacher` counts test images by which of the two models is right
+    (None: not stored), `saved` is how many epochs of its configuration a forecast saved, `epochs_spent` leaves out the
+    epochs of its curve that another trial trained, `resumes` is the ended trial that it went on with, `on_front` marks
+    non-dominated complete trials, `finished` is a time; columns `config.KEY` hold the configuration.
+
+    `history` has the hypervolume of the complete trials after each finished one, in the order in which they finished:
+    number finished, the trial, the hypervolume so far, epochs trained so far by finished trials, hours since the first
+    trial began (NaN where a time is missing); it is empty without a floor.
     """
 
     name: str
-    storage: str
-    dataset: str | None
-    cost: str
-    command: str | None
-    counts: dict[str, int]
-    hypervolume: float | None
-    floor: float | None
+    storage: str  # its URL, the password masked
+    dataset: str | None  # its name; None where the study does not store it
+    cost: str  # what the ratio compares: "latency" (measured time) or "flops" (counted operations)
+    command: str | None  # the last command line that ran the study
+    counts: dict[str, int]  # by state: complete, pruned, failed, running, waiting, untrained (pruned before an epoch)
+    hypervolume: float | None  # of the complete trials, see `pareto.study_hypervolume`; None without a floor
+    floor: float | None  # validation accuracy from which hypervolume counts: see `_lowest`
     trials: pd.DataFrame
-    curves: pd.DataFrame
-    anchors: pd.DataFrame
+    curves: pd.DataFrame  # (trial, epoch, validation accuracy), ordered
+    anchors: pd.DataFrame  # one row a slide row: see `deck_rows.anchors`
     history: pd.DataFrame
-    confirmed: pd.DataFrame
-    runs: dict[int, list[ConfirmedRun]]
-    controls: dict[int, list[ConfirmedRun]]
-    repeats: tuple[int, ...]
-    within: float
-    measured: pd.DataFrame
-    stored: tuple[FrozenTrial, ...]
-    spent: dict[str, float]
-    teacher: dict[str, Any] | None
-    environment: dict[str, Any]
+    confirmed: pd.DataFrame  # results of `kdsearch confirm`: see `confirmation.confirmations`
+    runs: dict[int, list[ConfirmedRun]]  # its runs by trial
+    controls: dict[int, list[ConfirmedRun]]  # those of `--control`, the students trained on labels alone
+    repeats: tuple[int, ...]  # number of runs that confirmation was begun with, then what it was raised to
+    within: float  # points below the teacher's test accuracy that the study accepts of a student to ship
+    measured: pd.DataFrame  # ratios measured outside of the search: see `measured.measurements`
+    stored: tuple[FrozenTrial, ...]  # the trials as Optuna has them
+    spent: dict[str, float]  # seconds of all runs by kind of work; empty where none has ended
+    teacher: dict[str, Any] | None  # TeacherFacts
+    environment: dict[str, Any]  # this and the next two as stored with the study, empty where missing
     definition: dict[str, Any]
     study_file: dict[str, Any]
-    objectives: tuple[str, str] | None = None
+    objectives: tuple[str, str] | None = None  # names of another program's; None in a study of kdsearch
 
     @property
     def stand_ins(self) -> str:
@@ -112,19 +93,13 @@ class StudyData:
     @property
     def front(self) -> pd.DataFrame:
         """The rows of `trials` that no other complete trial dominates, by ratio ascending, then by number."""
-        rows = self.trials[self.trials["on_front"].astype(bool)]
-        return rows.sort_values(["ratio", "number"])
+        return self.trials[self.trials["on_front"].astype(bool)].sort_values(["ratio", "number"])
 
     @property
     def timed_batch(self) -> int | None:
         """Images a batch in the trials' timings, more on a GPU than on a CPU; None where none is stored."""
-        found = (_mapping(trial.user_attrs.get(Attr.TIMING)).get("batch") for trial in self.stored)
+        found = (mapping(trial.user_attrs.get(Attr.TIMING)).get("batch") for trial in self.stored)
         return next((batch for batch in found if is_whole(batch, least=1)), None)
-
-    @cached_property
-    def importances(self) -> pd.DataFrame:
-        """Importance of the parameters for each objective, computed on access: see `importance.importances`."""
-        return importance.importances(self.stored)
 
 
 def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
@@ -146,18 +121,19 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
     found = study.get_trials(deepcopy=False)
     attrs = study.user_attrs
     environment, definition, study_file, teacher = (
-        _mapping(attrs.get(name))
+        mapping(attrs.get(name))
         for name in (StudyAttr.ENVIRONMENT, StudyAttr.DEFINITION, StudyAttr.STUDY_FILE, StudyAttr.TEACHER)
     )
     spec = _spec(study_file)
+    wanted = spec.report if spec else ReportSpec()
     trials = _trials(found, attrs)
     counts = _counts(found)
     counts["untrained"] = sum(map(untrained, records(trials)))
     counts["pruned"] -= counts["untrained"]
-    dataset = spec.data.name if spec else _mapping(definition.get("data")).get("name")
-    wanted = formatting.number((spec.report if spec else ReportSpec()).floor)
-    floor = growth.lowest(None if math.isnan(wanted) else wanted, teacher, _classes(environment, definition))
-    volume = growth.history(trials, floor, begin=_begin(found))
+    dataset = spec.data.name if spec else mapping(definition.get("data")).get("name")
+    classes = [number(source.get("classes")) for source in (environment, definition)]
+    floor = _lowest(number(wanted.floor), teacher, classes)
+    history = _history(trials, floor, found)
     return StudyData(
         name=study.study_name,
         storage=masked(storage_url),
@@ -165,17 +141,20 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
         cost=_cost(found, definition),
         command=attrs.get(StudyAttr.COMMAND),
         counts=counts,
-        hypervolume=None if volume is None else float(volume["hypervolume"].max()) if len(volume) else 0.0,
+        hypervolume=None if floor is None else float(history["hypervolume"].max()) if len(history) else 0.0,
         floor=floor,
         trials=trials,
-        curves=_curves(found),
+        curves=pd.DataFrame(
+            [(trial.number, *point) for trial in found for point in _curve(trial)],
+            columns=["trial", "epoch", "accuracy"],
+        ),
         anchors=deck_rows.anchors(trials, spec, deck_rows.by_recipe(study, dataset)),
-        history=pd.DataFrame(columns=list(growth.COLUMNS)) if volume is None else volume,
+        history=history,
         confirmed=confirmation.confirmations(attrs),
         runs=confirmation.runs(attrs),
         controls=confirmation.runs(attrs, StudyAttr.CONTROL),
         repeats=confirmation.repeats(attrs),
-        within=float((spec.report if spec else ReportSpec()).within),
+        within=float(wanted.within),
         measured=measurements(attrs),
         stored=tuple(found),
         spent=_spent(attrs),
@@ -188,7 +167,7 @@ def collect(study: optuna.Study, *, storage_url: str) -> StudyData:
 
 
 def _objectives(study: optuna.Study) -> tuple[str, str] | None:
-    """Return the names of another program's objectives, as Optuna's tables have them; None in a study of kdsearch."""
+    """Return the names of another program's objectives, as Optuna's tables have them."""
     names = tuple(study.metric_names or ("values_0", "values_1"))
     own = names == METRICS or StudyAttr.DEFINITION in study.user_attrs
     return None if own else (str(names[0]), str(names[1]))
@@ -200,26 +179,8 @@ def configuration(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(CONFIG): value for key, value in pairs.items() if not formatting.missing(value)}
 
 
-def plain(value: Any) -> Any:
-    """Return a value in types that strict JSON knows: numpy scalars unwrapped, NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, str):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
 def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
-    """Return what `--json` prints: strict JSON, accuracies as fractions, the front by ratio ascending.
-
-    Args:
-        data: a collected study.
-        report: path of the HTML report, or None where none was written.
-    """
+    """Return what `--json` prints: strict JSON, accuracies as fractions, the front by ratio ascending."""
     front = [
         {"trial": row["number"], **measured(row),
          "params": configuration(row), "anchor": row["anchor"]}
@@ -241,9 +202,8 @@ def result(data: StudyData, *, report: str | None) -> dict[str, Any]:
 
 def measured(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the measured figures of a row of `StudyData.trials`; accuracies are those after `best_epoch`."""
-    found = {name: row[name] for name in ("accuracy", "test_accuracy", *TIMED)}
-    found["sittings"] = None if formatting.missing(row["sittings"]) else int(row["sittings"])
-    return found | {"best_epoch": None if formatting.missing(row["best_epoch"]) else int(row["best_epoch"])}
+    whole = {name: None if formatting.missing(row[name]) else int(row[name]) for name in ("sittings", "best_epoch")}
+    return {name: row[name] for name in ("accuracy", "test_accuracy", *TIMED)} | whole
 
 
 def untrained(row: Mapping[str, Any]) -> bool:
@@ -251,7 +211,8 @@ def untrained(row: Mapping[str, Any]) -> bool:
     return bool(row["state"] == "PRUNED" and row["epochs_run"] == 0)
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def mapping(value: object) -> dict[str, Any]:
+    """Return a copy of a stored mapping; empty for anything else."""
     return dict(value) if isinstance(value, Mapping) else {}
 
 
@@ -263,31 +224,61 @@ def _spec(study_file: dict[str, Any]) -> StudySpec | None:
         return None
 
 
-def _begin(trials: Sequence[FrozenTrial]) -> datetime | None:
-    return min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
-
-
 def _spent(attrs: Mapping[str, Any]) -> dict[str, float]:
     """Add up the seconds that each process stored; drop values that are no numbers."""
     total: dict[str, float] = {}
     for name, kept in attrs.items():
         if name.split(" ")[0] == StudyAttr.SPENT:
-            for work, value in _mapping(kept).items():
+            for work, value in mapping(kept).items():
                 if number(value) > 0:
                     total[str(work)] = total.get(str(work), 0.0) + number(value)
     return total
 
 
-def _classes(environment: dict[str, Any], definition: dict[str, Any]) -> int | None:
-    for source in (environment, definition):
-        classes = number(source.get("classes"))
-        if classes >= 1:
-            return int(classes)
-    return None
+def _lowest(wanted: float, teacher: Mapping[str, Any], classes: Sequence[float]) -> float | None:
+    """Return the accuracy from which hypervolume counts, a fraction: a student below it is of no use.
+
+    As wanted (the study file's `[report] floor`, in percent), else 20 points below the teacher's validation accuracy
+    (its test accuracy where that is not known), and never below chance; chance where the teacher is not known. None
+    where nothing is known.
+    """
+    if not math.isnan(wanted):
+        return wanted / 100
+    known = [number(teacher.get(name)) for name in ("validation_accuracy", "accuracy")]
+    below = [accuracy - BELOW_TEACHER for accuracy in known if not math.isnan(accuracy)][:1]
+    chance = [1 / int(count) for count in classes if count >= 1][:1]
+    return max(below + chance, default=None)
+
+
+def _history(trials: pd.DataFrame, floor: float | None, stored: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """Return the hypervolume of the complete trials after each finished one: see `StudyData.history`."""
+    if floor is None:
+        return pd.DataFrame(columns=list(HISTORY_COLUMNS))
+    begin = min((trial.datetime_start for trial in stored if trial.datetime_start), default=None)
+    rows: list[tuple[int, int, float, float, float]] = []
+    best: list[tuple[float, float]] = []
+    volume = pareto.study_hypervolume(best, floor)
+    epochs = 0.0
+    finished = trials[(trials["state"] == "COMPLETE") | (trials["state"] == "PRUNED") & (trials["epochs_run"] > 0)]
+    for row in records(finished.sort_values(["finished", "number"])):
+        epochs += row["epochs_spent"]
+        point = (row["accuracy"], row["ratio"])
+        if row["state"] == "COMPLETE" and not any(pareto.dominates(known, point) for known in best):
+            # dominated points add no area, so the front so far suffices
+            best = [known for known in best if not pareto.dominates(point, known)] + [point]
+            volume = pareto.study_hypervolume(best, floor)
+        rows.append((len(rows) + 1, row["number"], volume, epochs, _hours(begin, row["finished"])))
+    return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
+
+
+def _hours(begin: datetime | None, end: object) -> float:
+    if begin is None or not isinstance(end, datetime) or pd.isna(end):
+        return math.nan
+    return (end - begin).total_seconds() / 3600
 
 
 def _cost(trials: Sequence[FrozenTrial], definition: dict[str, Any]) -> str:
-    kinds = [_mapping(trial.user_attrs.get(Attr.TIMING)).get("kind") for trial in trials]
+    kinds = [mapping(trial.user_attrs.get(Attr.TIMING)).get("kind") for trial in trials]
     return str(definition.get("cost") or next(filter(None, kinds), "latency"))
 
 
@@ -299,9 +290,9 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def _curve(trial: FrozenTrial) -> list[tuple[int, float]]:
-    """Return (epoch, validation accuracy) pairs, ordered, without the entry of epoch 0, which holds no accuracy."""
+    """Return (epoch, validation accuracy) pairs, ordered; the entry of epoch 0 holds no accuracy."""
     points = []
-    for epoch, entry in _mapping(trial.user_attrs.get(Attr.CURVE)).items():
+    for epoch, entry in mapping(trial.user_attrs.get(Attr.CURVE)).items():
         accuracy = number(entry[0]) if isinstance(entry, list | tuple) and entry else math.nan
         if str(epoch).isdigit() and not math.isnan(accuracy):
             points.append((int(epoch), accuracy))
@@ -324,7 +315,7 @@ def _row(trial: FrozenTrial, timed: sittings.Ratio | None) -> dict[str, Any]:
     if not math.isnan(row["resumes"]):
         reason = "; ".join(filter(None, [f"resumes trial {row['resumes']:.0f}", reason]))
     forecast = trial.state == TrialState.PRUNED or "forecast" in (why or {})
-    planned = number(_mapping(attrs.get(Attr.CONFIG)).get("epochs"))
+    planned = number(mapping(attrs.get(Attr.CONFIG)).get("epochs"))
     row["epochs_spent"] = max(0.0, row["epochs_run"] - number(attrs.get(Attr.RESUMED, 0)))
     row["saved"] = planned - row["epochs_run"] if forecast and curve else 0.0
     return {
@@ -348,7 +339,7 @@ def _ending(trial: FrozenTrial) -> tuple[dict[str, Any] | None, str]:
     if stored is None or not attrs.get(stored):
         return None, str(attrs.get(Attr.FAIL_REASON) or "")
     text = formatting.pruning(attrs[stored])
-    return _mapping(attrs[stored]) or None, text if trial.state == TrialState.PRUNED else f"stopped {text}"
+    return mapping(attrs[stored]) or None, text if trial.state == TrialState.PRUNED else f"stopped {text}"
 
 
 def _trials(trials: Sequence[FrozenTrial], study_attrs: Mapping[str, Any]) -> pd.DataFrame:
@@ -361,12 +352,7 @@ def _trials(trials: Sequence[FrozenTrial], study_attrs: Mapping[str, Any]) -> pd
     # an object column keeps None as None, and whole numbers whole beside a missing one
     for key in ("anchor", "why", "against_teacher"):
         frame[key] = pd.Series([row[key] for row in rows], dtype=object)
-    configs = [_mapping(trial.user_attrs.get(Attr.CONFIG)) or trial.params for trial in trials]
+    configs = [mapping(trial.user_attrs.get(Attr.CONFIG)) or trial.params for trial in trials]
     for key in dict.fromkeys(key for config in configs for key in config):
         frame[CONFIG + key] = pd.Series([config.get(key) for config in configs], dtype=object)
     return frame
-
-
-def _curves(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    rows = [(trial.number, *point) for trial in trials for point in _curve(trial)]
-    return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))

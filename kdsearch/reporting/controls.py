@@ -13,40 +13,33 @@ import plotly.graph_objects as go
 from kdsearch import pareto
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData
+from kdsearch.reporting.confirmation import over_seeds
 from kdsearch.reporting.figures.style import BLUE, ORANGE, layout, padded, rounded
-from kdsearch.stats import Interval, mean_interval, student_t
+from kdsearch.reporting.formatting import plain
+from kdsearch.stats import Interval, student_t
 
 OLD_MIX = "In this study, begun by an older version, the loss weight also changed the size of a step: read gains so."
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The gain in test accuracy of one student from distillation.
-
-    Attributes:
-        trial: its number.
-        on_front: whether it is on the search's front.
-        ratio: its confirmed mean ratio.
-        taught, labels: test accuracies with and without the teacher, fractions, one a seed, in the same order.
-    """
+    """The gain in test accuracy of one student from distillation."""
 
     trial: int
-    on_front: bool
-    ratio: float
-    taught: tuple[float, ...]
-    labels: tuple[float, ...]
+    on_front: bool  # of the search
+    ratio: float  # confirmed mean ratio
+    taught: tuple[float, ...]  # test accuracies with the teacher, fractions, one a seed
+    labels: tuple[float, ...]  # without it, in the same order
 
     @property
     def values(self) -> list[float]:
-        """Return the gain of each seed: distilled less labels alone."""
+        """The gain of each seed: distilled less labels alone."""
         return [a - b for a, b in zip(self.taught, self.labels, strict=True)]
 
     @property
     def interval(self) -> Interval:
-        """Return the mean gain with Student's 95 % interval over seeds; with one seed its ends are NaN."""
-        if len(self.values) < 2:
-            return Interval(self.values[0], math.nan, math.nan, 1)
-        return mean_interval(self.values)
+        """The mean gain over seeds."""
+        return over_seeds(self.values)
 
 
 def gains(data: StudyData) -> list[Gain]:
@@ -55,11 +48,11 @@ def gains(data: StudyData) -> list[Gain]:
     found = []
     for trial in sorted(set(data.runs) & set(data.controls)):
         taught = {run.seed: run for run in data.runs[trial]}
-        pairs = [(taught[run.seed], run) for run in data.controls[trial] if run.seed in taught]
-        if pairs:
-            ratio = fmean(run.ratio for run, _ in pairs)
-            both = tuple(tuple(run.test_accuracy for run in side) for side in zip(*pairs, strict=True))
-            found.append(Gain(trial, trial in front, ratio, *both))
+        labels = {run.seed: run.test_accuracy for run in data.controls[trial] if run.seed in taught}
+        if labels:
+            ratio = fmean(taught[seed].ratio for seed in labels)
+            accuracies = tuple(taught[seed].test_accuracy for seed in labels)
+            found.append(Gain(trial, trial in front, ratio, accuracies, tuple(labels.values())))
     return found
 
 
@@ -81,20 +74,25 @@ def overall(found: Sequence[Gain]) -> Interval | None:
     return Interval(mean, mean - half, mean + half, len(found))
 
 
+def _chosen(found: Sequence[Gain]) -> Sequence[Gain]:
+    return [gain for gain in found if gain.on_front] or found
+
+
 def sentence(data: StudyData) -> str:
     """Say in a sentence whether distillation gained accuracy; empty without controls."""
-    found = gains(data)
-    if not found:
+    chosen = _chosen(gains(data))
+    if not chosen:
         return ""
-    of_front = [gain for gain in found if gain.on_front]
-    chosen = of_front or found
-    where = f"{len(chosen)} student{'' if len(chosen) == 1 else 's'}{' of the front' if of_front else ''}"
+    where = f"{len(chosen)} student{'' if len(chosen) == 1 else 's'}{' of the front' if chosen[0].on_front else ''}"
     mean = overall(chosen)
     if mean is None:
         average = 100 * fmean(fmean(gain.values) for gain in chosen)
         return f"Over {where} distillation gained {average:+.2f} points; one seed each shows no spread."
-    clear = "more" if mean.low > 0 else "less" if mean.high < 0 else ""
-    said = {"more": "was worth it", "less": "cost accuracy", "": "made no difference that these seeds can tell"}[clear]
+    said = "made no difference that these seeds can tell"
+    if mean.low > 0:
+        said = "was worth it"
+    elif mean.high < 0:
+        said = "cost accuracy"
     return (
         f"Distillation {said}: over {where} it gained {100 * mean.mean:+.2f} points of test accuracy "
         f"({100 * mean.low:+.2f} to {100 * mean.high:+.2f}, 95 % over seeds) against labels alone."
@@ -108,42 +106,36 @@ def note(data: StudyData) -> str:
     return OLD_MIX if old and recipe.get("optimizer") in ("sgd", "schedulefree") else ""
 
 
-def rows(data: StudyData) -> list[tuple[str, ...]]:
-    """Return the cells of the table, a row a student: trial, ratio, taught, labels alone, gain, its interval, seeds."""
-    found: list[tuple[str, ...]] = []
-    for gain in gains(data):
-        told = gain.interval
-        spread = (
-            formatting.NOTHING
-            if math.isnan(told.low)
-            else f"{formatting.points(told.low)} to {formatting.points(told.high)}"
-        )
-        found.append(
-            (f"{gain.trial}" + ("" if gain.on_front else " (not on the front)"), formatting.ratio(gain.ratio),
-             formatting.percent(fmean(gain.taught)), formatting.percent(fmean(gain.labels)),
-             formatting.points(told.mean), spread,
-             str(told.n))
-        )  # fmt: skip
-    return found
-
-
 COLUMNS = ("trial", "ratio", "distilled", "labels alone", "gain, points", "95 % over seeds", "seeds")
+
+
+def rows(data: StudyData) -> list[tuple[str, ...]]:
+    """Return the cells of the table with COLUMNS, a row a student."""
+
+    def cells(gain: Gain) -> tuple[str, ...]:
+        name = f"{gain.trial}" + ("" if gain.on_front else " (not on the front)")
+        taught, labels = (formatting.percent(fmean(side)) for side in (gain.taught, gain.labels))
+        mean, low, high = map(formatting.points, (gain.interval.mean, gain.interval.low, gain.interval.high))
+        spread = low if low == formatting.NOTHING else f"{low} to {high}"
+        return name, formatting.ratio(gain.ratio), taught, labels, mean, spread, str(gain.interval.n)
+
+    return [cells(gain) for gain in gains(data)]
 
 
 def result(data: StudyData) -> dict[str, Any]:
     """Return the comparison for JSON, accuracies as fractions."""
     found = gains(data)
-    mean = overall([gain for gain in found if gain.on_front] or found)
+    mean = overall(_chosen(found))
+    trials = [
+        {"trial": gain.trial, "on_front": gain.on_front, "distilled": gain.taught, "labels_alone": gain.labels,
+         "gain": told.mean, "seeds": told.n, "low": told.low, "high": told.high}
+        for gain in found for told in [gain.interval]
+    ]  # fmt: skip
     return {
         "sentence": sentence(data),
         "gain": mean and {"mean": mean.mean, "low": mean.low, "high": mean.high, "students": mean.n},
-        "trials": [
-            {"trial": gain.trial, "on_front": gain.on_front, "distilled": list(gain.taught),
-             "labels_alone": list(gain.labels), "gain": told.mean, "seeds": told.n,
-             "low": None if math.isnan(told.low) else told.low, "high": None if math.isnan(told.high) else told.high}
-            for gain in found for told in [gain.interval]
-        ],
-    }  # fmt: skip
+        "trials": plain(trials),
+    }
 
 
 def figure(data: StudyData) -> go.Figure | None:
@@ -151,25 +143,23 @@ def figure(data: StudyData) -> go.Figure | None:
     found = gains(data)
     if len(found) < 2:
         return None
-    sides = {"distilled": [gain.taught for gain in found], "labels alone": [gain.labels for gain in found]}
+    ratios = [gain.ratio for gain in found]
+    taught = [100 * fmean(gain.taught) for gain in found]
+    labels = [100 * fmean(gain.labels) for gain in found]
     traces: list[go.Scatter] = []
-    heights: list[float] = []
-    for (name, values), color, symbol in zip(sides.items(), (BLUE, ORANGE), ("circle", "square"), strict=True):
-        points = [(gain.ratio, 100 * fmean(one), gain.trial) for gain, one in zip(found, values, strict=True)]
-        heights += [y for _, y, _ in points]
-        kept = sorted(points[i] for i in pareto.front([(y, x) for x, y, _ in points]))
-        look = {"color": color, "symbol": symbol, "size": 9}
-        traces.append(
+    for name, heights, color, symbol in (
+        ("distilled", taught, BLUE, "circle"), ("labels alone", labels, ORANGE, "square")
+    ):  # fmt: skip
+        kept = sorted((ratios[i], heights[i]) for i in pareto.front([*zip(heights, ratios, strict=True)]))
+        traces += [
             go.Scatter(
-                x=rounded(x for x, _, _ in points), y=rounded(y for _, y, _ in points), mode="markers", name=name,
-                marker=look, text=[str(trial) for _, _, trial in points],
+                x=rounded(ratios), y=rounded(heights), mode="markers", name=name,
+                marker={"color": color, "symbol": symbol, "size": 9}, text=[str(gain.trial) for gain in found],
                 hovertemplate="trial %{text}: %{y:.2f} %, ratio %{x}<extra>" + name + "</extra>",
-            )
-        )  # fmt: skip
-        traces.append(
-            go.Scatter(x=rounded(x for x, _, _ in kept), y=rounded(y for _, y, _ in kept), mode="lines",
-                       line={"color": color, "width": 2, "shape": "vh"}, hoverinfo="skip", showlegend=False)
-        )  # fmt: skip
+            ),
+            go.Scatter(x=rounded(x for x, _ in kept), y=rounded(y for _, y in kept), mode="lines",
+                       line={"color": color, "width": 2, "shape": "vh"}, hoverinfo="skip", showlegend=False),
+        ]  # fmt: skip
     x_axis = {"title": {"text": "inference ratio"}, "type": "log"}
-    y_axis = {"title": {"text": "mean test accuracy, %"}, "range": padded(min(heights), max(heights))}
+    y_axis = {"title": {"text": "mean test accuracy, %"}, "range": padded(min(taught + labels), max(taught + labels))}
     return go.Figure(traces, layout(x_axis, y_axis, 380, 1))

@@ -27,18 +27,17 @@ Recipe = Mapping[str, tuple[float, float, int]]
 
 
 def by_recipe(study: optuna.Study, dataset: object) -> dict[str, tuple[float, float, int]]:
-    """Return what `kdsearch slides` measured of the rows, where its results are in the study's storage.
+    """Return what `kdsearch slides` measured, if it is in the study's storage: mean test accuracy, median ratio, seeds.
 
     Args:
         study: of a search.
-        dataset: of the search; only the slides' rows on the same one count.
-
-    Returns:
-        For each row, as the deck states it: mean test accuracy, median ratio, seeds.
+        dataset: of the search; only the slides' rows on the same one count, and only as the deck states them.
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for other in study._storage.get_all_studies():
-        if other.user_attrs.get(StudyAttr.KIND) != "slides" or not _same_data(other.user_attrs, dataset):
+        definition = other.user_attrs.get(StudyAttr.DEFINITION)
+        same = isinstance(definition, Mapping) and dataset is not None and definition.get("dataset") == dataset
+        if other.user_attrs.get(StudyAttr.KIND) != "slides" or not same:
             continue
         for trial in study._storage.get_all_trials(other._study_id, deepcopy=False, states=(TrialState.COMPLETE,)):
             row, attrs = trial.user_attrs.get(Attr.ROW), trial.user_attrs
@@ -49,11 +48,6 @@ def by_recipe(study: optuna.Study, dataset: object) -> dict[str, tuple[float, fl
         row: (fmean(accuracy for accuracy, _ in points), median(ratio for _, ratio in points), len(points))
         for row, points in found.items()
     }
-
-
-def _same_data(attrs: Mapping[str, Any], dataset: object) -> bool:
-    definition = attrs.get(StudyAttr.DEFINITION)
-    return isinstance(definition, Mapping) and dataset is not None and definition.get("dataset") == dataset
 
 
 def anchors(trials: pd.DataFrame, spec: StudySpec | None, recipe: Recipe) -> pd.DataFrame:
@@ -75,23 +69,17 @@ def anchors(trials: pd.DataFrame, spec: StudySpec | None, recipe: Recipe) -> pd.
     for name in named:
         published = spec.anchors[name].published if spec and name in spec.anchors else None
         here = next((row for row in complete if row["anchor"] == name), None)
-        best = _best_at_least_as_fast(complete, here["ratio"]) if here else None
+        fast = [row for row in complete if here and row["ratio"] >= here["ratio"]]
+        # by validation: a choice by test accuracy would bias the reported gain upwards
+        best = max(fast, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]), default=None)
         gain = best["test_accuracy"] - here["test_accuracy"] if here and best else math.nan
-        figures = [math.nan] * 3
-        if published:
-            figures = [published.accuracy / 100, published.ratio, published.seconds]
+        theirs = (published.accuracy / 100, published.ratio, published.seconds) if published else (math.nan,) * 3
         by_deck = recipe.get(name, (math.nan, math.nan, 0))
-        rows.append([name, *figures, *by_deck, *_measured(here), *_measured(best), gain])
+        rows.append([name, *theirs, *by_deck, *_measured(here), *_measured(best), gain])
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _best_at_least_as_fast(complete: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
-    """Return the best by validation: a choice by test accuracy would bias the reported gain upwards."""
-    fast = [row for row in complete if row["ratio"] >= ratio]
-    return max(fast, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
 
 
 def _measured(row: dict[str, Any] | None) -> list[float]:
     if row is None:
         return [math.nan] * len(MEASURED)
-    return [float(row["number"]), row["accuracy"], row["test_accuracy"], row["ratio"]]
+    return [float(row["number"]), *(row[name] for name in MEASURED[1:])]

@@ -1,4 +1,4 @@
-"""Format figures for people; missing values (None, NaN) become a dash. Rows of frames as dictionaries."""
+"""Format figures for people (missing values, None or NaN, become a dash) and for JSON; rows as dictionaries."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def ratio(value: object) -> str:
     return f"{x:.2f}" if abs(x) < 9.995 else f"{x:.1f}" if abs(x) < 99.95 else f"{x:,.0f}"
 
 
-def microseconds(value: object) -> str:
-    """Format a time an image in microseconds with about three digits: "0.52", "12.1", "1,340"."""
-    return ratio(value)
+microseconds = ratio  # a time an image has about three digits too
 
 
 def sittings(row: Mapping[str, Any]) -> str:
@@ -70,6 +68,11 @@ def interval(value: object, low: object, high: object) -> str:
     return f"{ratio(value)} ({ratio(low)} to {ratio(high)})"
 
 
+def ratio_of(row: Mapping[str, Any]) -> str:
+    """Format the ratio of a trial, or of a confirmed one, with its interval where it has one."""
+    return interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+
+
 def span(fraction: object, low: object, high: object) -> str:
     """Format an accuracy with its interval where it has one: "97.02 % (96.72 to 97.32)"."""
     if math.isnan(number(low)) or math.isnan(number(high)):
@@ -81,6 +84,11 @@ def count(value: object) -> str:
     """Format a whole number with separators: "39,760"."""
     x = number(value)
     return NOTHING if math.isnan(x) else f"{round(x):,}"
+
+
+def many(n: float, word: str) -> str:
+    """Format a number of things: "1 trial", "1,340 trials"."""
+    return f"{n:,.0f} {word}{'' if n == 1 else 's'}"
 
 
 def size(octets: object) -> str:
@@ -126,8 +134,7 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             rows += flat(value, f"{prefix}{key}.")
         else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            rows.append((f"{prefix}{key}", text))
+            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)))
     return rows
 
 
@@ -161,3 +168,21 @@ def _unbeaten(trials: object) -> str:
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a frame as dictionaries with text keys."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def by(frame: pd.DataFrame, name: str) -> dict[int, dict[str, Any]]:
+    """Return the rows of a frame by the trial's number, which is in the column `name`."""
+    return {int(row[name]): row for row in records(frame)}
+
+
+def plain(value: Any) -> Any:
+    """Return a value in types that strict JSON knows: numpy scalars unwrapped, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

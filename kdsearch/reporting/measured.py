@@ -20,36 +20,22 @@ HERE, DEVICE, FILE = "here", "device", "file"
 
 @dataclass(frozen=True)
 class Measured:
-    """A ratio teacher / student that was measured outside of the search.
-
-    Attributes:
-        trial: the student's number.
-        source: HERE (`kdsearch measure`), DEVICE (imported) or FILE (verified by `kdsearch export`).
-        runtime: "torch", "ONNX Runtime", or the format of a file.
-        version: of the runtime, with its name.
-        device: the device's name; "" where that is not known.
-        provider: of ONNX Runtime; "" for its CPU.
-        threads: intra-operation threads; 0 where that is not known.
-        batch: images a batch.
-        ratio, low, high: with the 95 % interval.
-        teacher_seconds, student_seconds: medians, a batch.
-        date: of the measurement; "" where that is not known.
-    """
+    """A ratio teacher / student that was measured outside of the search."""
 
     trial: int
-    source: str
-    runtime: str
-    version: str
-    device: str
-    provider: str
-    threads: int
-    batch: int
+    source: str  # HERE (`kdsearch measure`), DEVICE (imported) or FILE (verified by `kdsearch export`)
+    runtime: str  # "torch", "ONNX Runtime", or the format of a file
+    version: str  # of the runtime, with its name
+    device: str  # its name; "" where that is not known
+    provider: str  # of ONNX Runtime; "" for its CPU
+    threads: int  # intra-operation threads; 0 where that is not known
+    batch: int  # images a batch
     ratio: float
-    low: float
+    low: float  # ends of the 95 % interval
     high: float
-    teacher_seconds: float
+    teacher_seconds: float  # medians, a batch
     student_seconds: float
-    date: str
+    date: str  # of the measurement; "" where that is not known
 
     @property
     def setup(self) -> tuple[object, ...]:
@@ -73,18 +59,12 @@ FIGURES = ("ratio", "low", "high", "teacher_seconds", "student_seconds")
 
 
 def measurements(study_attrs: Mapping[str, Any]) -> pd.DataFrame:
-    """Return one row a measurement, with the fields of `Measured`; malformed ones (others may write too) are dropped.
-
-    Args:
-        study_attrs: the user attributes of a study.
-    """
-    found = []
-    for key, value in study_attrs.items():
-        if str(key).startswith(StudyAttr.MEASURED):
-            found.append(parsed(value))
-        elif str(key).startswith(StudyAttr.EXPORTED):
-            found.append(_of_file(value))
-    return frame([one for one in found if one is not None])
+    """Return one row a measurement, with the fields of `Measured`; malformed ones (others write too) are dropped."""
+    readers = {StudyAttr.MEASURED: parsed, StudyAttr.EXPORTED: _of_file}
+    found = (
+        read(value) for key, value in study_attrs.items() for prefix, read in readers.items() if key.startswith(prefix)
+    )
+    return frame(one for one in found if one is not None)
 
 
 def frame(found: Iterable[Measured]) -> pd.DataFrame:
@@ -123,8 +103,6 @@ def _of_file(stored: object) -> Measured | None:
     """Convert what an export stored of a file, which has other keys."""
     if not isinstance(stored, Mapping):
         return None
-    known = {"device": "", "threads": 0, "date": ""} | {
-        name: stored[name] for name in COLUMNS if name in stored and name != "runtime"
-    }
+    unknown = {"device": "", "threads": 0, "date": ""}
     words = {"source": FILE, "runtime": stored.get("format"), "version": stored.get("runtime"), "provider": ""}
-    return parsed(known | words)
+    return parsed(unknown | dict(stored) | words)

@@ -7,21 +7,20 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import plotly.graph_objects as go
 
 from kdsearch.reporting import formatting
-from kdsearch.reporting.collect import StudyData, plain
+from kdsearch.reporting.collect import StudyData
+from kdsearch.reporting.figures.curves import HEIGHT, numbered
 from kdsearch.reporting.figures.front import TICKS
-from kdsearch.reporting.figures.layers import beside
-from kdsearch.reporting.figures.style import BOTTOM, CYCLE, LABEL, SYMBOLS, TOP, layout, padded, rounded
-from kdsearch.reporting.formatting import records
+from kdsearch.reporting.figures.style import BOTTOM, CYCLE, LABEL, SYMBOLS, layout, padded, rounded
+from kdsearch.reporting.formatting import by, many, plain, records
 from kdsearch.reporting.measured import DEVICE, FILE, HERE, is_figure
 
-HEIGHT = 420
 TICK = 14  # characters of a line below the figure
 LONGEST = 40  # characters of a column's title
 NAMED = 3  # swapped pairs that the sentence names
@@ -31,38 +30,17 @@ WHERE = {HERE: "in", FILE: "as", DEVICE: "on"}
 
 Cell = tuple[float, float, float]
 """A ratio and the ends of its interval; NaN where there is none."""
+MISSING: Cell = (math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Column:
-    """The ratios of one runtime on one device.
+    """The ratios of one runtime on one device."""
 
-    Attributes:
-        title: short and unique.
-        where: the same in a sentence: "in torch", "on Raspberry Pi 5".
-        what: how the ratios were measured, in words.
-        cells: by trial.
-    """
-
-    title: str
-    where: str
-    what: str
-    cells: dict[int, Cell] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Order:
-    """The order of the students in a column compared with the search's.
-
-    Attributes:
-        where: as the column's.
-        trials: those that both hold.
-        swapped: pairs that change places, the slower of the search first, and whether the change exceeds noise.
-    """
-
-    where: str
-    trials: int
-    swapped: tuple[tuple[int, int, bool], ...]
+    title: str  # short and unique
+    where: str  # the same in a sentence: "in torch", "on Raspberry Pi 5"
+    what: str  # how the ratios were measured, in words
+    cells: dict[int, Cell]  # by trial
 
 
 def columns(data: StudyData) -> list[Column]:
@@ -84,9 +62,10 @@ def columns(data: StudyData) -> list[Column]:
 
 
 def _of_search(data: StudyData) -> Column:
+    rows = by(data.trials, "number")
     cells = {
-        int(row["number"]): (row["ratio"], row["ratio_low"], row["ratio_high"])
-        for row in records(data.trials)
+        number: (row["ratio"], row["ratio_low"], row["ratio_high"])
+        for number, row in rows.items()
         if is_figure(row["ratio"])
     }
     what = "counted operations" if data.cost == "flops" else f"as the search measured it, --cost {data.cost}"
@@ -100,7 +79,7 @@ def _titles(groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     for more in (
         lambda row: f" on {row['device']}" if row["source"] != DEVICE and row["device"] else "",
         lambda row: f", batch {row['batch']}",
-        lambda row: f", {_threads(row['threads'])}",
+        lambda row: f", {many(row['threads'], 'thread')}",
     ):
         count = Counter(titles)
         titles = [title + (more(row) if count[title] > 1 else "") for title, row in zip(titles, rows, strict=True)]
@@ -109,15 +88,9 @@ def _titles(groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    if row["source"] == FILE:
-        return f"exported {row['runtime']}"
     if row["source"] == DEVICE:
         return f"{row['device']}" + (f", {row['provider']}" if row["provider"] else "")
-    return f"{row['runtime']}"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
+    return f"exported {row['runtime']}" if row["source"] == FILE else f"{row['runtime']}"
 
 
 def _what(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -129,109 +102,92 @@ def _what(rows: Sequence[Mapping[str, Any]]) -> str:
         versions,
         row["provider"],
         row["device"],
-        _threads(row["threads"]) if row["threads"] else "",
+        many(row["threads"], "thread") if row["threads"] else "",
         f"{row['batch']:,} images a batch",
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
     ]
-    return ", ".join(part for part in said if part)
-
-
-def order(found: Sequence[Column], front: Sequence[int]) -> list[Order]:
-    """Return, for each column but the search's that holds two members of the front or more, the pairs that swap.
-
-    A pair that ties in the search (equal architectures share a timing) has no order. A swap exceeds noise where the
-    two intervals are apart in the search and apart the other way round in the column.
-
-    Args:
-        found: of `columns`.
-        front: numbers of the front's members.
-    """
-    if not found:
-        return []
-    told = []
-    for column in found[1:]:
-        both = [number for number in front if number in column.cells and number in found[0].cells]
-        both.sort(key=lambda number: found[0].cells[number][0])
-        swapped = [
-            (slow, fast, _apart(found[0].cells, slow, fast) and _apart(column.cells, fast, slow))
-            for slow, fast in combinations(both, 2)
-            if found[0].cells[slow][0] < found[0].cells[fast][0] and column.cells[slow][0] > column.cells[fast][0]
-        ]
-        if len(both) > 1:
-            told.append(Order(column.where, len(both), tuple(swapped)))
-    return told
-
-
-def _apart(cells: Mapping[int, Cell], slow: int, fast: int) -> bool:
-    return cells[slow][2] < cells[fast][1]
+    return ", ".join(filter(None, said))
 
 
 def sentence(found: Sequence[Column], front: Sequence[int]) -> str:
-    """Say whether the students' order stays: "In ONNX Runtime the order of the 5 students is that of the search."
-
-    Args:
-        found, front: as in `order`.
-    """
-    told = order(found, front)
+    """Say whether the front's order stays: "In ONNX Runtime the order of the 5 students is that of the search."."""
     if not found:
         return ""
-    if not told:
-        return "Fewer than two students of the front were measured outside of the search: there is no order to compare."
+    before = found[0].cells
     same: dict[int, list[str]] = {}
-    for each in told:
-        if not each.swapped:
-            same.setdefault(each.trials, []).append(each.where)
-    said = [
-        f"{_listed(names)} the order of the {count} students is that of the search" for count, names in same.items()
-    ]
-    said += [f"{each.where} {_swaps(each)}" for each in told if each.swapped]
-    text = "; ".join(said)
+    changed = []
+    for column in found[1:]:
+        both = sorted((n for n in front if n in before and n in column.cells), key=lambda number: before[number][0])
+        swapped = _swapped(before, column.cells, both)
+        if swapped:
+            changed.append(f"{column.where} {_swaps(swapped, math.comb(len(both), 2))}")
+        elif len(both) > 1:
+            same.setdefault(len(both), []).append(column.where)
+    kept = [f"{_listed(names)} the order of the {n} students is that of the search" for n, names in same.items()]
+    if not kept and not changed:
+        return "Fewer than two students of the front were measured outside of the search: there is no order to compare."
+    text = "; ".join(kept + changed)
     return text[0].upper() + text[1:] + "."
 
 
-def _swaps(each: Order) -> str:
-    clear = sum(sure for *_, sure in each.swapped)
-    if len(each.swapped) > NAMED:
-        pairs = math.comb(each.trials, 2)
-        return f"{len(each.swapped)} of {pairs} pairs of students change places, intervals apart for {clear or 'none'}"
-    named = [
-        f"{slow} and {fast} ({'intervals apart' if sure else 'within noise'})" for slow, fast, sure in each.swapped
+def _swapped(before: Mapping[int, Cell], after: Mapping[int, Cell], both: Sequence[int]) -> list[tuple[int, int, bool]]:
+    """Return the pairs that change places, the slower of the search first, and whether the change exceeds noise.
+
+    A pair that ties in the search (equal architectures share a timing) has no order. A swap exceeds noise where the
+    two intervals are apart in the search and apart the other way round in the column.
+    """
+
+    def apart(cells: Mapping[int, Cell], slow: int, fast: int) -> bool:
+        return cells[slow][2] < cells[fast][1]
+
+    return [
+        (slow, fast, apart(before, slow, fast) and apart(after, fast, slow))
+        for slow, fast in combinations(both, 2)
+        if before[slow][0] < before[fast][0] and after[slow][0] > after[fast][0]
     ]
+
+
+def _swaps(swapped: Sequence[tuple[int, int, bool]], pairs: int) -> str:
+    if len(swapped) > NAMED:
+        clear = sum(sure for *_, sure in swapped)
+        return f"{len(swapped)} of {pairs} pairs of students change places, intervals apart for {clear or 'none'}"
+    how = {True: "intervals apart", False: "within noise"}
+    named = [f"{slow} and {fast} ({how[sure]})" for slow, fast, sure in swapped]
     return f"trials {_listed(named, ', and ')} change places"
 
 
 def _listed(names: Sequence[str], last: str = " and ") -> str:
-    return last.join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+    return last.join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def numbers(data: StudyData, found: Sequence[Column]) -> list[int]:
     """Return the trials to show: the front by ratio, then other measured ones."""
-    front = [int(number) for number in data.front["number"]]
+    front: list[int] = data.front["number"].tolist()
     others = {number for column in found[1:] for number in column.cells} - set(front)
     return front + sorted(others)
 
 
-def rows(data: StudyData, found: Sequence[Column]) -> list[dict[str, Any]]:
-    """Return one row a trial: `number`, `on_front`, `test_accuracy` and `cells`, a text a column."""
-    by_number = {row["number"]: row for row in records(data.trials)}
-    missing: Cell = (math.nan,) * 3
-    return [
-        {key: by_number[number][key] for key in ("number", "on_front", "test_accuracy")}
-        | {"cells": [formatting.interval(*column.cells.get(number, missing)) for column in found]}
-        for number in numbers(data, found)
-    ]
-
-
 def view(data: StudyData) -> dict[str, Any] | None:
-    """Return what the page and Markdown show: `sentence`, `titles`, `what`, `rows`; None without measurements."""
+    """Return what the page and Markdown show; None without measurements.
+
+    Returns:
+        `sentence`, `titles` (of columns), `what` (how each was measured) and `rows`, one a trial: `number`, `on_front`,
+        `test_accuracy` and `cells`, a text a column.
+    """
     found = columns(data)
     if not found:
         return None
+    trials = by(data.trials, "number")
+    rows = [
+        {key: trials[number][key] for key in ("number", "on_front", "test_accuracy")}
+        | {"cells": [formatting.interval(*column.cells.get(number, MISSING)) for column in found]}
+        for number in numbers(data, found)
+    ]
     return {
-        "sentence": sentence(found, [int(number) for number in data.front["number"]]),
+        "sentence": sentence(found, data.front["number"].tolist()),
         "titles": [column.title for column in found],
         "what": [(column.title, column.what) for column in found],
-        "rows": rows(data, found),
+        "rows": rows,
     }
 
 
@@ -247,10 +203,7 @@ def result(data: StudyData) -> dict[str, Any] | None:
             for number in shown if number in column.cells]}
         for column in found
     ]  # fmt: skip
-    said: dict[str, Any] = plain(
-        {"sentence": sentence(found, [int(number) for number in data.front["number"]]), "columns": listed}
-    )
-    return said
+    return {"sentence": sentence(found, data.front["number"].tolist()), "columns": plain(listed)}
 
 
 def figure(data: StudyData) -> go.Figure | None:
@@ -262,22 +215,24 @@ def figure(data: StudyData) -> go.Figure | None:
     shown = [number for number in numbers(data, found) if any(number in column.cells for column in found[1:])]
     if len(shown) < 2:
         return None
-    traces = [_line(i, number, found) for i, number in enumerate(shown)]
+    lines = [_line(i, number, found) for i, number in enumerate(shown)]
     heights = [math.log10(column.cells[number][0]) for column in found for number in shown if number in column.cells]
     y_range = padded(min(heights), max(heights))
-    traces.append(_numbers(shown, found, y_range))
+    last = {number: max(i for i, column in enumerate(found) if number in column.cells) for number in shown}
+    ends = [(float(last[number]), math.log10(found[last[number]].cells[number][0])) for number in shown]
+    names = numbered(shown, ends, y_range, near=0.1, reach=0.15, log=True)
     ticks = [textwrap.wrap(column.title, TICK) for column in found]
     x_axis = {"tickvals": [*range(len(found))], "ticktext": ["<br>".join(map(html.escape, tick)) for tick in ticks],
               "range": [-0.3, len(found) - 0.5]}  # fmt: skip
     y_axis = {"title": {"text": "inference ratio: teacher / student"}, "type": "log", "range": y_range,
               "tickvals": TICKS, "ticktext": [f"{tick:,g}" for tick in TICKS]}  # fmt: skip
-    lines = max(map(len, ticks))
-    drawn = go.Figure(traces, layout(x_axis, y_axis, HEIGHT + LABEL * lines))
-    return drawn.update_layout(margin_b=BOTTOM + LABEL * lines, showlegend=False)
+    below = LABEL * max(map(len, ticks))
+    drawn = go.Figure([*lines, names], layout(x_axis, y_axis, HEIGHT + below))
+    return drawn.update_layout(margin_b=BOTTOM + below, showlegend=False)
 
 
 def _line(i: int, number: int, found: Sequence[Column]) -> go.Scatter:
-    cells = [column.cells.get(number, (math.nan,) * 3) for column in found]
+    cells = [column.cells.get(number, MISSING) for column in found]
     color, symbol = CYCLE[i % len(CYCLE)], SYMBOLS[i % len(SYMBOLS)]
     told = [
         f"<b>trial {number}</b><br>{html.escape(column.title)}: {formatting.interval(*cell)}"
@@ -291,19 +246,4 @@ def _line(i: int, number: int, found: Sequence[Column]) -> go.Scatter:
         connectgaps=True,
         line={"color": color, "width": 1.5}, marker={"symbol": symbol, "size": 8, "color": color}, error_y=bars,
         hovertext=told, hoverinfo="text", customdata=[number] * len(found),
-    )  # fmt: skip
-
-
-def _numbers(shown: Sequence[int], found: Sequence[Column], y_range: Sequence[float]) -> go.Scatter:
-    """Draw the trials' numbers where their lines end, so that readers need not look up colours."""
-    ends = []
-    for number in shown:
-        last = max(i for i, column in enumerate(found) if number in column.cells)
-        ends.append((float(last), math.log10(found[last].cells[number][0])))
-    gap = (y_range[1] - y_range[0]) * LABEL / (HEIGHT - TOP - BOTTOM)
-    places = beside(ends, near=0.1, gap=gap, reach=0.15)
-    return go.Scatter(
-        x=rounded(place.x for place in places), y=rounded(10**place.y for place in places), mode="text",
-        text=[str(number) for number in shown], textposition="middle right", textfont={"size": 11},
-        hoverinfo="skip", showlegend=False,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from kdsearch.records import Attr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.choice import Shipping, Standing, fastest, ship, standing
 from kdsearch.reporting.collect import CONFIG, StudyData, configuration
-from kdsearch.reporting.formatting import number, records
+from kdsearch.reporting.formatting import by, many, number, records
 
 LEAST_GAIN = 0.05  # points of accuracy: less would be printed as 0.0
 SHIP, ACCURATE, KNEE, FASTEST = "To ship", "Most accurate", "Knee", "Fastest"
@@ -20,18 +20,11 @@ SHIP, ACCURATE, KNEE, FASTEST = "To ship", "Most accurate", "Knee", "Fastest"
 
 @dataclass(frozen=True)
 class Pick:
-    """A notable member of the front.
+    """A notable member of the front."""
 
-    Attributes:
-        title: "To ship", "Most accurate", "Knee" or "Fastest".
-        why: what the title means, in a few words.
-        row: the member's row of `StudyData.trials`.
-        config: its configuration.
-    """
-
-    title: str
-    why: str
-    row: dict[str, Any]
+    title: str  # SHIP, ACCURATE, KNEE or FASTEST
+    why: str  # what the title means, in a few words
+    row: dict[str, Any]  # of `StudyData.trials`
     config: dict[str, Any]
 
 
@@ -45,18 +38,16 @@ def knee(front: pd.DataFrame) -> int:
     Args:
         front: `StudyData.front`, at least one row, ratios above 0.
     """
-    rows = records(front)
-    accuracy = [row["accuracy"] for row in rows]
-    speed = [math.log10(row["ratio"]) if row["ratio"] > 0 else -math.inf for row in rows]
+    accuracy = [float(value) for value in front["accuracy"]]
+    speed = [math.log10(ratio) if ratio > 0 else -math.inf for ratio in front["ratio"]]
 
-    def scaled(values: list[float], i: int) -> float:
+    def scaled(values: list[float]) -> list[float]:
         low, high = min(values), max(values)
-        return (values[i] - low) / (high - low) if math.isfinite(low) and high > low else 0.0
+        return [(v - low) / (high - low) if math.isfinite(low) and high > low else 0.0 for v in values]
 
-    def merit(i: int) -> tuple[float, float, int]:
-        return scaled(accuracy, i) * scaled(speed, i), accuracy[i], -rows[i]["number"]
-
-    return int(rows[max(range(len(rows)), key=merit)]["number"])
+    merits = [a * s for a, s in zip(scaled(accuracy), scaled(speed), strict=True)]
+    *_, best = max(zip(merits, accuracy, -front["number"], strict=True))
+    return -int(best)
 
 
 def picks(data: StudyData) -> list[Pick]:
@@ -67,18 +58,18 @@ def picks(data: StudyData) -> list[Pick]:
     front = data.front
     if front.empty:
         return []
-    rows = records(front)
-    middle = knee(front)
+    rows = by(front, "number")
+    best = max(rows.values(), key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))
+    found = [
+        (ACCURATE, "the best validation accuracy", best),
+        (KNEE, "gives up least on both together", rows[knee(front)]),
+        (FASTEST, "the largest inference ratio, within its noise", fastest([*rows.values()])),
+    ]
     chosen = ship(data).chosen
-    found = [] if chosen is None else [(SHIP, f"the fastest within {_points(data.within)} of the teacher", chosen.row)]
-    found += [
-        (ACCURATE, "the best validation accuracy",
-         max(rows, key=lambda row: (row["accuracy"], row["ratio"], -row["number"]))),
-        (KNEE, "gives up least on both together", next(row for row in rows if row["number"] == middle)),
-        (FASTEST, "the largest inference ratio, within its noise", fastest(rows)),
-    ]  # fmt: skip
-    by_number = {row["number"]: row for row in records(data.trials)}
-    return [Pick(title, why, own := by_number[row["number"]], configuration(own)) for title, why, row in found]
+    if chosen is not None:
+        found.insert(0, (SHIP, f"the fastest within {_points(data.within)} of the teacher", chosen.row))
+    trials = by(data.trials, "number")
+    return [Pick(title, why, own := trials[row["number"]], configuration(own)) for title, why, row in found]
 
 
 def verdict(data: StudyData) -> str:
@@ -134,16 +125,15 @@ def looks(data: StudyData, found: Shipping) -> str:
     """Say how the student to ship was chosen, and how often the test set was looked at."""
     if found.nearest is None:
         return ""
-    known = number((data.teacher or {}).get("validation_accuracy"))
-    reach = "" if math.isnan(known) else f" that validation puts within {_points(found.within)} of the teacher"
+    within = f"within {_points(found.within)} of the teacher"
     if not found.faster:
         return f"No student of the front is {_quicker(data)} than the teacher, so none is a candidate."
     if not found.candidates:
-        within = f"within {_points(found.within)} of the teacher"
         return f"Validation puts no student of the front that is {_quicker(data)} than the teacher {within}."
-    students = f"{found.candidates} {'student' if found.candidates == 1 else 'students'}"
+    known = not math.isnan(number((data.teacher or {}).get("validation_accuracy")))
     return (
-        f"Validation chose the candidates: {students} on the front or confirmed near it{reach}. "
+        f"Validation chose the candidates: {many(found.candidates, 'student')} on the front or confirmed near it"
+        f"{f' that validation puts {within}' if known else ''}. "
         f"The test set bounds each, the fastest first; it was looked at for {found.looks} of them, and no bound is "
         "corrected for that."
     )
@@ -166,49 +156,38 @@ def worth(data: StudyData, row: dict[str, Any]) -> str:
 
 
 def _more(data: StudyData, of: Standing) -> list[str]:
-    """List what is known: interval of the ratio, time an image, errors, seeds, the slide row that is beaten."""
-    row = of.row
-    span = formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]).partition(" (")[2].removesuffix(")")
-    theirs, ours = row["test_accuracy"] + of.below, row["test_accuracy"]
+    span = formatting.ratio_of(of.row).partition(" (")[2].removesuffix(")")
+    ours = of.row["test_accuracy"]
+    theirs = ours + of.below
     errors = f"{formatting.ratio((1 - ours) / (1 - theirs))} times the teacher's errors" if 0 < theirs < 1 else ""
-    parts = [f"ratio {span}" if span else "", _microseconds(data, row), errors, _sure(of), _beaten(data, of)]
-    return [part for part in parts if part]
+    parts = [f"ratio {span}" if span else "", _microseconds(data, of.row), errors, _sure(of), _beaten(data, of)]
+    return [*filter(None, parts)]
 
 
 def _fast(data: StudyData, row: dict[str, Any]) -> str:
-    """Format a trial's ratio: "14.2 times as fast as the teacher"."""
     slower = 0 < row["ratio"] < 1
-    word = "slower than" if slower else "as fast as"
-    if data.cost == "flops":
-        word = f"{'more' if slower else 'fewer'} operations than"
-    return f"{formatting.ratio(1 / row['ratio'] if slower else row['ratio'])} times {word} the teacher"
+    words = ("fewer operations than", "more operations than") if data.cost == "flops" else ("as fast as", "slower than")
+    return f"{formatting.ratio(1 / row['ratio'] if slower else row['ratio'])} times {words[slower]} the teacher"
 
 
 def _microseconds(data: StudyData, row: dict[str, Any]) -> str:
-    """Format the time an image at the batch that was timed and at batch 1, as far as stored."""
-    times = (number(row.get("microseconds")), f"an image at batch {data.timed_batch}"), (
-        number(row.get("microseconds_1")), "at batch 1"
-    )  # fmt: skip
-    return ", ".join(f"{formatting.microseconds(value)} µs {what}" for value, what in times if value > 0)
+    times = {"microseconds": f"an image at batch {data.timed_batch}", "microseconds_1": "at batch 1"}
+    known = {name: what for name, what in times.items() if number(row.get(name)) > 0}
+    return ", ".join(f"{formatting.microseconds(row[name])} µs {what}" for name, what in known.items())
 
 
 def _below(of: Standing) -> str:
-    theirs = of.row["test_accuracy"] + of.below
+    theirs = formatting.percent(of.row["test_accuracy"] + of.below, 1)
     gap, bound = 100 * of.below, 100 * of.bound
-    if abs(gap) < LEAST_GAIN:
-        where = f"at its {formatting.percent(theirs, 1)} test accuracy"
-    else:
-        where = (
-            f"{abs(gap):.1f} points {'below' if gap > 0 else 'above'} its {formatting.percent(theirs, 1)} test accuracy"
-        )
+    where = f"at its {theirs} test accuracy"
+    if abs(gap) >= LEAST_GAIN:
+        where = f"{abs(gap):.1f} points {'below' if gap > 0 else 'above'} its {theirs} test accuracy"
     least = f"at most {bound:.1f} below" if bound >= LEAST_GAIN else "not below it"
     return f"{where} ({least} with 95 % confidence)"
 
 
 def _sure(of: Standing) -> str:
-    seeds = "one seed, not confirmed"
-    if of.seeds:
-        seeds = f"confirmed with {of.seeds} new {'seed' if of.seeds == 1 else 'seeds'}"
+    seeds = f"confirmed with {many(of.seeds, 'new seed')}" if of.seeds else "one seed, not confirmed"
     return seeds if of.paired else f"{seeds}, accuracies not paired by image"
 
 
@@ -217,16 +196,15 @@ def _beaten(data: StudyData, of: Standing) -> str:
 
     Both by their confirmed figures, or else both by the search's single runs.
     """
-    known = {each["trial"]: each for each in records(data.confirmed)}
-    by_number = {row["number"]: row for row in records(data.trials)}
+    confirmed, trials = by(data.confirmed, "trial"), by(data.trials, "number")
     found = []
     for anchor in records(data.anchors):
-        own, theirs = by_number.get(of.row["number"], of.row), anchor
+        own, theirs = trials[of.row["number"]], anchor
         if math.isnan(number(anchor["trial"])) or anchor["trial"] == own["number"]:
             continue
-        both = of.seeds > 0 and anchor["trial"] in known
+        both = of.seeds > 0 and anchor["trial"] in confirmed
         if both:
-            own, theirs = known[own["number"]], known[anchor["trial"]]
+            own, theirs = confirmed[own["number"]], confirmed[anchor["trial"]]
         gain = 100 * (own["test_accuracy"] - theirs["test_accuracy"])
         if theirs["ratio"] <= own["ratio"] and gain >= LEAST_GAIN:
             found.append((theirs["test_accuracy"], gain, theirs["ratio"] == own["ratio"], both, anchor))
@@ -234,7 +212,7 @@ def _beaten(data: StudyData, of: Standing) -> str:
         return ""
     _, gain, same, both, anchor = max(found, key=lambda each: each[0])
     how = "both confirmed" if both else "one seed each"
-    epochs = [configuration(by_number[n]).get("epochs") for n in (of.row["number"], anchor["trial"])]
+    epochs = [configuration(trials[n]).get("epochs") for n in (of.row["number"], anchor["trial"])]
     if None not in epochs:
         how += ", equal epochs" if epochs[0] == epochs[1] else f", {epochs[0]} epochs against {epochs[1]}"
     pace = "the same" if same else "a higher"
@@ -250,16 +228,12 @@ def _points(value: float) -> str:
 
 
 def _nothing(counts: dict[str, int]) -> str:
-    total = sum(counts.values())
-    if not total:
-        return "This study has no trials yet, so there is no student to choose."
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    if counts["failed"] == total:
+    if not states:
+        return "This study has no trials yet, so there is no student to choose."
+    if counts["failed"] == sum(counts.values()):
         return f"All trials failed ({states}), so there is no student to choose; the reasons stand below."
     return f"No trial is complete yet ({states}), so there is no student to choose."
-
-
-PLANNED = CONFIG + "epochs"
 
 
 def effort(data: StudyData) -> str:
@@ -274,19 +248,17 @@ def effort(data: StudyData) -> str:
     trained = data.trials[data.trials["epochs_run"] > 0]
     if trained.empty:
         return ""
-    spent = f"spent {_many(trained['epochs_spent'].sum(), 'epoch')} on {_many(len(trained), 'trial')}"
+    spent = f"spent {many(trained['epochs_spent'].sum(), 'epoch')} on {many(len(trained), 'trial')}"
     finished = trained[trained["state"].isin(["COMPLETE", "PRUNED"])]
     finished = finished[~finished["number"].isin(finished["resumes"])]  # their curves and plans are also another's
-    if PLANNED not in finished:
-        return spent
-    planned = finished[PLANNED].map(number)
+    planned = finished[CONFIG + "epochs"].map(number) if CONFIG + "epochs" in finished else pd.Series([math.nan])
     if planned.isna().any() or not finished["saved"].sum() > 0:
         return spent
     saved = f"pruning saved {finished['saved'].sum():,.0f} of {planned.sum():,.0f} planned epochs"
-    return "; ".join([spent, saved, *audit(data)])
+    return "; ".join(filter(None, [spent, saved, _audit(data)]))
 
 
-def audit(data: StudyData) -> list[str]:
+def _audit(data: StudyData) -> str:
     """Describe the pruner's mistakes that the never-pruned trials reveal; empty without such trials."""
     finished = data.trials[data.trials["state"] == "COMPLETE"].set_index("number")
     audits = {
@@ -295,15 +267,11 @@ def audit(data: StudyData) -> list[str]:
         if trial.number in finished.index and isinstance(trial.user_attrs.get(Attr.AUDIT), dict)
     }
     if not audits:
-        return []
+        return ""
     ended = {trial: number(audit.get("would_end")) for trial, audit in audits.items()}
     ended = {trial: step for trial, step in ended.items() if step == step}
     late = [t for t, step in ended.items() if finished["on_front"][t] and finished["best_epoch"][t] > step]
-    never = (
-        f"of {_many(len(audits), 'trial')} that were never pruned, to check this, {len(ended)} would have been ended"
+    return (
+        f"of {many(len(audits), 'trial')} that were never pruned, to check this, {len(ended)} would have been ended, "
+        f"and {len(late)} of these came to the front later"
     )
-    return [f"{never}, and {len(late)} of these came to the front later"]
-
-
-def _many(count: float, word: str) -> str:
-    return f"{count:,.0f} {word}" if count == 1 else f"{count:,.0f} {word}s"

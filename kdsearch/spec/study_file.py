@@ -50,7 +50,7 @@ class ReportSpec(Model):
     """What the report requires of a student to ship; not part of a study's definition, so it may change at any time.
 
     `within` is how many points of test accuracy below the teacher's are acceptable, and `floor` the accuracy in percent
-    from which hypervolume counts (None: see `reporting.growth.floor`).
+    from which hypervolume counts (None: see `reporting.collect`).
     """
 
     within: Annotated[Number, Field(gt=0, le=100)] = 1.0

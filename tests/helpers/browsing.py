@@ -1,4 +1,4 @@
-"""What tests in a browser share; the fixture `browser` of tests/reporting starts one."""
+"""What tests in a browser share."""
 
 from __future__ import annotations
 

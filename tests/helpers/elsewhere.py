@@ -1,7 +1,8 @@
-"""Ratios that were measured outside of a search, for tests of what shows them."""
+"""Figures that were measured outside of a search, for tests of what shows them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from kdsearch.reporting.measured import Measured
@@ -15,6 +16,18 @@ def measured(trial: int, ratio: float, spread: float = 0.01, **changes: Any) -> 
     }  # fmt: skip
     low, high = (1 - spread) * ratio, (1 + spread) * ratio
     return Measured(trial=trial, ratio=ratio, low=low, high=high, **(told | changes))
+
+
+def confirmed(
+    trial: int, tests: Sequence[float], ratios: Sequence[float], *, epochs: Any = 3, counts: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """What a study holds of a trial's confirmation: a run a seed; `counts` are of test images by who is right."""
+    runs = [
+        {"seed": seed, "test_accuracy": test, "ratio": ratio, "ratio_low": 0.9 * ratio, "ratio_high": 1.1 * ratio,
+         "seconds": 1.0, "against_teacher": counts[seed] if counts else None}
+        for seed, (test, ratio) in enumerate(zip(tests, ratios, strict=True))
+    ]  # fmt: skip
+    return {"trial": trial, "epochs": epochs, "runs": runs}
 
 
 TORCH = {"runtime": "torch", "version": "torch 2.15.0"}

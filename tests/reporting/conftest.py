@@ -1,21 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
-import os
+import resource
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 import pytest
-from helpers.elsewhere import MEASURED
+from helpers.elsewhere import MEASURED, confirmed
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdsearch import spec
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting.collect import StudyData, collect
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 URL = "postgresql://ann:secret@db/kd"
 BEGIN = datetime.datetime(2026, 11, 22, 10)
@@ -26,6 +24,7 @@ TEACHER = {
 
 MakeTrial = Callable[..., FrozenTrial]
 MakeStudy = Callable[..., optuna.Study]
+Gather = Callable[..., StudyData]
 
 
 @pytest.fixture(autouse=True)
@@ -37,19 +36,29 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_room() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """The system refuses to let a file grow, as a full disk does."""
+
+    @contextlib.contextmanager
+    def limited() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture
 def make_trial() -> MakeTrial:
     """A trial as the search stores it: a curve, its best epoch, a ratio with an interval of 2 % each way."""
 
     def make(
-        accuracies: list[float],
-        ratio: float,
-        *,
-        state: TrialState = TrialState.COMPLETE,
-        test: float | None = None,
-        anchor: str | None = None,
-        config: dict[str, Any] | None = None,
-        **attrs: Any,
-    ) -> FrozenTrial:
+        accuracies: list[float], ratio: float, *, state: TrialState = TrialState.COMPLETE, test: float | None = None,
+        anchor: str | None = None, config: dict[str, Any] | None = None, **attrs: Any,
+    ) -> FrozenTrial:  # fmt: skip
         best = max(accuracies)
         stored = {
             Attr.CONFIG: config or {"width": 300, "loss_weight": 0.5, "epochs": 3},
@@ -98,6 +107,19 @@ def make_study() -> MakeStudy:
 
 
 @pytest.fixture
+def gather(make_study: MakeStudy) -> Gather:
+    """Collects a study, or one of these trials with these attributes."""
+
+    def make(found: optuna.Study | list[FrozenTrial], attrs: dict[str, Any] | None = None, **named: Any) -> StudyData:
+        study = found if isinstance(found, optuna.Study) else make_study(found, **named)
+        for name, value in (attrs or {}).items():
+            study.set_user_attr(name, value)
+        return collect(study, storage_url="sqlite:///x.db")
+
+    return make
+
+
+@pytest.fixture
 def typical(make_trial: MakeTrial, make_study: MakeStudy) -> optuna.Study:
     """Trials 0 to 6: m1, m2 and m9, two more on the front (3, 4), one pruned, one failed."""
     failed = create_trial(
@@ -105,17 +127,15 @@ def typical(make_trial: MakeTrial, make_study: MakeStudy) -> optuna.Study:
         user_attrs={Attr.CONFIG: {"width": 50}, Attr.FAIL_REASON: "the loss must be finite <b>(got nan)</b>"},
     )
     pruned = {"step": 1, "at": 3, "forecast": 0.95, "trials": [1, 3], "reason": "at step 1, a sentence of the pruner"}
-    return make_study(
-        [
-            make_trial([0.93, 0.94], 300.0, test=0.941, anchor="m1", config={"width": 50, "epochs": 3}),
-            make_trial([0.95, 0.96, 0.955], 100.0, test=0.961, anchor="m2"),
-            make_trial([0.95], 40.0, test=0.951, anchor="m9"),
-            make_trial([0.95, 0.97], 100.0, test=0.969),
-            make_trial([0.90, 0.98], 20.0, test=0.978, config={"blocks": [2, 2, 0, 0], "epochs": 10}),
-            make_trial([0.91], 100.0, state=TrialState.PRUNED, test=0.912, pruned_by=pruned),
-            failed,
-        ]
-    )
+    trials = [
+        make_trial([0.93, 0.94], 300.0, test=0.941, anchor="m1", config={"width": 50, "epochs": 3}),
+        make_trial([0.95, 0.96, 0.955], 100.0, test=0.961, anchor="m2"),
+        make_trial([0.95], 40.0, test=0.951, anchor="m9"),
+        make_trial([0.95, 0.97], 100.0, test=0.969),
+        make_trial([0.90, 0.98], 20.0, test=0.978, config={"blocks": [2, 2, 0, 0], "epochs": 10}),
+        make_trial([0.91], 100.0, state=TrialState.PRUNED, test=0.912, pruned_by=pruned),
+    ]
+    return make_study([*trials, failed])
 
 
 @pytest.fixture
@@ -135,26 +155,10 @@ def complete(typical: optuna.Study) -> optuna.Study:
     ):  # fmt: skip
         attrs = {Attr.ROW: row, Attr.READING: reading, Attr.TEST_ACCURACY: test, Attr.RATIO: ratio}
         other.add_trial(create_trial(values=[test, ratio], user_attrs=attrs))
-    for trial, accuracies, ratios in ((3, (0.96, 0.964, 0.968), (90.0, 92.0, 94.0)), (4, (0.975,), (21.0,))):
-        runs = [
-            {"seed": i, "test_accuracy": a, "ratio": r, "ratio_low": r - 1, "ratio_high": r + 1, "seconds": 2.0}
-            for i, (a, r) in enumerate(zip(accuracies, ratios, strict=True))
-        ]
-        value = {"trial": trial, "epochs": 2, "runs": runs, "environment": {}, "command": "", "date": ""}
-        typical.set_user_attr(f"{StudyAttr.CONFIRMED}{trial}", value)
+    for trial, tests, ratios in ((3, (0.96, 0.964, 0.968), (90.0, 92.0, 94.0)), (4, (0.975,), (21.0,))):
+        typical.set_user_attr(f"{StudyAttr.CONFIRMED}{trial}", confirmed(trial, tests, ratios, epochs=2))
     for each in MEASURED:
         typical.set_user_attr(each.key, each.stored())
     typical.set_user_attr(f"{StudyAttr.SPENT} one", {"training": 90.0, "timing": 10.0})
     typical.set_user_attr(f"{StudyAttr.SPENT} two", {"training": 30.0, "timing": "much"})
     return typical
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright  # only tests in a browser need it
-
-    with sync_playwright() as driver:
-        path = os.environ.get("KDSEARCH_CHROMIUM", "/usr/bin/chromium")
-        chromium = driver.chromium.launch(executable_path=path, headless=True, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()

@@ -1,14 +1,28 @@
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
+from itertools import accumulate
+from typing import Any
+
 import optuna
+import pandas as pd
 import pytest
+from helpers.elsewhere import confirmed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, create_trial
 
-from kdsearch.records import StudyAttr
+from kdsearch import sittings
+from kdsearch.export import pick
+from kdsearch.records import Attr, StudyAttr, Timing
+from kdsearch.reporting import choice, verdict
 from kdsearch.reporting.choice import images_of, ship, standing
-from kdsearch.reporting.collect import StudyData, collect
+from kdsearch.reporting.collect import StudyData, collect, result
+from kdsearch.reporting.figures import layers
+from kdsearch.reporting.formatting import records
+from kdsearch.reporting.pages import one_trial, study_page, text
 
 IMAGES = 1000
 TEACHER = {"accuracy": 0.97, "validation_accuracy": 0.97}
@@ -36,12 +50,9 @@ fronts = st.lists(st.tuples(st.integers(0, 40), st.integers(-5, 60)), min_size=1
 
 def front(steps: list[tuple[int, int]]) -> list[FrozenTrial]:
     """Ever faster students, ever less accurate by validation; what they lose on the test set is as it comes."""
-    lost = 0
-    found = []
-    for number, (step, below) in enumerate(steps):
-        lost += step + 1
-        found.append(trial(0.975 - lost / 2000, 10.0 * 2**number, below))
-    return found
+    lost = accumulate(step + 1 for step, _ in steps)
+    members = enumerate(zip(lost, steps, strict=True))
+    return [trial(0.975 - each / 2000, 10.0 * 2**n, below) for n, (each, (_, below)) in members]
 
 
 @settings(deadline=None, max_examples=60)
@@ -91,12 +102,8 @@ def test_the_limit_is_the_studys_and_changes_no_definition(make_trial, make_stud
 
 def test_more_seeds_that_spread_less_bring_the_bound_down():
     def runs(*below: int) -> dict[str, object]:
-        kept = [
-            {"seed": n, "test_accuracy": (970 - b) / IMAGES, "ratio": 10.0, "ratio_low": 9.0, "ratio_high": 11.0,
-             "seconds": 1.0, "against_teacher": [965 - b, b + 5, 5, 25]}
-            for n, b in enumerate(below)
-        ]  # fmt: skip
-        return {"confirmed:0": {"trial": 0, "epochs": 3, "runs": kept}}
+        tests, counts = [(970 - b) / IMAGES for b in below], [[965 - b, b + 5, 5, 25] for b in below]
+        return {"confirmed:0": confirmed(0, tests, [10.0] * len(below), counts=counts)}
 
     trials = [trial(0.97, 10.0, 2)]
     few, many, wide = (
@@ -121,3 +128,106 @@ def test_without_counts_the_test_sets_size_is_read_from_its_accuracies():
     assert images_of(plain(0.9600001234567)) is None
     found = standing(data := plain(430 / 450, 401 / 450), data.trials.to_dict("records")[0])
     assert (found.paired, found.below) == (False, pytest.approx(10 / 450))
+
+
+def timing(ratio: float, *, alone: float | None = 12e-6) -> Timing:
+    return Timing(ratio, 0.999 * ratio, 1.001 * ratio, 0.5, 0.5 / ratio, 1000, 31, "latency", None, 2e-3, alone)
+
+
+@pytest.fixture
+def timed(make_trial: Any, make_study: Any) -> optuna.Study:
+    """Trials 0 to 3; 2 and 3 are within noise of each other, and trial 1 was luckily fast at its first sitting."""
+    later = {0: (95.0, 105.0), 1: (250.0, 240.0), 2: (620.0, 760.0), 3: (690.0, 730.0)}
+    trials: list[FrozenTrial] = []
+    for number, (accuracy, ratio) in enumerate([(0.98, 100.0), (0.95, 300.0), (0.96, 705.0), (0.94, 701.0)]):
+        stored = {Attr.TIMING: dataclasses.asdict(timing(ratio)), Attr.TIMING_KEY: f"arch {number}"}
+        trials.append(make_trial([accuracy], ratio, **stored))
+    study: optuna.Study = make_study(trials)
+    for number, ratios in later.items():
+        for ratio in ratios:
+            sittings.add(study, f"arch {number}", timing(ratio))
+    return study
+
+
+@pytest.fixture
+def timed_data(timed: optuna.Study, gather) -> StudyData:
+    return gather(timed)
+
+
+def test_ratios_front_and_intervals_are_over_all_sittings(timed_data: StudyData):
+    rows = records(timed_data.trials)
+    assert [row["sittings"] for row in rows] == [3.0] * 4
+    assert all(row["covers"] and row["ratio_low"] < row["ratio"] < row["ratio_high"] for row in rows)
+    assert rows[3]["ratio"] > rows[2]["ratio"]  # the first sittings said the opposite
+    assert [*timed_data.front["number"]] == [0, 2, 3]
+    assert rows[2]["microseconds"] == pytest.approx(1e6 * 0.5 / 705 / 1000)
+    assert rows[2]["microseconds_1"] == pytest.approx(12.0)
+
+
+def test_who_is_within_noise_of_a_more_accurate_one_is_not_ranked(timed_data: StudyData):
+    rows = records(timed_data.front)
+    assert choice.ties(rows) == {3: 2}
+    assert not choice.told_apart(rows[1], rows[2])
+    assert choice.told_apart(rows[0], rows[1])
+    assert choice.fastest(rows)["number"] == 2
+    assert "Timing cannot tell trial 3 from trial 2: it does not rank them" in choice.timing_sentence(timed_data)
+    assert [each.row["number"] for each in verdict.picks(timed_data) if each.title == "Fastest"] == [2]
+
+
+def test_pick_takes_the_more_accurate_of_those_that_timing_cannot_tell_apart(timed_data: StudyData):
+    chosen = pick.choose(timed_data, pick.Wish(min_accuracy=90))
+    assert chosen.number == 2
+    assert "for timing cannot tell it from trial 3 and it is more accurate" in chosen.why
+    assert "0.71 µs an image, 12.0 µs one alone" in chosen.why
+    found = pick.result(timed_data, chosen)
+    assert (found["sittings"], found["microseconds_1"]) == (3, pytest.approx(12.0))
+
+
+def test_reports_say_microseconds_and_what_timing_cannot_tell(timed_data: StudyData):
+    told = choice.timing_sentence(timed_data)
+    html, markdown = study_page.render(timed_data), study_page.as_markdown(timed_data)
+    assert told in html
+    assert ">µs alone</th>" in html
+    assert told in markdown.replace("\\", "")
+    assert "| µs | µs alone |" in markdown
+    found = json.loads(text.as_json(timed_data))
+    assert found["ties"] == {"3": 2}
+    assert found["timing"] == told
+    frame = pd.read_csv(io.StringIO(text.as_csv(timed_data)))
+    assert [*frame["microseconds_1"]] == pytest.approx([12.0] * 4)
+    assert [*frame["sittings"]] == [3] * 4
+    front = result(timed_data, report=None)["front"]
+    assert [(row["sittings"], row["microseconds_1"]) for row in front] == [(3, pytest.approx(12.0))] * 3
+    assert "0.71 µs an image, 12.0 µs one alone" in layers.hover(records(timed_data.trials)[2])
+    assert "over 3 sittings" in one_trial.card(timed_data, 2)
+    assert "12.0 µs one alone" in one_trial.card(timed_data, 2)
+    assert ("time", "0.71 µs an image, 12.0 µs one alone") in one_trial.lines(one_trial.facts(timed_data, 2))
+
+
+def test_ratios_of_replayed_graphs_say_that_the_cache_is_warm(timed_data: StudyData):
+    there = dataclasses.replace(timed_data, environment=timed_data.environment | {"device": "cuda:0"})
+    assert choice.timing_sentence(there).endswith("what fits of it and of the weights is in the GPU's L2 cache.")
+    assert "L2" not in choice.timing_sentence(timed_data)
+
+
+def test_an_old_study_says_that_its_intervals_are_of_one_sitting(make_trial: Any, gather):
+    old = {key: value for key, value in dataclasses.asdict(timing(100.0)).items() if not key.endswith("_1")}
+    found = gather([make_trial([0.9], 100.0, timing=old, timing_key="a")])
+    row = records(found.trials)[0]
+    assert (row["ratio_low"], row["ratio_high"], row["sittings"], bool(row["covers"])) == (99.9, 100.1, 1.0, False)
+    assert "The ratio of 1 of 1 is of one sitting" in choice.timing_sentence(found)
+    html = study_page.render(found)
+    assert ">µs</th>" in html
+    assert ">µs alone</th>" not in html
+
+
+def test_counted_operations_are_ranked_as_they_stand(make_trial: Any, gather):
+    trials = []
+    for number, (accuracy, ratio) in enumerate([(0.9, 10.0), (0.8, 10.1)]):
+        counted = dataclasses.asdict(Timing(ratio, ratio, ratio, 80, 8, 1, 0, "flops"))
+        exact = {Attr.RATIO_LOW: ratio, Attr.RATIO_HIGH: ratio, Attr.TIMING: counted, Attr.TIMING_KEY: str(number)}
+        trials.append(make_trial([accuracy], ratio, **exact))
+    found = gather(trials, {"definition": {"cost": "flops"}})
+    assert choice.timing_sentence(found) == ""
+    assert choice.fastest(records(found.front))["number"] == 1
+    assert ">µs</th>" not in study_page.render(found)

@@ -10,11 +10,9 @@ from optuna.trial import TrialState, create_trial
 from kdsearch import pareto
 from kdsearch.errors import StorageError
 from kdsearch.records import Attr
-from kdsearch.reporting.collect import StudyData, collect, configuration, plain, result
+from kdsearch.reporting.collect import StudyData, configuration, result
 from kdsearch.reporting.figures.layers import layers
-from kdsearch.reporting.formatting import records
-
-URL = "postgresql://ann:secret@db/kd"
+from kdsearch.reporting.formatting import plain, records
 
 
 def test_a_row_holds_what_the_trial_stored(data: StudyData):
@@ -33,9 +31,9 @@ def test_the_front_is_optunas(data: StudyData, typical: optuna.Study):
     assert [*data.front["number"]] == [4, 3, 0]
 
 
-def test_equal_points_are_all_on_the_front(make_trial, make_study):
-    study = make_study([make_trial([0.9], 10.0), make_trial([0.9], 10.0), make_trial([0.9], 9.0)])
-    assert [*collect(study, storage_url=URL).trials["on_front"]] == [True, True, False]
+def test_equal_points_are_all_on_the_front(make_trial, gather):
+    trials = [make_trial([0.9], 10.0), make_trial([0.9], 10.0), make_trial([0.9], 9.0)]
+    assert [*gather(trials).trials["on_front"]] == [True, True, False]
 
 
 def test_configurations_keep_their_types_and_gaps(data: StudyData):
@@ -45,10 +43,10 @@ def test_configurations_keep_their_types_and_gaps(data: StudyData):
     assert type(rows[0]["config.width"]) is int
 
 
-def test_parameters_stand_in_for_a_missing_configuration(make_study):
+def test_parameters_stand_in_for_a_missing_configuration(gather):
     uniform = optuna.distributions.FloatDistribution(0, 10)
     trial = create_trial(values=[0.9, 5.0], params={"x": 2.5}, distributions={"x": uniform})
-    row = records(collect(make_study([trial], bare=True), storage_url=URL).trials)[0]
+    row = records(gather([trial], bare=True).trials)[0]
     assert configuration(row) == {"x": 2.5}
     assert (row["accuracy"], row["ratio"]) == (0.9, 5.0)
     assert math.isnan(row["test_accuracy"])
@@ -67,22 +65,20 @@ def test_pruned_and_failed_trials_say_why(data: StudyData):
 
 
 @pytest.mark.parametrize(("stored", "reason"), [("slow", "slow"), ({"step": 2}, "at epoch 2: stopped by the pruner")])
-def test_a_pruning_reason_may_be_text_or_partial(make_trial, make_study, stored, reason):
+def test_a_pruning_reason_may_be_text_or_partial(make_trial, gather, stored, reason):
     trial = make_trial([0.5], 2.0, state=TrialState.PRUNED, pruned_by=stored)
-    assert collect(make_study([trial]), storage_url=URL).trials["reason"][0] == reason
+    assert gather([trial]).trials["reason"][0] == reason
 
 
-def test_a_trial_stopped_on_the_front_stays_complete_and_says_why(make_trial, make_study):
+def test_a_trial_stopped_on_the_front_stays_complete_and_says_why(make_trial, gather):
     forecast = {"step": 2, "at": 3, "forecast": 0.71, "trials": [], "reason": "too little"}
     budget = {"step": 1, "reason": "the epochs budget was spent"}
-    study = make_study(
-        [
-            make_trial([0.6, 0.7], 2.0, stopped_by=forecast, stopped_at=2),
-            make_trial([0.6], 3.0, stopped_by=budget, stopped_at=1),
-            make_trial([0.6, 0.7, 0.7], 1.0),
-        ]
-    )
-    rows = records(collect(study, storage_url=URL).trials)
+    trials = [
+        make_trial([0.6, 0.7], 2.0, stopped_by=forecast, stopped_at=2),
+        make_trial([0.6], 3.0, stopped_by=budget, stopped_at=1),
+        make_trial([0.6, 0.7, 0.7], 1.0),
+    ]
+    rows = records(gather(trials).trials)
     assert [row["state"] for row in rows] == ["COMPLETE"] * 3
     assert [row["reason"] for row in rows] == [
         "stopped at epoch 2: it could hope for 71.00 % by epoch 3, which would add too little for the epochs it takes",
@@ -93,12 +89,12 @@ def test_a_trial_stopped_on_the_front_stays_complete_and_says_why(make_trial, ma
     assert [row["saved"] for row in rows] == [1, 0, 0]  # a spent budget is no saving
 
 
-def test_a_trial_refused_before_training_is_counted_apart_and_finished_nothing(make_trial, make_study):
+def test_a_trial_refused_before_training_is_counted_apart_and_finished_nothing(make_trial, gather):
     refused = make_trial([0.5], 30.0, state=TrialState.PRUNED, pruned_by={"step": 0, "reason": "no use"})
     for name in (Attr.ACCURACY, Attr.TEST_ACCURACY, Attr.BEST_EPOCH, Attr.TRAIN_SECONDS):
         refused.user_attrs.pop(name)
     refused.user_attrs[Attr.CURVE] = {"0": [None, 30.0]}
-    found = collect(make_study([make_trial([0.9], 10.0), refused]), storage_url=URL)
+    found = gather([make_trial([0.9], 10.0), refused])
     assert (found.counts["pruned"], found.counts["untrained"]) == (0, 1)
     assert [*found.history["trial"]] == [0]
     row = records(found.trials)[1]
@@ -108,17 +104,17 @@ def test_a_trial_refused_before_training_is_counted_apart_and_finished_nothing(m
     assert all(layer["trial"].ne(1).all() for layer in layers(found).values())
 
 
-def test_a_pruned_trial_without_an_accuracy_takes_its_curves_best(make_trial, make_study):
+def test_a_pruned_trial_without_an_accuracy_takes_its_curves_best(make_trial, gather):
     trial = make_trial([0.6, 0.7, 0.65], 2.0, state=TrialState.PRUNED)
     trial.user_attrs.pop(Attr.ACCURACY)
     trial.user_attrs.pop(Attr.BEST_EPOCH)
-    row = records(collect(make_study([trial]), storage_url=URL).trials)[0]
+    row = records(gather([trial]).trials)[0]
     assert (row["accuracy"], row["best_epoch"]) == (0.7, 2)
 
 
-def test_curves_are_ordered_by_number_not_by_text(make_trial, make_study):
+def test_curves_are_ordered_by_number_not_by_text(make_trial, gather):
     trial = make_trial([i / 100 for i in range(1, 13)], 2.0)
-    curves = collect(make_study([trial]), storage_url=URL).curves
+    curves = gather([trial]).curves
     assert [*curves["epoch"]] == [*range(1, 13)]
     assert [*curves["accuracy"]] == [i / 100 for i in range(1, 13)]
 
@@ -137,16 +133,15 @@ def test_anchors_compare_published_measured_and_best(data: StudyData):
     assert math.isnan(rows["m3"]["gain"])
 
 
-def test_the_best_is_chosen_by_validation_even_if_the_test_set_disagrees(make_trial, make_study):
-    study = make_study([make_trial([0.90], 9.0, test=0.93, anchor="m1"), make_trial([0.92], 9.0, test=0.91)])
-    row = records(collect(study, storage_url=URL).anchors)[0]
+def test_the_best_is_chosen_by_validation_even_if_the_test_set_disagrees(make_trial, gather):
+    trials = [make_trial([0.90], 9.0, test=0.93, anchor="m1"), make_trial([0.92], 9.0, test=0.91)]
+    row = records(gather(trials).anchors)[0]
     assert row["best_trial"] == 1
     assert row["gain"] == pytest.approx(-0.02)
 
 
-def test_an_anchor_outside_the_study_file_is_kept(make_trial, make_study):
-    study = make_study([make_trial([0.9], 9.0, anchor="x1")], bare=True)
-    rows = records(collect(study, storage_url=URL).anchors)
+def test_an_anchor_outside_the_study_file_is_kept(make_trial, gather):
+    rows = records(gather([make_trial([0.9], 9.0, anchor="x1")], bare=True).anchors)
     assert [(row["anchor"], row["trial"]) for row in rows] == [("x1", 0)]
     assert math.isnan(rows[0]["published_accuracy"])
 
@@ -160,15 +155,15 @@ def test_hypervolume_is_that_of_all_complete_trials_and_grows_with_them(data: St
     assert [*data.history["trial"]] == [0, 1, 2, 3, 4, 5]
 
 
-def test_history_goes_by_the_time_of_finishing(make_trial, make_study):
+def test_history_goes_by_the_time_of_finishing(make_trial, make_study, gather):
     study = make_study([make_trial([0.9], 10.0), make_trial([0.8], 20.0)])
     late = study.get_trials(deepcopy=False)[0]
     late.datetime_complete = late.datetime_complete.replace(year=2027)
-    assert [*collect(study, storage_url=URL).history["trial"]] == [1, 0]
+    assert [*gather(study).history["trial"]] == [1, 0]
 
 
-def test_without_classes_there_is_no_hypervolume(make_trial, make_study):
-    found = collect(make_study([make_trial([0.9], 10.0)], bare=True), storage_url=URL)
+def test_without_classes_there_is_no_hypervolume(make_trial, gather):
+    found = gather([make_trial([0.9], 10.0)], bare=True)
     assert found.hypervolume is None
     assert found.teacher is None
     assert found.dataset is None
@@ -180,16 +175,14 @@ def test_counts_and_names(data: StudyData):
     assert data.storage == "postgresql://ann:***@db/kd"
 
 
-def test_a_study_of_other_objectives_is_refused():
+def test_a_study_of_other_objectives_is_refused(gather):
     study = optuna.create_study(directions=["maximize", "minimize"], study_name="other")
     with pytest.raises(StorageError, match=r"two maximised objectives.*other with maximize, minimize"):
-        collect(study, storage_url=URL)
+        gather(study)
 
 
-def test_a_study_file_of_another_version_costs_the_anchors_only(make_study, make_trial):
-    study = make_study([make_trial([0.9], 10.0)])
-    study.set_user_attr("study_file", {"data": {"name": "mnist"}, "unheard_of": 1})
-    found = collect(study, storage_url=URL)
+def test_a_study_file_of_another_version_costs_the_anchors_only(make_trial, gather):
+    found = gather([make_trial([0.9], 10.0)], {"study_file": {"data": {"name": "mnist"}, "unheard_of": 1}})
     assert found.anchors.empty
     assert len(found.front) == 1
 
@@ -211,8 +204,8 @@ def test_result_is_the_contract(data: StudyData):
     assert json.loads(json.dumps(contract, allow_nan=False)) == contract
 
 
-def test_result_without_trials_is_strict_json(make_study):
-    contract = result(collect(make_study([], bare=True), storage_url=URL), report=None)
+def test_result_without_trials_is_strict_json(gather):
+    contract = result(gather([], bare=True), report=None)
     assert json.loads(json.dumps(contract, allow_nan=False)) == contract
     assert contract["front"] == []
     assert contract["teacher"] is contract["hypervolume"] is contract["report"] is None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from helpers.elsewhere import confirmed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,11 +18,7 @@ from kdsearch.stats import mean_interval
 
 
 def stored(trial: int, tests: list[float], ratios: list[float], epochs: int = 3) -> dict[str, Any]:
-    runs = [
-        {"seed": i, "test_accuracy": t, "ratio": r, "ratio_low": 0.9 * r, "ratio_high": 1.1 * r, "seconds": 1.0}
-        for i, (t, r) in enumerate(zip(tests, ratios, strict=True))
-    ]
-    return {f"{StudyAttr.CONFIRMED}{trial}": {"trial": trial, "epochs": epochs, "runs": runs, "date": "2026-11-25"}}
+    return {f"{StudyAttr.CONFIRMED}{trial}": confirmed(trial, tests, ratios, epochs=epochs)}
 
 
 def front(**points: tuple[float, float]) -> pd.DataFrame:
@@ -31,9 +28,8 @@ def front(**points: tuple[float, float]) -> pd.DataFrame:
 
 def test_a_row_is_the_mean_over_repeats_with_students_interval() -> None:
     tests, ratios = [0.90, 0.92, 0.94], [10.0, 11.0, 12.0]
-    frame = confirmation.confirmations(
-        {"teacher": {}, **stored(12, tests, ratios, 4), **stored(3, tests[:1], ratios[:1])}
-    )
+    attrs = {"teacher": {}, **stored(12, tests, ratios, 4), **stored(3, tests[:1], ratios[:1])}
+    frame = confirmation.confirmations(attrs)
     assert list(frame.columns) == list(confirmation.COLUMNS)
     assert list(frame["trial"]) == [3, 12]
     row = frame.iloc[1]
@@ -169,11 +165,9 @@ studies = st.dictionaries(st.integers(0, 9), runs, min_size=1, max_size=6)
 
 @given(studies)
 def test_the_order_is_that_of_the_confirmed_means(found: dict[int, list[tuple[int, int]]]) -> None:
-    attrs = {
-        k: v
-        for n, each in found.items()
-        for k, v in stored(n, [t / 20 for t, _ in each], [float(r) for _, r in each]).items()
-    }
+    attrs: dict[str, Any] = {}
+    for number, each in found.items():
+        attrs |= stored(number, [t / 20 for t, _ in each], [float(r) for _, r in each])
     frame = confirmation.confirmations(attrs)
     search = front(**{f"t{n}": (0.5, 1.0) for n in found})
     order = confirmation.order(search, frame)

@@ -2,25 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.elsewhere import confirmed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import controls
-from kdsearch.reporting.collect import collect
 from kdsearch.reporting.controls import Gain, overall
 from kdsearch.reporting.pages import study_page
 
-URL = "sqlite:///x.db"
-
 
 def keep(study, prefix: str, trial: int, accuracies: list[float], ratio: float = 50.0) -> None:
-    runs = [
-        {"seed": 10 * trial + n, "test_accuracy": accuracy, "ratio": ratio, "ratio_low": ratio - 1,
-         "ratio_high": ratio + 1, "seconds": 1.0}
-        for n, accuracy in enumerate(accuracies)
-    ]  # fmt: skip
-    study.set_user_attr(f"{prefix}{trial}", {"trial": trial, "epochs": 2, "runs": runs})
+    study.set_user_attr(f"{prefix}{trial}", confirmed(trial, accuracies, [ratio] * len(accuracies)))
 
 
 @pytest.fixture
@@ -33,16 +26,16 @@ def controlled(typical):
     return typical
 
 
-def test_gains_are_paired_by_seed(controlled):
-    first, second = controls.gains(collect(controlled, storage_url=URL))
+def test_gains_are_paired_by_seed(controlled, gather):
+    first, second = controls.gains(gather(controlled))
     assert (first.trial, first.on_front, second.trial) == (3, True, 4)
     assert first.values == pytest.approx([0.01] * 3)
     assert second.values == pytest.approx([0.005, -0.005])
     assert (first.interval.n, second.interval.n) == (3, 2)
 
 
-def test_the_section_says_the_gain_with_its_interval(controlled):
-    data = collect(controlled, storage_url=URL)
+def test_the_section_says_the_gain_with_its_interval(controlled, gather):
+    data = gather(controlled)
     said = controls.sentence(data)
     assert said.startswith("Distillation made no difference that these seeds can tell: over 2 students of the front")
     assert "+0.50 points" in said
@@ -61,14 +54,14 @@ def test_without_controls_the_command_is_shown(data):
     assert controls.sentence(data) == ""
 
 
-def test_an_old_mix_under_sgd_is_said(typical):
-    data = collect(typical, storage_url=URL)
+def test_an_old_mix_under_sgd_is_said(typical, gather):
+    data = gather(typical)
     assert controls.note(data) == ""  # adam does not feel the size of a loss
     file = data.study_file | {"student": {"family": "resnet", "recipe": {"optimizer": "sgd"}}}
     typical.set_user_attr(StudyAttr.STUDY_FILE, file | {"distillation": 1})
-    assert "older version" in controls.note(collect(typical, storage_url=URL))
+    assert "older version" in controls.note(gather(typical))
     typical.set_user_attr(StudyAttr.STUDY_FILE, file | {"distillation": 2})
-    assert controls.note(collect(typical, storage_url=URL)) == ""
+    assert controls.note(gather(typical)) == ""
 
 
 @given(st.lists(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=6), min_size=1, max_size=6), st.floats(-0.1, 0.1))
@@ -93,10 +86,10 @@ def test_the_interval_over_the_front_covers_as_often_as_promised():
     assert np.mean(inside) == pytest.approx(0.955, abs=0.02)
 
 
-def test_one_seed_has_no_interval(typical):
+def test_one_seed_has_no_interval(typical, gather):
     keep(typical, StudyAttr.CONFIRMED, 3, [0.96])
     keep(typical, StudyAttr.CONTROL, 3, [0.95])
-    data = collect(typical, storage_url=URL)
+    data = gather(typical)
     assert "one seed each shows no spread" in controls.sentence(data)
     assert controls.result(data)["trials"][0]["low"] is None
     assert controls.figure(data) is None

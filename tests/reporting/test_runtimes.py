@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -11,29 +10,18 @@ from helpers.elsewhere import MEASURED, PI, TORCH, measured
 from markupsafe import escape
 
 from kdsearch.reporting import runtimes
-from kdsearch.reporting.collect import StudyData, collect
+from kdsearch.reporting.collect import StudyData
 from kdsearch.reporting.measured import Measured
 from kdsearch.reporting.pages import study_page, text
 from kdsearch.reporting.runtimes import Column
 
-URL = "sqlite:///x.db"
 EXPORTED = {"trial": 3, "format": "onnx", "runtime": "onnxruntime 1.32.0", "ratio": 70.0, "low": 69.0, "high": 71.0,
             "teacher_seconds": 0.5, "student_seconds": 0.01, "batch": 1000}  # fmt: skip
 FRONT = [4, 3, 0]  # of the typical study, by ratio
 
-Holding = Callable[..., StudyData]
 
-
-@pytest.fixture
-def holding(typical: optuna.Study) -> Holding:
-    """The typical study with these measurements and attributes."""
-
-    def make(*found: Measured, **attrs: Any) -> StudyData:
-        for key, value in [*((each.key, each.stored()) for each in found), *attrs.items()]:
-            typical.set_user_attr(key, value)
-        return collect(typical, storage_url=URL)
-
-    return make
+def stored(*found: Measured) -> dict[str, Any]:
+    return {each.key: each.stored() for each in found}
 
 
 def test_a_study_that_was_measured_nowhere_else_says_nothing(data: StudyData):
@@ -46,8 +34,8 @@ def test_a_study_that_was_measured_nowhere_else_says_nothing(data: StudyData):
     assert "## Runtimes" not in study_page.as_markdown(data)
 
 
-def test_each_runtime_and_device_is_a_column_beside_the_searchs_own(holding: Holding):
-    found = runtimes.columns(holding(*MEASURED, **{"exported:3:onnx": EXPORTED}))
+def test_each_runtime_and_device_is_a_column_beside_the_searchs_own(typical: optuna.Study, gather):
+    found = runtimes.columns(gather(typical, stored(*MEASURED) | {"exported:3:onnx": EXPORTED}))
     titles = [column.title for column in found]
     assert titles == ["the search", "torch", "ONNX Runtime", "exported onnx", "Raspberry Pi 5"]
     assert found[0].cells[3] == (100.0, 98.0, 102.0)
@@ -57,13 +45,13 @@ def test_each_runtime_and_device_is_a_column_beside_the_searchs_own(holding: Hol
     assert found[3].cells == {3: (70.0, 69.0, 71.0)}
 
 
-def test_columns_that_would_be_called_alike_say_what_tells_them_apart(holding: Holding):
-    found = runtimes.columns(holding(
+def test_columns_that_would_be_called_alike_say_what_tells_them_apart(typical: optuna.Study, gather):
+    found = runtimes.columns(gather(typical, stored(
         measured(3, 1.0, device="a"), measured(3, 2.0, device="b"),
         measured(3, 3.0, **PI), measured(3, 4.0, **PI, batch=1), measured(3, 5.0, **PI | {"threads": 1}),
         measured(3, 6.0, **PI, provider="XNNPACK"),
         measured(3, 7.0, source="device", device="x" * 100), measured(3, 8.0, source="device", device="x" * 101),
-    ))  # fmt: skip
+    )))  # fmt: skip
     titles = [column.title for column in found]
     assert len(set(titles)) == len(titles) == 9
     assert {"ONNX Runtime on a", "ONNX Runtime on b", "Raspberry Pi 5, XNNPACK", "Raspberry Pi 5, batch 1",
@@ -119,9 +107,9 @@ def test_a_swap_without_an_interval_is_noise():
     assert "3 and 4 (within noise)" in runtimes.sentence(found, [1, 2, 3, 4])
 
 
-def test_page_markdown_and_json_hold_the_same(complete: optuna.Study):
+def test_page_markdown_and_json_hold_the_same(complete: optuna.Study, gather):
     complete.set_user_attr("exported:2:onnx", EXPORTED | {"trial": 2})
-    data = collect(complete, storage_url=URL)
+    data = gather(complete)
     source, markdown = study_page.render(data, plotlyjs="cdn"), study_page.as_markdown(data)
     found = json.loads(text.as_json(data))["runtimes"]
     sentence = (
@@ -142,8 +130,8 @@ def test_page_markdown_and_json_hold_the_same(complete: optuna.Study):
     assert [row["trial"] for row in columns["the search"]] == [4, 3, 0, 2]
 
 
-def test_the_figure_joins_a_students_ratios_over_runtimes(complete: optuna.Study):
-    drawn = runtimes.figure(collect(complete, storage_url=URL))
+def test_the_figure_joins_a_students_ratios_over_runtimes(complete: optuna.Study, gather):
+    drawn = runtimes.figure(gather(complete))
     assert drawn is not None
     *lines, numbers = drawn.data
     assert [line.name for line in lines] == ["trial 4", "trial 3", "trial 0"]
@@ -152,17 +140,17 @@ def test_the_figure_joins_a_students_ratios_over_runtimes(complete: optuna.Study
     assert numbers.text == ("4", "3", "0")
 
 
-def test_ratios_that_nobody_would_believe_are_drawn_all_the_same(holding: Holding, typical: optuna.Study, make_trial):
+def test_ratios_that_nobody_would_believe_are_drawn_all_the_same(typical: optuna.Study, gather, make_trial):
     typical.add_trial(make_trial([0.5], 1e308))
-    drawn = runtimes.figure(holding(measured(3, 1e-9), measured(4, 1e11), measured(7, 5.0)))
+    drawn = runtimes.figure(gather(typical, stored(measured(3, 1e-9), measured(4, 1e11), measured(7, 5.0))))
     assert drawn is not None
     assert len(drawn.data) == 4
     low, high = drawn.layout.yaxis.range
     assert low < -9 < 11 < high < 20
 
 
-def test_one_student_alone_is_a_table_without_a_figure(holding: Holding):
-    data = holding(measured(3, 50.0), **{"exported:3:onnx": EXPORTED})
+def test_one_student_alone_is_a_table_without_a_figure(typical: optuna.Study, gather):
+    data = gather(typical, stored(measured(3, 50.0)) | {"exported:3:onnx": EXPORTED})
     assert runtimes.figure(data) is None
     found = runtimes.view(data)
     assert found is not None
@@ -171,5 +159,5 @@ def test_one_student_alone_is_a_table_without_a_figure(holding: Holding):
     assert ">Runtimes</h2>" in study_page.render(data, plotlyjs="cdn")
 
 
-def test_a_measurement_of_a_trial_that_is_not_there_is_left_out(holding: Holding):
-    assert runtimes.columns(holding(measured(99, 50.0), measured(98, 5.0, **TORCH))) == []
+def test_a_measurement_of_a_trial_that_is_not_there_is_left_out(typical: optuna.Study, gather):
+    assert runtimes.columns(gather(typical, stored(measured(99, 50.0), measured(98, 5.0, **TORCH)))) == []

@@ -13,7 +13,7 @@ from helpers.postgres import PASSWORD, Server
 from kdsearch import storage
 from kdsearch.errors import StorageError
 from kdsearch.reporting.dashboard.artifacts import PREFIX, Shelf
-from kdsearch.reporting.dashboard.publish import FIGURE_KEY, NOTE_KEY
+from kdsearch.reporting.dashboard.note import FIGURE_KEY, NOTE_KEY
 from kdsearch.search.study import optimize
 
 pytestmark = [

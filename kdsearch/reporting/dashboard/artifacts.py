@@ -28,9 +28,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 300, 52, 16, 34, 42  # pixels of 
 def folder(url: str, given: Path | None = None) -> Path:
     """Return the folder of a storage's artifacts: as given, beside its file, or for a server in the user's data folder.
 
-    Args:
-        url: of the storage; the folder's name holds no password.
-        given: the user's choice.
+    Its name holds no password.
     """
     if given is not None:
         return given.expanduser()
@@ -45,11 +43,8 @@ class Shelf:
     """Keeps a study's artifacts in step with its front: trials that leave the front lose theirs.
 
     The storage holds names and identities; the files lie where the dashboard runs, and are written again where a
-    storage that several machines share names artifacts whose files this machine lacks.
-
-    Args:
-        url: of the storage.
-        path: the folder, created where it is missing.
+    storage that several machines share names artifacts whose files this machine lacks. Their folder is created where
+    it is missing.
 
     Raises:
         KdsearchError: the folder cannot be created.
@@ -72,15 +67,18 @@ class Shelf:
             KdsearchError: the study is not one of kdsearch, or the folder cannot be written.
         """
         data = collect(study, storage_url=self._url)
-        wanted = _files(data)
+        wanted = {f"trial-{number}-{name}": draw(data, number) for number in data.front["number"]
+                  for name, draw in (("card.md", card), ("curve.svg", curve))}  # fmt: skip
         for identity, name in _standing(study).items():
+            path = self._path / identity
             if name in wanted:
                 content = wanted.pop(name).encode(errors="backslashreplace")
-                if not self._holds(identity, content):
+                if not (path.is_file() and path.read_bytes() == content):
                     self.store.write(identity, io.BytesIO(content))
             elif OURS.fullmatch(name):
-                _forget(study, identity)
-                (self._path / identity).unlink(missing_ok=True)
+                # as the dashboard deletes an artifact
+                study._storage.set_study_system_attr(study._study_id, PREFIX + identity, json.dumps(None))
+                path.unlink(missing_ok=True)
         for name, text in wanted.items():
             beside = self._path / "new" / name  # the name is what the dashboard shows
             write_text(beside, text)
@@ -89,41 +87,18 @@ class Shelf:
             beside.unlink()
         return 2 * len(data.front)
 
-    def _holds(self, identity: str, content: bytes) -> bool:
-        path = self._path / identity
-        return path.is_file() and path.read_bytes() == content
-
-
-def _files(data: StudyData) -> dict[str, str]:
-    found = {}
-    for number in data.front["number"]:
-        found[f"trial-{number}-card.md"] = card(data, int(number))
-        found[f"trial-{number}-curve.svg"] = curve(data, int(number))
-    return found
-
 
 def _standing(study: Study) -> dict[str, str]:
     """Return the file names of a study's artifacts by identity, without those deleted in the dashboard."""
-    attributes = study._storage.get_study_system_attrs(study._study_id)
-    found: dict[str, str] = {}
-    for key, value in attributes.items():
-        if key.startswith(PREFIX) and (meta := json.loads(value)) is not None:
-            found[key.removeprefix(PREFIX)] = str(meta.get("filename"))
-    return found
-
-
-def _forget(study: Study, identity: str) -> None:
-    """Delete an artifact's entry as the dashboard does."""
-    study._storage.set_study_system_attr(study._study_id, PREFIX + identity, json.dumps(None))
+    return {
+        key.removeprefix(PREFIX): str(meta.get("filename"))
+        for key, value in study._storage.get_study_system_attrs(study._study_id).items()
+        if key.startswith(PREFIX) and (meta := json.loads(value)) is not None
+    }
 
 
 def curve(data: StudyData, number: int) -> str:
-    """Draw a trial's learning curve as a self-contained SVG picture, which the dashboard shows among the artifacts.
-
-    Args:
-        data: a collected study.
-        number: of a trial with a curve; without one the axes are empty.
-    """
+    """Draw a trial's learning curve as a self-contained SVG picture; without a curve the axes are empty."""
     points = data.curves[data.curves["trial"] == number]
     epochs, percents = [*points["epoch"]], [100 * value for value in points["accuracy"]]
     low, high = padded(min(percents), max(percents)) if percents else (0.0, 100.0)
@@ -141,15 +116,12 @@ def curve(data: StudyData, number: int) -> str:
         body.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" stroke="{GREY}" stroke-opacity="0.4"/>')
         body.append(_text(LEFT - 6, y + 4, f"{level:.1f}", "end"))
     body += [_text(place(epoch, low)[0], HEIGHT - 20, str(epoch), "middle") for epoch in sorted({1, longest})]
-    body.append(f'<polyline fill="none" stroke="{BLUE}" stroke-width="2" points="{_pairs(at)}"/>')
+    pairs = " ".join(f"{x},{y}" for x, y in at)
+    body.append(f'<polyline fill="none" stroke="{BLUE}" stroke-width="2" points="{pairs}"/>')
     body += [f'<circle cx="{x}" cy="{y}" r="3" fill="{BLUE}"/>' for x, y in at]
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">{ground}{"".join(body)}</svg>\n'
-
-
-def _pairs(points: list[tuple[float, float]]) -> str:
-    return " ".join(f"{x},{y}" for x, y in points)
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -44,8 +44,7 @@ def front(data: StudyData) -> str:
     heights = [y for trace in drawn if trace["name"] != "others" for y in trace["y"]]
     if heights:  # one trial at chance level must not flatten the rest
         layout["yaxis"]["range"] = padded(min(heights), max(heights))
-    figure = {"data": drawn, "layout": layout}
-    return json.dumps(figure, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return json.dumps({"data": drawn, "layout": layout}, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
 def _is_drawn(row: Row) -> bool:
@@ -67,11 +66,15 @@ def _marks(rows: list[Row], name: str, marker: Row, **style: Any) -> Row:
         "name": name, **labels,
         "x": rounded(row["ratio"] for row in rows), "y": rounded((100 * row["test_accuracy"] for row in rows), 2),
         "hovertemplate": f"{said}<br>%{{y:.2f}} % at ratio %{{x:.4g}}<extra></extra>",
-        "marker": marker, **style, **(_bars(rows) if front and _have_intervals(rows) else {}),
+        "marker": marker, **style, **(_bars(rows) if front else {}),
     }  # fmt: skip
 
 
 def _bars(rows: list[Row]) -> Row:
+    """Return the intervals of the ratios where all have one."""
+    known = not any(formatting.missing(row[end]) for row in rows for end in ("ratio_low", "ratio_high"))
+    if not known or not any(row["ratio_high"] > row["ratio_low"] for row in rows):
+        return {}
     above = [round(row["ratio_high"] - row["ratio"], 3) for row in rows]
     below = [round(row["ratio"] - row["ratio_low"], 3) for row in rows]
     return {"error_x": {"type": "data", "array": above, "arrayminus": below, "thickness": 1, "width": 3}}
@@ -87,13 +90,6 @@ def _crowds(rows: list[Row]) -> list[str]:
         labels[left[0]] = ", ".join(names) if len(names) < 3 else f"{names[0]} ... {names[-1]} ({len(names)})"
         left = [i for i in left if i not in crowd]
     return labels
-
-
-def _have_intervals(rows: list[Row]) -> bool:
-    known = [
-        row for row in rows if not formatting.missing(row["ratio_low"]) and not formatting.missing(row["ratio_high"])
-    ]
-    return len(known) == len(rows) and any(row["ratio_high"] > row["ratio_low"] for row in rows)
 
 
 def _teacher(data: StudyData) -> list[Row]:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData
+from kdsearch.reporting.figures import style
 from kdsearch.reporting.figures.layers import beside, curve_groups
-from kdsearch.reporting.figures.style import (
-    BLUE,
-    BOTTOM,
-    CYCLE,
-    GREY,
-    LABEL,
-    LEGEND_ROW,
-    MENU,
-    SYMBOLS,
-    TITLES,
-    TOP,
-    buttons_above,
-    layout,
-    padded,
-    rounded,
-)
+from kdsearch.reporting.figures.style import BLUE, CYCLE, GREY, SYMBOLS, layout, padded, rounded
 from kdsearch.reporting.formatting import records
 
 HEIGHT = 420
@@ -47,28 +34,28 @@ def learning_curves(data: StudyData) -> go.Figure:
     y_range = padded(percents[len(percents) // 20], percents[-1])
     x_range = [0.5, longest + max(0.5, 0.06 * longest)]
     traces = []
-    for name, text, line in (("other", "dominated", {}), ("pruned", "pruned", {"dash": "dot"})):
-        if groups[name]:
-            traces.append(_bundle(groups[name], text, {"color": GREY, "width": 1} | line))
+    if groups["other"]:
+        traces.append(_bundle(groups["other"], "dominated", {}))
     if groups["pruned"]:
+        traces.append(_bundle(groups["pruned"], "pruned", {"dash": "dot"}))
         traces.append(_ends(groups["pruned"]))
     traces += [_curve(i, curve) for i, curve in enumerate(groups["front"])]
     rows = math.ceil(len(traces) / 5)
     if groups["front"]:
-        traces.append(_numbers(groups["front"], x_range, y_range))
+        ends = [(float(curve["epochs"][-1]), curve["percents"][-1]) for curve in groups["front"]]
+        numbers, width = [curve["trial"] for curve in groups["front"]], x_range[1] - x_range[0]
+        traces.append(numbered(numbers, ends, y_range, near=0.02 * width, reach=0.012 * width))
     x_axis: dict[str, Any] = {"title": {"text": "epoch"}, "range": x_range, "tickformat": ",d"}
     if longest <= 12:
         x_axis["dtick"] = 1
-    y_axis = {"title": {"text": TITLES["accuracy"]}, "range": y_range}
-    return go.Figure(traces, layout(x_axis, y_axis, HEIGHT + LEGEND_ROW * rows, rows))
+    y_axis = {"title": {"text": style.TITLES["accuracy"]}, "range": y_range}
+    return go.Figure(traces, layout(x_axis, y_axis, HEIGHT + style.LEGEND_ROW * rows, rows))
 
 
 def hypervolume(data: StudyData) -> go.Figure:
     """Draw the hypervolume of the complete trials, a step line over finished trials, epochs of training or hours."""
     rows = records(data.history)
-    axes = [
-        (key, title) for key, title in AXES.items() if rows and not any(formatting.missing(row[key]) for row in rows)
-    ]
+    axes = [(key, title) for key, title in AXES.items() if data.history[key].notna().all()]
     text = [f"after {row['finished']} finished trials (trial {row['trial']}): {row['hypervolume']:.4f}" for row in rows]
     figure = go.Figure(
         go.Scatter(
@@ -79,13 +66,12 @@ def hypervolume(data: StudyData) -> go.Figure:
     )  # fmt: skip
     x_axis = {"title": {"text": "finished trials"}, "tickformat": ",d"}
     figure.update_layout(layout(x_axis, {"title": {"text": "hypervolume"}}, 320))
-    if len(axes) > 1:
-        buttons = [
-            {"label": title.split(" ")[0] if key == "hours" else title, "method": "update",
-             "args": [{"x": [rounded(row[key] for row in rows)]}, {"xaxis.title.text": title}]}
+    if rows and len(axes) > 1:
+        figure.update_layout(margin_t=style.MENU, updatemenus=[style.buttons_above(
+            (title.split(" ")[0] if key == "hours" else title, {"x": [rounded(row[key] for row in rows)]},
+             {"xaxis.title.text": title})
             for key, title in axes
-        ]  # fmt: skip
-        figure.update_layout(margin_t=MENU, updatemenus=[buttons_above(buttons)])
+        )])  # fmt: skip
     return figure
 
 
@@ -99,15 +85,23 @@ def _curve(i: int, curve: dict[str, Any]) -> go.Scatter:
     )  # fmt: skip
 
 
-def _numbers(curves: list[dict[str, Any]], x_range: list[float], y_range: list[float]) -> go.Scatter:
-    """Draw the trials' numbers at the ends of their lines, so that readers need not look up colours."""
-    width = x_range[1] - x_range[0]
-    gap = (y_range[1] - y_range[0]) * LABEL / (HEIGHT - TOP - BOTTOM)
-    ends = [(float(curve["epochs"][-1]), curve["percents"][-1]) for curve in curves]
-    places = beside(ends, near=0.02 * width, gap=gap, reach=0.012 * width)
+def numbered(
+    trials: Sequence[int], ends: Sequence[tuple[float, float]], y_range: list[float], *, near: float, reach: float,
+    log: bool = False,
+) -> go.Scatter:  # fmt: skip
+    """Draw the trials' numbers where their lines end, so that readers need not look up colours.
+
+    Args:
+        trials, ends: their numbers, and (x, y) of each line's last point.
+        y_range: of the view, HEIGHT pixels high.
+        near, reach: see `layers.beside`.
+        log: whether heights are log10 of what the axis shows.
+    """
+    gap = (y_range[1] - y_range[0]) * style.LABEL / (HEIGHT - style.TOP - style.BOTTOM)
+    places = beside(ends, near=near, gap=gap, reach=reach)
     return go.Scatter(
-        x=rounded(place.x for place in places), y=rounded(place.y for place in places), mode="text",
-        text=[str(curve["trial"]) for curve in curves], textposition="middle right", textfont={"size": 11},
+        x=rounded(place.x for place in places), y=rounded(10**place.y if log else place.y for place in places),
+        mode="text", text=[str(trial) for trial in trials], textposition="middle right", textfont={"size": 11},
         hoverinfo="skip", showlegend=False,
     )  # fmt: skip
 
@@ -120,8 +114,8 @@ def _bundle(curves: list[dict[str, Any]], name: str, line: dict[str, Any]) -> go
         y += [*curve["percents"], None]
         text += [str(curve["trial"])] * (len(curve["epochs"]) + 1)
     return go.Scatter(
-        x=x, y=rounded(y), name=name, mode="lines+markers", marker={"size": 3}, line=line, opacity=0.5,
-        text=text, hovertemplate=HOVER,
+        x=x, y=rounded(y), name=name, mode="lines+markers", marker={"size": 3}, opacity=0.5,
+        line={"color": GREY, "width": 1} | line, text=text, hovertemplate=HOVER,
     )  # fmt: skip
 
 

@@ -13,109 +13,100 @@ import pandas as pd
 
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, configuration, untrained
-from kdsearch.reporting.formatting import number, records
+from kdsearch.reporting.formatting import by, count, number, percent, ratio_of, records
 
-METRICS = ("test_accuracy", "accuracy")
-"""The columns of `StudyData.trials` that the front's figure can plot; the second is validation accuracy."""
-
+METRICS = ("test_accuracy", "accuracy")  # columns of `StudyData.trials`; the second is validation accuracy
 LAYERS = ("dominated", "pruned", "front", "published", "recipe", "measured", "confirmed", "teacher")
 LAYER_COLUMNS = ("label", "trial", "ratio", "low", "high", "percent", "least", "most", "hover")
 
 
 def layers(data: StudyData, metric: str = "test_accuracy") -> dict[str, pd.DataFrame]:
-    """Return the points of the front's figure.
-
-    Args:
-        data: a collected study.
-        metric: one of METRICS.
+    """Return the points of the front's figure, with accuracies of the metric, which is one of METRICS.
 
     Returns:
-        Frames by layer (LAYERS) with the columns label, trial, ratio, low, high (the ratio's interval),
-        percent (the accuracy; NaN where there is none, as for published points on validation), least, most (the
-        accuracy's interval) and hover. A layer has the same rows for both metrics. "recipe" holds the results of
-        `kdsearch slides`, "measured" repeats the complete trials that ran a slide row; "front" is ordered by ratio.
+        Frames by layer (LAYERS) with the columns label, trial, ratio, low, high (the ratio's interval), percent (the
+        accuracy; NaN where there is none, as for published points on validation), least, most (the accuracy's interval)
+        and hover. A layer has the same rows for both metrics. "recipe" holds the results of `kdsearch slides`,
+        "measured" repeats the complete trials that ran a slide row; "front" is ordered by ratio.
     """
     groups: dict[str, list[dict[str, Any]]] = {name: [] for name in LAYERS}
     for row in records(data.trials):
         if row["state"] not in ("COMPLETE", "PRUNED") or untrained(row) or not row["ratio"] > 0:
             continue
-        entry = _entry(row["anchor"] or "", row["number"], row["ratio"], row[metric], hover(row))
+        entry = _entry(row["anchor"] or "", row["ratio"], row[metric], hover(row), trial=row["number"])
         entry |= {"low": row["ratio_low"], "high": row["ratio_high"]}
         pruned = row["state"] == "PRUNED"
         groups["front" if row["on_front"] else "pruned" if pruned else "dominated"].append(entry)
         if row["anchor"] and not pruned:
             groups["measured"].append(entry)
+
+    def tested(fraction: float) -> float:
+        return fraction if metric == "test_accuracy" else math.nan
+
     for row in records(data.anchors):
-        if row["published_ratio"] > 0:
-            fraction = row["published_accuracy"] if metric == "test_accuracy" else math.nan
-            groups["published"].append(
-                _entry(row["anchor"], math.nan, row["published_ratio"], fraction, _published_hover(row))
-            )
-        if row["recipe_ratio"] > 0:
-            fraction = row["recipe_test_accuracy"] if metric == "test_accuracy" else math.nan
-            groups["recipe"].append(_entry(row["anchor"], math.nan, row["recipe_ratio"], fraction, _recipe_hover(row)))
-    groups["confirmed"] = [_confirmed(row, metric) for row in records(data.confirmed)]
+        for name, accuracy, text in (
+            ("published", row["published_accuracy"], _published_hover),
+            ("recipe", row["recipe_test_accuracy"], _recipe_hover),
+        ):
+            if row[f"{name}_ratio"] > 0:
+                groups[name].append(_entry(row["anchor"], row[f"{name}_ratio"], tested(accuracy), text(row)))
+    for row in records(data.confirmed):
+        entry = _entry("", row["ratio"], tested(row["test_accuracy"]), _confirmed_hover(row), trial=row["trial"])
+        entry |= {"low": row["ratio_low"], "high": row["ratio_high"]}
+        entry |= {"least": 100 * tested(row["test_low"]), "most": 100 * tested(row["test_high"])}
+        groups["confirmed"].append(entry)
     if data.teacher:
-        fraction = number(data.teacher.get({"test_accuracy": "accuracy"}.get(metric, "validation_accuracy")))
-        groups["teacher"].append(_entry("teacher", math.nan, 1.0, fraction, _teacher_hover(data.teacher)))
+        fraction = number(data.teacher.get("accuracy" if metric == "test_accuracy" else "validation_accuracy"))
+        groups["teacher"].append(_entry("teacher", 1.0, fraction, _teacher_hover(data.teacher)))
     groups["front"].sort(key=lambda entry: (entry["ratio"], entry["trial"]))
     return {name: pd.DataFrame(rows, columns=list(LAYER_COLUMNS)) for name, rows in groups.items()}
 
 
-def _entry(label: str, trial: float, ratio: float, fraction: float, text: str) -> dict[str, Any]:
-    return {"label": label, "trial": trial, "ratio": ratio, "low": math.nan, "high": math.nan,
-            "percent": 100 * fraction, "least": math.nan, "most": math.nan, "hover": text}  # fmt: skip
-
-
-def _confirmed(row: dict[str, Any], metric: str) -> dict[str, Any]:
-    tested = metric == "test_accuracy"
-    fraction = row["test_accuracy"] if tested else math.nan
-    entry = _entry("", row["trial"], row["ratio"], fraction, _confirmed_hover(row))
-    entry |= {"low": row["ratio_low"], "high": row["ratio_high"]}
-    return entry | ({"least": 100 * row["test_low"], "most": 100 * row["test_high"]} if tested else {})
+def _entry(label: str, ratio: float, fraction: float, text: str, *, trial: float = math.nan) -> dict[str, Any]:
+    unknown = dict.fromkeys(LAYER_COLUMNS, math.nan)
+    return unknown | {"label": label, "trial": trial, "ratio": ratio, "percent": 100 * fraction, "hover": text}
 
 
 def hover(row: dict[str, Any]) -> str:
     """Return a trial's hover text in Plotly's HTML subset; text that comes from the study is escaped."""
     title = f"trial {row['number']}" + (f" · {row['anchor']}" if row["anchor"] else "")
-    setting = "<br>".join(map(html.escape, textwrap.wrap(formatting.configuration(configuration(row)), 44)))
-    accuracy = f"test {formatting.percent(row['test_accuracy'])} · validation {formatting.percent(row['accuracy'])}"
-    ratio = formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
-    lines = (f"<b>{html.escape(title)}</b>", setting, accuracy, f"at epoch {formatting.count(row['best_epoch'])}")
-    return "<br>".join(line for line in (*lines, f"ratio {ratio}", formatting.times(row)) if line)
+    lines = (
+        f"<b>{html.escape(title)}</b>",
+        *map(html.escape, textwrap.wrap(formatting.configuration(configuration(row)), 44)),
+        f"test {percent(row['test_accuracy'])} · validation {percent(row['accuracy'])}",
+        f"at epoch {count(row['best_epoch'])}",
+        f"ratio {ratio_of(row)}",
+        formatting.times(row),
+    )
+    return "<br>".join(filter(None, lines))
 
 
 def _published_hover(row: dict[str, Any]) -> str:
-    lines = (
-        f"<b>{html.escape(row['anchor'])} as published</b>",
-        f"test {formatting.percent(row['published_accuracy'])}",
-        f"ratio {formatting.ratio(row['published_ratio'])}, timed on another machine",
+    return (
+        f"<b>{html.escape(row['anchor'])} as published</b>"
+        f"<br>test {percent(row['published_accuracy'])}"
+        f"<br>ratio {formatting.ratio(row['published_ratio'])}, timed on another machine"
     )
-    return "<br>".join(lines)
 
 
 def _recipe_hover(row: dict[str, Any]) -> str:
-    lines = (
-        f"<b>{html.escape(row['anchor'])} by the deck’s recipe</b>",
-        f"test {formatting.percent(row['recipe_test_accuracy'])}, "
-        f"mean of {formatting.count(row['recipe_seeds'])} seeds",
-        f"ratio {formatting.ratio(row['recipe_ratio'])}, timed as the deck did",
+    return (
+        f"<b>{html.escape(row['anchor'])} by the deck’s recipe</b>"
+        f"<br>test {percent(row['recipe_test_accuracy'])}, mean of {count(row['recipe_seeds'])} seeds"
+        f"<br>ratio {formatting.ratio(row['recipe_ratio'])}, timed as the deck did"
     )
-    return "<br>".join(lines)
 
 
 def _confirmed_hover(row: dict[str, Any]) -> str:
-    lines = (
-        f"<b>trial {row['trial']:.0f} confirmed</b>",
-        f"test {formatting.span(row['test_accuracy'], row['test_low'], row['test_high'])}",
-        f"ratio {formatting.interval(row['ratio'], row['ratio_low'], row['ratio_high'])}",
-        f"{formatting.count(row['repeats'])} new seeds, the whole training set",
+    return (
+        f"<b>trial {row['trial']:.0f} confirmed</b>"
+        f"<br>test {formatting.span(row['test_accuracy'], row['test_low'], row['test_high'])}"
+        f"<br>ratio {ratio_of(row)}<br>{count(row['repeats'])} new seeds, the whole training set"
     )
-    return "<br>".join(lines)
 
 
 def _teacher_hover(teacher: dict[str, Any]) -> str:
-    test, validation = (formatting.percent(teacher.get(key)) for key in ("accuracy", "validation_accuracy"))
+    test, validation = (percent(teacher.get(key)) for key in ("accuracy", "validation_accuracy"))
     family = html.escape(str(teacher.get("family", "")))
     return f"<b>teacher</b> {family}<br>test {test} · validation {validation}<br>ratio 1"
 
@@ -128,18 +119,13 @@ def curve_groups(data: StudyData) -> dict[str, list[dict[str, Any]]]:
         Trials without a curve are left out.
     """
     groups: dict[str, list[dict[str, Any]]] = {"front": [], "pruned": [], "other": []}
-    curves: dict[int, list[dict[str, Any]]] = {}
-    for point in records(data.curves):
-        curves.setdefault(point["trial"], []).append(point)
-    for row in records(data.trials):
-        points = curves.get(row["number"])
-        if not points:
-            continue
+    trials: dict[Any, dict[str, Any]] = by(data.trials, "number")
+    for trial, points in data.curves.groupby("trial"):
+        row = trials[trial]
         name = "front" if row["on_front"] else "pruned" if row["state"] == "PRUNED" else "other"
         groups[name].append({
             "trial": row["number"], "anchor": row["anchor"], "ratio": row["ratio"],
-            "epochs": [point["epoch"] for point in points],
-            "percents": [100 * point["accuracy"] for point in points],
+            "epochs": points["epoch"].tolist(), "percents": [100 * accuracy for accuracy in points["accuracy"]],
         })  # fmt: skip
     groups["front"].sort(key=lambda curve: (curve["ratio"], curve["trial"]))
     return groups
@@ -147,16 +133,11 @@ def curve_groups(data: StudyData) -> dict[str, list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Label:
-    """A label's place, in the coordinates of the points it was made from.
-
-    Attributes:
-        x, y: the label's anchor point.
-        crowded: whether it stands in a column, so that a leader line should join it to its point.
-    """
+    """A label's place, in the coordinates of the points it was made from."""
 
     x: float
     y: float
-    crowded: bool
+    crowded: bool  # whether it stands in a column, so that a leader line should join it to its point
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:

@@ -37,13 +37,17 @@ def layout(x_axis: dict[str, Any], y_axis: dict[str, Any], height: int, rows: in
     }  # fmt: skip
 
 
-def buttons_above(buttons: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return buttons above a plot, dark on light in both colour schemes: Plotly paints the active one light."""
+def buttons_above(updates: Iterable[tuple[str, dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """Return buttons above a plot, dark on light in both colour schemes: Plotly paints the active one light.
+
+    Args:
+        updates: of each button: its label, what it changes in the traces, and what in the layout.
+    """
+    buttons = [{"label": label, "method": "update", "args": [data, shape]} for label, data, shape in updates]
     return {
         "type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1,
         "yanchor": "bottom", "pad": {"b": 8, "t": 0, "l": 0, "r": 0}, "bgcolor": "#d5dae1",
-        "bordercolor": "#8d95a1",
-        "font": {"color": "#16191d", "size": 12},
+        "bordercolor": "#8d95a1", "font": {"color": "#16191d", "size": 12},
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any, Literal, cast, get_args
 
@@ -22,10 +22,7 @@ HEIGHT = 450  # pixels: Plotly's default
 
 
 def checked(plotlyjs: str) -> Library:
-    """Return a valid way to include plotly.js, or raise.
-
-    Args:
-        plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
+    """Return the way to include plotly.js: "inline" in the page, compressed (2 MB, no network), or "cdn", a link.
 
     Raises:
         KdsearchError: `plotlyjs` is neither.
@@ -35,15 +32,14 @@ def checked(plotlyjs: str) -> Library:
     return cast(Library, plotlyjs)
 
 
-def templates() -> jinja2.Environment:
-    """Return the Jinja environment for pages: autoescape, strict undefined variables, templates from this folder."""
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def templates(**filters: Callable[..., str]) -> jinja2.Environment:
+    """Return the Jinja environment for pages with these filters more; templates lie in this folder."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= filters
+    return environment
 
 
 def parts(drawn: Mapping[str, go.Figure | None], plotlyjs: str) -> dict[str, Any]:
@@ -51,11 +47,7 @@ def parts(drawn: Mapping[str, go.Figure | None], plotlyjs: str) -> dict[str, Any
 
     Args:
         drawn: figures by the name of their place; None: no figure there.
-        plotlyjs: see `checked`; a page without figures includes no plotly.js.
-
-    Returns:
-        `figures` (JSON, "" for None), `large` (names of those compressed as plotly.js is), `heights`, `css`,
-        `script`, `packed`, `cdn` and `policy`.
+        plotlyjs: see `checked`; a page without figures includes none.
 
     Raises:
         KdsearchError: `plotlyjs` is neither "inline" nor "cdn".
@@ -64,17 +56,17 @@ def parts(drawn: Mapping[str, go.Figure | None], plotlyjs: str) -> dict[str, Any
     script = _asset("page.js")
     library = get_plotlyjs() if any(drawn.values()) else ""
     linked = bool(library) and way == "cdn"
-    drawn_as = {name: figure_json(figure) if figure else Markup("") for name, figure in drawn.items()}
-    written = {name: Markup(packed(text)) if len(text) > LARGE else text for name, text in drawn_as.items()}
+    texts = {name: figure_json(figure) if figure else Markup("") for name, figure in drawn.items()}
+    large = {name for name, text in texts.items() if len(text) > LARGE}
     return {
-        "figures": written,
-        "large": {name for name, text in drawn_as.items() if len(text) > LARGE},
+        "figures": {name: Markup(packed(text)) if name in large else text for name, text in texts.items()},
+        "large": large,  # compressed, as plotly.js is
         "heights": {name: figure.layout.height or HEIGHT for name, figure in drawn.items() if figure},
         "css": Markup(_asset("page.css")),
         "script": Markup(script),
         "packed": packed(library) if library and not linked else "",
-        "cdn": {"url": cdn_url(), "integrity": f"sha256-{digest(library)}"} if linked else None,
-        "policy": policy(script, library, linked),
+        "cdn": {"url": _cdn_url(), "integrity": f"sha256-{_digest(library)}"} if linked else None,
+        "policy": _policy(script, library, linked),
     }
 
 
@@ -86,32 +78,25 @@ def figure_json(figure: go.Figure) -> Markup:
     return Markup(text)
 
 
-def packed(library: str) -> str:
-    """Compress a script or a figure to text that page.js unpacks."""
-    return base64.b64encode(gzip.compress(library.encode(), 9, mtime=0)).decode()
+def packed(text: str) -> str:
+    """Compress a script, a figure or a table to text that page.js unpacks."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
-def cdn_url() -> str:
-    """Return the address of the plotly.js version that the installed plotly uses."""
+def _cdn_url() -> str:
     return f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
 
 
-def digest(text: str) -> str:
+def _digest(text: str) -> str:
     """Return a text's SHA-256 as policies and `integrity` spell it."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def policy(script: str, library: str, linked: bool) -> str:
-    """Return a Content-Security-Policy that allows only the page's own script and plotly.js, each by its hash.
-
-    Args:
-        script: the page's own.
-        library: plotly.js; "": the page has none.
-        linked: whether it is loaded from its address instead of the page.
-    """
-    sources = [f"'sha256-{digest(script)}'"]
+def _policy(script: str, library: str, linked: bool) -> str:
+    """Return a Content-Security-Policy that allows only the page's own script and plotly.js, each by its hash."""
+    sources = [f"'sha256-{_digest(script)}'"]
     if library:
-        sources.append(cdn_url() if linked else f"'sha256-{digest(library)}'")
+        sources.append(_cdn_url() if linked else f"'sha256-{_digest(library)}'")
     # plotly.js sets inline styles, and saves a picture through data: and blob: addresses
     return f"default-src 'none'; script-src {' '.join(sources)}; style-src 'unsafe-inline'; img-src data: blob:"
 

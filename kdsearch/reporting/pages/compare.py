@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kdsearch.reporting import formatting
-from kdsearch.reporting.collect import StudyData, plain, result
+from kdsearch.reporting.collect import StudyData, result
 from kdsearch.reporting.figures.layers import hover
 from kdsearch.reporting.figures.style import CYCLE, LEGEND_ROW, SYMBOLS, TITLES, layout, rounded
 from kdsearch.reporting.formatting import records
@@ -38,7 +38,7 @@ def fronts(studies: Sequence[StudyData]) -> go.Figure:
 
 
 def grid(studies: Sequence[StudyData]) -> Grid:
-    """Return one row a study: trials, front, hypervolume, knee, data set, cost and machine."""
+    """Return one row a study."""
     header = ("study", "data set", "cost", "finished trials", "on the front", "hypervolume", "knee", "test", "ratio",
               "machine")  # fmt: skip
     return Grid(header, [_cells(data) for data in studies])
@@ -50,8 +50,7 @@ def _cells(data: StudyData) -> list[str]:
     volume = formatting.NOTHING if data.hypervolume is None else f"{data.hypervolume:.4f}"
     of_knee = [formatting.NOTHING] * 3
     if knee:
-        ratio = formatting.interval(knee["ratio"], knee["ratio_low"], knee["ratio_high"])
-        of_knee = [f"{knee['number']}", formatting.percent(knee["test_accuracy"]), ratio]
+        of_knee = [f"{knee['number']}", formatting.percent(knee["test_accuracy"]), formatting.ratio_of(knee)]
     machine = str(data.environment.get("device_model") or formatting.NOTHING)
     return [data.name, str(data.dataset or formatting.NOTHING), data.cost, f"{finished}", f"{len(data.front)}", volume,
             *of_knee, machine]  # fmt: skip
@@ -104,18 +103,16 @@ def unlike(studies: Sequence[StudyData]) -> list[str]:
 def text(studies: Sequence[StudyData]) -> str:
     """Return the comparison for a terminal."""
     found = grid(studies)
-    columns = list(zip(found.header, *found.rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
     rows = [found.header, *found.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, verdict(studies)]) + "\n"
 
 
 def compared(studies: Sequence[StudyData]) -> dict[str, Any]:
     """Return what `--compare ... --json` prints: each study's result, the verdict, and what differs between them."""
-    found = {
+    return {
         "studies": [result(data, report=None) for data in studies],
         "verdict": verdict(studies),
         "unlike": unlike(studies),
     }
-    return {key: plain(value) for key, value in found.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import unescape as html_words
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 
+from kdsearch.errors import shown
 from kdsearch.reporting.pages.assets import Library, parts, templates
-from kdsearch.reporting.pages.markdown import code, facts, plain
 from kdsearch.system.files import write_text
 
 Mark = Literal["good", "bad", "unsure"]
@@ -28,30 +28,30 @@ NOTHING = ("", "-", "–", "—")
 CODE = re.compile(r"`([^`]+)`")
 ELEMENT = re.compile("<code>(.*?)</code>", re.DOTALL)
 TAG = re.compile("<[^>]*>")
+MARKUP = re.compile(
+    r"([\\`*\[\]|~$]"
+    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasises nothing within a word
+    r"|<(?=[A-Za-z/!?])|&(?=#?\w+;)|:(?=//|[\w+-]+:)|(?<=www)\.|@(?=\w))",  # tags, entities, emoji, links
+    re.IGNORECASE,
+)
+# begins a list, a heading or a quotation at the start of a line only
+BEGINNING = re.compile(r"^(\d*)([-+](?![\d.])|[#=>]|(?<=\d)[.)](?!\d))")
 
 
 @dataclass(frozen=True)
 class Grid:
     """A table.
 
-    Attributes:
-        header: the columns' titles.
-        rows: text, as wide as the header.
-        marks: kinds of outcome by cell text: HTML colours such cells and puts a sign before them.
-        groups: titles above the header, each with the number of its columns; none, or for all columns.
-        below: a command below each row, in HTML alone; none, or one a row.
-        titled: whether the first cell of a row is its title.
-
     Raises:
         ValueError: a row's width differs from the header's, or a mark is unknown.
     """
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    marks: Mapping[str, Mark] = field(default_factory=dict)
-    groups: Sequence[tuple[str, int]] = ()
-    below: Sequence[str] = ()
-    titled: bool = False
+    rows: Sequence[Sequence[str]]  # as wide as the header
+    marks: Mapping[str, Mark] = field(default_factory=dict)  # by cell text: HTML colours it and puts a sign before it
+    groups: Sequence[tuple[str, int]] = ()  # titles above the header, with their numbers of columns; none, or for all
+    below: Sequence[str] = ()  # a command below each row, in HTML alone; none, or one a row
+    titled: bool = False  # whether the first cell of a row is its title
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -64,86 +64,55 @@ class Grid:
 
 @dataclass(frozen=True)
 class Fold:
-    """A part that HTML shows when its title is clicked.
-
-    Attributes:
-        title: the line to click.
-        grid: a table.
-        facts: named facts.
-        code: preformatted text, in HTML alone.
-    """
+    """A part that HTML shows when its title is clicked."""
 
     title: str
     grid: Grid | None = None
     facts: Sequence[tuple[str, str]] = ()
-    code: str = ""
+    code: str = ""  # preformatted text, in HTML alone
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document, shown in this order; empty parts are left out.
+    """A part of a document: title, text, figure, note, table, facts, folds; empty parts are left out."""
 
-    Attributes:
-        title: the heading; "": none.
-        text: paragraphs.
-        figure: made with `style.layout`, so that it fits pages and phones.
-        caption: below the figure.
-        grid: a table.
-        note: small text above the table.
-        anchor: its name in addresses (`page.html#anchor`); "" gives "section-1" and so on in HTML, none in Markdown.
-        plot: name of the figure's element; "" gives "figure-1" and so on.
-        facts: named facts, shown literally: a table of two columns, a list in Markdown.
-        folds: at the end.
-        html: replaces the table in HTML.
-    """
-
-    title: str
-    text: Sequence[str] = ()
-    figure: go.Figure | None = None
-    caption: str = ""
+    title: str  # "": none
+    text: Sequence[str] = ()  # paragraphs
+    figure: go.Figure | None = None  # made with `style.layout`, so that it fits pages and phones
+    caption: str = ""  # below the figure
     grid: Grid | None = None
-    note: str = ""
-    anchor: str = ""
-    plot: str = ""
-    facts: Sequence[tuple[str, str]] = ()
+    note: str = ""  # small text above the table
+    anchor: str = ""  # its name in addresses (`page.html#anchor`); "": "section-1" and so on in HTML, none in Markdown
+    plot: str = ""  # name of the figure's element; "" gives "figure-1" and so on
+    facts: Sequence[tuple[str, str]] = ()  # shown literally: a table of two columns, a list in Markdown
     folds: Sequence[Fold] = ()
-    html: Markup | None = None
+    html: Markup | None = None  # replaces the table in HTML
 
 
 @dataclass(frozen=True)
 class Document:
-    """A page. All text is shown literally, except for `code` between backticks and the elements of a `Markup`.
-
-    Attributes:
-        title: of the page.
-        verdict: one sentence at the top, in large letters; may be empty.
-        facts: command, seeds, machine and the like: a list at the end.
-        sections: in their order.
-        lead: paragraphs below the verdict.
-    """
+    """A page. All text is shown literally, except for `code` between backticks and the elements of a `Markup`."""
 
     title: str
-    verdict: str = ""
-    facts: Sequence[str] = ()
+    verdict: str = ""  # one sentence at the top, in large letters
+    facts: Sequence[str] = ()  # command, seeds, machine and the like: a list at the end
     sections: Sequence[Section] = ()
-    lead: Sequence[str] = ()
+    lead: Sequence[str] = ()  # paragraphs below the verdict
 
 
 def html(document: Document, plotlyjs: Library = "inline", *, refresh: int | None = None) -> str:
     """Render the document as one HTML page.
 
     Args:
-        document: what to show.
-        plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
+        plotlyjs: see `assets.checked`.
         refresh: seconds after which a browser reloads the page; None: never.
 
     Raises:
         KdsearchError: `plotlyjs` is neither.
     """
-    environment = templates()
-    environment.filters |= {"marked": _marked, "plain": _words}
+    template = templates(marked=_marked, plain=_words).get_template("document.html.j2")
     drawn = {section.plot or f"figure-{i}": section.figure for i, section in enumerate(document.sections, 1)}
-    return environment.get_template("document.html.j2").render(
+    return template.render(
         document=document, facts_title=FACTS, columns=columns, many=MANY, refresh=refresh, **parts(drawn, plotlyjs)
     )
 
@@ -151,9 +120,7 @@ def html(document: Document, plotlyjs: Library = "inline", *, refresh: int | Non
 def markdown(document: Document, page: str = "") -> str:
     """Render the document as Markdown: its text and tables, with a note in place of each figure.
 
-    Args:
-        document: what to show.
-        page: name of the HTML file beside this one that shows the figures; "": the notes have no link.
+    The notes link to `page`, the HTML file beside this one that shows the figures, if there is one.
     """
 
     def blocks() -> Iterator[str]:
@@ -178,17 +145,13 @@ def versions(environment: Mapping[str, object], keys: Sequence[str] = VERSIONS) 
 def write(
     document: Document, folder: Path, name: str, *, plotlyjs: Library = "inline", result: object | None = None
 ) -> Path:
-    """Write NAME.html and NAME.md, and NAME.json where a result is given, each atomically.
+    """Write NAME.html, whose path is returned, NAME.md, and NAME.json where a result is given, each atomically.
 
     Args:
-        document: what to show.
         folder: created where it is missing.
         name: of the files, without an ending.
         plotlyjs: see `html`.
         result: plain data for the JSON; None: no JSON is written.
-
-    Returns:
-        The page's path, NAME.html.
 
     Raises:
         KdsearchError: a file cannot be written, or `plotlyjs` is neither.
@@ -209,7 +172,7 @@ def columns(grid: Grid) -> list[str]:
 
 def _column(cells: Sequence[str]) -> str:
     told = [words for cell in cells if (words := _words(cell)) not in NOTHING]
-    if told and all(NUMERIC.match(cell) for cell in told):
+    if told and all(map(NUMERIC.match, told)):
         return "n"
     return "wrap" if any(len(cell) > LONG for cell in told) else ""
 
@@ -241,23 +204,23 @@ def _section_blocks(section: Section, page: str) -> Iterator[str]:
 
 
 def _parts(section: Section, page: str) -> Iterator[str]:
-    yield from (_line(paragraph) for paragraph in section.text)
+    yield from map(_line, section.text)
     if section.figure is not None:
         place = f"[{page}]({page})" if page else "the HTML page"
         yield f"(Figure: see {place}.)" + (f" {_line(section.caption)}" if section.caption else "")
     if section.note:
         yield _line(section.note)
     if section.grid is not None:
-        yield _table(section.grid)
+        yield _grid(section.grid)
     if section.facts:
         yield facts(section.facts)
     for fold in section.folds:
         if fold.grid is not None or fold.facts:
             yield f"{_line(fold.title)}:"
-            yield facts(fold.facts) if fold.grid is None else _table(fold.grid)
+            yield facts(fold.facts) if fold.grid is None else _grid(fold.grid)
 
 
-def _table(grid: Grid) -> str:
+def _grid(grid: Grid) -> str:
     above = [title for title, width in grid.groups for _ in range(width)] or [""] * len(grid.header)
     header = [f"{group}: {name}" if group else name for group, name in zip(above, grid.header, strict=True)]
     rows = [[re.sub(r"(?<!\\)\|", r"\\|", _line(cell)) for cell in row] for row in (header, *grid.rows)]
@@ -271,9 +234,49 @@ def _line(text: str) -> str:
         pieces = [html_words(TAG.sub("", piece)) for piece in ELEMENT.split(text)]
     else:
         pieces = CODE.split(text)
-    return "".join(code(piece) if i % 2 else _escaped(piece, begins=i == 0) for i, piece in enumerate(pieces)).strip()
+    return "".join(code(piece) if i % 2 else _piece(piece, begins=i == 0) for i, piece in enumerate(pieces)).strip()
 
 
-def _escaped(piece: str, *, begins: bool) -> str:
-    before, after = " " * piece[:1].isspace(), " " * piece[-1:].isspace()
-    return f"{before}{plain(piece, begins=begins)}{after}" if piece.strip() else before
+def _piece(text: str, *, begins: bool) -> str:
+    before, after = " " * text[:1].isspace(), " " * text[-1:].isspace()
+    return f"{before}{escaped(text, begins=begins)}{after}" if text.strip() else before
+
+
+def escaped(text: object, *, begins: bool = True) -> str:
+    """Return text as one line of Markdown that is read neither as markup nor as HTML.
+
+    `begins`: whether it begins a paragraph or a cell.
+    """
+    line = MARKUP.sub(r"\\\1", shown(" ".join(str(text).split())))
+    return BEGINNING.sub(r"\1\\\2", line) if begins else line
+
+
+def code(text: object) -> str:
+    """Return text as one line of inline code."""
+    line = shown(" ".join(str(text).split())) or " "
+    ticks = "`" * (_longest(line) + 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
+
+
+def block(text: object) -> str:
+    """Return text as a code block of one line, such as a command to copy."""
+    line = shown(str(text))
+    ticks = "`" * max(3, _longest(line) + 1)
+    return f"{ticks}sh\n{line}\n{ticks}"
+
+
+def _longest(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Collection[str] = ()) -> str:
+    """Return a table whose cells are Markdown already; the first column and those of words are aligned to the left."""
+    left = {columns[0], *words}
+    lines = [columns, ["---" if column in left else "---:" for column in columns], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    """Return a list of named facts without those that are missing or empty."""
+    known = [(name.replace("_", " "), value) for name, value in pairs if value not in (None, "", "–")]
+    return "\n".join(f"- {escaped(name)}: {escaped(value)}" for name, value in known)

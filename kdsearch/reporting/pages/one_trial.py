@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from typing import Any
 
 from kdsearch.errors import StorageError
 from kdsearch.reporting import formatting
-from kdsearch.reporting.collect import StudyData, configuration, measured, plain
-from kdsearch.reporting.formatting import records
-from kdsearch.reporting.pages import markdown
+from kdsearch.reporting.collect import StudyData, configuration, mapping, measured
+from kdsearch.reporting.formatting import by, plain, records
+from kdsearch.reporting.pages import document
 from kdsearch.reporting.verdict import worth
 
 UNCONFIRMED = "One seed, not confirmed: the front of a search holds lucky members."
+LEFT_OUT = {"data_dir", "workers", "classes"}  # of the environment in a card
 
 
 def facts(data: StudyData, number: int) -> dict[str, Any]:
     """Return what `kdsearch status --trial N --json` prints: strict JSON, accuracies as fractions.
 
-    Args:
-        data: a collected study.
-        number: of a trial in the study.
-
     Returns:
-        `study`, `trial`, `anchor`, `state`, `on_front`, `params`, `epochs_run`, `epochs` (planned), `best_epoch`,
-        `accuracy`, `test_accuracy`, `ratio`, `ratio_low`, `ratio_high`, `sittings`, `microseconds`,
-        `microseconds_1`, `reason` (why it ended early or failed, in words) and `why` (what the pruner stored: step, at,
-        forecast, trials, reason; else None).
+        Among others `epochs` (planned), what `collect.measured` returns, `reason` (why it ended early or failed, in
+        words) and `why` (what the pruner stored: step, at, forecast, trials, reason; else None).
     """
     row = records(data.trials)[number]
     config = configuration(row)
@@ -48,11 +42,7 @@ def facts(data: StudyData, number: int) -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the facts for people, as (title, text) pairs.
-
-    Args:
-        found: what `facts` returned.
-    """
+    """Return what `facts` returned for people, as (title, text) pairs."""
     state = found["state"] + (", on the front" if found["on_front"] else "")
     planned = "" if found["epochs"] is None else f" of {formatting.setting(found['epochs'])}"
     accuracy = f"{formatting.percent(found['accuracy'])} validation, {formatting.percent(found['test_accuracy'])} test"
@@ -63,10 +53,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", formatting.configuration(found["params"])),
         ("epochs", f"{found['epochs_run']}{planned}"),
         ("accuracy", accuracy + at),
-        (
-            "ratio",
-            formatting.interval(found["ratio"], found["ratio_low"], found["ratio_high"]) + formatting.sittings(found),
-        ),
+        ("ratio", formatting.ratio_of(found) + formatting.sittings(found)),
         ("time", formatting.times(found)),
         ("why", found["reason"]),
     ]
@@ -76,32 +63,31 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 def card(data: StudyData, number: int) -> str:
     """Return a trial's model card.
 
-    Args:
-        data: a collected study.
-        number: of the trial.
-
     Raises:
         StorageError: the study holds no such trial, or it has no accuracy.
     """
-    row = next((row for row in records(data.trials) if row["number"] == number), None)
+    row = by(data.trials, "number").get(number)
     if row is None or formatting.missing(row["accuracy"]):
         raise StorageError(
             "a model card needs a trial that was trained", got=f"trial {number}", remedy="see `kdsearch status`"
         )
-    config = configuration(row)
+    told = worth(data, row)
+    config = {key: formatting.setting(value) for key, value in configuration(row).items()}
+    of_data = [("data set", data.dataset), *formatting.flat(mapping(data.definition.get("data")))]
+    made = [(key, value) for key, value in formatting.flat(data.environment) if key not in LEFT_OUT]
     parts = [
-        f"# Trial {number} of study {markdown.plain(data.name)}",
-        _summary(data, row),
+        f"# Trial {number} of study {document.escaped(data.name)}",
+        told[0].upper() + told[1:],
         _confirmed(data, number),
-        "## Figures", markdown.facts(_figures(data, row)),
-        "## Configuration",
-        markdown.facts((key.replace("_", " "), formatting.setting(value)) for key, value in config.items()),
-        "## Data", markdown.facts(_data(data)),
-        "## Teacher", markdown.facts(_teacher(data)),
-        "## Train it again", markdown.block(command(data, number)), _password(data),
-        "## Made with", markdown.facts(_made(data)),
+        "## Figures", document.facts(_figures(data, row)),
+        "## Configuration", document.facts(config.items()),
+        "## Data", document.facts(of_data),
+        "## Teacher", document.facts(_teacher(data.teacher or {})),
+        "## Train it again", document.block(command(data, number)),
+        "The storage's password is hidden: put it in the place of `***`." if "***" in data.storage else "",
+        "## Made with", document.facts(made),
     ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def command(data: StudyData, trial: int | None, *options: str) -> str:
@@ -112,20 +98,15 @@ def command(data: StudyData, trial: int | None, *options: str) -> str:
     return shlex.join([*parts, "--data-dir", str(folder)] if folder else parts)
 
 
-def _summary(data: StudyData, row: dict[str, Any]) -> str:
-    told = worth(data, row)
-    return told[0].upper() + told[1:]
-
-
 def _confirmed(data: StudyData, number: int) -> str:
-    row = next((row for row in records(data.confirmed) if row["trial"] == number), None)
+    row = by(data.confirmed, "trial").get(number)
     if row is None:
         return f"**{UNCONFIRMED}**"
     times = "once" if row["repeats"] == 1 else f"{row['repeats']:.0f} times"
     said = {
         "trained again with other seeds on the whole training set": times,
         "mean test accuracy": formatting.span(row["test_accuracy"], row["test_low"], row["test_high"]),
-        "mean ratio": formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
+        "mean ratio": formatting.ratio_of(row),
     }
     return "**Confirmed.** " + "; ".join(f"{key}: {value}" for key, value in said.items())
 
@@ -135,11 +116,7 @@ def _figures(data: StudyData, row: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("test accuracy", formatting.percent(row["test_accuracy"])),
         ("validation accuracy", formatting.percent(row["accuracy"])),
-        (
-            "inference ratio",
-            formatting.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
-            + f" ({what}{formatting.sittings(row)})",
-        ),
+        ("inference ratio", f"{formatting.ratio_of(row)} ({what}{formatting.sittings(row)})"),
         ("time of the student", formatting.times(row)),
         ("at epoch", f"{formatting.count(row['best_epoch'])} of {formatting.count(row['epochs_run'])} trained"),
         ("weights", formatting.count(row["parameters"])),
@@ -149,12 +126,7 @@ def _figures(data: StudyData, row: dict[str, Any]) -> list[tuple[str, object]]:
     ]
 
 
-def _data(data: StudyData) -> list[tuple[str, object]]:
-    return [("data set", data.dataset), *formatting.flat(_mapping(data.definition.get("data")))]
-
-
-def _teacher(data: StudyData) -> list[tuple[str, object]]:
-    teacher = data.teacher or {}
+def _teacher(teacher: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("family", teacher.get("family")),
         ("test accuracy", formatting.percent(teacher.get("accuracy"))),
@@ -162,16 +134,3 @@ def _teacher(data: StudyData) -> list[tuple[str, object]]:
         ("size", formatting.size(teacher.get("bytes"))),
         ("fingerprint", teacher.get("fingerprint")),
     ]
-
-
-def _password(data: StudyData) -> str:
-    return "The storage's password is hidden: put it in the place of `***`." if "***" in data.storage else ""
-
-
-def _made(data: StudyData) -> list[tuple[str, object]]:
-    left_out = {"data_dir", "workers", "classes"}
-    return [(key, value) for key, value in formatting.flat(data.environment) if key not in left_out]
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,12 @@ from typing import Any
 import optuna
 from markupsafe import Markup, escape
 
-from kdsearch.reporting import choice, confirmation, controls, formatting, runtimes
+from kdsearch.reporting import choice, controls, formatting, runtimes
 from kdsearch.reporting.choice import ship
 from kdsearch.reporting.collect import CONFIG, StudyData, collect, configuration
 from kdsearch.reporting.figures import curves, space_figures
 from kdsearch.reporting.figures import front as figures
-from kdsearch.reporting.formatting import (
-    count,
-    interval,
-    microseconds,
-    missing,
-    percent,
-    points,
-    ratio,
-    records,
-    seconds,
-    size,
-    span,
-)  # fmt: skip
+from kdsearch.reporting.formatting import by, count, missing, percent, ratio, ratio_of, records, seconds, size
 from kdsearch.reporting.pages import document, text
 from kdsearch.reporting.pages.assets import Library, packed, templates
 from kdsearch.reporting.pages.document import Document, Fold, Grid, Section
@@ -36,8 +23,8 @@ from kdsearch.reporting.pages.one_trial import command
 from kdsearch.reporting.verdict import details, effort, headline, looks, picks
 from kdsearch.system.files import write_text
 
+# functions of `formatting` that the templates use
 FILTERS = ("percent", "ratio", "interval", "span", "count", "size", "seconds", "setting", "configuration")
-"""Names of the functions of `formatting` that the templates use."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -49,20 +36,17 @@ def write(
     form: text.Format = "html",
     refresh: int | None = None,
 ) -> Path:
-    """Write the report as one file, atomically; its folder is created where it is missing.
+    """Write the report as one file, atomically, and return its path; its folder is created where it is missing.
 
     Args:
-        data: a collected study; it may hold no trials.
+        data: of a study; it may hold no trials.
         path: where the file goes.
-        plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
+        plotlyjs: see `assets.checked`.
         form: "html", "md", "csv" (every trial) or "json".
         refresh: seconds after which a browser reloads the page; None: never.
 
-    Returns:
-        The path.
-
     Raises:
-        KdsearchError: the file cannot be written, or `plotlyjs` is neither.
+        KdsearchError: the file cannot be written, or `plotlyjs` is unknown.
     """
     path = Path(path)
     others = {"md": as_markdown, "csv": text.as_csv, "json": text.as_json}
@@ -77,7 +61,7 @@ def write_report(study: optuna.Study, path: Path | str, *, storage: str = "", pl
         study: of kdsearch's two objectives; it may hold no trials.
         path: where the file goes.
         storage: the storage's URL, for the commands that the page shows; a password in it is masked.
-        plotlyjs: see `write`.
+        plotlyjs: "inline" puts plotly.js into the page, compressed (2 MB, no network); "cdn" links to it.
 
     Returns:
         The path.
@@ -89,15 +73,7 @@ def write_report(study: optuna.Study, path: Path | str, *, storage: str = "", pl
 
 
 def render(data: StudyData, *, plotlyjs: Library = "inline", refresh: int | None = None) -> str:
-    """Render the page as HTML.
-
-    Args:
-        data: a collected study.
-        plotlyjs, refresh: see `write`.
-
-    Raises:
-        KdsearchError: `plotlyjs` is neither.
-    """
+    """Render the page as HTML; the options are those of `write`."""
     return document.html(page(data), plotlyjs, refresh=refresh)
 
 
@@ -108,10 +84,9 @@ def as_markdown(data: StudyData) -> str:
 
 def page(data: StudyData) -> Document:
     """Return the report of a study; text from the study is escaped here, so that no backtick of it means code."""
-    rows = [row | {"config": configuration(row)} for row in records(data.trials)]
-    by_number = {row["number"]: row for row in rows}
-    front = [by_number[number] for number in data.front["number"]]
-    confirmed = {row["trial"]: row for row in records(data.confirmed)}
+    rows = {number: row | {"config": configuration(row)} for number, row in by(data.trials, "number").items()}
+    front = [rows[number] for number in data.front["number"]]
+    confirmed = by(data.confirmed, "trial")
     on = f" on {data.dataset}" if data.dataset and data.dataset != data.name else ""
     sections = [
         *_picks(data, confirmed),
@@ -123,8 +98,8 @@ def page(data: StudyData) -> Document:
         *_what_mattered(data),
         *_curves(data),
         *_time(data),
-        *_every_trial(data, rows),
-        *_failed(rows),
+        *_every_trial(data, [*rows.values()]),
+        *_failed([row for row in rows.values() if row["state"] == "FAIL"]),
         _teacher(data.teacher or {}),
         _provenance(data),
     ]
@@ -138,16 +113,14 @@ def page(data: StudyData) -> Document:
 
 def _counts(data: StudyData) -> str:
     states = ", ".join(f"{number} {state}" for state, number in data.counts.items() if number)
-    spent = f"; {effort(data)}" if effort(data) else ""
-    said = [f"Trials: {states}{spent}."] if states else []
+    said = [f"Trials: {'; '.join(filter(None, [states, effort(data)]))}."] if states else []
     if data.hypervolume is not None and data.counts["complete"]:
         said.append(f"Hypervolume {data.hypervolume:.4f}.")
     return " ".join(said)
 
 
 def _rendered(template: str, **values: Any) -> Markup:
-    environment = templates()
-    environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    environment = templates(**{name: getattr(formatting, name) for name in FILTERS})
     environment.tests["present"] = lambda value: not missing(value)
     return Markup(environment.get_template(template).render(**values))
 
@@ -169,11 +142,10 @@ def _picks(data: StudyData, confirmed: Mapping[int, Mapping[str, Any]]) -> Itera
         for pick in chosen
     ]  # fmt: skip
     if confirmed:
-        order = confirmation.sentence(text.order(data), data.repeats)
         sure = Markup(
             "<strong>{}</strong> Confirmed students were trained on the whole training set to the epoch that the "
             "search chose; their ratios were timed again."
-        ).format(order)
+        ).format(text.order(data))
     else:
         sure = Markup(
             "<strong>This front has not been confirmed with new seeds</strong>: <code>{}</code> does that."
@@ -229,25 +201,18 @@ def _front(data: StudyData, front: Rows, confirmed: Mapping[int, Mapping[str, An
         yield _link(row["number"])
         yield escape(formatting.configuration(row["config"])) + anchor
         yield from (percent(row[name]) for name in ("test_accuracy", "accuracy"))
-        yield interval(row["ratio"], row["ratio_low"], row["ratio_high"])
-        yield from [microseconds(row["microseconds"])] * timed
-        yield from [microseconds(row["microseconds_1"])] * alone
-        if confirmed:
-            sure = confirmed.get(row["number"], {})
-            yield span(*(sure.get(name) for name in ("test_accuracy", "test_low", "test_high")))
-            yield interval(*(sure.get(name) for name in ("ratio", "ratio_low", "ratio_high")))
+        yield ratio_of(row)
+        yield from [formatting.microseconds(row["microseconds"])] * timed
+        yield from [formatting.microseconds(row["microseconds_1"])] * alone
+        if sure := confirmed.get(row["number"]):
+            yield from (formatting.span(sure["test_accuracy"], sure["test_low"], sure["test_high"]), ratio_of(sure))
+        elif confirmed:
+            yield from (formatting.NOTHING, formatting.NOTHING)
         yield from (count(row["parameters"]), size(row["bytes"]), count(row["best_epoch"]))
 
-    header = [
-        "Trial",
-        "Parameters of the search",
-        "Test",
-        "Validation",
-        "Ratio",
-        *["µs"] * timed,
-        *["µs alone"] * alone,
-    ]
-    header += ["Confirmed test", "Confirmed ratio"] * bool(confirmed) + ["Weights", "Size", "Epoch"]
+    header = ["Trial", "Parameters of the search", "Test", "Validation", "Ratio"]
+    header += [*["µs"] * timed, *["µs alone"] * alone, *["Confirmed test", "Confirmed ratio"] * bool(confirmed)]
+    header += ["Weights", "Size", "Epoch"]
     below = [command(data, row["number"]) for row in front]
     grid = Grid(header, [[*cells(row)] for row in front], below=below, titled=True)
     yield Section("The front", note=escape(" ".join(filter(None, said))), grid=grid)
@@ -277,11 +242,11 @@ def _runtimes(data: StudyData) -> Iterator[Section]:
     told = runtimes.view(data)
     if not told:
         return
-    aside = {True: "", False: " (not on the front)"}
     rows = [
-        [_link(row["number"]) + aside[bool(row["on_front"])], percent(row["test_accuracy"]), *map(escape, row["cells"])]
+        [_link(row["number"]) + ("" if row["on_front"] else " (not on the front)"), percent(row["test_accuracy"]),
+         *map(escape, row["cells"])]
         for row in told["rows"]
-    ]
+    ]  # fmt: skip
     yield Section(
         "Runtimes",
         [escape(told["sentence"])],
@@ -322,7 +287,7 @@ def _slides(data: StudyData) -> Iterator[Section]:
         yield from (_link(row["trial"]), percent(row["test_accuracy"]), ratio(row["ratio"]))
         yield "itself" if itself else _link(row["best_trial"])
         yield from (percent(row["best_test_accuracy"]), ratio(row["best_ratio"]))
-        yield formatting.NOTHING if itself else points(row["gain"])
+        yield formatting.NOTHING if itself else formatting.points(row["gain"])
 
     header = ["Row", *["Test", "Ratio", "Teaching time"] * published, *["Test", "Ratio"] * recipe]
     header += ["Trial", "Test", "Ratio", "Trial", "Test", "Ratio", "Gain"]
@@ -334,15 +299,16 @@ def _slides(data: StudyData) -> Iterator[Section]:
 
 def _what_mattered(data: StudyData) -> Iterator[Section]:
     title = "What mattered"
-    if len(data.importances):
+    found = space_figures.importances(data.stored)
+    if len(found):
         rows = [
             [escape(row["parameter"].replace("_", " ")), percent(row["accuracy"], 0), percent(row["ratio"], 0)]
-            for row in records(data.importances)
+            for row in records(found)
         ]
         grid = Grid(("Parameter", "For accuracy", "For the ratio"), rows, titled=True)
         yield Section(
             title,
-            figure=space_figures.importances(data),
+            figure=space_figures.importance_bars(found),
             plot="importances",
             caption="How much of each objective’s spread among the complete trials a parameter explains (random "
             "forest, mean decrease of impurity). A search that draws one value more often than others makes these "
@@ -378,9 +344,9 @@ def _curves(data: StudyData) -> Iterator[Section]:
 
 
 def _time(data: StudyData) -> Iterator[Section]:
-    total = sum(data.spent.values())
-    spent = sorted(data.spent.items(), key=lambda item: -item[1])
-    if spent:
+    if data.spent:
+        total = sum(data.spent.values())
+        spent = sorted(data.spent.items(), key=lambda item: -item[1])
         rows = [(work, f"{seconds(each)} ({percent(each / total, 0)})") for work, each in spent]
         yield Section("Where the time went", facts=rows)
 
@@ -393,14 +359,13 @@ def _every_trial(data: StudyData, rows: Rows) -> Iterator[Section]:
 
 
 def _failed(rows: Rows) -> Iterator[Section]:
-    failed = [
-        [_link(row["number"]), escape(formatting.configuration(row["config"])),
-         escape(row["reason"] or "no reason was stored")]
-        for row in rows
-        if row["state"] == "FAIL"
-    ]  # fmt: skip
-    if failed:
-        yield Section("Failed trials", grid=Grid(("Trial", "Parameters of the search", "Reason"), failed, titled=True))
+    if rows:
+        cells = [
+            [_link(row["number"]), escape(formatting.configuration(row["config"])),
+             escape(row["reason"] or "no reason was stored")]
+            for row in rows
+        ]  # fmt: skip
+        yield Section("Failed trials", grid=Grid(("Trial", "Parameters of the search", "Reason"), cells, titled=True))
 
 
 def _teacher(teacher: Mapping[str, Any]) -> Section:
@@ -411,23 +376,18 @@ def _teacher(teacher: Mapping[str, Any]) -> Section:
         "validation accuracy": percent(teacher.get("validation_accuracy")),
         "weights": count(teacher.get("parameters")),
         "size": size(teacher.get("bytes")),
-        "training": seconds(teacher.get("seconds") or math.nan),
+        "training": seconds(teacher.get("seconds") or None),
     }
     known = {"accuracy", "validation_accuracy", "parameters", "bytes", "seconds"}
     rest = {key: value for key, value in teacher.items() if key not in known and value != ""}
-    known_facts = [(key, value) for key, value in said.items() if value != formatting.NOTHING]
-    return Section("Teacher", facts=[*formatting.flat(rest), *known_facts])
+    facts = [(title, value) for title, value in said.items() if value != formatting.NOTHING]
+    return Section("Teacher", facts=[*formatting.flat(rest), *facts])
 
 
 def _provenance(data: StudyData) -> Section:
     finished = data.trials["finished"].dropna()
-    said = {
-        "objectives": data.stand_ins,
-        "command": data.command,
-        "storage": data.storage,
-        "study": data.name,
-        "data set": data.dataset,
-    }
+    said = {"objectives": data.stand_ins, "command": data.command, "storage": data.storage, "study": data.name,
+            "data set": data.dataset}  # fmt: skip
     if len(finished):
         first, last = (f"{moment(finished):%Y-%m-%d %H:%M}" for moment in (min, max))
         said["trials ended"] = f"{first} to {last}"

@@ -8,8 +8,9 @@ from typing import Any, Literal, cast, get_args
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting import choice, confirmation, controls, runtimes
 from kdsearch.reporting.choice import Shipping, ship
-from kdsearch.reporting.collect import CONFIG, StudyData, plain, result
-from kdsearch.reporting.formatting import records
+from kdsearch.reporting.collect import CONFIG, StudyData, result
+from kdsearch.reporting.figures.space_figures import importances
+from kdsearch.reporting.formatting import plain, records
 from kdsearch.reporting.verdict import picks, verdict
 
 Format = Literal["html", "md", "csv", "json"]
@@ -17,7 +18,7 @@ HIDDEN = ("why", "saved", "against_teacher")  # columns that repeat `reason`, or
 
 
 def checked(form: str) -> Format:
-    """Return a valid report format, or raise.
+    """Return a report's format.
 
     Raises:
         KdsearchError: `form` is none of html, md, csv, json.
@@ -44,12 +45,12 @@ def as_json(data: StudyData) -> str:
         "picks": {pick.title: pick.row["number"] for pick in picks(data)},
         "slides": records(data.anchors),
         "confirmed": records(data.confirmed),
-        "order": confirmation.sentence(order(data), data.repeats),
+        "order": order(data),
         "control": controls.result(data) if data.controls else None,
         "timing": choice.timing_sentence(data),
         "ties": {str(number): other for number, other in choice.ties(records(data.front)).items()},
         "runtimes": runtimes.result(data),
-        "importances": records(data.importances),
+        "importances": records(importances(data.stored)),
         "seconds": data.spent,
         "command": data.command,
         "environment": data.environment,
@@ -58,13 +59,13 @@ def as_json(data: StudyData) -> str:
     return json.dumps(plain(found), indent=1, allow_nan=False) + "\n"
 
 
-def order(data: StudyData) -> confirmation.Order:
-    """Return the front's order after its confirmation."""
-    return confirmation.order(data.front.rename(columns={"number": "trial"}), data.confirmed)
+def order(data: StudyData) -> str:
+    """Say in a sentence whether the front's order survives its confirmation."""
+    found = confirmation.order(data.front.rename(columns={"number": "trial"}), data.confirmed)
+    return confirmation.sentence(found, data.repeats)
 
 
 def _shipping(found: Shipping) -> dict[str, Any]:
-    """Return the student to ship for JSON; None for the trial where none qualifies."""
     of = found.chosen or found.nearest
     known = {} if of is None else {"below": of.below, "bound": of.bound, "paired": of.paired, "seeds": of.seeds}
     return {

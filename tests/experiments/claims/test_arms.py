@@ -14,7 +14,7 @@ from kdsearch.experiments.claims import arms, page, run
 from kdsearch.experiments.claims import lab as labs
 from kdsearch.experiments.claims.lab import Arm, describe
 from kdsearch.records import Attr
-from kdsearch.reporting.pages.markdown import plain
+from kdsearch.reporting.pages.document import escaped
 
 
 def test_an_arm_is_trained_once_a_seed(lab):
@@ -226,7 +226,7 @@ def test_the_page_holds_each_claim_with_its_figure_and_verdict(lab, tmp_path):
     assert "4 experiments on 3 claims" in marked
     assert "## Changes after the first run" in marked
     for one in findings:
-        assert plain(one.claim) in marked
+        assert escaped(one.claim) in marked
         assert f"Verdict: {one.verdict}." in marked
     assert path.read_text(encoding="utf-8").count('class="plot"') == 3
     drawn = page.report(lab, findings, "kdsearch claims").sections

@@ -5,17 +5,16 @@ import math
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import create_trial
 
-from kdsearch.reporting.collect import StudyData, collect
+from kdsearch.reporting.collect import StudyData
 from kdsearch.reporting.figures import curves, front
-from kdsearch.reporting.figures.layers import curve_groups, layers
-
-URL = "sqlite:///x.db"
+from kdsearch.reporting.figures.layers import beside, curve_groups, layers, spread
 
 
 def named(figure, name):
-    """The one trace whose legend entry begins so."""
     (trace,) = [t for t in figure.data if (t.name or "").startswith(name) and "labels" not in t.name]
     return trace
 
@@ -40,9 +39,9 @@ def test_layers_on_validation_have_no_published_accuracy(data: StudyData):
     assert found["teacher"]["percent"][0] == 96.0
 
 
-def test_hover_tells_the_trial_and_escapes_what_it_says(make_trial, make_study):
+def test_hover_tells_the_trial_and_escapes_what_it_says(make_trial, gather):
     trial = make_trial([0.9], 5.0, config={"<img src=x>": 1}, anchor="m1")
-    (text,) = layers(collect(make_study([trial]), storage_url=URL))["front"]["hover"]
+    (text,) = layers(gather([trial]))["front"]["hover"]
     assert "trial 0 · m1" in text
     assert "&lt;img src=x&gt; 1" in text
     assert "at epoch 1" in text
@@ -90,24 +89,23 @@ def test_the_switch_swaps_every_trace(data: StudyData):
     assert menu.buttons[1].args[1]["yaxis.title.text"] == "validation accuracy, %"
 
 
-def test_without_test_accuracies_validation_is_drawn_and_nothing_to_switch(make_study):
-    figure = front.front(collect(make_study([create_trial(values=[0.9, 5.0])], bare=True), storage_url=URL))
+def test_without_test_accuracies_validation_is_drawn_and_nothing_to_switch(gather):
+    figure = front.front(gather([create_trial(values=[0.9, 5.0])], bare=True))
     assert figure.layout.yaxis.title.text == "validation accuracy, %"
     assert list(named(figure, "front").y) == [90.0]
     assert not figure.layout.updatemenus
 
 
-def test_near_ratios_get_a_linear_axis_and_operations_their_name(make_trial, make_study):
-    study = make_study([make_trial([0.9], 2.0), make_trial([0.8], 5.0)], bare=True)
-    study.set_user_attr("definition", {"cost": "flops"})
-    axis = front.front(collect(study, storage_url=URL)).layout.xaxis
+def test_near_ratios_get_a_linear_axis_and_operations_their_name(make_trial, gather):
+    found = gather([make_trial([0.9], 2.0), make_trial([0.8], 5.0)], {"definition": {"cost": "flops"}}, bare=True)
+    axis = front.front(found).layout.xaxis
     assert axis.type is None
     assert axis.title.text == "inference ratio: teacher operations / student operations"
 
 
-def test_one_trial_at_chance_level_does_not_flatten_the_view(make_trial, make_study):
+def test_one_trial_at_chance_level_does_not_flatten_the_view(make_trial, gather):
     good = [make_trial([0.97], 10.0), make_trial([0.96], 20.0)]
-    found = collect(make_study([*good, make_trial([0.1], 9.0)]), storage_url=URL)
+    found = gather([*good, make_trial([0.1], 9.0)])
     assert front.front(found).layout.yaxis.range[0] > 90
     assert front.below(found) == 1
 
@@ -137,8 +135,8 @@ def test_the_hypervolume_is_drawn_trial_by_trial(data: StudyData):
 
 @pytest.mark.parametrize("draw", [front.front, curves.learning_curves, curves.hypervolume])
 @pytest.mark.parametrize("bare", [True, False])
-def test_an_empty_study_draws_and_the_json_is_strict(make_study, draw, bare):
-    figure = draw(collect(make_study([], bare=bare), storage_url=URL))
+def test_an_empty_study_draws_and_the_json_is_strict(gather, draw, bare):
+    figure = draw(gather([], bare=bare))
     json.loads(figure.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     drawn = {t.name.split(",")[0] for t in figure.data if t.x is not None and len(t.x) and t.name}  # others are labels
     expected = set() if bare or draw is not front.front else {"slides", "teacher"}
@@ -152,8 +150,38 @@ def test_figures_stay_small(data: StudyData):
     assert "bdata" not in front.front(data).to_json()
 
 
-def test_a_ratio_of_zero_is_left_out_of_a_log_axis(make_trial, make_study):
-    found = collect(make_study([make_trial([0.9], 50.0), make_trial([0.95], 0.0)]), storage_url=URL)
+def test_a_ratio_of_zero_is_left_out_of_a_log_axis(make_trial, gather):
+    found = gather([make_trial([0.9], 50.0), make_trial([0.95], 0.0)])
     figure = front.front(found)
     assert list(named(figure, "front").x) == [50.0]
     assert all(math.isfinite(end) for end in figure.layout.xaxis.range)
+
+
+heights = st.lists(st.floats(-100, 100), max_size=12)
+
+
+@given(heights, st.floats(0.1, 5))
+def test_spread_keeps_the_order_and_the_gap(values: list[float], gap: float):
+    places = spread(values, gap)
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    steps = [places[b] - places[a] for a, b in pairwise(order)]
+    assert all(step >= gap - 1e-6 for step in steps)
+
+
+def test_spread_leaves_what_is_far_apart_and_centres_what_is_not():
+    assert spread([5.0, 1.0, 9.0], 1.0) == [5.0, 1.0, 9.0]
+    assert spread([2.0, 2.0, 2.0], 1.0) == [1.0, 2.0, 3.0]
+    assert spread([0.0, 0.0, 10.0], 2.0) == [-1.0, 1.0, 10.0]
+
+
+def test_a_crowd_gets_one_column_and_a_loner_none():
+    places = beside([(1.0, 5.0), (1.02, 5.1), (1.01, 4.9), (3.0, 7.0)], near=0.05, gap=1.0, reach=0.3)
+    assert [place.x for place in places[:3]] == pytest.approx([1.32] * 3)
+    assert [place.y for place in places[:3]] == pytest.approx([5.0, 6.0, 4.0])
+    assert [place.crowded for place in places] == [True, True, True, False]
+    assert places[3].y == 7.0
+
+
+def test_negative_reach_puts_the_column_to_the_left():
+    places = beside([(1.0, 5.0), (1.02, 5.1)], near=0.05, gap=1.0, reach=-0.3)
+    assert [place.x for place in places] == pytest.approx([0.7, 0.7])

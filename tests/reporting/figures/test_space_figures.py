@@ -7,9 +7,9 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from kdsearch.reporting.collect import StudyData, collect
+from kdsearch.reporting.collect import StudyData
 from kdsearch.reporting.figures import space_figures
-from kdsearch.reporting.importance import importances
+from kdsearch.reporting.figures.space_figures import importances
 
 SPACE = {"width": IntDistribution(1, 100), "temperature": FloatDistribution(1, 20)}
 
@@ -47,6 +47,6 @@ def test_slices_offer_the_parameters_that_varied(data: StudyData):
     assert sorted(figure.data[1].customdata) == [0, 3, 4]  # the front
 
 
-def test_one_value_makes_no_slice(make_trial, make_study):
+def test_one_value_makes_no_slice(make_trial, gather):
     same = [make_trial([0.9], 10.0), make_trial([0.8], 10.0)]
-    assert space_figures.slices(collect(make_study(same), storage_url="sqlite:///x.db")) is None
+    assert space_figures.slices(gather(same)) is None

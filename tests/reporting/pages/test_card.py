@@ -8,7 +8,6 @@ import pytest
 from helpers.browsing import HOSTILE
 
 from kdsearch.errors import StorageError
-from kdsearch.reporting.collect import collect
 from kdsearch.reporting.dashboard.artifacts import Shelf, curve, folder
 from kdsearch.reporting.pages.one_trial import UNCONFIRMED, card
 
@@ -25,8 +24,8 @@ def test_a_card_says_what_the_student_is_and_how_to_train_it_again(data):
         assert said in text
 
 
-def test_a_confirmed_students_card_says_so_without_python_in_it(complete):
-    data = collect(complete, storage_url=URL)
+def test_a_confirmed_students_card_says_so_without_python_in_it(complete, gather):
+    data = gather(complete)
     text = card(data, 3)
     assert UNCONFIRMED not in text
     assert "**Confirmed.** trained again with other seeds on the whole training set: 3 times; " in text
@@ -42,8 +41,8 @@ def test_no_card_of_what_was_never_trained(data, number):
         card(data, number)
 
 
-def test_a_hostile_name_is_text_in_the_card_and_in_the_curve(make_trial, make_study):
-    data = collect(make_study([make_trial([0.9, 0.95], 10.0)], name=HOSTILE), storage_url=URL)
+def test_a_hostile_name_is_text_in_the_card_and_in_the_curve(make_trial, gather):
+    data = gather([make_trial([0.9, 0.95], 10.0)], name=HOSTILE)
     assert "<" not in card(data, 0).split("\n## ")[0].replace("\\<", "")
     root = ElementTree.fromstring(curve(data, 0))
     assert {element.tag.rpartition("}")[2] for element in root.iter()} <= {
@@ -59,7 +58,7 @@ def test_artifacts_lie_beside_a_file_and_for_a_server_under_a_name_without_its_p
     assert folder(URL, tmp_path) == tmp_path
 
 
-def test_the_shelf_holds_the_front_and_is_brought_up_to_date(typical, make_trial, tmp_path):
+def test_the_shelf_holds_the_front_and_is_brought_up_to_date(typical, tmp_path):
     shelf = Shelf(URL, tmp_path / "a")
 
     def names() -> list[str]:
@@ -91,7 +90,7 @@ def test_what_left_the_front_leaves_the_shelf(typical, make_trial, tmp_path):
 
 @pytest.mark.slow
 def test_the_card_needs_no_torch():
-    modules = "kdsearch.reporting.pages.one_trial, kdsearch.reporting.dashboard.publish"
+    modules = "kdsearch.reporting.pages.one_trial, kdsearch.reporting.dashboard.note"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import json
 
-from kdsearch.reporting.collect import collect
 from kdsearch.reporting.pages import compare, document
 
-URL = "sqlite:///x.db"
 HOSTILE = "<script>alert(1)</script>"
 
 
-def test_fronts_lie_over_one_another_and_the_larger_hypervolume_is_named(make_trial, make_study, typical):
+def test_fronts_lie_over_one_another_and_the_larger_hypervolume_is_named(make_trial, make_study, typical, gather):
     small = make_study([make_trial([0.9], 10.0), make_trial([0.8], 5.0)], name="small")
-    studies = [collect(study, storage_url=URL) for study in (typical, small)]
+    studies = [gather(study) for study in (typical, small)]
     figure = compare.fronts(studies)
     assert [(trace.name, len(trace.x)) for trace in figure.data] == [("mnist", 3), ("small", 1)]
     assert compare.verdict(studies).startswith("The front of mnist covers most")
@@ -20,15 +18,15 @@ def test_fronts_lie_over_one_another_and_the_larger_hypervolume_is_named(make_tr
     assert "small" in compare.text(studies)
 
 
-def test_equal_fronts_are_not_ranked(typical):
-    studies = [collect(typical, storage_url=URL)] * 2
+def test_equal_fronts_are_not_ranked(typical, gather):
+    studies = [gather(typical)] * 2
     assert compare.verdict(studies).startswith("No front covers more than all others")
 
 
-def test_studies_of_other_data_do_not_compare(make_trial, make_study, typical):
+def test_studies_of_other_data_do_not_compare(make_trial, make_study, typical, gather):
     other = make_study([make_trial([0.9], 10.0)], name=HOSTILE)
     other.set_user_attr("definition", {"data": {"fingerprint": "else"}, "cost": "latency"})
-    studies = [collect(study, storage_url=URL) for study in (typical, other)]
+    studies = [gather(study) for study in (typical, other)]
     assert compare.unlike(studies) == ["The studies differ in their data."]
     assert "do not compare" in compare.verdict(studies)
     assert HOSTILE not in document.html(compare.page(studies), "cdn")

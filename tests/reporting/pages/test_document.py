@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import resource
 from importlib.resources import files
 from pathlib import Path
 
@@ -211,14 +210,9 @@ def test_write_makes_the_folder_and_leaves_nothing_beside(whole: Document, tmp_p
     assert sorted(file.name for file in path.parent.iterdir()) == ["slides.html", "slides.md"]
 
 
-def test_a_page_that_cannot_be_written_leaves_the_old_one(whole: Document, tmp_path: Path):
+def test_a_page_that_cannot_be_written_leaves_the_old_one(whole: Document, tmp_path: Path, no_room):
     (tmp_path / "slides.html").write_text("before")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system refuses to let the file grow, as a full disk
-    try:
-        with pytest.raises(KdsearchError, match=r"must be writable: File too large.*slides\.html"):
-            document.write(whole, tmp_path, "slides", plotlyjs="cdn")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with no_room(), pytest.raises(KdsearchError, match=r"must be writable: File too large.*slides\.html"):
+        document.write(whole, tmp_path, "slides", plotlyjs="cdn")
     assert (tmp_path / "slides.html").read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["slides.html"]

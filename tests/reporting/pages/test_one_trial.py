@@ -6,10 +6,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from kdsearch.records import Attr
-from kdsearch.reporting.collect import StudyData, collect
+from kdsearch.reporting.collect import StudyData
 from kdsearch.reporting.pages import one_trial
-
-URL = "sqlite:///x.db"
 
 
 def test_a_pruned_trial_tells_what_it_was_what_it_reached_and_why_it_ended(data: StudyData):
@@ -45,16 +43,16 @@ def test_a_member_of_the_front_says_so_and_has_nothing_to_explain(data: StudyDat
 
 
 @pytest.mark.parametrize("state", [TrialState.WAITING, TrialState.RUNNING, TrialState.FAIL])
-def test_a_trial_that_reached_nothing_is_told_all_the_same(make_study, state):
-    found = one_trial.facts(collect(make_study([create_trial(state=state)], bare=True), storage_url=URL), 0)
+def test_a_trial_that_reached_nothing_is_told_all_the_same(gather, state):
+    found = one_trial.facts(gather([create_trial(state=state)], bare=True), 0)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["state"], found["accuracy"], found["best_epoch"]) == (state.name.lower(), None, None)
     said = dict(one_trial.lines(found))
     assert (said["epochs"], said["accuracy"], said["ratio"]) == ("0", "– validation, – test", "–")
 
 
-def test_a_running_trial_tells_its_best_epoch_so_far(make_study):
+def test_a_running_trial_tells_its_best_epoch_so_far(gather):
     curve = {"0": [None, 2.0], "1": [0.3, 2.0], "2": [0.5, 2.0], "3": [0.5, 2.0]}
     running = create_trial(state=TrialState.RUNNING, user_attrs={Attr.CURVE: curve, Attr.CONFIG: {"epochs": 9}})
-    found = one_trial.facts(collect(make_study([running]), storage_url=URL), 0)
+    found = one_trial.facts(gather([running]), 0)
     assert (found["epochs_run"], found["epochs"], found["best_epoch"], found["accuracy"]) == (3, 9, 2, 0.5)

@@ -2,22 +2,22 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import re
-import resource
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from optuna.trial import TrialState, create_trial
 from plotly.offline import get_plotlyjs
 
 from kdsearch.errors import KdsearchError
 from kdsearch.reporting.collect import StudyData, collect
-from kdsearch.reporting.pages import assets, one_trial, study_page
+from kdsearch.reporting.pages import assets, one_trial, study_page, text
 
-URL = "sqlite:///x.db"
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -74,13 +74,7 @@ def test_the_front_table_holds_figures_and_a_command_that_a_shell_reads_back(mak
         "kdsearch", "train", "--trial", "0", "--name", name, "--storage", "postgresql://a:***@h/d"
     ]  # fmt: skip
     assert "put it in place of ***" in text
-    for figure in (
-        "90.00 %",
-        "50.0 (49.0 to 51.0)",
-        "238,510",
-        "954 kB",
-        "width 300, loss weight 0.5, epochs 3",
-    ):
+    for figure in ("90.00 %", "50.0 (49.0 to 51.0)", "238,510", "954 kB", "width 300, loss weight 0.5, epochs 3"):
         assert figure in text
 
 
@@ -94,8 +88,8 @@ def test_the_slides_table_compares(data: StudyData):
     ]  # fmt: skip
 
 
-def test_a_confirmed_front_says_what_stands_and_by_the_decks_recipe_what_was_measured(complete):
-    text = Reader(study_page.render(collect(complete, storage_url=URL), plotlyjs="cdn")).text
+def test_a_confirmed_front_says_what_stands_and_by_the_decks_recipe_what_was_measured(complete, gather):
+    text = Reader(study_page.render(gather(complete), plotlyjs="cdn")).text
     assert "Confirmed: 92.0 (87.1 to 97.1)x, 96.40 % (95.41 to 97.39) test" in text
     assert "Confirmed with 1 to 3 seeds" in text
     assert "has not been confirmed" not in text
@@ -103,7 +97,7 @@ def test_a_confirmed_front_says_what_stands_and_by_the_decks_recipe_what_was_mea
     assert "training2 min 0 s (92 %)" in text
 
 
-def test_a_thousand_trials_fit_into_a_page_that_can_be_sent(make_trial, make_study):
+def test_a_thousand_trials_fit_into_a_page_that_can_be_sent(make_trial, gather):
     import random
 
     draw = random.Random(0)
@@ -116,32 +110,30 @@ def test_a_thousand_trials_fit_into_a_page_that_can_be_sent(make_trial, make_stu
         make_trial([draw.uniform(0.8, 0.98) for _ in range(6)], draw.uniform(10, 1000), config=config)
         for config in configs
     ]
-    assert len(study_page.render(collect(make_study(trials), storage_url=URL))) < 2_500_000
+    assert len(study_page.render(gather(trials))) < 2_500_000
 
 
-def test_every_trial_that_ended_early_says_why_and_the_page_what_was_spent(make_trial, make_study):
+def test_every_trial_that_ended_early_says_why_and_the_page_what_was_spent(make_trial, gather):
     stopped = {"step": 1, "at": 3, "forecast": 0.5, "trials": [], "reason": ""}
     trials = [make_trial([0.9], 50.0, stopped_by=stopped), make_trial([0.8, 0.8, 0.8], 9.0)]
-    text = Reader(study_page.render(collect(make_study(trials), storage_url=URL), plotlyjs="cdn")).text
+    text = Reader(study_page.render(gather(trials), plotlyjs="cdn")).text
     assert "stopped at epoch 1: it could hope for 50.00 % by epoch 3, which would add too little" in text
     assert "Trials: 2 complete; spent 4 epochs on 2 trials; pruning saved 2 of 6 planned epochs." in text
 
 
-def test_a_study_without_published_figures_says_so(make_trial, make_study):
-    found = collect(make_study([make_trial([0.9], 50.0, anchor="m1")], file="digits"), storage_url=URL)
+def test_a_study_without_published_figures_says_so(make_trial, gather):
+    found = gather([make_trial([0.9], 50.0, anchor="m1")], file="digits")
     text = Reader(study_page.render(found, plotlyjs="cdn")).text
     assert "publish no figures for this data set" in text
     assert "As published" not in text
 
 
-def test_hostile_text_stays_text(make_trial, make_study):
+def test_hostile_text_stays_text(make_trial, gather):
     trial = make_trial([0.9], 50.0, anchor=HOSTILE, config={HOSTILE: HOSTILE})
     failed = create_trial(state=TrialState.FAIL, user_attrs={"fail_reason": HOSTILE})
-    study = make_study([trial, failed], name=HOSTILE)
-    for name in ("environment", "definition", "teacher"):
-        study.set_user_attr(name, {HOSTILE: HOSTILE, "classes": 10, "nested": {HOSTILE: [HOSTILE]}})
-    study.set_user_attr("command", HOSTILE)
-    source = study_page.render(collect(study, storage_url=URL), plotlyjs="cdn")
+    stored = {HOSTILE: HOSTILE, "classes": 10, "nested": {HOSTILE: [HOSTILE]}}
+    attrs = dict.fromkeys(("environment", "definition", "teacher"), stored) | {"command": HOSTILE}
+    source = study_page.render(gather([trial, failed], attrs, name=HOSTILE), plotlyjs="cdn")
     read = Reader(source)
     assert HOSTILE not in source
     assert source.count("<script") == 6  # three figures' data, the table as CSV, plotly.js and the page's own
@@ -182,18 +174,18 @@ def test_the_linked_page_is_small_and_names_what_it_loads(data: StudyData):
      ([TrialState.RUNNING], "No trial is complete yet"), ([TrialState.COMPLETE], "2.00 times as fast as the teacher")],
 )  # fmt: skip
 @pytest.mark.parametrize("bare", [True, False])
-def test_a_study_at_its_beginning_gives_a_page(make_study, states, said, bare):
+def test_a_study_at_its_beginning_gives_a_page(gather, states, said, bare):
     values = {TrialState.COMPLETE: [0.5, 2.0]}
     trials = [create_trial(state=state, values=values.get(state)) for state in states]
-    found = collect(make_study(trials, bare=bare), storage_url=URL)
+    found = gather(trials, bare=bare)
     text = Reader(study_page.render(found, plotlyjs="cdn")).text
     assert said in text
     assert ("The study holds no teacher yet" in text) == bare
     assert "nan" not in text.lower()
 
 
-def test_a_bare_empty_study_carries_no_plotly(make_study):
-    assert len(study_page.render(collect(make_study([], bare=True), storage_url=URL))) < 20_000
+def test_a_bare_empty_study_carries_no_plotly(gather):
+    assert len(study_page.render(gather([], bare=True))) < 20_000
 
 
 def test_write_makes_the_folder_and_leaves_nothing_beside(data: StudyData, tmp_path: Path):
@@ -202,16 +194,11 @@ def test_write_makes_the_folder_and_leaves_nothing_beside(data: StudyData, tmp_p
     assert [file.name for file in path.parent.iterdir()] == ["mnist.html"]
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(data: StudyData, tmp_path: Path):
+def test_a_report_that_cannot_be_written_leaves_the_old_one(data: StudyData, tmp_path: Path, no_room):
     path = tmp_path / "mnist.html"
     path.write_text("before")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system refuses to let the file grow, as a full disk
-    try:
-        with pytest.raises(KdsearchError, match=r"must be writable: File too large.*mnist\.html.*free space"):
-            study_page.write(data, path, plotlyjs="cdn")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with no_room(), pytest.raises(KdsearchError, match=r"must be writable: File too large.*mnist\.html.*free space"):
+        study_page.write(data, path, plotlyjs="cdn")
     assert path.read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["mnist.html"]
 
@@ -226,3 +213,42 @@ def test_a_folder_in_the_way_is_one_clean_error(data: StudyData, tmp_path: Path)
 def test_an_unknown_way_to_get_plotly_is_refused(data: StudyData):
     with pytest.raises(KdsearchError, match="inline or cdn"):
         study_page.render(data, plotlyjs="none")  # type: ignore[arg-type]
+
+
+def test_the_csv_holds_every_trial(data: StudyData):
+    frame = pd.read_csv(io.StringIO(text.as_csv(data)))
+    assert [*frame["number"]] == [*range(7)]
+    assert frame["config.blocks"][4] == "[2, 2, 0, 0]"
+    assert frame["test_accuracy"][3] == 0.969
+    assert "the loss must be finite" in frame["reason"][6]
+
+
+def test_the_json_is_strict_and_holds_what_the_page_says(complete, gather):
+    found = json.loads(text.as_json(gather(complete)), parse_constant=lambda name: pytest.fail(name))
+    assert found["picks"] == {"To ship": 4, "Most accurate": 4, "Knee": 3, "Fastest": 0}
+    assert [row["trial"] for row in found["confirmed"]] == [3, 4]
+    assert found["confirmed"][1]["test_low"] is None  # one repeat has no interval
+    assert found["seconds"] == {"training": 120.0, "timing": 10.0}
+    assert found["order"].startswith("Confirmed with 1 to 3 seeds")
+
+
+def test_the_markdown_has_the_tables_of_the_page(complete, gather):
+    found = study_page.as_markdown(gather(complete))
+    assert found.startswith("# Study mnist\n\n**Ship trial 4: 21.0 times as fast")
+    assert "| 96.40 % (95.41 to 97.39) | 92.0 (87.1 to 97.1) | 238,510 |" in found
+    assert "| 97.50 % | 21.0 | 238,510 |" in found
+    assert "| m1 | 95.97 % | 315 | 31 s | 95.50 % | 365 | 0 | 94.10 % | 300 | itself | 94.10 % | 300 | – |" in found
+    assert "trains each confirmed student again" in found
+    assert "Every trial" not in found
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "json"])
+def test_a_format_is_what_is_written(data: StudyData, tmp_path, form):
+    path = study_page.write(data, tmp_path / "r", form=form)
+    made = {"md": study_page.as_markdown, "csv": text.as_csv, "json": text.as_json}[form](data)
+    assert path.read_text(encoding="utf-8") == made
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(KdsearchError, match=r"--format must be html, md, csv or json \(got pdf\)"):
+        text.checked("pdf")

@@ -1,31 +1,56 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
+import plotly.graph_objects as go
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from helpers.browsing import HOSTILE, opened
 from optuna.trial import TrialState, create_trial
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page, sync_playwright
+from plotly.subplots import make_subplots
 
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting.collect import StudyData, collect
+from kdsearch.reporting.figures.style import layout
 from kdsearch.reporting.measured import Measured
-from kdsearch.reporting.pages import study_page, text
-
-A4, MARGIN = 794, 53  # pixels of 1/96 inch: the width of a page, and 14 mm
+from kdsearch.reporting.pages import document, study_page, text
+from kdsearch.reporting.pages.document import Document, Grid, Section
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+A4, MARGIN = 794, 53  # pixels of 1/96 inch: the width of a page, and 14 mm
+GRID = {"light": "rgb(230, 233, 237)", "dark": "rgb(43, 48, 56)"}  # page.css: --grid
+AXES = {"title": {"text": "epoch"}}, {"title": {"text": "accuracy, %"}}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as driver:
+        path = os.environ.get("KDSEARCH_CHROMIUM", "/usr/bin/chromium")
+        chromium = driver.chromium.launch(executable_path=path, headless=True, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Callable[..., tuple[Page, list[str]]]:
+    """Opens the report of a study in a browser: see `helpers.browsing.opened`."""
+    return lambda data, **how: opened(browser, study_page.write(data, tmp_path / "r.html"), **how)
+
+
+def brightness(shown: Page, selector: str, what: str) -> int:
+    color = shown.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{what}")
+    return sum(int(part) for part in color[4:-1].split(","))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_figure_is_drawn_offline_and_the_page_fits(
-    browser: Browser, data: StudyData, tmp_path: Path, width: int, scheme: str
-):
-    shown, trouble = opened(browser, study_page.write(data, tmp_path / "r.html"), width=width, scheme=scheme)
+def test_every_figure_is_drawn_offline_and_the_page_fits(data: StudyData, width: int, scheme: str, show):
+    shown, trouble = show(data, width=width, scheme=scheme)
     assert trouble == []
     assert shown.locator("#slices .scatterlayer .point").count() == 5  # one has no width
     # front: 3 + 2 dominated + 1 pruned + 9 published + 3 measured + the teacher
@@ -35,17 +60,12 @@ def test_every_figure_is_drawn_offline_and_the_page_fits(
     labels = shown.locator("#front .scatterlayer text").all_text_contents()
     assert sorted(labels) == sorted([f"m{i}" for i in range(1, 10)] + ["m1", "m2", "m9", "teacher"])
     assert shown.evaluate("document.documentElement.scrollWidth") == width
-    ink = shown.evaluate("getComputedStyle(document.querySelector('#front .xtitle')).fill")
-    paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (brightness(ink) > brightness(paper)) == (scheme == "dark")
+    ink, paper = brightness(shown, "#front .xtitle", "fill"), brightness(shown, "body", "backgroundColor")
+    assert (ink > paper) == (scheme == "dark")
 
 
-def brightness(color: str) -> int:
-    return sum(int(part) for part in color[4:-1].split(","))
-
-
-def test_the_switch_moves_the_points(browser: Browser, data: StudyData, tmp_path: Path):
-    shown, trouble = opened(browser, study_page.write(data, tmp_path / "r.html"))
+def test_the_switch_moves_the_points(data: StudyData, show):
+    shown, trouble = show(data)
     title = shown.locator("#front .ytitle")
     assert title.text_content() == "test accuracy, %"
     shown.locator("#front .updatemenu-button").nth(1).click()
@@ -54,9 +74,8 @@ def test_the_switch_moves_the_points(browser: Browser, data: StudyData, tmp_path
     assert trouble == []
 
 
-def test_a_point_selects_its_row_and_its_curve(browser: Browser, data: StudyData, tmp_path: Path):
-    path = study_page.write(data, tmp_path / "r.html")
-    shown, trouble = opened(browser, path)
+def test_a_point_selects_its_row_and_its_curve(data: StudyData, show):
+    shown, trouble = show(data)
     before = shown.locator("#curves .scatterlayer .trace").count()
     shown.evaluate("document.querySelector('#front').emit('plotly_click', {points: [{customdata: 3}]})")
     assert shown.locator("tr.selected").get_attribute("id") == "trial-3"
@@ -78,8 +97,8 @@ def test_a_link_to_a_trial_shows_it(browser: Browser, data: StudyData, tmp_path:
     assert shown.locator("tr.selected").get_attribute("id") == "trial-5"
 
 
-def test_the_table_is_sorted_filtered_and_saved(browser: Browser, data: StudyData, tmp_path: Path):
-    shown, trouble = opened(browser, study_page.write(data, tmp_path / "r.html"))
+def test_the_table_is_sorted_filtered_and_saved(data: StudyData, show):
+    shown, trouble = show(data)
     rows = shown.locator("table.all tbody tr:visible")
 
     def numbers() -> list[str]:
@@ -104,11 +123,8 @@ def test_the_table_is_sorted_filtered_and_saved(browser: Browser, data: StudyDat
     assert trouble == [] or all(line.startswith("blob:") for line in trouble)
 
 
-def test_the_runtimes_are_drawn_on_a_phone_with_a_line_and_a_number_a_student(
-    browser: Browser, complete: optuna.Study, tmp_path: Path
-):
-    path = study_page.write(collect(complete, storage_url="sqlite:///x.db"), tmp_path / "r.html")
-    shown, trouble = opened(browser, path, width=390)
+def test_the_runtimes_are_drawn_on_a_phone_with_a_line_and_a_number_a_student(complete: optuna.Study, gather, show):
+    shown, trouble = show(gather(complete), width=390)
     assert shown.locator("#runtimes .scatterlayer .point").count() == 3 * 3 + 2
     assert sorted(shown.locator("#runtimes .scatterlayer text").all_text_contents()) == ["0", "3", "4"]
     ticks = shown.locator("#runtimes .xtick")
@@ -118,18 +134,16 @@ def test_the_runtimes_are_drawn_on_a_phone_with_a_line_and_a_number_a_student(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Browser, complete: optuna.Study, tmp_path: Path, scheme: str):
-    path = study_page.write(collect(complete, storage_url="sqlite:///x.db"), tmp_path / "r.html")
-    shown, _ = opened(browser, path, scheme=scheme)
+def test_axe_finds_nothing_serious(complete: optuna.Study, scheme: str, gather, show):
+    shown, _ = show(gather(complete), scheme=scheme)
     found = Axe().run(shown).response["violations"]
     serious = [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found
                if each["impact"] in ("serious", "critical")]  # fmt: skip
     assert serious == []
 
 
-def test_the_print_view_fits_a4(browser: Browser, complete: optuna.Study, tmp_path: Path):
-    path = study_page.write(collect(complete, storage_url="sqlite:///x.db"), tmp_path / "r.html")
-    shown, _ = opened(browser, path, width=A4 - 2 * MARGIN)
+def test_the_print_view_fits_a4(complete: optuna.Study, gather, show):
+    shown, _ = show(gather(complete), width=A4 - 2 * MARGIN)
     shown.emulate_media(media="print")
     assert shown.evaluate("document.documentElement.scrollWidth") <= A4 - 2 * MARGIN
     assert shown.pdf(format="A4").startswith(b"%PDF")
@@ -166,11 +180,9 @@ def hostile_study(make_trial, make_study) -> optuna.Study:
     return study
 
 
-def test_a_hostile_study_is_shown_as_text(browser: Browser, make_trial, make_study, tmp_path: Path):
+def test_a_hostile_study_is_shown_as_text(make_trial, make_study, show):
     study = hostile_study(make_trial, make_study)
-    found = collect(study, storage_url=f"sqlite:///{HOSTILE}.db")
-    path = study_page.write(found, tmp_path / "r.html")
-    shown, trouble = opened(browser, path)
+    shown, trouble = show(collect(study, storage_url=f"sqlite:///{HOSTILE}.db"))
     shown.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
     for plot in shown.locator(".nsewdrag").all():
         plot.hover()
@@ -193,8 +205,91 @@ def test_without_javascript_the_tables_hold_the_front(browser: Browser, data: St
     assert "kdsearch train --trial 4" in shown.locator("main").inner_text()
 
 
-def test_a_study_without_trials_opens(browser: Browser, make_study, tmp_path: Path):
-    found = collect(make_study([], bare=True), storage_url="sqlite:///x.db")
-    shown, trouble = opened(browser, study_page.write(found, tmp_path / "r.html"))
+def test_a_study_without_trials_opens(gather, show):
+    shown, trouble = show(gather([], bare=True))
     assert "no trials yet" in shown.locator(".verdict").inner_text()
     assert trouble == []
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A page with a plain figure, one of two subplots, and one that says nothing of its layout."""
+    names = ["a line whose name takes all the width that a phone has", "short", "third", HOSTILE]
+    plain = go.Figure([go.Scatter(x=[1, 2, 3], y=[90, 91, 92 + i], name=name) for i, name in enumerate(names)])
+    plain.update_layout(layout(*AXES, 400, 2))
+    double = make_subplots(rows=1, cols=2, subplot_titles=["mnist", "digits"])
+    for column in (1, 2):
+        double.add_bar(x=["a", "b"], y=[1, 2 * column], name=f"bars {column}", row=1, col=column)
+    double.update_layout(layout(*AXES, 360, 1), margin_t=40)
+    bare = go.Figure([go.Scatter(x=[-1, 1], y=[-1, 1])])
+    header = ["what", *(f"column {i}" for i in range(12)), "held"]
+    grid = Grid(header, [["a row", *["1,234.5 (1,200 to 1,300)"] * 12, held] for held in ("yes", "no", "perhaps")],
+                marks={"yes": "good", "no": "bad", "perhaps": "unsure"})  # fmt: skip
+    sections = [
+        Section("Lines", ["Text with `code`."], plain, "A caption."),
+        Section("Bars", figure=double, grid=grid, note="A note."),
+        Section("Bare", figure=bare),
+    ]
+    made = Document(HOSTILE, f"It holds: {HOSTILE}.", ["Made by `kdsearch`."], sections)
+    return document.write(made, tmp_path, "page")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_figures_are_drawn_offline_in_the_schemes_colours_and_the_page_fits(
+    browser: Browser, path: Path, width: int, scheme: str
+):
+    shown, trouble = opened(browser, path, width=width, scheme=scheme)
+    assert trouble == []
+    assert shown.title().startswith("</script><script>")
+    assert shown.locator("img").count() == 0
+    assert shown.locator("#figure-1 .scatterlayer .trace").count() == 4
+    assert shown.locator("#figure-2 .barlayer .point").count() == 4
+    assert shown.evaluate("document.documentElement.scrollWidth") == width
+    scroll = shown.locator(".scroll")
+    assert scroll.evaluate("element => element.scrollWidth > element.clientWidth")
+    lines = shown.evaluate(
+        "[...document.querySelectorAll('#figure-2 .gridlayer path, #figure-3 .zerolinelayer path')]"
+        ".map((line) => getComputedStyle(line).stroke)"
+    )
+    assert len(lines) > 4
+    assert set(lines) == {GRID[scheme]}
+    grounds = shown.locator("#figure-3 .main-svg").evaluate_all("all => all.map((svg) => svg.style.backgroundColor)")
+    assert set(grounds) <= {"", "rgba(0, 0, 0, 0)"}
+    for name in ("#figure-1 .xtitle", "#figure-2 .annotation-text", "#figure-2 .x2tick text"):
+        assert (brightness(shown, name, "fill") > brightness(shown, "body", "backgroundColor")) == (scheme == "dark")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_legend_of_long_names_hides_neither_plot_nor_axis(browser: Browser, path: Path, width: int):
+    shown, _ = opened(browser, path, width=width, scheme="light")
+    title, legend = (shown.locator(f"#figure-1 {name}").bounding_box() for name in (".xtitle", ".legend"))
+    assert title
+    assert legend
+    assert legend["y"] >= title["y"] + title["height"]
+
+
+def test_marks_show_a_sign_besides_their_word_and_colour(browser: Browser, path: Path):
+    shown, _ = opened(browser, path, width=1280, scheme="light")
+    marks = shown.locator(".mark")
+    assert marks.all_inner_texts() == ["yes", "no", "perhaps"]
+    signs = marks.evaluate_all("marks => marks.map((mark) => getComputedStyle(mark, '::before').content)")
+    assert len(set(signs)) == 3
+    assert len(set(marks.evaluate_all("marks => marks.map((mark) => getComputedStyle(mark).color)"))) == 3
+
+
+def test_print_puts_the_paper_colours_on_every_axis(browser: Browser, path: Path):
+    shown, trouble = opened(browser, path, width=1280, scheme="dark")
+    shown.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    strokes = "[...document.querySelectorAll('#figure-2 .gridlayer path')].map((line) => getComputedStyle(line).stroke)"
+    shown.wait_for_function(f"{strokes}.every((stroke) => stroke === '{GRID['light']}')")
+    assert trouble == []
+
+
+def test_without_javascript_text_and_tables_remain(browser: Browser, path: Path):
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    shown = context.new_page()
+    shown.goto(path.as_uri())
+    assert "needs JavaScript; the tables do not" in shown.locator("#figure-1").inner_text()
+    assert "1,234.5 (1,200 to 1,300)" in shown.locator("main").inner_text()
+    assert shown.locator("h1").inner_text() == HOSTILE

@@ -9,10 +9,8 @@ import pytest
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
-from kdsearch.reporting.collect import collect
 from kdsearch.reporting.dashboard.figure import front
-from kdsearch.reporting.dashboard.note import MARK, note
-from kdsearch.reporting.dashboard.publish import DEFAULT_TRIALS, FIGURE, FIGURE_KEY, Page
+from kdsearch.reporting.dashboard.note import DEFAULT_TRIALS, FIGURE, FIGURE_KEY, MARK, Page, note
 from kdsearch.search import budget
 
 NOW = datetime.datetime(2026, 11, 25, 12, tzinfo=datetime.UTC)
@@ -55,9 +53,9 @@ def test_the_default_number_of_trials_is_the_searchs():
     assert DEFAULT_TRIALS == budget.DEFAULT_TRIALS
 
 
-def test_a_thousand_trials_make_a_small_figure(make_trial, make_study):
+def test_a_thousand_trials_make_a_small_figure(make_trial, gather):
     trials = [make_trial([0.5 + i / 4000, 0.4], 1000.0 - 0.5 * i) for i in range(1000)]
-    data = collect(make_study(trials[:60] + [make_trial([0.3], 10.0 + i) for i in range(940)]), storage_url=URL)
+    data = gather(trials[:60] + [make_trial([0.3], 10.0 + i) for i in range(940)])
     assert len(front(data)) < 16_000
     assert len(note(data, options={}, over=False, now=NOW)) < 8_000
 
@@ -70,14 +68,14 @@ def test_a_study_without_trials_has_a_figure_and_a_note(make_study, bare):
     assert "No trial" in get_note(study)
 
 
-def test_the_estimate_goes_by_the_last_trials(typical):
-    data = collect(typical, storage_url=URL)  # a trial a minute, 6 of them finished
+def test_the_estimate_goes_by_the_last_trials(typical, gather):
+    data = gather(typical)  # a trial a minute, 6 of them finished
     assert "about 4 min 0 s left" in note(data, options={"trials": 10}, over=False, now=NOW)
     assert "left" not in note(data, options={"timeout": 90}, over=False, now=NOW)
     assert "1 min 30 s at most" in note(data, options={"timeout": 90}, over=False, now=NOW)
 
 
-def test_a_hostile_command_stays_text(typical):
+def test_a_hostile_command_stays_text(typical, gather):
     typical.set_user_attr("command", "kdsearch optimize --name '``<img src=x onerror=alert(1)>\n# a'")
-    text = note(collect(typical, storage_url=URL), options={}, over=False, now=NOW)
+    text = note(gather(typical), options={}, over=False, now=NOW)
     assert "``` kdsearch optimize --name '``<img src=x onerror=alert(1)> # a' ```" in text
