@@ -6,10 +6,10 @@ import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import optuna
 import torch
 from optuna import Study
 from torch import nn
@@ -20,7 +20,7 @@ from kdsearch.distil.precision import Choice
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.measure import COSTS, ONNX, deployed
 from kdsearch.measure import cost as find_cost
-from kdsearch.records import StudyAttr, architecture
+from kdsearch.records import Config, StudyAttr, architecture
 from kdsearch.search import space
 from kdsearch.search.run_options import Request
 from kdsearch.storage import DEFAULT_STORAGE
@@ -36,11 +36,9 @@ class Plan:
 
     Attributes:
         spec: the study file with the limits of the command line.
-        split: data on the device.
-        device: where trials are trained.
+        split: data on the device, where trials are trained.
         cost: name of a cost (`measure.cost`).
-        name: of the Optuna study.
-        url: of its storage.
+        name, url: of the Optuna study and its storage.
         data_dir: where data sets lie, as given.
         precision: that convolutions are trained in.
         any_gpu: whether no GPU was named, so that workers share all that are there; `cuda:N` is that one alone.
@@ -81,11 +79,7 @@ def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
 
 
 def check_cost(cost: str) -> None:
-    """Refuse a cost that is unknown, or whose packages are missing.
-
-    Raises:
-        KdsearchError: it is either.
-    """
+    """Refuse a cost that is unknown, or whose packages are missing (KdsearchError)."""
     if cost == ONNX:
         deployed.require(f"--cost {ONNX}")
     else:
@@ -127,11 +121,7 @@ def _names_none(given: str, chosen: torch.device) -> bool:
 
 
 def check_own(study: Study) -> None:
-    """Refuse a study that another program made: its trials are not students of a study file.
-
-    Raises:
-        DefinitionError: it is.
-    """
+    """Refuse a study that another program made (DefinitionError): its trials are not students of a study file."""
     if StudyAttr.STUDY_FILE not in study.user_attrs:
         raise DefinitionError(
             "the study must have been made by kdsearch (`kdsearch optimize`); this is not a study of kdsearch",
@@ -148,15 +138,16 @@ def choose_precision(wanted: str, loaded: spec.StudySpec, split: data.Split, dev
     """
 
     def student() -> nn.Module:
-        config = next((anchor.config for anchor in loaded.anchors.values()), None)
-        if config is None:
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-            config = space.draw(drawn, loaded)
-        family = networks.student_family(loaded.student.family)
-        return family.build(architecture(config), split.shape, len(split.classes))
+        anchored = (anchor.config for anchor in loaded.anchors.values())
+        return build_student(loaded, split, next(chain(anchored, space.draws(loaded))))
 
     return precisions.choose(wanted, device=device, kind=loaded.student.family, shape=split.shape, build=student)
+
+
+def build_student(loaded: spec.StudySpec, split: data.Split, config: Config) -> nn.Module:
+    """Return an untrained student on the default device, of any weights: to be counted or timed."""
+    family = networks.student_family(loaded.student.family)
+    return family.build(architecture(config), split.shape, len(split.classes))
 
 
 def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
@@ -197,8 +188,7 @@ def rejoin(
     Args:
         study: made by kdsearch.
         url: of its storage.
-        data_dir: folder of data sets.
-        device: see `make_plan`.
+        data_dir, device: see `study.optimize`.
         precision: of convolutions in training; "auto": the study's.
 
     Raises:
@@ -233,10 +223,6 @@ def hidden_plugins(plan: Plan) -> list[str]:
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
-    """Refuse a value that is not among the choices.
-
-    Raises:
-        KdsearchError: it is not among them.
-    """
+    """Refuse a value that is not among the choices (KdsearchError)."""
     if value not in choices:
         raise KdsearchError(f"{option} must be known", got=value, remedy=f"choose one of {', '.join(choices)}")

@@ -20,19 +20,19 @@ from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.records import Attr, Config, Progress, StudyAttr, TeacherFacts
-from kdsearch.search import clock, failures, run_options, space
-from kdsearch.search.budget import Budget, epochs_run
+from kdsearch.search import failures, run_options, space
+from kdsearch.search.budget import REST, Budget, Clock, TimedSampler, epochs_run, shares
 from kdsearch.search.definition import begun, check_definition, open_study
-from kdsearch.search.paused import PausedTrials
 from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan, rejoin
+from kdsearch.search.resuming import PausedTrials
 from kdsearch.search.retime import Retimer, lacking
 from kdsearch.search.run_options import CANDIDATES, Options, Request
 from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import ProposalSampler
-from kdsearch.search.sampling.ratio_guess import LikelyRatio
+from kdsearch.search.sampling.surrogate import LikelyRatio
 from kdsearch.search.trial import Objective
 from kdsearch.search.weights import Keeper, folder
-from kdsearch.search.workers import live_view, liveness
+from kdsearch.search.workers import live_view, slots
 from kdsearch.search.workers.loop import run
 from kdsearch.search.workers.supervisor import supervise
 from kdsearch.search.workshop import Workshop
@@ -103,7 +103,6 @@ def make_sampler(
         steps=lambda config: int(config["epochs"]),
         cost=epoch_seconds if by_time else None,
         candidates=candidates,
-        share=1 / candidates,
         paused=paused,
         seed=seed,
         log=[1],
@@ -316,14 +315,14 @@ def work(
         RunError: too many trials in a row failed (see `failures.Streak`).
         KeyboardInterrupt: a signal asked the process to end; its trial is handed back.
     """
-    counted = clock.Clock()
+    counted = Clock()
     place = folder(plan.url, plan.name)
     paused = PausedTrials(place / "paused", progress.warning) if options.resume_trials else None
     inner = make_sampler(
         options.sampler, workshop, candidates=options.candidates, seed=options.seed,
         by_time=counts_seconds(plan, budget), paused=paused,
     )  # fmt: skip
-    study.sampler = clock.TimedSampler(inner, counted)
+    study.sampler = TimedSampler(inner, counted)
     keeper = Keeper(place, progress)
     objective = Objective(
         workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted, keeper=keeper, paused=paused
@@ -337,14 +336,15 @@ def work(
         between()
 
     try:
-        with counted.spent_on(clock.REST):
+        with counted.spent_on(REST):
             run(study, objective, plan, budget=budget, progress=progress, between=also_time)
             retimer.finish()
     finally:
         workshop.keep(now=True, told=progress.warning)
         keeper.sweep(study)
-        clock.keep(study, f"{liveness.name(liveness.myself())} {uuid.uuid4().hex[:8]}", counted.seconds)
-        progress.study_finished(clock.shares(counted.seconds))
+        run_name = f"{slots.worker_name(slots.myself())} {uuid.uuid4().hex[:8]}"  # several runs may be active
+        study.set_user_attr(f"{StudyAttr.SPENT} {run_name}", dict(counted.seconds))
+        progress.study_finished(shares(counted.seconds))
 
 
 @failures.naming_broken_devices()

@@ -19,10 +19,8 @@ from kdsearch.distil.train import Run, State
 from kdsearch.pruning import pruner
 from kdsearch.records import Attr, Config, EpochRecord, Progress, Timing
 from kdsearch.search import failures, space
-from kdsearch.search.budget import epochs_run
-from kdsearch.search.clock import REST, Clock
-from kdsearch.search.paused import PausedTrials
-from kdsearch.search.sampling import resuming
+from kdsearch.search.budget import REST, Clock, epochs_run
+from kdsearch.search.resuming import PausedTrials, resumed
 from kdsearch.search.weights import Keeper
 from kdsearch.search.workshop import Workshop
 from kdsearch.system import machine
@@ -149,7 +147,7 @@ class Objective:
 
     def _resumed(self, trial: Trial) -> FrozenTrial | None:
         """Return the ended trial whose training this one continues, or None."""
-        number = resuming.resumed(trial)
+        number = resumed(trial)
         return None if number is None else trial.study.get_trials(deepcopy=False)[number]
 
     def _seed_for(self, trial: Trial, config: Config) -> int:

@@ -12,7 +12,7 @@ import optuna
 from optuna import Study
 
 from kdsearch.records import Progress
-from kdsearch.search.workers import liveness
+from kdsearch.search.workers import slots
 from kdsearch.system import signals
 
 EVERY = 10.0  # seconds between two refreshes
@@ -50,7 +50,7 @@ class Lease:
         if held.get("name") not in (None, self._name) and not self._is_left(held):
             return False
         self._count += 1
-        self._write({"name": self._name, "count": self._count, "worker": liveness.myself()})
+        self._write({"name": self._name, "count": self._count, "worker": slots.myself()})
         return bool(self._read().get("name") == self._name)
 
     def release(self) -> None:
@@ -61,7 +61,7 @@ class Lease:
     def _is_left(self, held: dict[str, Any]) -> bool:
         sign = held.get("name"), held.get("count")
         self._seen = (sign, self._seen[1] + 1 if sign == self._seen[0] else 0)
-        return liveness.is_gone(held.get("worker")) or self._seen[1] >= self._missed
+        return slots.is_gone(held.get("worker")) or self._seen[1] >= self._missed
 
     def _read(self) -> dict[str, Any]:
         found = self._study._storage.get_study_system_attrs(self._study._study_id).get(LEASE)

@@ -18,7 +18,7 @@ from kdsearch.search.budget import Budget, epochs_run, is_finished
 from kdsearch.search.failures import BrokenDeviceError, Streak
 from kdsearch.search.plan import Plan
 from kdsearch.search.trial import Objective
-from kdsearch.search.workers import liveness, slots
+from kdsearch.search.workers import slots
 from kdsearch.system import signals
 
 LOOK = 1.0  # seconds between two looks at a study without free trials
@@ -47,7 +47,7 @@ def run(
         KeyboardInterrupt: as it came.
     """
     streak = Streak()
-    watch = liveness.Watch()
+    watch = slots.Watch()
     budget.start()
     progress.study_started(*budget.progress(study))
     try:
@@ -90,7 +90,7 @@ def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
     study._thread_local.cached_all_trials = None  # as `Study.ask` does
     trial = Trial(study, trial_id)
     values, state = None, TrialState.FAIL
-    with liveness.beating(study, trial_id):
+    with slots.beating(study, trial_id):
         try:
             values, state = objective(trial), TrialState.COMPLETE
         except TrialPruned:
@@ -104,7 +104,7 @@ def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
     return study._storage.get_trial(trial_id)
 
 
-def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: liveness.Watch, progress: Progress) -> bool:
+def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: slots.Watch, progress: Progress) -> bool:
     """Hand back the trials of workers that are gone and warn of it; return whether there were any."""
     abandoned = watch.abandoned(trials, time.monotonic())
     for trial, reason in abandoned:
@@ -124,7 +124,7 @@ def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BA
     """
     trials = study.get_trials(deepcopy=False)
     for trial in trials:
-        if trial.state != TrialState.RUNNING or trial.user_attrs.get(Attr.WORKER) != liveness.myself():
+        if trial.state != TrialState.RUNNING or trial.user_attrs.get(Attr.WORKER) != slots.myself():
             continue
         before = trial.user_attrs.get(Attr.RETRY_OF)
         known = next((other.user_attrs.get(Attr.FAIL_REASON) for other in trials if other.number == before), None)

@@ -21,11 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.errors import RunError
 from kdsearch.records import Attr, EpochRecord, Progress
-from kdsearch.search import clock, failures, space
-from kdsearch.search.budget import epochs_run, is_finished
+from kdsearch.search import failures, space
+from kdsearch.search.budget import epochs_run, is_finished, seconds_spent, shares
 from kdsearch.search.plan import Plan
 from kdsearch.search.run_options import Options
-from kdsearch.search.workers import liveness
+from kdsearch.search.workers import slots
 from kdsearch.search.workers.loop import describe, hand_back_abandoned
 from kdsearch.system import signals
 
@@ -166,7 +166,7 @@ class Crew:
 
 
 @contextmanager
-def _tidied(study: Study, watch: liveness.Watch, progress: Progress) -> Iterator[None]:
+def _tidied(study: Study, watch: slots.Watch, progress: Progress) -> Iterator[None]:
     """Hand back after an interruption what a worker could not, because the signal arrived during a query."""
     try:
         yield
@@ -213,10 +213,10 @@ def supervise(
         KeyboardInterrupt: a signal asked this process to end; the workers have handed back their trials.
     """
     budget = options.budget()
-    begin, before = time.monotonic(), clock.spent(study)
+    begin, before = time.monotonic(), seconds_spent(study)
     budget.start()
     space.enqueue_missing(study, plan.spec, at_most=budget.trials)
-    monitor, watch = Monitor(study, progress), liveness.Watch()
+    monitor, watch = Monitor(study, progress), slots.Watch()
     progress.study_started(*budget.progress(study))
     deaths, finished = 0, 0
     lost: Counter[int] = Counter()  # by worker, how often its GPU failed
@@ -248,8 +248,8 @@ def supervise(
                     remedy="look at the system's log (memory?) and run the same command again",
                 )
     monitor.look()
-    after = clock.spent(study)
-    progress.study_finished(clock.shares({work: after[work] - before[work] for work in after}))
+    after = seconds_spent(study)
+    progress.study_finished(shares({work: after[work] - before[work] for work in after}))
 
 
 def _refuse(worker: Ended) -> bool:
