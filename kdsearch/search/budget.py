@@ -68,7 +68,6 @@ class Budget:
         self._end: float | None = None
 
     def start(self) -> None:
-        """Start the time limit."""
         self._end = None if self.seconds is None else time.monotonic() + self.seconds
 
     def spent(self, study: Study) -> str | None:
@@ -100,11 +99,7 @@ class Budget:
 
 
 class Clock:
-    """Counts wall-clock seconds by kind of work, each second once, for the innermost kind.
-
-    Attributes:
-        seconds: by kind of work so far.
-    """
+    """Counts wall-clock seconds by kind of work, each second once, for the innermost kind."""
 
     def __init__(self) -> None:
         self.seconds: dict[Work, float] = dict.fromkeys(WORK, 0.0)

@@ -34,17 +34,11 @@ MATTERS = ("kdsearch", "torch", "device_model", "threads", "precision")  # of an
 
 @dataclass(frozen=True)
 class Job:
-    """One confirmation run to do.
+    """One confirmation run to do."""
 
-    Attributes:
-        trial: complete, with the epoch that validation chose.
-        repeat: counted from 0.
-        control: whether the student is trained on labels alone.
-    """
-
-    trial: FrozenTrial
-    repeat: int
-    control: bool = False
+    trial: FrozenTrial  # complete, with the epoch that validation chose
+    repeat: int  # counted from 0
+    control: bool = False  # whether the student is trained on labels alone
 
     @property
     def seed(self) -> int:

@@ -145,19 +145,6 @@ def begun(backend: BaseStorage, name: str, choice: Choice, device: torch.device)
     return stored
 
 
-def check_definition(study: Study, plan: Plan) -> None:
-    """Refuse to join a study whose definition this machine's plan does not match.
-
-    Raises:
-        DefinitionError: data, teacher or, if time is measured, the model of the device differ.
-    """
-    remedy = (
-        "join from a machine with the study's data (--data-dir names their folder) and device (studies of --cost flops "
-        "take any device)"
-    )
-    check(study, definition(plan), remedy=remedy)
-
-
 def open_study(plan: Plan, backend: BaseStorage) -> Study:
     """Create the plan's study, or open the existing one.
 

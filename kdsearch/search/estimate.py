@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -125,12 +126,7 @@ class Size:
 
 
 def size_of(network: nn.Module, image: Tensor) -> Size:
-    """Count a network's size.
-
-    Args:
-        network: left in evaluation mode.
-        image: (1, channels, height, width), on its device, which may be `meta`.
-    """
+    """Count the size of a network, which is left in evaluation mode, on an image: (1, channels, height, width)."""
     leaves = [module for module in network.modules() if not list(module.children())]
     operations = values = 0.0
 
@@ -150,26 +146,20 @@ def size_of(network: nn.Module, image: Tensor) -> Size:
     return Size(len(leaves), sum(each.numel() for each in network.parameters()), operations, values)
 
 
-class Sizes:
-    """Sizes of a plan's students, each architecture counted once."""
+def sizes_of(plan: Plan) -> Callable[[Config], Size]:
+    """Return a function that counts the size of a configuration's student, each architecture once."""
+    image = torch.zeros(1, *plan.split.shape)
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._known: dict[str, Size] = {}
+    @cache
+    def counted(key: str) -> Size:
+        built = partial(build_student, plan.spec, plan.split, json.loads(key))
+        try:
+            with torch.device("meta"):
+                return size_of(built(), image.to("meta"))
+        except Exception:  # a plugin's family may need real weights
+            return size_of(built(), image)
 
-    def __call__(self, config: Config) -> Size:
-        key = space.architecture_key(config)
-        if key not in self._known:
-            try:
-                with torch.device("meta"):
-                    self._known[key] = self._counted(config)
-            except Exception:  # a plugin's family may need real weights
-                self._known[key] = self._counted(config)
-        return self._known[key]
-
-    def _counted(self, config: Config) -> Size:
-        split = self._plan.split
-        return size_of(build_student(self._plan.spec, split, config), torch.zeros(1, *split.shape))
+    return lambda config: counted(space.architecture_key(config))
 
 
 @dataclass(frozen=True)
@@ -358,7 +348,7 @@ def parts(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES) -> dict[s
     if count:
         shares += [(count * weight, config) for weight, config in zip(weights, drawn, strict=True)]
     configs = [config for _, config in shares]
-    sizes = Sizes(plan)
+    sizes = sizes_of(plan)
     paces = measure(plan, configs, sizes)
     network = teacher.untrained(plan.spec.teacher, plan.split)
     different = _different(anchors, drawn, count)

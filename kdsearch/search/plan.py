@@ -27,32 +27,21 @@ from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import machine, plugins
 
 DEFAULT_DATASET = "digits"
-NOT_CHOSEN = Choice("float32", "none was chosen")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run, checked, with nothing trained yet.
+    """The plan of a run, checked, with nothing trained yet."""
 
-    Attributes:
-        spec: the study file with the limits of the command line.
-        split: data on the device, where trials are trained.
-        cost: name of a cost (`measure.cost`).
-        name, url: of the Optuna study and its storage.
-        data_dir: where data sets lie, as given.
-        precision: that convolutions are trained in.
-        any_gpu: whether no GPU was named, so that workers share all that are there; `cuda:N` is that one alone.
-    """
-
-    spec: spec.StudySpec
-    split: data.Split
-    device: torch.device
-    cost: str
-    name: str
-    url: str
-    data_dir: str | None = None
-    precision: Choice = NOT_CHOSEN
-    any_gpu: bool = False
+    spec: spec.StudySpec  # the study file with the limits of the command line
+    split: data.Split  # on the device
+    device: torch.device  # that trials are trained on
+    cost: str  # name of a cost (`measure.cost`)
+    name: str  # of the Optuna study
+    url: str  # of its storage
+    data_dir: str | None  # as given
+    precision: Choice  # that convolutions are trained in
+    any_gpu: bool  # no GPU was named, so that workers share all that are there; `cuda:N` is that one alone
 
 
 def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
@@ -151,20 +140,16 @@ def build_student(loaded: spec.StudySpec, split: data.Split, config: Config) -> 
 
 
 def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
-    """Return the plan with the settings that a study was begun with, unless the user overrides them.
+    """Return a plan with the settings of the stored definition of its study, unless the user overrides them.
 
     A study made before there were pools of views continues with draws from all views; one made before `cuda_batch` with
     the batch size that it was timed with; one made before `distillation` with its own loss; and the precision stays.
-
-    Args:
-        plan: from `make_plan`.
-        stored: the definition of the study of that name.
     """
     loaded = plan.spec
     augment = loaded.student.recipe.augment
-    before = _part(stored, "student", "recipe", "augment")
-    if "views" not in before and loaded.with_augment(augment.model_copy(update={"views": None})).pooled() == loaded:
-        loaded = loaded.with_augment(augment.model_copy(update={"views": None}))
+    all_views = loaded.with_augment(augment.model_copy(update={"views": None}))
+    if "views" not in _part(stored, "student", "recipe", "augment") and all_views.pooled() == loaded:
+        loaded = all_views
     if "cuda_batch" not in _part(stored, "latency"):
         loaded = loaded.model_copy(update={"latency": loaded.latency.model_copy(update={"cuda_batch": None})})
     if "distillation" not in {*loaded.model_fields_set, *stored}:
@@ -183,13 +168,7 @@ def _part(stored: object, *keys: str) -> Mapping[str, Any]:
 def rejoin(
     study: Study, *, url: str, data_dir: str | None = None, device: str = "auto", precision: str = "auto"
 ) -> Plan:
-    """Return the plan of an existing study, with the data on this machine.
-
-    Args:
-        study: made by kdsearch.
-        url: of its storage.
-        data_dir, device: see `study.optimize`.
-        precision: of convolutions in training; "auto": the study's.
+    """Return the plan of an existing study, with the data on this machine; the precision "auto" is the study's.
 
     Raises:
         KdsearchError: the study was not made by kdsearch, or its data or the device are missing here.

@@ -49,10 +49,7 @@ class PausedTrials(Paused):
     """The ended trials of a study, their checkpoints in a folder of this machine.
 
     Several processes may share the folder. A checkpoint is claimed by renaming its file, which one process wins.
-
-    Args:
-        place: folder of the checkpoints, beside the study's weights.
-        warn: gets one line about a checkpoint that cannot be written or read; the study goes on.
+    `warn` gets one line about a checkpoint that cannot be written or read; the study goes on.
     """
 
     def __init__(self, place: Path, warn: Callable[[str], object]) -> None:
@@ -147,10 +144,6 @@ def promises(
     It is the pruner's forecast without its optimism, from all curves seen by now: freeze-thaw in spirit (Swersky,
     Snoek, Adams, arXiv 1406.3896), with nearest neighbours in place of its Gaussian process. Trials that are at their
     end, that have been resumed, or that nothing can be forecast for are left out.
-
-    Args:
-        numbers: of the ended trials among `trials`.
-        steps: of a configuration's training.
     """
     found: dict[int, float] = {}
     for number in sorted(set(numbers) & set(history.ended.number.tolist())):
@@ -166,12 +159,7 @@ def promises(
 
 
 def choose(paused: Paused, promised: Mapping[int, float], bar: float) -> int | None:
-    """Claim the most promising trial above a bar, and drop those that are not worth their checkpoints.
-
-    Args:
-        promised: see `promises`.
-        bar: gain per step that others promise.
-    """
+    """Claim the most promising trial above a bar (gain per step), and drop those not worth their checkpoints."""
     for number in list(promised)[MOST:]:
         paused.drop(number)
     for number, gain in promised.items():

@@ -27,18 +27,11 @@ STATUS = "`kdsearch status` lists the front"
 
 @dataclass(frozen=True)
 class Retrained:
-    """A retrained student.
-
-    Attributes:
-        network: with the weights of its best validated checkpoint or, trained on the whole set, of its last epoch.
-        epoch: of that checkpoint.
-        accuracy: of validation, a fraction; None if the validation images were trained on.
-        test_accuracy: a fraction.
-    """
+    """A retrained student, with the weights of its best validated epoch or, trained on the whole set, of its last."""
 
     network: nn.Module
-    epoch: int
-    accuracy: float | None
+    epoch: int  # of these weights
+    accuracy: float | None  # of validation, a fraction; None if the validation images were trained on
     test_accuracy: float
     config: Config
 
@@ -160,9 +153,6 @@ def taught_to(
 
     Args:
         workshop: of the study; that of `Workshop.undivided` trains on the whole training set.
-        seed: of the student's weights and training.
-        last: the final epoch, at most the configuration's.
-        on_epoch: called with each record.
         best: sees the student after each epoch, if a checkpoint is to be chosen; None: the last epoch's weights stay.
 
     Returns:

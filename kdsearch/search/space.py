@@ -67,7 +67,6 @@ def suggest(
     Stages are sampled as `blocks_1`, `blocks_2`, ...; the temperature only if the loss weight is above 0.
 
     Args:
-        trial: the source of samples.
         space: `[space]` of a study.
         conditional: see `networks.Family`; None: all dimensions have an effect.
     """
@@ -127,17 +126,18 @@ def enqueue_missing(
     Returns:
         Whether any was enqueued.
     """
-    enqueued = False
-    states: dict[str, Counter[TrialState]] = {}
-    for trial in study.get_trials(deepcopy=False) if trials is None else trials:
-        name = trial.user_attrs.get(Attr.ANCHOR)
-        if name is not None and not was_handed_back(trial.user_attrs):
-            states.setdefault(name, Counter())[trial.state] += 1
-    for name, anchor in list(spec.anchors.items())[:at_most]:
-        seen = states.get(name, Counter())
-        there = seen[TrialState.COMPLETE] + seen[TrialState.WAITING] + seen[TrialState.RUNNING]
-        if there or seen[TrialState.FAIL] >= MAX_FAILURES:
-            continue
-        study.enqueue_trial(trial_parameters(anchor.config, spec.space), user_attrs={Attr.ANCHOR: name})
-        enqueued = True
-    return enqueued
+    seen = Counter(
+        (trial.user_attrs.get(Attr.ANCHOR), trial.state)
+        for trial in (study.get_trials(deepcopy=False) if trials is None else trials)
+        if not was_handed_back(trial.user_attrs)
+    )
+    lacking = [
+        name
+        for name in list(spec.anchors)[:at_most]
+        if not any(seen[name, state] for state in (TrialState.COMPLETE, TrialState.WAITING, TrialState.RUNNING))
+        and seen[name, TrialState.FAIL] < MAX_FAILURES
+    ]
+    for name in lacking:
+        parameters = trial_parameters(spec.anchors[name].config, spec.space)
+        study.enqueue_trial(parameters, user_attrs={Attr.ANCHOR: name})
+    return bool(lacking)

@@ -49,10 +49,7 @@ class Keeper:
 
     Several processes may do so at once. A file is named after its trial and the digest of its tensors, and written
     completely before the trial refers to it, so a killed process leaves at most a file that the next `sweep` removes.
-
-    Args:
-        place: the folder.
-        progress: receives a warning if the folder cannot be written; the trial goes on.
+    If the folder cannot be written there is a warning, and the trial goes on.
     """
 
     def __init__(self, place: Path, progress: Progress) -> None:

@@ -32,30 +32,20 @@ from kdsearch.system import machine
 
 @dataclass(frozen=True)
 class Workshop:
-    """What all trials of a study share.
-
-    Attributes:
-        split: data on the device.
-        cost: name of a cost (`measure.cost`).
-        precision: of convolutions in training; None: the device's default.
-        begins: images at the beginning of the training images that have answers of their own; None: none.
-    """
+    """What all trials of a study share."""
 
     spec: StudySpec
-    split: Split
+    split: Split  # on the device
     teacher: Teacher
-    cost: str
-    precision: Precision | None = None
-    begins: ImageSet | None = None
+    cost: str  # name of a cost (`measure.cost`)
+    precision: Precision | None = None  # of convolutions in training; None: the device's default
+    begins: ImageSet | None = None  # images at the beginning of the training images that have answers of their own
 
     @classmethod
     def open(cls, plan: Plan, progress: Progress | None = None, *, cost: str | None = None) -> Workshop:
         """Open data and teacher of a plan; the teacher is trained if it is not cached.
 
-        Args:
-            plan: a checked plan.
-            progress: receives the teacher's training.
-            cost: None: the plan's; "flops" where nothing is timed.
+        The cost is "flops" where nothing is timed; None: the plan's.
 
         Raises:
             TeacherError: the teacher cannot be built, trained or loaded, or is at chance.

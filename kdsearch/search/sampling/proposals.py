@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
@@ -286,13 +287,17 @@ class ProposalSampler(WrappedSampler):
     def _gains(
         self, scale: Scale, seen: Stack, params: Sequence[Mapping[str, Any]], points: Floats, steps: Sequence[int]
     ) -> Floats:
-        """Return the expected gain of each candidate, (candidates,)."""
+        """Return the expected gain of each candidate, (candidates,).
+
+        The surrogate learns the log error of every trial's best checkpoint, at its last step.
+        """
         history = self._history
         front = scale.transform(seen.points[seen.feasible])
         front = front[pareto.members(front)]
-        self._learn(scale, _latest(seen))
-        clock = log_steps(np.array(steps), history.grid) / (log_steps(history.grid, history.grid)[-1] or 1.0)
-        mean, deviation = self._model.predict(np.column_stack([history.features(params), clock]))
+        latest = _latest(seen)
+        errors = scale.errors(latest.points[:, scale.observed])
+        self._model.fit(np.column_stack([latest.features, self._clock(latest.last)]), errors)
+        mean, deviation = self._model.predict(np.column_stack([history.features(params), self._clock(np.array(steps))]))
         values = scale.values(mean[:, None] + deviation[:, None] * QUANTILES)  # (candidates, quantiles)
         hoped = np.repeat(scale.transform(points), len(QUANTILES), axis=0)
         hoped[:, history.observed] = values.reshape(-1)
@@ -300,12 +305,11 @@ class ProposalSampler(WrappedSampler):
         expected: Floats = gains.reshape(len(points), -1).mean(axis=1)
         return expected
 
-    def _learn(self, scale: Scale, seen: Stack) -> None:
-        """Fit the surrogate to the log error of every trial's best checkpoint, at its last step."""
+    def _clock(self, steps: NDArray[Any]) -> Floats:
+        """Return steps on a logarithmic scale from 0 to 1."""
         grid = self._history.grid
-        clock = log_steps(seen.last, grid) / (log_steps(grid, grid)[-1] or 1.0)
-        errors = scale.errors(seen.points[:, scale.observed])
-        self._model.fit(np.column_stack([seen.features, clock]), errors)
+        clock: Floats = log_steps(steps, grid) / (log_steps(grid, grid)[-1] or 1.0)
+        return clock
 
 
 def _latest(seen: Stack) -> Stack:

@@ -124,9 +124,6 @@ class LikelyRatio:
 
     A timed architecture has its ratio. Otherwise the log ratio is interpolated over the log of the counted operations'
     ratio, and extrapolated along the last two timed ones.
-
-    Args:
-        workshop: provides the teacher and students that are counted.
     """
 
     def __init__(self, workshop: Workshop) -> None:
@@ -167,19 +164,16 @@ class LikelyRatio:
         """Return the teacher's operations / the student's, counted without allocating weights."""
         key = architecture_key(config)
         if key not in self._counted:
-            workshop = self._workshop
-            split = workshop.split
-            count = _operations(workshop.spec.student.family, key, tuple(split.shape), len(split.classes))
-            self._counted[key] = self._teacher / count
+            family, split = self._workshop.spec.student.family, self._workshop.split
+            self._counted[key] = self._teacher / _operations(family, key, split.shape, len(split.classes))
         return self._counted[key]
 
 
 @cache
-def _operations(family: str, key: str, shape: tuple[int, ...], classes: int) -> int:
+def _operations(family: str, key: str, shape: tuple[int, int, int], classes: int) -> int:
     """Return the operations of a student (by its `architecture_key`), counted once a process: it takes milliseconds."""
-    channels, height, width = shape
     with torch.device("meta"):
-        student = networks.student_family(family).build(json.loads(key), (channels, height, width), classes)
+        student = networks.student_family(family).build(json.loads(key), shape, classes)
         return flops.count(student, torch.zeros(1, *shape))
 
 

@@ -35,11 +35,7 @@ def run(
 ) -> None:
     """Run trials until the budget allows no new one; on an interruption hand the running one back to the study.
 
-    Args:
-        study, objective, plan: what runs.
-        budget: of the study.
-        progress: receives the trials' events.
-        between: called between trials, and while there is none to run.
+    `between` is called between trials, and while there is none to run.
 
     Raises:
         RunError: too many trials in a row failed (see `failures.Streak`).
@@ -79,11 +75,6 @@ def run(
 def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
     """Run a claimed trial and report its outcome; if another process has handed it back meanwhile, that stands.
 
-    Args:
-        study: of the trial.
-        objective: stores why it fails.
-        trial_id: of a trial that this process has claimed.
-
     Raises:
         BrokenDeviceError: this process can run nothing any more; the trial still runs, as far as the storage knows.
     """
@@ -97,7 +88,7 @@ def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
             state = TrialState.PRUNED
         except BrokenDeviceError:
             raise
-        except Exception:
+        except Exception:  # the objective has stored why
             pass
         with signals.shield(), suppress(UpdateFinishedTrialError):
             study.tell(trial, values, state, skip_if_finished=True)
@@ -114,7 +105,7 @@ def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: slot
 
 
 def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BACK), *, twice: bool = True) -> None:
-    """Hands back what this process was running.
+    """Hand back what this process was running.
 
     Args:
         study: of the trial.
@@ -123,8 +114,9 @@ def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BA
             that breaks the GPU wherever it runs would take all workers with it.
     """
     trials = study.get_trials(deepcopy=False)
+    me = slots.myself()
     for trial in trials:
-        if trial.state != TrialState.RUNNING or trial.user_attrs.get(Attr.WORKER) != slots.myself():
+        if trial.state != TrialState.RUNNING or trial.user_attrs.get(Attr.WORKER) != me:
             continue
         before = trial.user_attrs.get(Attr.RETRY_OF)
         known = next((other.user_attrs.get(Attr.FAIL_REASON) for other in trials if other.number == before), None)
@@ -137,7 +129,6 @@ def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BA
 
 
 def describe(trial: FrozenTrial) -> str:
-    """Describe a trial's outcome in a few words."""
     found = trial.user_attrs
     if trial.state == TrialState.FAIL:
         return str(found.get(Attr.FAIL_REASON, "no reason stored"))

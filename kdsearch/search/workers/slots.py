@@ -66,7 +66,6 @@ def _started(pid: int) -> int | None:
 
 
 def myself() -> dict[str, Any]:
-    """Return the identity of this process, as stored with a trial."""
     return {"host": platform.node(), "machine": machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
@@ -78,7 +77,6 @@ def is_gone(worker: dict[str, Any] | None) -> bool:
 
 
 def worker_name(worker: dict[str, Any] | None) -> str:
-    """Describe a worker in words."""
     return f"process {worker['pid']} on {worker['host']}" if worker else "a worker that had not begun"
 
 
@@ -106,7 +104,7 @@ def claim(study: Study, wanted: int | None, trials: Sequence[FrozenTrial] | None
     """Claim a trial for this process to run.
 
     Args:
-        study: the study of the slots.
+        study: of the slots.
         wanted: N; None: no limit.
         trials: of the study, as read a moment ago. Outdated ones are safe: a live trial stays live or counts no more.
             None: they are read here.
@@ -152,9 +150,9 @@ def _prepare(study: Study, slot: FrozenTrial, trials: Sequence[FrozenTrial]) -> 
     """Give a claimed slot without parameters those of a trial that waits behind the first N, if there is one."""
     if has_work(slot, trials):
         return
-    behind = [trial for trial in trials if trial.state == TrialState.WAITING and trial.number != slot.number]
-    for trial in behind:
-        if has_work(trial, trials) and _take(study, trial):
+    for trial in trials:
+        waits = trial.state == TrialState.WAITING and trial.number != slot.number
+        if waits and has_work(trial, trials) and _take(study, trial):
             _copy_work(study, slot, trial)
             fail(study, trial, f"its work was moved to trial {slot.number}")
             return
@@ -182,11 +180,6 @@ def fail(study: Study, trial: FrozenTrial, reason: str) -> bool:
 
 def hand_back(study: Study, trial: FrozenTrial, reason: str) -> bool:
     """Fail a running trial whose worker is gone, and enqueue its parameters; nothing else of it is kept.
-
-    Args:
-        study: of the trial.
-        trial: as just read.
-        reason: why it does not go on.
 
     Returns:
         Whether this call did it: if several workers notice, only one enqueues.
@@ -237,10 +230,6 @@ class Watch:
     On this machine the system tells immediately. On other machines the beat must be unchanged over several looks, which
     only count a while apart by this process's monotonic clock. So neither a clock that jumps nor a storage that was
     away fails a live trial.
-
-    Args:
-        every: seconds between two looks that count.
-        missed: looks at an unchanged beat.
     """
 
     def __init__(self, every: float = BEAT, missed: int = MISSED) -> None:
@@ -249,12 +238,7 @@ class Watch:
         self._next = 0.0
 
     def abandoned(self, trials: Sequence[FrozenTrial], now: float) -> list[tuple[FrozenTrial, str]]:
-        """Return the abandoned ones among a study's trials, each with the reason.
-
-        Args:
-            trials: of the study, as just read.
-            now: seconds of a monotonic clock.
-        """
+        """Return the abandoned ones among a study's trials as just read, each with the reason; `now` is monotonic."""
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         dead = [trial for trial in running if is_gone(trial.user_attrs.get(Attr.WORKER))]
         found = [(trial, f"{worker_name(trial.user_attrs[Attr.WORKER])} died") for trial in dead]
