@@ -67,7 +67,7 @@ def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
         there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         names = there.split(",")
         changed["CUDA_VISIBLE_DEVICES"] = names[index % len(names)]
-    if "OMP_NUM_THREADS" not in os.environ:  # on CUDA, too, where the host would have a thread a core for each worker
+    if "OMP_NUM_THREADS" not in os.environ:  # on CUDA, too: a worker's host side takes a thread a core
         changed["OMP_NUM_THREADS"] = str(max(1, cores() // workers))
     return {**os.environ, **changed}
 
@@ -229,7 +229,7 @@ def supervise(
 
 
 def _refuse(worker: Ended) -> bool:
-    """Return whether a worker's GPU failed; raise its other words that it cannot work, for none else could either."""
+    """Return whether a worker's GPU failed; raise any other word of its own that it cannot work: no other one could."""
     if worker.code and failures.is_of_device(worker.words):
         return True
     if worker.code and worker.words.startswith(OURS):
