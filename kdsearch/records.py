@@ -40,7 +40,7 @@ class Attr:
     LOSSES = "losses"  # mean training loss of each epoch
     FAIL_REASON = "fail_reason"
     FAILED_BY = "failed_by"  # "memory" or "loss" if its configuration made it fail (see search.failures)
-    WORKER = "worker"  # the process that runs it (see search.workers.liveness)
+    WORKER = "worker"  # the process that runs it (see search.workers.slots)
     BEAT = "beat"  # counter that grows while the trial runs
     RETRY_OF = "retry_of"  # number of the handed-back trial whose parameters it runs again
     RESUMED = "resumed"  # epochs of its curve that another trial trained, from whose checkpoint it went on
@@ -79,7 +79,7 @@ class StudyAttr:
     CONFIRMED = "confirmed:"  # prefix of confirmed:NUMBER, the runs of a trial's confirmation
     CONTROL = "control:"  # the same for the student trained on labels alone, the control of distillation
     REPEATS = "confirm_repeats"  # planned number of confirmation runs, and later increases
-    SPENT = "spent"  # prefix of the names of each process's seconds by kind of work (see search.clock)
+    SPENT = "spent"  # prefix of the names of each process's seconds by kind of work (see search.budget)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The search: space, anchors, sampling, trials, budgets, studies, workers, confirmation.
 
-Others use `budget`, `confirm`, `definition`, `estimate`, `plan`, `retrain`, `run_options`, `sampling.proposals`,
-`sampling.resuming`, `sampling.samplers`, `space`, `study`, `weights`, `workshop`.
+Others use `budget`, `confirm`, `definition`, `estimate`, `plan`, `resuming`, `retrain`, `run_options`,
+`sampling.proposals`, `sampling.samplers`, `space`, `study`, `weights`, `workshop`.
 """

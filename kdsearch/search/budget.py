@@ -1,19 +1,25 @@
-"""Budgets of a study: finished trials, epochs of training over all trials, seconds."""
+"""What a study may spend (finished trials, epochs of training over all trials, seconds), and where its time went."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 from optuna import Study, Trial
+from optuna.samplers import BaseSampler
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from kdsearch.errors import KdsearchError
-from kdsearch.records import Attr
+from kdsearch.records import Attr, StudyAttr
+from kdsearch.search.sampling.samplers import WrappedSampler
 
 DEFAULT_TRIALS = 50  # if no other limit is given
-EPOCHS_SPENT = "the epochs budget was spent"
-TIME_OVER = "the timeout had passed"
+
+Work = Literal["training", "asking the teacher", "scoring", "timing", "search", "storage and the rest"]
+WORK: tuple[Work, ...] = get_args(Work)
+REST: Work = "storage and the rest"
 
 
 def epochs_run(trial: BaseTrial) -> int:
@@ -27,7 +33,6 @@ def is_finished(trial: FrozenTrial) -> bool:
 
 
 def finished_count(trials: Iterable[FrozenTrial]) -> int:
-    """Return the number of finished trials."""
     return sum(map(is_finished, trials))
 
 
@@ -40,15 +45,12 @@ def epochs_spent(trials: Iterable[FrozenTrial]) -> int:
 
 
 class Budget:
-    """The limits of a study.
+    """The limits of a study; None where there is none.
 
     Args:
         trials: number of finished trials that ends the study; None: 50, or no limit if another one is given.
         epochs: of training over all trials of the study, also anchors, pruned, failed and killed ones.
         seconds: of this run, from `start` on.
-
-    Attributes:
-        trials, epochs, seconds: the limits; None where there is none.
 
     Raises:
         KdsearchError: a limit is below 1 (seconds: below 0).
@@ -66,7 +68,6 @@ class Budget:
         self._end: float | None = None
 
     def start(self) -> None:
-        """Start the time limit."""
         self._end = None if self.seconds is None else time.monotonic() + self.seconds
 
     def spent(self, study: Study) -> str | None:
@@ -81,8 +82,9 @@ class Budget:
     def _spent(self, trials: Callable[[], Sequence[FrozenTrial]]) -> str | None:
         """Read the trials only if epochs are limited, because a running trial asks after every epoch."""
         if self._end is not None and time.monotonic() >= self._end:
-            return TIME_OVER
-        return EPOCHS_SPENT if self.epochs is not None and epochs_spent(trials()) >= self.epochs else None
+            return "the timeout had passed"
+        exhausted = self.epochs is not None and epochs_spent(trials()) >= self.epochs
+        return "the epochs budget was spent" if exhausted else None
 
     def cut(self, trial: Trial) -> str | None:
         """Return why a running trial has to end after this epoch, or None; anchors are always trained to their end."""
@@ -94,3 +96,58 @@ class Budget:
         if self.trials is None and self.epochs is not None:
             return epochs_spent(trials), self.epochs, "epochs"
         return finished_count(trials), self.trials, "trials"
+
+
+class Clock:
+    """Counts wall-clock seconds by kind of work, each second once, for the innermost kind."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[Work, float] = dict.fromkeys(WORK, 0.0)
+        self._now: Work | None = None
+        self._since = 0.0
+
+    @contextmanager
+    def spent_on(self, work: Work) -> Iterator[None]:
+        """Count the body's seconds as this kind of work, except those of nested kinds."""
+        outer = self._switch(work)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def _switch(self, work: Work | None) -> Work | None:
+        now, before = time.perf_counter(), self._now
+        if before is not None:
+            self.seconds[before] += now - self._since
+        self._now, self._since = work, now
+        return before
+
+    def move(self, seconds: float, source: Work, target: Work) -> None:
+        """Reassign seconds from one kind of work to another."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
+
+
+def shares(seconds: Mapping[Any, float]) -> str:
+    """Return the shares of the time in words, largest first: "training 94 %, timing 3 %"; empty for no time."""
+    total = sum(seconds.values())
+    if total <= 0:
+        return ""
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{work} {100 * spent / total:.0f} %" for work, spent in ordered if spent > 0)
+
+
+def seconds_spent(study: Study) -> dict[str, float]:
+    """Return a study's seconds by kind of work, over all runs and workers that have ended."""
+    kept = [value for name, value in study.user_attrs.items() if name.split(" ")[0] == StudyAttr.SPENT]
+    return {work: sum(each.get(work, 0.0) for each in kept) for work in WORK}
+
+
+class TimedSampler(WrappedSampler):
+    """Counts an inner sampler's seconds as search."""
+
+    def __init__(self, inner: BaseSampler, clock: Clock) -> None:
+        super().__init__(inner)
+        names = ("before_trial", "infer_relative_search_space", "sample_relative", "sample_independent", "after_trial")
+        for name in names:
+            setattr(self, name, clock.spent_on("search")(getattr(inner, name)))

@@ -34,17 +34,11 @@ MATTERS = ("kdsearch", "torch", "device_model", "threads", "precision")  # of an
 
 @dataclass(frozen=True)
 class Job:
-    """One confirmation run to do.
+    """One confirmation run to do."""
 
-    Attributes:
-        trial: complete, with the epoch that validation chose.
-        repeat: counted from 0; determines the seed.
-        control: whether the student is trained on labels alone.
-    """
-
-    trial: FrozenTrial
-    repeat: int
-    control: bool = False
+    trial: FrozenTrial  # complete, with the epoch that validation chose
+    repeat: int  # counted from 0
+    control: bool = False  # whether the student is trained on labels alone
 
     @property
     def seed(self) -> int:
@@ -104,17 +98,17 @@ def near_front(study: Study) -> set[int]:
     """Return the numbers of trials on the front or within the validation noise of it.
 
     A trial is near the front if no trial that is at least as fast is more than a standard error of its validation
-    accuracy
-    ahead: the one-standard-error rule of Breiman, Friedman, Olshen and Stone, Classification and Regression Trees
-        (1984).
+    accuracy ahead: the one-standard-error rule of Breiman, Friedman, Olshen and Stone, Classification and Regression
+    Trees (1984).
     If the number of validation images cannot be derived from the accuracies, this is the front alone.
     """
     front = study.best_trials
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     images = count_of(trial.values[0] for trial in complete)
     numbers = {trial.number for trial in front}
-    for trial in complete if images else ():
-        assert images is not None
+    if not images:
+        return numbers
+    for trial in complete:
         ahead = max((other.values[0] for other in front if other.values[1] >= trial.values[1]), default=-math.inf)
         error = math.sqrt(max(0.0, ahead * (1 - ahead)) / images)
         if ahead - trial.values[0] <= error and isinstance(trial.user_attrs.get(Attr.BEST_EPOCH), int):
@@ -162,8 +156,7 @@ def confirm(
         repeats: runs per trial that the study is to hold; None: as many as confirmation began with, else 5. The number
             is stored with the study when the first run begins, and later increases are, too.
         control: whether each student is also trained without the teacher.
-        data_dir: where data sets lie.
-        device: see `optimize`.
+        data_dir, device: see `optimize`.
         precision: of convolutions in training; "auto": the study's.
         command: command line to store with the runs.
         progress: receives the events.
@@ -190,8 +183,9 @@ def confirm(
     for note in precisions.warnings(plan.precision, plan.device):
         progress.warning(note)
     environment = machine.environment(plan.device) | {"precision": plan.precision.name}
-    for job in {job.key: job for job in todo}.values():
-        _warn_of_changes(study, job, environment, progress)
+    for key, number in {job.key: job.trial.number for job in todo}.items():
+        if changes := _changes(study.user_attrs.get(key), environment):
+            progress.warning(f"trial {number}: earlier runs are kept, of other versions ({'; '.join(changes)})")
     workshop = Workshop.open(plan, progress)
     about = {"environment": environment, "command": command}
     _fix(study, planned, repeats, progress)
@@ -237,7 +231,8 @@ def _run(study: Study, job: Job, divided: Workshop, whole: Workshop, progress: P
     A control takes the ratio of its pair: the same network with other weights.
     """
     config, last = job.config, job.trial.user_attrs[Attr.BEST_EPOCH]
-    pair = _pair(study, job)
+    known = confirmed_runs(study.user_attrs.get(Job(job.trial, job.repeat).key)) if job.control else []
+    pair = next((run for run in known if run.seed == job.seed), None)
     if pair is None:
         with divided.quiet():
             timing = divided.measure(divided.build(config, job.seed))
@@ -254,14 +249,6 @@ def _run(study: Study, job: Job, divided: Workshop, whole: Workshop, progress: P
             f"the training of trial {job.trial.number} must stay finite: {error}", remedy="leave it out with --trials"
         ) from None
     return ConfirmedRun(job.seed, test, *ratio, seconds, counts)
-
-
-def _pair(study: Study, job: Job) -> ConfirmedRun | None:
-    """Return the confirmed run that a control belongs to, if it exists."""
-    if not job.control:
-        return None
-    known = confirmed_runs(study.user_attrs.get(Job(job.trial, job.repeat).key))
-    return next((run for run in known if run.seed == job.seed), None)
 
 
 def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> None:
@@ -288,9 +275,3 @@ def _changes(before: object, environment: dict[str, Any]) -> list[str]:
         return []
     old = {"precision": environment.get("precision"), **old}  # not stored by earlier versions
     return differences({key: old.get(key) for key in MATTERS}, {key: environment.get(key) for key in MATTERS})
-
-
-def _warn_of_changes(study: Study, job: Job, environment: dict[str, Any], progress: Progress) -> None:
-    changes = _changes(study.user_attrs.get(job.key), environment)
-    if changes:
-        progress.warning(f"trial {job.trial.number}: earlier runs are kept, of other versions ({'; '.join(changes)})")

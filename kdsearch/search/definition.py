@@ -74,11 +74,6 @@ def comparable(definition: dict[str, Any]) -> dict[str, Any]:
 def open_defined(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Study:
     """Create a study of our two objectives with a definition, or open the existing one.
 
-    Args:
-        backend: storage of the study.
-        name: of the study.
-        wanted: its definition, plain JSON.
-
     Raises:
         DefinitionError: a study of another definition has that name.
     """
@@ -110,13 +105,8 @@ def _stored(study: Study) -> dict[str, Any] | None:
 def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
     """Refuse a study with another definition.
 
-    Args:
-        study: from a storage.
-        wanted: the definition it should have, plain JSON.
-        remedy: what to do if it differs.
-
     Raises:
-        DefinitionError: it differs, or the study was not made by kdsearch.
+        DefinitionError: it differs, and the error says `remedy`; or the study was not made by kdsearch.
     """
     stored = _stored(study)
     if stored is None:
@@ -140,36 +130,19 @@ def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
 def begun(backend: BaseStorage, name: str, choice: Choice, device: torch.device) -> dict[str, Any] | None:
     """Return the definition of the study of that name; None if it does not exist or was not made by kdsearch.
 
-    Args:
-        backend: storage of the study.
-        name: of the study.
-        choice: the precision that a run would use.
-        device: for training.
-
     Raises:
-        DefinitionError: the user names another precision than that of a study made before precision was stored.
+        DefinitionError: `choice` names another precision than that of a study made before precision was stored.
     """
     stored = _stored(storage.load_study(backend, name)) if name in storage.study_names(backend) else None
-    if isinstance(stored, dict) and choice.given and choice.name != (own := kept_by(stored, device).name):
+    if not isinstance(stored, dict):
+        return None
+    if choice.given and choice.name != (own := kept_by(stored, device).name):
         raise DefinitionError(
             f"a study's precision must stay the same ({own})",
             got=choice.name,
             remedy="leave --precision out, or choose another --name",
         )
-    return stored if isinstance(stored, dict) else None
-
-
-def check_definition(study: Study, plan: Plan) -> None:
-    """Refuse to join a study whose definition this machine's plan does not match.
-
-    Raises:
-        DefinitionError: data, teacher or, if time is measured, the model of the device differ.
-    """
-    remedy = (
-        "join from a machine with the study's data (--data-dir names their folder) and device (studies of --cost flops "
-        "take any device)"
-    )
-    check(study, definition(plan), remedy=remedy)
+    return stored
 
 
 def open_study(plan: Plan, backend: BaseStorage) -> Study:

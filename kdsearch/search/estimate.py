@@ -13,28 +13,27 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import optuna
 import torch
+from pydantic import BaseModel
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from kdsearch import networks
 from kdsearch.data import views
 from kdsearch.distil import answers, lesson, teacher, train
 from kdsearch.distil.loss import distillation_loss
 from kdsearch.distil.step import EAGER_STEPS
 from kdsearch.measure import ONNX, latency
 from kdsearch.measure.accuracy import BATCH
-from kdsearch.records import Config, TeacherFacts, architecture
+from kdsearch.records import Config, TeacherFacts
 from kdsearch.search import space
 from kdsearch.search.budget import Budget
-from kdsearch.search.plan import Plan
+from kdsearch.search.plan import Plan, build_student
 from kdsearch.search.run_options import CANDIDATES
 from kdsearch.search.study import counts_seconds
 from kdsearch.search.workshop import Workshop
@@ -62,8 +61,8 @@ PRUNING_SEEN = {
 }
 
 
-class _Enough(Exception):  # noqa: N818 -- not an error: ends a training whose steps are timed
-    """Raised when enough steps have been timed."""
+class _Enough(Exception):  # noqa: N818 -- not an error: ends a training of which enough steps have been timed
+    pass
 
 
 def step_seconds(network: nn.Module, plan: Plan, batch: int, recipe: Recipe) -> float:
@@ -106,38 +105,28 @@ def _now(device: torch.device) -> float:
 
 def call_seconds(call: Callable[[], object], device: torch.device) -> float:
     """Return the mean seconds of a warm call: of a few calls, or of one that takes long."""
+    count, passed = 0, 0.0
     with torch.inference_mode():
         call()
         begin = _now(device)
-        for count in itertools.count(1):
+        while passed <= ENOUGH_SECONDS / 4 and count < STEPS["cuda"]:
             call()
-            if (passed := _now(device) - begin) > ENOUGH_SECONDS / 4 or count == STEPS["cuda"]:
-                return passed / count
-    raise AssertionError("a count has no end")
+            count, passed = count + 1, _now(device) - begin
+    return passed / count
 
 
 @dataclass(frozen=True)
 class Size:
-    """The quantities that determine a network's seconds.
-
-    Attributes:
-        layers, parameters: their number.
-        operations, values: of a forward pass of one image; values are the activations that the layers write.
-    """
+    """The quantities that determine a network's seconds."""
 
     layers: int
     parameters: int
-    operations: float
+    operations: float  # of a forward pass of one image, as are the values: activations that the layers write
     values: float
 
 
 def size_of(network: nn.Module, image: Tensor) -> Size:
-    """Count a network's size.
-
-    Args:
-        network: left in evaluation mode.
-        image: (1, channels, height, width), on its device, which may be `meta`.
-    """
+    """Count the size of a network, which is left in evaluation mode, on an image: (1, channels, height, width)."""
     leaves = [module for module in network.modules() if not list(module.children())]
     operations = values = 0.0
 
@@ -157,43 +146,27 @@ def size_of(network: nn.Module, image: Tensor) -> Size:
     return Size(len(leaves), sum(each.numel() for each in network.parameters()), operations, values)
 
 
-class Sizes:
-    """Sizes of a plan's students, each architecture counted once."""
+def sizes_of(plan: Plan) -> Callable[[Config], Size]:
+    """Return a function that counts the size of a configuration's student, each architecture once."""
+    image = torch.zeros(1, *plan.split.shape)
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._known: dict[str, Size] = {}
+    @cache
+    def counted(key: str) -> Size:
+        built = partial(build_student, plan.spec, plan.split, json.loads(key))
+        try:
+            with torch.device("meta"):
+                return size_of(built(), image.to("meta"))
+        except Exception:  # a plugin's family may need real weights
+            return size_of(built(), image)
 
-    def __call__(self, config: Config) -> Size:
-        """Return the size of a configuration's student."""
-        key = _architecture(config)
-        if key not in self._known:
-            try:
-                with torch.device("meta"):
-                    self._known[key] = size_of(_student(self._plan, config), torch.zeros(1, *self._plan.split.shape))
-            except Exception:  # a plugin's family may need real weights
-                self._known[key] = size_of(_student(self._plan, config), torch.zeros(1, *self._plan.split.shape))
-        return self._known[key]
-
-
-def _architecture(config: Config) -> str:
-    return json.dumps(architecture(config), sort_keys=True)
-
-
-def _student(plan: Plan, config: Config) -> nn.Module:
-    family = networks.student_family(plan.spec.student.family)
-    return family.build(architecture(config), plan.split.shape, len(plan.split.classes))
+    return lambda config: counted(space.architecture_key(config))
 
 
 @dataclass(frozen=True)
 class Pace:
-    """A linear model of the seconds of a step or pass in a network's size and batch, fitted to measurements.
+    """A linear model of the seconds of a step or pass in a network's size and batch, fitted to measurements."""
 
-    Attributes:
-        terms: seconds per layer, parameter, operation and value; none below 0.
-    """
-
-    terms: tuple[float, ...]
+    terms: tuple[float, ...]  # seconds per layer, parameter, operation and value; none below 0
 
     @staticmethod
     def _row(size: Size, batch: int) -> list[float]:
@@ -201,11 +174,7 @@ class Pace:
 
     @classmethod
     def fitted(cls, measured: Sequence[tuple[Size, int, float]]) -> Pace:
-        """Fit a pace by least squares of relative errors.
-
-        Args:
-            measured: size, batch and seconds of each measurement.
-        """
+        """Fit a pace to (size, batch, seconds) of each measurement by least squares of relative errors."""
         rows = np.array([cls._row(size, batch) for size, batch, _ in measured])
         scale = np.maximum(rows.max(axis=0), 1e-30)  # rescale the columns, else the solver takes small ones for zero
         seconds = np.array([each for *_, each in measured])
@@ -213,7 +182,6 @@ class Pace:
         return cls(tuple((terms / scale).tolist()))
 
     def seconds(self, size: Size, batch: int) -> float:
-        """Return the seconds of a step or a pass."""
         return sum(term * amount for term, amount in zip(self.terms, self._row(size, batch), strict=True))
 
 
@@ -230,7 +198,7 @@ def spread(configs: Sequence[Config], sizes: Callable[[Config], Size], count: in
 
     Configurations of equal architecture and batch size count as one.
     """
-    different = {(_architecture(config), config["batch_size"]): config for config in configs}.values()
+    different = {(space.architecture_key(config), config["batch_size"]): config for config in configs}.values()
     ordered = sorted(different, key=lambda config: config["batch_size"] * sizes(config).operations)
     places = dict.fromkeys(round(share * (len(ordered) - 1)) for share in _shares(count))
     return [ordered[place] for place in places]
@@ -238,30 +206,26 @@ def spread(configs: Sequence[Config], sizes: Callable[[Config], Size], count: in
 
 def _shares(count: int) -> list[float]:
     """Return 0, 1, 1/2, 1/4, 3/4, 1/8, ..., of which every prefix is evenly spread."""
-    found = [0.0, 1.0]
-    for power in itertools.count(1):
-        found += [odd / 2**power for odd in range(1, 2**power, 2)]
-        if len(found) >= count:
-            break
-    return found[:count]
+    halves = (odd / 2**power for power in itertools.count(1) for odd in range(1, 2**power, 2))
+    return list(itertools.islice(itertools.chain((0.0, 1.0), halves), count))
 
 
 def measure(plan: Plan, configs: Sequence[Config], sizes: Callable[[Config], Size]) -> Paces:
     """Time the steps and passes of some of these configurations, with their own batch sizes if that is not too slow."""
     steps: list[tuple[Size, int, float]] = []
     scores: list[tuple[Size, int, float]] = []
+    passed = ASKED[plan.device.type]
     begin = time.perf_counter()
     for config in spread(configs, sizes, MEASURED):
         if len(steps) >= LEAST and time.perf_counter() - begin > SECONDS:
             break
         size, batch = sizes(config), min(int(config["batch_size"]), len(plan.split.train))
         batch = affordable(batch, size, plan.device)
-        student = _student(plan, config).to(plan.device)
+        student = build_student(plan.spec, plan.split, config).to(plan.device)
         with machine.threads(plan.spec.student.threads):
             steps.append((size, batch, step_seconds(student, plan, batch, plan.spec.student.recipe)))
-            passed = ASKED[plan.device.type]
-            images = plan.split.example(passed)
-            scores.append((size, passed, call_seconds(partial(student.eval(), images), plan.device)))
+            once = call_seconds(partial(student.eval(), plan.split.example(passed)), plan.device)
+            scores.append((size, passed, once))
     return Paces(Pace.fitted(steps), Pace.fitted(scores))
 
 
@@ -320,7 +284,7 @@ def timing_seconds(plan: Plan, network: nn.Module, config: Config) -> float:
     """Return the seconds of timing teacher and student once for an architecture."""
     if plan.cost == "flops":
         return 0.1
-    student = _student(plan, config).to(plan.device)
+    student = build_student(plan.spec, plan.split, config).to(plan.device)
     batch = plan.spec.latency.batch_on("cpu" if plan.cost == ONNX else plan.device.type)
     with machine.threads(plan.spec.latency.threads):
         once = call_seconds(partial(network.eval(), plan.split.example(batch)), plan.device)
@@ -333,21 +297,10 @@ def timing_seconds(plan: Plan, network: nn.Module, config: Config) -> float:
     return time.perf_counter() - begin
 
 
-def draw(plan: Plan) -> Iterator[Config]:
-    """Yield configurations drawn at random from the space, the same ones each time."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=0))
-    while True:
-        yield space.draw(study.ask(), plan.spec)
-
-
 def within(budget: Budget, anchors: Sequence[Config], epochs: float) -> tuple[list[Config], float]:
     """Return the anchors that a budget of trials and epochs pays for and the number of drawn trials, without pruning.
 
-    Args:
-        budget: limits trials or epochs; its seconds are ignored.
-        anchors: in their order; each is trained to its end.
-        epochs: mean epochs of a drawn trial.
+    Each anchor is trained to its end, a drawn trial for `epochs` on average; a budget's seconds are ignored.
     """
     left = math.inf if budget.epochs is None else float(budget.epochs)
     paid: list[Config] = []
@@ -378,22 +331,16 @@ def _weights(configs: Sequence[Config], candidates: int, by_seconds: bool) -> li
 
 def _different(anchors: Sequence[Config], drawn: Sequence[Config], count: float) -> int:
     """Return the number of different architectures among the anchors and `count` drawn ones."""
-    found = {_architecture(config) for config in [*anchors, *drawn[: math.ceil(count)]]}
+    found = {space.architecture_key(config) for config in [*anchors, *drawn[: math.ceil(count)]]}
     return len(found) + (round(count) - len(drawn) if count > len(drawn) and len(found) > len(drawn) / 2 else 0)
 
 
 def parts(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES) -> dict[str, float]:
-    """Return the seconds, by kind of work, of one process that runs all trials without pruning.
+    """Return the seconds, by kind of work, of one process that runs all trials of a budget without pruning.
 
-    Args:
-        plan: a checked plan.
-        budget: of trials or epochs.
-        candidates: see `optimize`.
-
-    Returns:
-        `teacher`, `answers` (of the teacher), `training`, `timing`, `scoring`, and `search` with the storage.
+    The kinds are `teacher`, `answers` (of the teacher), `training`, `timing`, `scoring`, and `search` with the storage.
     """
-    drawn = list(itertools.islice(draw(plan), DRAWS))
+    drawn = list(itertools.islice(space.draws(plan.spec), DRAWS))
     weights = _weights(drawn, candidates, counts_seconds(plan, budget))
     epochs = sum(weight * config["epochs"] for weight, config in zip(weights, drawn, strict=True))
     anchors, count = within(budget, [anchor.config for anchor in plan.spec.anchors.values()], epochs)
@@ -401,7 +348,7 @@ def parts(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES) -> dict[s
     if count:
         shares += [(count * weight, config) for weight, config in zip(weights, drawn, strict=True)]
     configs = [config for _, config in shares]
-    sizes = Sizes(plan)
+    sizes = sizes_of(plan)
     paces = measure(plan, configs, sizes)
     network = teacher.untrained(plan.spec.teacher, plan.split)
     different = _different(anchors, drawn, count)
@@ -440,12 +387,7 @@ def pruning_saves(seconds: dict[str, float], budget: Budget, pruner: str, share:
 
 
 def estimate(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES, pruner: str = "pareto") -> dict[str, Any]:
-    """Return the plan of a run as plain data, its times in seconds.
-
-    Args:
-        plan: a checked plan.
-        budget: what a new study may spend.
-        candidates, pruner: see `optimize`.
+    """Return the plan of a new study's run as plain data, its times in seconds.
 
     Returns:
         `study`, `dataset`, `data` (lines on what was read), `images`, `device`, `precision`, `trials`, `epochs_budget`
@@ -468,7 +410,10 @@ def estimate(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES, pruner
         "epochs_budget": budget.epochs,
         "timeout": budget.seconds,
         "anchors": list(plan.spec.anchors)[: budget.trials],
-        "space": {key: _in_words(value) for key, value in plan.spec.space.items()},
+        "space": {
+            key: value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value
+            for key, value in plan.spec.space.items()
+        },
         "seconds": {key: round(value, 1) for key, value in seconds.items()},
         "pruning": {
             "seconds": round(pruning_saves(seconds, budget, pruner, PRUNED_SHARE[by_seconds]), 1),
@@ -476,7 +421,3 @@ def estimate(plan: Plan, budget: Budget, *, candidates: int = CANDIDATES, pruner
             "seen": f"as in {PRUNING_SEEN[by_seconds]}",
         },
     }
-
-
-def _in_words(dimension: Any) -> Any:
-    return dimension.model_dump(exclude_defaults=True) if hasattr(dimension, "model_dump") else dimension

@@ -42,12 +42,7 @@ LONGEST = 200  # characters of somebody else's message
 
 
 class RefusedError(TrialError):
-    """Raised for a configuration that has failed too often to be trained again.
-
-    Args:
-        rule: the error's line.
-        by: cause of the earlier failures, `MEMORY` or `LOSS`.
-    """
+    """Raised for a configuration that has failed too often, `by` `MEMORY` or `LOSS`, to be trained again."""
 
     def __init__(self, rule: str, *, by: str) -> None:
         self.by = by
@@ -75,19 +70,24 @@ def broken(error: BaseException, device: torch.device | None = None) -> BrokenDe
         device: asked whether it still answers, for the first call that meets a failure may name it otherwise
             (CUBLAS_STATUS_EXECUTION_FAILED); None: the error's words decide.
     """
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in _chain(error):
         if isinstance(seen, BrokenDeviceError):
             return seen
         if isinstance(seen, RuntimeError) and _is_sticky(str(seen)):
             return _broken(seen)
-        seen = seen.__cause__ or seen.__context__
     if isinstance(error, RuntimeError) and device is not None and device.type == "cuda" and torch.cuda.is_initialized():
         try:
             torch.cuda.synchronize(device)
         except RuntimeError:
             return _broken(error)
     return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _broken(error: BaseException) -> BrokenDeviceError:
@@ -97,11 +97,7 @@ def _broken(error: BaseException) -> BrokenDeviceError:
 
 @contextmanager
 def naming_broken_devices() -> Iterator[None]:
-    """Runs its body, outside of any trial, and names in one line a GPU that fails in it.
-
-    Raises:
-        BrokenDeviceError: it did.
-    """
+    """Run the body, outside of any trial; a GPU that fails in it is named in one line, a `BrokenDeviceError`."""
     try:
         yield
     except RuntimeError as error:
@@ -135,7 +131,7 @@ def reason(error: BaseException) -> str:
 
 
 def note(trial: Trial, error: Exception, device: torch.device) -> None:
-    """Stores why a trial failed, and then frees what it held: what frees memory may fail, too.
+    """Store why a trial failed, and then free what it held: what frees memory may fail, too.
 
     Raises:
         BrokenDeviceError: the device does not answer any more, so nothing is to be freed; nothing was stored.
@@ -155,10 +151,8 @@ def release(error: BaseException) -> None:
 
     A caught error keeps its traceback alive, and with it those variables.
     """
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in _chain(error):
         traceback.clear_frames(seen.__traceback__)
-        seen = seen.__cause__ or seen.__context__
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -180,7 +174,6 @@ def failed(study: Study, config: Config) -> list[FrozenTrial]:
 
 
 def _decisive(config: Config, by: str) -> Config:
-    """Return the part of a configuration that decides whether it fails."""
     if by == MEMORY:
         config = architecture(config) | {"batch_size": config.get("batch_size")}
     plain: Config = json.loads(json.dumps(config))
@@ -193,10 +186,9 @@ def is_exhausted(study: Study, config: Config) -> bool:
 
 
 def refuse(trial: Trial, config: Config) -> None:
-    """Refuse a configuration that has failed too often; an anchor's tries are counted when it is enqueued.
+    """Refuse a configuration that has failed too often with a `RefusedError` that names the failed trials.
 
-    Raises:
-        RefusedError: it has; the error names the failed trials.
+    An anchor's tries are counted when it is enqueued.
     """
     tries = failed(trial.study, config)[:MAX_FAILURES]  # only the first ones were trained; later ones were refused
     if Attr.ANCHOR not in trial.user_attrs and len(tries) == MAX_FAILURES:
@@ -215,13 +207,10 @@ class Streak:
 
     Five failures end it, because they probably share a cause. Failures caused by their configurations do not, if other
     trials of the study succeeded; then fifty do, so that the run ends at all.
-
-    Attributes:
-        count: failed trials since the last one that did not fail.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = 0  # failed trials since the last one that did not fail
         self._weight = 0
 
     def ends(self, study: Study, trial: FrozenTrial) -> bool:
@@ -229,11 +218,9 @@ class Streak:
         if trial.state != TrialState.FAIL:
             self.count = self._weight = 0
             return False
-        own = Attr.FAILED_BY in trial.user_attrs and _any_came_to_its_end(study)
+        own = Attr.FAILED_BY in trial.user_attrs and bool(
+            study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        )
         self.count += 1
         self._weight += 1 if own else OWN_IN_A_ROW // IN_A_ROW
         return self._weight >= OWN_IN_A_ROW
-
-
-def _any_came_to_its_end(study: Study) -> bool:
-    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))

@@ -6,10 +6,10 @@ import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import optuna
 import torch
 from optuna import Study
 from torch import nn
@@ -20,41 +20,28 @@ from kdsearch.distil.precision import Choice
 from kdsearch.errors import DefinitionError, KdsearchError
 from kdsearch.measure import COSTS, ONNX, onnx
 from kdsearch.measure import cost as find_cost
-from kdsearch.records import StudyAttr, architecture
+from kdsearch.records import Config, StudyAttr, architecture
 from kdsearch.search import space
 from kdsearch.search.run_options import Request
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import machine, plugins
 
 DEFAULT_DATASET = "digits"
-NOT_CHOSEN = Choice("float32", "none was chosen")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run, checked, with nothing trained yet.
+    """The plan of a run, checked, with nothing trained yet."""
 
-    Attributes:
-        spec: the study file with the limits of the command line.
-        split: data on the device.
-        device: where trials are trained.
-        cost: name of a cost (`measure.cost`).
-        name: of the Optuna study.
-        url: of its storage.
-        data_dir: where data sets lie, as given.
-        precision: that convolutions are trained in.
-        any_gpu: whether no GPU was named, so that workers share all that are there; `cuda:N` is that one alone.
-    """
-
-    spec: spec.StudySpec
-    split: data.Split
-    device: torch.device
-    cost: str
-    name: str
-    url: str
-    data_dir: str | None = None
-    precision: Choice = NOT_CHOSEN
-    any_gpu: bool = False
+    spec: spec.StudySpec  # the study file with the limits of the command line
+    split: data.Split  # on the device
+    device: torch.device  # that trials are trained on
+    cost: str  # name of a cost (`measure.cost`)
+    name: str  # of the Optuna study
+    url: str  # of its storage
+    data_dir: str | None  # as given
+    precision: Choice  # that convolutions are trained in
+    any_gpu: bool  # no GPU was named, so that workers share all that are there; `cuda:N` is that one alone
 
 
 def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
@@ -81,11 +68,7 @@ def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
 
 
 def check_cost(cost: str) -> None:
-    """Refuse a cost that is unknown, or whose packages are missing.
-
-    Raises:
-        KdsearchError: it is either.
-    """
+    """Refuse a cost that is unknown, or whose packages are missing (KdsearchError)."""
     if cost == ONNX:
         onnx.require(f"--cost {ONNX}")
     else:
@@ -127,11 +110,7 @@ def _names_none(given: str, chosen: torch.device) -> bool:
 
 
 def check_own(study: Study) -> None:
-    """Refuse a study that another program made: its trials are not students of a study file.
-
-    Raises:
-        DefinitionError: it is.
-    """
+    """Refuse a study that another program made (DefinitionError): its trials are not students of a study file."""
     if StudyAttr.STUDY_FILE not in study.user_attrs:
         raise DefinitionError(
             "the study must have been made by kdsearch (`kdsearch optimize`); this is not a study of kdsearch",
@@ -148,32 +127,29 @@ def choose_precision(wanted: str, loaded: spec.StudySpec, split: data.Split, dev
     """
 
     def student() -> nn.Module:
-        config = next((anchor.config for anchor in loaded.anchors.values()), None)
-        if config is None:
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-            config = space.draw(drawn, loaded)
-        family = networks.student_family(loaded.student.family)
-        return family.build(architecture(config), split.shape, len(split.classes))
+        anchored = (anchor.config for anchor in loaded.anchors.values())
+        return build_student(loaded, split, next(chain(anchored, space.draws(loaded))))
 
     return precisions.choose(wanted, device=device, kind=loaded.student.family, shape=split.shape, build=student)
 
 
+def build_student(loaded: spec.StudySpec, split: data.Split, config: Config) -> nn.Module:
+    """Return an untrained student on the default device, of any weights: to be counted or timed."""
+    family = networks.student_family(loaded.student.family)
+    return family.build(architecture(config), split.shape, len(split.classes))
+
+
 def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:
-    """Return the plan with the settings that a study was begun with, unless the user overrides them.
+    """Return a plan with the settings of the stored definition of its study, unless the user overrides them.
 
     A study made before there were pools of views continues with draws from all views; one made before `cuda_batch` with
     the batch size that it was timed with; one made before `distillation` with its own loss; and the precision stays.
-
-    Args:
-        plan: from `make_plan`.
-        stored: the definition of the study of that name.
     """
     loaded = plan.spec
     augment = loaded.student.recipe.augment
-    before = _part(stored, "student", "recipe", "augment")
-    if "views" not in before and loaded.with_augment(augment.model_copy(update={"views": None})).pooled() == loaded:
-        loaded = loaded.with_augment(augment.model_copy(update={"views": None}))
+    all_views = loaded.with_augment(augment.model_copy(update={"views": None}))
+    if "views" not in _part(stored, "student", "recipe", "augment") and all_views.pooled() == loaded:
+        loaded = all_views
     if "cuda_batch" not in _part(stored, "latency"):
         loaded = loaded.model_copy(update={"latency": loaded.latency.model_copy(update={"cuda_batch": None})})
     if "distillation" not in {*loaded.model_fields_set, *stored}:
@@ -192,14 +168,7 @@ def _part(stored: object, *keys: str) -> Mapping[str, Any]:
 def rejoin(
     study: Study, *, url: str, data_dir: str | None = None, device: str = "auto", precision: str = "auto"
 ) -> Plan:
-    """Return the plan of an existing study, with the data on this machine.
-
-    Args:
-        study: made by kdsearch.
-        url: of its storage.
-        data_dir: folder of data sets.
-        device: see `make_plan`.
-        precision: of convolutions in training; "auto": the study's.
+    """Return the plan of an existing study, with the data on this machine; the precision "auto" is the study's.
 
     Raises:
         KdsearchError: the study was not made by kdsearch, or its data or the device are missing here.
@@ -233,10 +202,6 @@ def hidden_plugins(plan: Plan) -> list[str]:
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
-    """Refuse a value that is not among the choices.
-
-    Raises:
-        KdsearchError: it is not among them.
-    """
+    """Refuse a value that is not among the choices (KdsearchError)."""
     if value not in choices:
         raise KdsearchError(f"{option} must be known", got=value, remedy=f"choose one of {', '.join(choices)}")

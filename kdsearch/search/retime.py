@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from kdsearch import sittings
 from kdsearch.records import Attr, Progress
-from kdsearch.search.clock import Clock
+from kdsearch.search.budget import Clock
 from kdsearch.search.workshop import Workshop, timing_key
 from kdsearch.sittings import Sitting
 from kdsearch.spec import StudySpec
@@ -33,11 +33,7 @@ Lacking = dict[str, tuple[FrozenTrial, Sequence[Sitting]]]
 class Retimer:
     """Times the front's students again, one worker at a time per device.
 
-    Args:
-        study: its trials hold the first sittings, its attributes the later ones.
-        workshop: builds and times the students.
-        clock: counts the time.
-        progress: receives a warning if a timing fails.
+    The study's trials hold the first sittings, its attributes the later ones.
     """
 
     def __init__(self, study: Study, workshop: Workshop, clock: Clock, progress: Progress) -> None:
@@ -92,9 +88,7 @@ class Retimer:
 def lacking(study: Study, spec: StudySpec, cost: str, device: torch.device) -> Lacking:
     """Return the front's students that this machine is to time again, fewest sittings first, then the oldest.
 
-    Args:
-        study: of the trials.
-        spec, cost, device: of the study on this machine; architectures timed on another device or torch are left out.
+    Architectures timed on another device or torch than this machine's are left out.
     """
     if cost == "flops":
         return {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -15,30 +15,25 @@ from torch import nn
 from kdsearch.distil import teacher
 from kdsearch.errors import DefinitionError, StorageError
 from kdsearch.records import Attr, Config, EpochRecord, Progress, StudyAttr
+from kdsearch.search.budget import epochs_run
 from kdsearch.search.plan import Plan, check_own, rejoin
 from kdsearch.search.trial import Best
 from kdsearch.search.workshop import Workshop
 from kdsearch.storage import load_trial
 from kdsearch.system import files
 
+STATUS = "`kdsearch status` lists the front"
+
 
 @dataclass(frozen=True)
 class Retrained:
-    """A retrained student.
-
-    Attributes:
-        network: with the weights of its best validated checkpoint or, trained on the whole set, of its last epoch.
-        epoch: of that checkpoint.
-        accuracy: its validation accuracy, a fraction; None if the validation images were trained on.
-        test_accuracy: a fraction.
-        config: its configuration.
-    """
+    """A retrained student, with the weights of its best validated epoch or, trained on the whole set, of its last."""
 
     network: nn.Module
-    epoch: int
-    accuracy: float | None
+    epoch: int  # of these weights
+    accuracy: float | None  # of validation, a fraction; None if the validation images were trained on
     test_accuracy: float
-    config: dict[str, Any]
+    config: Config
 
 
 def find_trial(study: Study, number: int) -> FrozenTrial:
@@ -74,9 +69,6 @@ def find_finished(study: Study, number: int) -> FrozenTrial:
     if not 1 <= best <= config.get("epochs", 0):
         raise StorageError("the trial's best epoch must be one of its epochs", got=f"trial {number}", remedy=STATUS)
     return trial
-
-
-STATUS = "`kdsearch status` lists the front"
 
 
 def check_data(study: Study, plan: Plan) -> None:
@@ -119,8 +111,7 @@ def retrain(
         study: made by kdsearch.
         number: of the trial.
         whole: whether to train on the validation images too, to the epoch that the search chose.
-        data_dir: folder of data sets.
-        device: see `optimize`.
+        data_dir, device: see `optimize`.
         precision: of convolutions in training; "auto": the study's.
         progress: receives the epochs.
 
@@ -136,15 +127,13 @@ def retrain(
     progress.study_started(0, 1)
     progress.trial_started(number, trial.user_attrs.get(Attr.ANCHOR), config)
 
-    def on_epoch(record: EpochRecord) -> None:
-        progress.trial_epoch(number, record, config["epochs"])
-
+    on_epoch = partial(progress.trial_epoch, number, epochs=config["epochs"])
     if whole:
         workshop = workshop.undivided()
         last = trial.user_attrs[Attr.BEST_EPOCH]
         student, _ = taught_to(workshop, config, seed, last=last, on_epoch=on_epoch)
         return Retrained(student, last, None, workshop.test(student), config)
-    last = max(map(int, trial.user_attrs.get(Attr.CURVE, {})), default=0) or config["epochs"]
+    last = epochs_run(trial) or config["epochs"]
     best = Best()
     student, _ = taught_to(workshop, config, seed, last=last, on_epoch=on_epoch, best=best)
     student.load_state_dict(best.weights)
@@ -164,10 +153,6 @@ def taught_to(
 
     Args:
         workshop: of the study; that of `Workshop.undivided` trains on the whole training set.
-        config: of the student.
-        seed: of its weights and training.
-        last: the final epoch, at most the configuration's.
-        on_epoch: called with each record.
         best: sees the student after each epoch, if a checkpoint is to be chosen; None: the last epoch's weights stay.
 
     Returns:
@@ -189,9 +174,5 @@ def taught_to(
 
 
 def save(student: Retrained, path: Path) -> None:
-    """Save a student's weights as safetensors, atomically.
-
-    Raises:
-        KdsearchError: the file cannot be written.
-    """
+    """Save a student's weights as safetensors, atomically; a KdsearchError if the file cannot be written."""
     files.save_tensors(path, student.network.state_dict(), {"config": json.dumps(student.config)})

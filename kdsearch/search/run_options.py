@@ -22,14 +22,7 @@ CANDIDATES = 240  # drawn for a trial
 
 
 def option(default: Any, help: str, *, least: float | None = None, env: str | None = None) -> Any:  # noqa: A002
-    """Return a dataclass field with what the command line says of it.
-
-    Args:
-        default: its value where it is not given.
-        help: one line.
-        least: the smallest number allowed.
-        env: an environment variable that may hold it.
-    """
+    """Return a dataclass field with what the command line says of it: its least number, a variable that may hold it."""
     return dataclasses.field(default=default, metadata={"help": help, "least": least, "env": env})
 
 
@@ -85,17 +78,12 @@ class Options:
     seed: int | None = option(None, "Makes trials repeatable, with --cost flops the study.")
 
     def budget(self) -> Budget:
-        """Return the study's budget.
-
-        Raises:
-            KdsearchError: a limit is too low.
-        """
+        """Return the study's budget; a KdsearchError if a limit is too low."""
         from kdsearch.search.budget import Budget
 
         return Budget(trials=self.trials, epochs=self.epochs_budget, seconds=self.timeout)
 
     def store(self, study: Study) -> None:
-        """Store the options with a study."""
         study.set_user_attr(StudyAttr.OPTIONS, dataclasses.asdict(self))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import optuna
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -13,6 +15,7 @@ from kdsearch import networks
 from kdsearch.records import DISTILLATION, Attr, Config, architecture, was_handed_back
 from kdsearch.spec import Dimension, Range, Stages, StudySpec
 
+MAX_FAILURES = 3  # of one anchor, after which it is not tried again
 DIGITS = 10  # without rounding, a stepped range gives 0.15000000000000002
 
 
@@ -64,7 +67,6 @@ def suggest(
     Stages are sampled as `blocks_1`, `blocks_2`, ...; the temperature only if the loss weight is above 0.
 
     Args:
-        trial: the source of samples.
         space: `[space]` of a study.
         conditional: see `networks.Family`; None: all dimensions have an effect.
     """
@@ -85,6 +87,19 @@ def draw(trial: Suggester, spec: StudySpec) -> Config:
     return suggest(trial, spec.space, networks.conditions(spec.student.family))
 
 
+def draws(spec: StudySpec) -> Iterator[Config]:
+    """Yield configurations drawn at random from the space, the same ones each time."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    while True:
+        yield draw(study.ask(), spec)
+
+
+def architecture_key(config: Config) -> str:
+    """Return a text that two configurations share if their architecture is the same."""
+    return json.dumps(architecture(config), sort_keys=True)
+
+
 def trial_parameters(config: Config, space: dict[str, Dimension]) -> dict[str, Any]:
     """Return the parameters with which `suggest` gives this configuration, for `study.enqueue_trial`."""
     parameters: dict[str, Any] = {}
@@ -98,36 +113,31 @@ def trial_parameters(config: Config, space: dict[str, Dimension]) -> dict[str, A
     return parameters
 
 
-MAX_FAILURES = 3  # of one anchor, after which it is not tried again
-
-
 def enqueue_missing(
     study: Study, spec: StudySpec, *, at_most: int | None, trials: Sequence[FrozenTrial] | None = None
 ) -> bool:
-    """Enqueue the first `at_most` anchors (None: all) that are neither waiting, running nor complete.
+    """Enqueue those of the first `at_most` anchors (None: all) that are neither waiting, running nor complete.
 
     An anchor that failed three times is not enqueued again; a killed worker does not count as a failure.
 
     Args:
-        study: the study to enqueue them in.
-        spec: holds the anchors.
-        at_most: how many of the anchors, in their order.
         trials: of the study, if just read; None: they are read here.
 
     Returns:
         Whether any was enqueued.
     """
-    enqueued = False
-    states: dict[str, Counter[TrialState]] = {}
-    for trial in study.get_trials(deepcopy=False) if trials is None else trials:
-        name = trial.user_attrs.get(Attr.ANCHOR)
-        if name is not None and not was_handed_back(trial.user_attrs):
-            states.setdefault(name, Counter())[trial.state] += 1
-    for name, anchor in list(spec.anchors.items())[:at_most]:
-        seen = states.get(name, Counter())
-        there = (TrialState.COMPLETE, TrialState.WAITING, TrialState.RUNNING)
-        if any(seen[state] for state in there) or seen[TrialState.FAIL] >= MAX_FAILURES:
-            continue
-        study.enqueue_trial(trial_parameters(anchor.config, spec.space), user_attrs={Attr.ANCHOR: name})
-        enqueued = True
-    return enqueued
+    seen = Counter(
+        (trial.user_attrs.get(Attr.ANCHOR), trial.state)
+        for trial in (study.get_trials(deepcopy=False) if trials is None else trials)
+        if not was_handed_back(trial.user_attrs)
+    )
+    lacking = [
+        name
+        for name in list(spec.anchors)[:at_most]
+        if not any(seen[name, state] for state in (TrialState.COMPLETE, TrialState.WAITING, TrialState.RUNNING))
+        and seen[name, TrialState.FAIL] < MAX_FAILURES
+    ]
+    for name in lacking:
+        parameters = trial_parameters(spec.anchors[name].config, spec.space)
+        study.enqueue_trial(parameters, user_attrs={Attr.ANCHOR: name})
+    return bool(lacking)

@@ -20,19 +20,19 @@ from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.records import Attr, Config, Progress, StudyAttr, TeacherFacts
-from kdsearch.search import clock, failures, run_options, space
-from kdsearch.search.budget import Budget, epochs_run
-from kdsearch.search.definition import begun, check_definition, open_study
-from kdsearch.search.paused import PausedTrials
+from kdsearch.search import failures, run_options, space
+from kdsearch.search.budget import REST, Budget, Clock, TimedSampler, epochs_run, shares
+from kdsearch.search.definition import begun, check, definition, open_study
 from kdsearch.search.plan import Plan, as_begun, check_choice, hidden_plugins, make_plan, rejoin
+from kdsearch.search.resuming import PausedTrials
 from kdsearch.search.retime import Retimer, lacking
 from kdsearch.search.run_options import CANDIDATES, Options, Request
 from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import ProposalSampler
-from kdsearch.search.sampling.ratio_guess import LikelyRatio
+from kdsearch.search.sampling.surrogate import LikelyRatio
 from kdsearch.search.trial import Objective
 from kdsearch.search.weights import Keeper, folder
-from kdsearch.search.workers import live_view, liveness
+from kdsearch.search.workers import live_view, slots
 from kdsearch.search.workers.loop import run
 from kdsearch.search.workers.supervisor import supervise
 from kdsearch.search.workshop import Workshop
@@ -71,16 +71,7 @@ def make_sampler(
     by_time: bool = False,
     paused: PausedTrials | None = None,
 ) -> BaseSampler:
-    """Return the sampler of that name; with candidates, wrapped in a `ProposalSampler`.
-
-    Args:
-        name: key of `samplers.SAMPLERS`.
-        workshop: of the study.
-        candidates: number drawn per trial.
-        seed: of the study.
-        by_time: whether promise counts by the second of training instead of by the epoch (see `counts_seconds`).
-        paused: ended trials that may be resumed instead; None: none.
-    """
+    """Return the sampler of that name; with candidates, in a `ProposalSampler` (for `by_time` see `counts_seconds`)."""
     least = samplers.least_batch(workshop.spec, workshop.device)
     inner = samplers.make(name, seed)
     random = samplers.make("random", None if seed is None else machine.derive_seed("candidates", seed))
@@ -103,7 +94,6 @@ def make_sampler(
         steps=lambda config: int(config["epochs"]),
         cost=epoch_seconds if by_time else None,
         candidates=candidates,
-        share=1 / candidates,
         paused=paused,
         seed=seed,
         log=[1],
@@ -204,7 +194,6 @@ def optimize(
 
 
 def _of(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a dataclass's fields among others."""
     return {field.name: given[field.name] for field in dataclasses.fields(kind)}
 
 
@@ -258,20 +247,21 @@ def run_plan(
     if skipped:
         progress.warning(f"--trials {budget.trials} is fewer than the anchors: {', '.join(skipped)} will not run")
     over = budget.over(study.get_trials(deepcopy=False))
-    if not over or (lacking(study, plan.spec, plan.cost, plan.device) and is_at_hand(plan)):
-        if not over:
-            warn_of_slowness(plan, progress)
-        workshop = workshop or Workshop.open(plan, progress)
-        if not over:
-            describe_run(study, plan, workshop.teacher.facts, options, workers=workers, command=command)
-        try:
-            with live_view.kept(study, publish, progress) as between:
-                if workers > 1 and not over:
-                    supervise(study, plan, options, workers=workers, progress=progress, between=between)
-                else:
-                    work(study, plan, workshop, options, budget=budget, progress=progress, between=between)
-        finally:
-            storage.fold(study._storage)
+    if over and not (lacking(study, plan.spec, plan.cost, plan.device) and is_at_hand(plan)):
+        return study
+    if not over:
+        warn_of_slowness(plan, progress)
+    workshop = workshop or Workshop.open(plan, progress)
+    if not over:
+        describe_run(study, plan, workshop.teacher.facts, options, workers=workers, command=command)
+    try:
+        with live_view.kept(study, publish, progress) as between:
+            if workers > 1 and not over:
+                supervise(study, plan, options, workers=workers, progress=progress, between=between)
+            else:
+                work(study, plan, workshop, options, budget=budget, progress=progress, between=between)
+    finally:
+        storage.fold(study._storage)
     return study
 
 
@@ -316,14 +306,14 @@ def work(
         RunError: too many trials in a row failed (see `failures.Streak`).
         KeyboardInterrupt: a signal asked the process to end; its trial is handed back.
     """
-    counted = clock.Clock()
+    counted = Clock()
     place = folder(plan.url, plan.name)
     paused = PausedTrials(place / "paused", progress.warning) if options.resume_trials else None
     inner = make_sampler(
         options.sampler, workshop, candidates=options.candidates, seed=options.seed,
         by_time=counts_seconds(plan, budget), paused=paused,
     )  # fmt: skip
-    study.sampler = clock.TimedSampler(inner, counted)
+    study.sampler = TimedSampler(inner, counted)
     keeper = Keeper(place, progress)
     objective = Objective(
         workshop, seed=options.seed, progress=progress, cut=budget.cut, clock=counted, keeper=keeper, paused=paused
@@ -337,14 +327,15 @@ def work(
         between()
 
     try:
-        with counted.spent_on(clock.REST):
+        with counted.spent_on(REST):
             run(study, objective, plan, budget=budget, progress=progress, between=also_time)
             retimer.finish()
     finally:
         workshop.keep(now=True, told=progress.warning)
         keeper.sweep(study)
-        clock.keep(study, f"{liveness.name(liveness.myself())} {uuid.uuid4().hex[:8]}", counted.seconds)
-        progress.study_finished(clock.shares(counted.seconds))
+        run_name = f"{slots.worker_name(slots.myself())} {uuid.uuid4().hex[:8]}"  # several runs may be active
+        study.set_user_attr(f"{StudyAttr.SPENT} {run_name}", dict(counted.seconds))
+        progress.study_finished(shares(counted.seconds))
 
 
 @failures.naming_broken_devices()
@@ -363,8 +354,7 @@ def join(
     Args:
         url: of a storage that this machine can reach.
         name: of a study that `kdsearch optimize` has started there.
-        data_dir: folder of data sets on this machine.
-        device: see `study.optimize`.
+        data_dir, device: see `optimize`.
         timeout: seconds after which this worker begins no trial; None: the study's.
         progress: receives the events; None: they are ignored.
         publish: writes the live view, while this worker holds its lease; None: this worker never does.
@@ -379,17 +369,22 @@ def join(
     if timeout is not None:
         found = dataclasses.replace(found, timeout=timeout)
     plan = rejoin(study, url=url, data_dir=data_dir, device=device)
-    check_definition(study, plan)
+    remedy = (
+        "join from a machine with the study's data (--data-dir names their folder) and device (studies of --cost flops "
+        "take any device)"
+    )
+    check(study, definition(plan), remedy=remedy)
     budget = found.budget()
-    if not budget.over(study.get_trials(deepcopy=False)):
-        study.pruner = PRUNERS[found.pruner](plan)
-        warn_of_slowness(plan, progress)
-        for note in precisions.warnings(plan.precision, plan.device):
-            progress.warning(note)
-        workshop = Workshop.open(plan, progress)
-        try:
-            with live_view.kept(study, publish, progress) as between:
-                work(study, plan, workshop, found, budget=budget, progress=progress, between=between)
-        finally:
-            storage.fold(study._storage)
+    if budget.over(study.get_trials(deepcopy=False)):
+        return study
+    study.pruner = PRUNERS[found.pruner](plan)
+    warn_of_slowness(plan, progress)
+    for note in precisions.warnings(plan.precision, plan.device):
+        progress.warning(note)
+    workshop = Workshop.open(plan, progress)
+    try:
+        with live_view.kept(study, publish, progress) as between:
+            work(study, plan, workshop, found, budget=budget, progress=progress, between=between)
+    finally:
+        storage.fold(study._storage)
     return study

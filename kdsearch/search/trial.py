@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from optuna import Study, Trial, TrialPruned
 from optuna.trial import FrozenTrial, TrialState
@@ -19,10 +20,8 @@ from kdsearch.distil.train import Run, State
 from kdsearch.pruning import pruner
 from kdsearch.records import Attr, Config, EpochRecord, Progress, Timing
 from kdsearch.search import failures, space
-from kdsearch.search.budget import epochs_run
-from kdsearch.search.clock import REST, Clock
-from kdsearch.search.paused import PausedTrials
-from kdsearch.search.sampling import resuming
+from kdsearch.search.budget import REST, Clock, epochs_run
+from kdsearch.search.resuming import PausedTrials, resumed
 from kdsearch.search.weights import Keeper
 from kdsearch.search.workshop import Workshop
 from kdsearch.system import machine
@@ -39,7 +38,6 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def see(self, record: EpochRecord, student: nn.Module) -> None:
-        """Keep the student's weights if they are better than all before."""
         if record.accuracy > self.accuracy:
             self.accuracy, self.epoch = record.accuracy, record.epoch
             self.weights = copy.deepcopy(student.state_dict())
@@ -47,17 +45,11 @@ class Best:
 
 @dataclass
 class StudentTraining:
-    """A trial's training in progress.
+    """A trial's training in progress."""
 
-    Attributes:
-        run: yields the remaining epochs.
-        best: checkpoint so far.
-        records: of the epochs so far, including those before an interruption.
-    """
-
-    run: Run
+    run: Run  # yields the remaining epochs
     best: Best = field(default_factory=Best)
-    records: list[EpochRecord] = field(default_factory=list)
+    records: list[EpochRecord] = field(default_factory=list)  # with those before an interruption
 
     def state_dict(self) -> State:
         """Return the state between two epochs from which the training can resume."""
@@ -73,8 +65,8 @@ class Objective:
         seed: of the study; a trial's training is seeded from (seed, trial number). None: a fresh seed per trial.
         progress: receives the epochs.
         cut: called after each epoch, returns why a spent budget ends the trial now; None: it goes on.
-        clock: counts the time; None: one of its own.
-        keeper: keeps the weights of trials on the front; None: they are not kept.
+        clock: counts the time.
+        keeper: keeps the weights of trials on the front.
         paused: keeps the checkpoints of trials that the pruner ends, and has those that are resumed; None: no trial is.
     """
 
@@ -89,13 +81,8 @@ class Objective:
         keeper: Keeper | None = None,
         paused: PausedTrials | None = None,
     ) -> None:
-        self._keeper, self._paused = keeper, paused
-        self._workshop = workshop
-        self._seed = seed
-        self._progress = progress
-        self._cut = cut
-        self._clock = clock or Clock()
-        self.number = -1  # of the latest trial
+        self._workshop, self._seed, self._progress, self._cut = workshop, seed, progress, cut
+        self._clock, self._keeper, self._paused = clock or Clock(), keeper, paused
 
     def __call__(self, trial: Trial) -> tuple[float, float]:
         """Run the trial; store the reason of an error before raising it.
@@ -104,7 +91,6 @@ class Objective:
             TrialPruned: the pruner called it hopeless, or it added nothing to the complete trial that it resumed.
             BrokenDeviceError: the GPU does not answer any more; no reason was stored, for the trial is to be run again.
         """
-        self.number = trial.number
         try:
             return self._run(trial)
         except TrialPruned:
@@ -116,7 +102,8 @@ class Objective:
     def _run(self, trial: Trial) -> tuple[float, float]:
         workshop = self._workshop
         config = space.draw(trial, workshop.spec)
-        before = self._resumed(trial)
+        number = resumed(trial)
+        before = None if number is None else trial.study.get_trials(deepcopy=False)[number]
         seed = self._seed_for(trial, config) if before is None else before.user_attrs[Attr.SEED]
         self._progress.trial_started(trial.number, trial.user_attrs.get(Attr.ANCHOR), config)
         trial.set_user_attr(Attr.CONFIG, config)
@@ -128,7 +115,8 @@ class Objective:
         trial.set_user_attr(Attr.PRECISION, trained_in(student, workshop.device, workshop.precision))
         timing = self._time(trial, student, config)
         pruner.report(trial, (None, timing.ratio), 0, prefix="")
-        if before is None and refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW and self._hopeless(trial):
+        may_refuse = before is None and refused_in_a_row(trial) < MAX_REFUSED_IN_A_ROW
+        if may_refuse and self._judged(pruner.should_prune, trial):
             raise TrialPruned  # before its first epoch
         kept = workshop.checkpoint(config, seed, self._progress.warning)
         with workshop.gate.working():
@@ -147,11 +135,6 @@ class Objective:
             self._keeper.keep(trial, best.weights, (best.accuracy, timing.ratio))
         return best.accuracy, timing.ratio
 
-    def _resumed(self, trial: Trial) -> FrozenTrial | None:
-        """Return the ended trial whose training this one continues, or None."""
-        number = resuming.resumed(trial)
-        return None if number is None else trial.study.get_trials(deepcopy=False)[number]
-
     def _seed_for(self, trial: Trial, config: Config) -> int:
         """Return the trial's seed, or that of the handed-back trial that it repeats if its checkpoint is here."""
         for seed in handed_back_seeds(trial):
@@ -164,24 +147,14 @@ class Objective:
         workshop = self._workshop
         key = workshop.timing_key(config)
         timing = known_timing(trial.study, key)
-        if timing is None:
-            with self._clock.spent_on("timing"), workshop.quiet():
-                # another worker may have timed this architecture while this one waited
-                timing = known_timing(trial.study, key) or workshop.measure(student)
-                self._keep(trial, key, timing)
-        else:
-            self._keep(trial, key, timing)
+        if timing is not None:
+            _keep(trial, key, timing)
+            return timing
+        with self._clock.spent_on("timing"), workshop.quiet():
+            # another worker may have timed this architecture while this one waited
+            timing = known_timing(trial.study, key) or workshop.measure(student)
+            _keep(trial, key, timing)
         return timing
-
-    def _keep(self, trial: Trial, key: str, timing: Timing) -> None:
-        trial.set_user_attr(Attr.TIMING, dataclasses.asdict(timing))
-        trial.set_user_attr(Attr.TIMING_KEY, key)
-        for name, value in {
-            Attr.RATIO: timing.ratio,
-            Attr.RATIO_LOW: timing.low,
-            Attr.RATIO_HIGH: timing.high,
-        }.items():
-            trial.set_user_attr(name, value)
 
     def _train(
         self, trial: Trial, student: nn.Module, config: Config, seed: int, ratio: float, kept: Checkpoint
@@ -197,8 +170,8 @@ class Objective:
                 pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
                 self._progress.trial_epoch(trial.number, record, config["epochs"])
                 if record.epoch < config["epochs"]:
-                    hopeless = self._hopeless(trial)
-                    if hopeless or self._stops(trial):
+                    hopeless = self._judged(pruner.should_prune, trial)
+                    if hopeless or self._judged(pruner.should_stop, trial):
                         if self._paused is not None and trial.user_attrs.get(Attr.RESUMES) is None:
                             self._paused.keep(trial.number, training.state_dict())
                         break
@@ -229,11 +202,11 @@ class Objective:
         done = len(training.records)
         if done:
             trial.set_user_attr(Attr.RESUMED, done)
-        if done and source is not kept:
-            at = f"epoch {done + 1} of {config['epochs']}"
-            self._progress.note(f"trial {trial.number} resumes trial {before} at {at}")
-        elif done:
-            self._progress.resumed(f"trial {trial.number}", done, config["epochs"])
+            if source is kept:
+                self._progress.resumed(f"trial {trial.number}", done, config["epochs"])
+            else:
+                at = f"epoch {done + 1} of {config['epochs']}"
+                self._progress.note(f"trial {trial.number} resumes trial {before} at {at}")
         for record in training.records:
             pruner.report(trial, (record.accuracy, ratio), record.epoch, prefix="")
         return training
@@ -254,13 +227,9 @@ class Objective:
             self._clock.move(self._clock.seconds["training"] - before - record.seconds, "training", "scoring")
             yield record
 
-    def _hopeless(self, trial: Trial) -> bool:
+    def _judged(self, rule: Callable[..., bool], trial: Trial) -> bool:
         with self._clock.spent_on("search"):
-            return pruner.should_prune(trial, prefix="")
-
-    def _stops(self, trial: Trial) -> bool:
-        with self._clock.spent_on("search"):
-            return pruner.should_stop(trial, prefix="")
+            return rule(trial, prefix="")
 
     def _is_cut(self, trial: Trial, epoch: int) -> bool:
         """Return whether a spent budget ends the trial here with its best checkpoint; store the reason."""
@@ -269,6 +238,14 @@ class Objective:
             trial.set_user_attr(Attr.STOPPED_AT, epoch)
             trial.set_user_attr(Attr.STOPPED_BY, {"step": epoch, "reason": reason})
         return reason is not None
+
+
+def _keep(trial: Trial, key: str, timing: Timing) -> None:
+    trial.set_user_attr(Attr.TIMING, dataclasses.asdict(timing))
+    trial.set_user_attr(Attr.TIMING_KEY, key)
+    trial.set_user_attr(Attr.RATIO, timing.ratio)
+    trial.set_user_attr(Attr.RATIO_LOW, timing.low)
+    trial.set_user_attr(Attr.RATIO_HIGH, timing.high)
 
 
 def _adds_nothing(trial: Trial, before: FrozenTrial, best: Best) -> bool:
@@ -296,15 +273,11 @@ def handed_back_seeds(trial: Trial) -> Iterator[int]:
 
 
 def refused_in_a_row(trial: Trial) -> int:
-    """Return how many trials just before this one were pruned before their first epoch."""
-    count = 0
-    for other in reversed(trial.study.get_trials(deepcopy=False)[: trial.number]):
-        if other.state in (TrialState.RUNNING, TrialState.WAITING):
-            continue  # run by another worker
-        if other.state != TrialState.PRUNED or set(other.user_attrs.get(Attr.CURVE, {})) - {"0"}:
-            break
-        count += 1
-    return count
+    """Return how many trials just before this one were pruned before their first epoch; running ones do not count."""
+    earlier = reversed(trial.study.get_trials(deepcopy=False)[: trial.number])
+    ended = (other for other in earlier if other.state.is_finished())
+    refused = takewhile(lambda other: other.state == TrialState.PRUNED and epochs_run(other) == 0, ended)
+    return sum(1 for _ in refused)
 
 
 def known_timing(study: Study, key: str) -> Timing | None:

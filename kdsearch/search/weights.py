@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import torch
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
@@ -43,25 +44,16 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=4).hexdigest()
 
 
-def _on_front(trials: list[FrozenTrial]) -> set[int]:
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return {complete[i].number for i in pareto.front([trial.values for trial in complete])}
-
-
 class Keeper:
     """Keeps the weights of trials on the front and removes those of trials that left it, which never return.
 
     Several processes may do so at once. A file is named after its trial and the digest of its tensors, and written
     completely before the trial refers to it, so a killed process leaves at most a file that the next `sweep` removes.
-
-    Args:
-        place: the folder.
-        progress: receives a warning if the folder cannot be written; the trial goes on.
+    If the folder cannot be written there is a warning, and the trial goes on.
     """
 
     def __init__(self, place: Path, progress: Progress) -> None:
-        self._place = place
-        self._progress = progress
+        self._place, self._progress = place, progress
 
     def keep(self, trial: Trial, weights: dict[str, Tensor], values: tuple[float, float]) -> None:
         """Keep the weights of a trial that is about to end with these values, unless a complete trial dominates it."""
@@ -82,16 +74,14 @@ class Keeper:
         """Remove the files of trials that are no longer on the front, or never ended properly."""
         if not self._place.is_dir():
             return
-        found = [path for path in self._place.iterdir() if NAME.fullmatch(path.name)]
+        found = {path: int(match[1]) for path in self._place.iterdir() if (match := NAME.fullmatch(path.name))}
         trials = study.get_trials(deepcopy=False)  # read after the files, so that each file's trial is among these
-        front = _on_front(trials)
-        for path in found:
-            match = NAME.fullmatch(path.name)
-            number = int(match[1]) if match else -1
-            trial = trials[number] if number < len(trials) else None
-            if trial is not None and trial.state == TrialState.RUNNING:
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        front = {complete[i].number for i in pareto.front([trial.values for trial in complete])}
+        for path, number in found.items():
+            if number < len(trials) and trials[number].state == TrialState.RUNNING:
                 continue  # its trial may not refer to its file yet
-            if number not in front or trial is None or named(trial).get("file") != path.name:
+            if number not in front or named(trials[number]).get("file") != path.name:
                 with suppress(OSError):  # a file that cannot be removed stays and does no harm
                     path.unlink()
 
@@ -108,8 +98,6 @@ def load(url: str, study: str, trial: FrozenTrial) -> dict[str, Tensor]:
     Raises:
         KdsearchError: they are not on this machine, or not those that the trial names.
     """
-    import torch
-
     said = named(trial)
     path = folder(url, study) / Path(str(said.get("file", f"trial-{trial.number}"))).name
     try:

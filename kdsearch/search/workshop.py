@@ -32,32 +32,20 @@ from kdsearch.system import machine
 
 @dataclass(frozen=True)
 class Workshop:
-    """What all trials of a study share.
-
-    Attributes:
-        spec: the study file.
-        split: data on the device.
-        teacher: frozen.
-        cost: name of a cost (`measure.cost`).
-        precision: of convolutions in training; None: the device's default.
-        begins: images at the beginning of the training images that have answers of their own; None: none.
-    """
+    """What all trials of a study share."""
 
     spec: StudySpec
-    split: Split
+    split: Split  # on the device
     teacher: Teacher
-    cost: str
-    precision: Precision | None = None
-    begins: ImageSet | None = None
+    cost: str  # name of a cost (`measure.cost`)
+    precision: Precision | None = None  # of convolutions in training; None: the device's default
+    begins: ImageSet | None = None  # images at the beginning of the training images that have answers of their own
 
     @classmethod
     def open(cls, plan: Plan, progress: Progress | None = None, *, cost: str | None = None) -> Workshop:
         """Open data and teacher of a plan; the teacher is trained if it is not cached.
 
-        Args:
-            plan: a checked plan.
-            progress: receives the teacher's training.
-            cost: None: the plan's; "flops" where nothing is timed.
+        The cost is "flops" where nothing is timed; None: the plan's.
 
         Raises:
             TeacherError: the teacher cannot be built, trained or loaded, or is at chance.
@@ -67,7 +55,6 @@ class Workshop:
 
     @property
     def device(self) -> torch.device:
-        """Device of data and networks."""
         return self.split.train.labels.device
 
     @cached_property
@@ -76,15 +63,10 @@ class Workshop:
         shown = self.spec.student.recipe.augment
         return self.teacher.answers_to_shown(self.split.train, shown, begins=self.begins)
 
-    @property
-    def timed_on(self) -> torch.device:
-        """Device that is timed: the CPU for ONNX Runtime, whatever the device of the trainings."""
-        return timed_on(self.cost, self.device)
-
     @cached_property
     def gate(self) -> Gate:
         """Lock that keeps timings apart from the trainings of this machine's workers, on the timed device."""
-        return Gate(self.timed_on)
+        return Gate(timed_on(self.cost, self.device))
 
     def quiet(self) -> AbstractContextManager[None]:
         """Return a context for a measurement, without trainings or timings beside it; empty for counted operations."""
@@ -109,7 +91,6 @@ class Workshop:
 
     def teach(self, student: nn.Module, config: Config, seed: int, state: State | None = None) -> Run:
         """Return the training of a student as its configuration says, one epoch per step, from the given state on."""
-
         return lesson.teach(
             student,
             config,
@@ -156,7 +137,6 @@ class Workshop:
         return right.double().mean().item(), AgainstTeacher(*reversed(counts))
 
     def timing_key(self, config: Config) -> str:
-        """Return the key that two students share if they share one timing."""
         return timing_key(config, self.spec, self.cost, self.device)
 
     def measure(self, student: nn.Module) -> Timing:
@@ -164,24 +144,17 @@ class Workshop:
         with machine.threads(self.spec.latency.threads):
             if self.cost == ONNX:
                 return onnx.measure(self.teacher.network, student, self.split, self.spec.latency)
-            batch = self.split.example(self.spec.latency.batch_on(self.timed_on.type))
+            batch = self.split.example(self.spec.latency.batch_on(timed_on(self.cost, self.device).type))
             return checked(cost(self.cost)(self.teacher.network, student, batch), self.cost)
 
 
 def timed_on(cost: str, device: torch.device) -> torch.device:
-    """Return the device that a cost times, which may differ from that of the trainings."""
+    """Return the device that a cost times: the CPU for ONNX Runtime, whatever the device of the trainings."""
     return torch.device("cpu") if cost == ONNX else device
 
 
 def timing_key(config: Config, spec: StudySpec, cost: str, device: torch.device) -> str:
-    """Return the key that two students of a study share if they share one timing.
-
-    Args:
-        config: of the student.
-        spec: of the study.
-        cost: name of the cost.
-        device: of the study's trainings.
-    """
+    """Return the key that two students of a study, trained on `device`, share if they share one timing."""
     key: dict[str, Any] = {"architecture": architecture(config), "cost": cost}
     if cost != "flops":
         timed = timed_on(cost, device)

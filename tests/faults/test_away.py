@@ -11,7 +11,7 @@ from helpers.postgres import Server
 from helpers.processes import SHORT, assert_whole, finished, started, trials, until
 
 from kdsearch.records import Attr
-from kdsearch.search.workers import liveness
+from kdsearch.search.workers import slots
 
 
 @pytest.mark.slow
@@ -41,9 +41,9 @@ def test_workers_wait_for_a_server_that_is_away(server: Server, tmp_path: Path) 
 def test_a_clock_that_jumps_fails_no_live_trial_and_a_silent_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     study = optuna.create_study()
     trial = study.ask()
-    elsewhere = {**liveness.myself(), "host": "far", "machine": "far", "pid": 1}
+    elsewhere = {**slots.myself(), "host": "far", "machine": "far", "pid": 1}
     trial.set_user_attr(Attr.WORKER, elsewhere)
-    watch = liveness.Watch(every=0.1, missed=4)
+    watch = slots.Watch(every=0.1, missed=4)
     shift = [0.0]
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + shift[0])
@@ -55,7 +55,7 @@ def test_a_clock_that_jumps_fails_no_live_trial_and_a_silent_one_is_found(monkey
             time.sleep(0.02)
         return found
 
-    with liveness.beating(study, trial._trial_id, every=0.1):
+    with slots.beating(study, trial._trial_id, every=0.1):
         for jump in (0, -3600, 3600):
             shift[0] += jump
             assert look(0.8) == []

@@ -24,7 +24,7 @@ from kdsearch.search import failures
 from kdsearch.search.budget import Budget
 from kdsearch.search.plan import Plan, make_plan
 from kdsearch.search.run_options import Request
-from kdsearch.search.sampling.ratio_guess import LikelyRatio
+from kdsearch.search.sampling.surrogate import LikelyRatio
 from kdsearch.search.space import trial_parameters
 from kdsearch.search.study import optimize
 from kdsearch.search.trial import Objective

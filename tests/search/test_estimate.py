@@ -64,13 +64,13 @@ def test_sizes_are_those_of_the_built_students(plan: Plan, family: str):
     student = plan.spec.student.model_copy(update={"family": family})
     other = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"student": student}))
     built = networks.student_family(family).build(config, plan.split.shape, len(plan.split.classes))
-    found = estimate.Sizes(other)(config)
+    found = estimate.sizes_of(other)(config)
     assert found == estimate.size_of(built, torch.zeros(1, *plan.split.shape))
     assert found.parameters == networks.parameters(built)
 
 
 def test_what_is_measured_is_spread_from_the_least_work_to_the_most(plan: Plan):
-    sizes = estimate.Sizes(plan)
+    sizes = estimate.sizes_of(plan)
     configs = [{"width": w, "batch_size": b, "epochs": 1} for w, b in itertools.product((8, 100, 1200), (16, 512))]
     chosen = estimate.spread(configs * 3, sizes, 4)
     work = [config["batch_size"] * sizes(config).operations for config in chosen]

@@ -13,7 +13,7 @@ from kdsearch import sittings
 from kdsearch.records import Attr, Progress, Timing
 from kdsearch.search import retime
 from kdsearch.search import workshop as workshops
-from kdsearch.search.clock import Clock
+from kdsearch.search.budget import Clock
 from kdsearch.search.retime import Retimer
 from kdsearch.search.space import trial_parameters
 from kdsearch.search.trial import Objective

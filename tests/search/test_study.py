@@ -20,15 +20,15 @@ from kdsearch.records import Attr, EpochRecord, Progress, StudyAttr, was_handed_
 from kdsearch.reporting.collect import collect
 from kdsearch.reporting.pages import study_page
 from kdsearch.search import budget as budgets
-from kdsearch.search import clock, failures
+from kdsearch.search import failures
 from kdsearch.search import plan as plans
 from kdsearch.search import study as search
-from kdsearch.search.budget import Budget, epochs_spent, finished_count
+from kdsearch.search.budget import Budget, epochs_spent, finished_count, seconds_spent
 from kdsearch.search.definition import open_study
 from kdsearch.search.run_options import Request
 from kdsearch.search.space import enqueue_missing
 from kdsearch.search.trial import Objective
-from kdsearch.search.workers import liveness
+from kdsearch.search.workers import slots
 from kdsearch.search.workshop import Workshop
 from kdsearch.storage import load_study, open_storage
 
@@ -70,6 +70,8 @@ class Clock(Progress):
 
     def monotonic(self) -> float:
         return self.now
+
+    perf_counter = monotonic
 
     def trial_epoch(self, number: int, record: EpochRecord, epochs: int) -> None:
         self.now += 1
@@ -172,7 +174,7 @@ def test_a_trial_whose_process_was_killed_does_not_count_and_an_anchor_runs_agai
     enqueue_missing(interrupted, spec.load(study_file).limited(max_epochs=2), at_most=2)
     killed = interrupted.ask()  # takes m2 and never ends
     assert killed.user_attrs == {Attr.ANCHOR: "m2"}
-    killed.set_user_attr(Attr.WORKER, {**liveness.myself(), "started": 0})  # its number is another process's now
+    killed.set_user_attr(Attr.WORKER, {**slots.myself(), "started": 0})  # its number is another process's now
     study = optimize(study_file, url, 4)
     assert study.trials[killed.number].state == FAIL
     assert was_handed_back(study.trials[killed.number].user_attrs)
@@ -467,8 +469,8 @@ def test_where_the_time_went_is_told_and_adds_up_over_runs(study_file, url):
     study = optimize(study_file, url, 3, progress=told)
     assert "training" in told.spent
     assert "storage and the rest" in told.spent
-    first = clock.spent(study)
-    second = clock.spent(optimize(study_file, url, 5))
+    first = seconds_spent(study)
+    second = seconds_spent(optimize(study_file, url, 5))
     assert all(second[work] >= first[work] for work in first)
     assert second["training"] > first["training"] > 0
 

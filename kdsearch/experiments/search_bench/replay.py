@@ -21,8 +21,9 @@ from kdsearch.experiments.search_bench.rivals import MOASHA, HubJoint, Oracle, S
 from kdsearch.experiments.search_bench.tables import EPOCHS, Rows, Table, TableSampler
 from kdsearch.pruning import pruner
 from kdsearch.records import Attr
+from kdsearch.search import resuming
 from kdsearch.search.budget import epochs_run
-from kdsearch.search.sampling import resuming, samplers
+from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import ProposalSampler
 from kdsearch.system import machine
 

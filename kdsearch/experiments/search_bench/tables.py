@@ -237,9 +237,9 @@ class Rows:
         config = space.suggest(trial, self.dimensions)
         if not isinstance(trial, Near):
             return config
-        row = self.nearest(trial.parameters, trial.distributions)
-        epochs = {EPOCHS: trial.parameters[EPOCHS]} if EPOCHS in trial.parameters else {}
-        trial.parameters, trial.distributions = self.params[row] | epochs, self.distributions[row]
+        row = self.nearest(trial.params, trial.distributions)
+        epochs = {EPOCHS: trial.params[EPOCHS]} if EPOCHS in trial.params else {}
+        trial.params, trial.distributions = self.params[row] | epochs, self.distributions[row]
         return self.table.configs[row] | {EPOCHS: config[EPOCHS]}
 
     def _numbers(self, params: Params, held: dict[str, BaseDistribution]) -> NDArray[np.float64]:
@@ -279,8 +279,8 @@ class TableSampler(BaseSampler):
         else:
             draft = Draft(self._inner, study, trial)
             self._rows.draw(draft)
-            row = self._rows.nearest(draft.parameters, draft.distributions)
-            epochs = draft.parameters.get(EPOCHS)
+            row = self._rows.nearest(draft.params, draft.distributions)
+            epochs = draft.params.get(EPOCHS)
         held = self._rows.distributions[row]
         self._drawn = self._rows.params[row] | ({EPOCHS: epochs} if EPOCHS in held else {})
         return held

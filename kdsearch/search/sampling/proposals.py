@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
@@ -19,14 +20,13 @@ from kdsearch.pruning.forecast import log_steps
 from kdsearch.pruning.history import Floats, History, Stack
 from kdsearch.pruning.scale import Scale, make_scale
 from kdsearch.records import Attr, Config
+from kdsearch.search import resuming
+from kdsearch.search.resuming import Paused
 from kdsearch.search.run_options import CANDIDATES
-from kdsearch.search.sampling import resuming
-from kdsearch.search.sampling.resuming import Continued, Paused
 from kdsearch.search.sampling.samplers import WrappedSampler
 from kdsearch.search.sampling.surrogate import GaussianProcess
 from kdsearch.system import machine
 
-SHARE = 1 / 240  # of the candidates: one, while the inner sampler's models are the slow part
 NEAR = 1 / 3  # of the candidates: moves from members of the front
 MOVE, CHANGED = 0.1, 0.4  # standard deviation of a move as a share of the range, and probability that a parameter moves
 MODEL, SAMPLER, RESUMED = "model", "sampler", "resumed"  # values of the attribute `proposed_by`
@@ -46,67 +46,63 @@ class Draft:
         self._sampler, self._study, self._trial = sampler, study, trial
         self._relative_space = sampler.infer_relative_search_space(study, trial)
         self._relative = sampler.sample_relative(study, trial, self._relative_space)
-        self.parameters: dict[str, Any] = {}
+        self.params: dict[str, Any] = {}
         self.distributions: dict[str, BaseDistribution] = {}
 
-    def _draw(self, name: str, distribution: BaseDistribution) -> Any:
-        if name in self.parameters:
-            return self.parameters[name]
-        if name in self._relative and self._relative_space.get(name) == distribution:
-            value = self._relative[name]
-        else:
-            value = self._sampler.sample_independent(self._study, self._trial, name, distribution)
-        self.parameters[name], self.distributions[name] = value, distribution
-        return value
-
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """Draw a whole number."""
-        return int(self._draw(name, IntDistribution(low, high, log=log, step=step)))
+        return int(self._suggest(name, IntDistribution(low, high, log=log, step=step)))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """Draw a number."""
-        return float(self._draw(name, FloatDistribution(low, high, log=log, step=step)))
+        return float(self._suggest(name, FloatDistribution(low, high, log=log, step=step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Draw one of the choices."""
-        return self._draw(name, CategoricalDistribution(choices))
+        return self._suggest(name, CategoricalDistribution(choices))
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name not in self.params:
+            self.params[name], self.distributions[name] = self._drawn(name, distribution), distribution
+        return self.params[name]
+
+    def _drawn(self, name: str, distribution: BaseDistribution) -> Any:
+        if name in self._relative and self._relative_space.get(name) == distribution:
+            return self._relative[name]
+        return self._independent(name, distribution)
+
+    def _independent(self, name: str, distribution: BaseDistribution) -> Any:
+        return self._sampler.sample_independent(self._study, self._trial, name, distribution)
 
 
 class Near(Draft):
     """A candidate near a trial: some of its parameters are moved slightly, or redrawn if they have no order."""
 
     def __init__(
-        self, sampler: BaseSampler, study: Study, trial: FrozenTrial, params: Mapping[str, Any], random: Generator
+        self, sampler: BaseSampler, study: Study, trial: FrozenTrial, origin: Mapping[str, Any], random: Generator
     ) -> None:
         self._sampler, self._study, self._trial = sampler, study, trial
-        self._params, self._random_moves = params, random
-        self.parameters, self.distributions = {}, {}
+        self._origin, self._random = origin, random
+        self.params, self.distributions = {}, {}
 
-    def _draw(self, name: str, distribution: BaseDistribution) -> Any:
-        if name not in self.parameters:
-            value = self._params.get(name)
-            if value is None or not distribution._contains(distribution.to_internal_repr(value)):
-                value = self._sampler.sample_independent(self._study, self._trial, name, distribution)
-            elif self._random_moves.random() < CHANGED:
-                value = self._moved(name, value, distribution)
-            self.parameters[name], self.distributions[name] = value, distribution
-        return self.parameters[name]
+    def _drawn(self, name: str, distribution: BaseDistribution) -> Any:
+        value = self._origin.get(name)
+        if value is None or not distribution._contains(distribution.to_internal_repr(value)):
+            return self._independent(name, distribution)
+        return self._moved(name, value, distribution) if self._random.random() < CHANGED else value
 
     def _moved(self, name: str, value: Any, distribution: BaseDistribution) -> Any:
         if isinstance(distribution, CategoricalDistribution):
             choices = distribution.choices
             if not all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices):
-                return self._sampler.sample_independent(self._study, self._trial, name, distribution)
+                return self._independent(name, distribution)
             ordered: list[Any] = sorted(choices)  # type: ignore[type-var]
-            aside = 1 if self._random_moves.random() < 0.5 else -1
+            aside = 1 if self._random.random() < 0.5 else -1
             return ordered[min(max(ordered.index(value) + aside, 0), len(ordered) - 1)]
         assert isinstance(distribution, IntDistribution | FloatDistribution)
         low, high, step = distribution.low, distribution.high, distribution.step
         if high <= low:
             return value
-        shift = float(self._random_moves.normal(0.0, MOVE))
+        shift = float(self._random.normal(0.0, MOVE))
         moved = value * (high / low) ** shift if distribution.log else value + shift * (high - low)
         if step:
             least = step if round((moved - low) / step) == round((value - low) / step) else 0  # a move must change it
@@ -127,7 +123,7 @@ class ProposalSampler(WrappedSampler):
     proposer. A sampler may be used by one thread only.
 
     Args:
-        inner: draws a share of the candidates, and trials while there is nothing to choose by.
+        inner: draws one of the candidates, and trials while there is nothing to choose by.
         random: draws the others: a sampler that models the study draws slowly, and its draws are alike.
         draw: from a draft to a configuration, by the draft's `suggest_` methods.
         known: from a study and configurations to the measured or estimated values of each one's known objectives, in
@@ -137,13 +133,11 @@ class ProposalSampler(WrappedSampler):
             the expected cost of a candidate's step ("expected improvement per second": Snoek, Larochelle, Adams,
             NeurIPS 2012).
         candidates: number drawn per trial.
-        share: of the candidates, drawn by the inner sampler.
         compete: whether some trials are the inner sampler's own draws.
         paused: trials that the pruner ended and that may be resumed instead, where that promises more per step than the
             best candidate; such a trial's number is the attribute `resumes`. None: none.
         seed: of the moves and of the choice of proposer; None: a fresh one.
-        log: indices of objectives on a log scale, see `scale.make_scale`.
-        ideal: of the observed objective, see `scale.make_scale`.
+        log, ideal: see `scale.make_scale`.
     """
 
     def __init__(
@@ -156,7 +150,6 @@ class ProposalSampler(WrappedSampler):
         steps: Callable[[Config], int],
         cost: Callable[[FrozenTrial], float | None] | None = None,
         candidates: int = CANDIDATES,
-        share: float = SHARE,
         compete: bool = True,
         paused: Paused | None = None,
         seed: int | None = None,
@@ -166,18 +159,16 @@ class ProposalSampler(WrappedSampler):
         super().__init__(inner)
         self._random = random
         self._draw, self._known, self._steps, self._cost = draw, known, steps, cost
-        self._own = max(1, round(share * candidates))
-        self._near = round(NEAR * (candidates - self._own))
-        self._others = candidates - self._own - self._near
-        self._compete, self._seed = compete, machine.fresh_seed() if seed is None else seed
-        self._paused = paused
+        self._near = round(NEAR * (candidates - 1))
+        self._others = candidates - 1 - self._near
+        self._compete, self._paused = compete, paused
+        self._seed = machine.fresh_seed() if seed is None else seed
         self._units: dict[str, Any] = {"log": log, "ideal": ideal}
-        self._chosen: Draft | Continued | None = None
+        self._chosen: Draft | FrozenTrial | None = None
         self._study: Study | None = None
         self._history, self._model, self._costs = History(), GaussianProcess(), GaussianProcess()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Forget the last trial's choice."""
         self._chosen = None
         super().before_trial(study, trial)
         self._random.before_trial(study, trial)
@@ -193,12 +184,11 @@ class ProposalSampler(WrappedSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the chosen candidate's parameters."""
         if self._chosen is None:
             return super().sample_relative(study, trial, search_space)
-        return self._chosen.parameters
+        return self._chosen.params
 
-    def _choose(self, study: Study, trial: FrozenTrial) -> Draft | Continued | None:
+    def _choose(self, study: Study, trial: FrozenTrial) -> Draft | FrozenTrial | None:
         if study is not self._study:
             self._study, self._history = study, History()
             self._model, self._costs = GaussianProcess(), GaussianProcess()
@@ -212,8 +202,7 @@ class ProposalSampler(WrappedSampler):
             study._storage.set_trial_user_attr(trial._trial_id, Attr.PROPOSED_BY, by)
             if by == SAMPLER:
                 return None
-        drafts = [Draft(self._inner, study, trial) for _ in range(self._own)]
-        drafts += self._moves(study, trial, seen, random)
+        drafts = [Draft(self._inner, study, trial), *self._moves(study, trial, seen, random)]
         drafts += [Draft(self._random, study, trial) for _ in range(self._others)]
         configs = [self._draw(draft) for draft in drafts]
         known = self._known(study, configs)
@@ -221,7 +210,7 @@ class ProposalSampler(WrappedSampler):
         if not possible:
             return drafts[0]
         points = self._points(np.array([known[index] for index in possible], dtype=np.float64))
-        parameters = [drafts[index].parameters for index in possible]
+        parameters = [drafts[index].params for index in possible]
         steps = [self._steps(configs[index]) for index in possible]
         scale = _scale(self._history, seen, points, self._units)
         gains = self._gains(scale, seen, parameters, points, steps)
@@ -229,16 +218,9 @@ class ProposalSampler(WrappedSampler):
         best = int(np.argmax(gains / costs))
         return self._resumed(study, trial, scale, gains[best] / steps[best]) or drafts[possible[best]]
 
-    def _resumed(self, study: Study, trial: FrozenTrial, scale: Scale, best: float) -> Continued | None:
-        """Return the parameters of an ended trial that is to go on instead of a candidate, if there is one.
-
-        Args:
-            study, trial: as in `_choose`.
-            scale: of the objectives.
-            best: the candidate's expected gain per step.
-        """
-        numbers = [] if self._paused is None else self._paused.offered()
-        if self._paused is None or not numbers:
+    def _resumed(self, study: Study, trial: FrozenTrial, scale: Scale, best: float) -> FrozenTrial | None:
+        """Return an ended trial that is to go on instead of the best candidate, of that expected gain per step."""
+        if self._paused is None or not (numbers := self._paused.offered()):
             return None
         trials = study.get_trials(deepcopy=False)
         promised = resuming.promises(self._history, scale, trials, numbers, self._steps)
@@ -248,7 +230,7 @@ class ProposalSampler(WrappedSampler):
             return None
         study._storage.set_trial_user_attr(trial._trial_id, Attr.RESUMES, number)
         study._storage.set_trial_user_attr(trial._trial_id, Attr.PROPOSED_BY, RESUMED)
-        return Continued(trials[number])
+        return trials[number]
 
     def _moves(self, study: Study, trial: FrozenTrial, seen: Stack, random: Generator) -> list[Draft]:
         """Return candidates near members of the front, each member in turn."""
@@ -287,12 +269,8 @@ class ProposalSampler(WrappedSampler):
 
     def _expected_costs(self, study: Study, parameters: Sequence[Mapping[str, Any]]) -> Floats:
         """Return the expected cost of each candidate's step, (candidates,); all 1 if costs are unused or unknown."""
-        seen = []
-        if self._cost is not None:
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-                cost = self._cost(trial)
-                if cost is not None and cost > 0:
-                    seen.append((trial.params, cost))
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)) if self._cost else []
+        seen = [(trial.params, cost) for trial in ended if self._cost and (cost := self._cost(trial)) and cost > 0]
         if len(seen) < FEWEST:
             return np.ones(len(parameters))
         inputs = self._history.features([params for params, _ in seen])
@@ -309,13 +287,17 @@ class ProposalSampler(WrappedSampler):
     def _gains(
         self, scale: Scale, seen: Stack, params: Sequence[Mapping[str, Any]], points: Floats, steps: Sequence[int]
     ) -> Floats:
-        """Return the expected gain of each candidate, (candidates,)."""
+        """Return the expected gain of each candidate, (candidates,).
+
+        The surrogate learns the log error of every trial's best checkpoint, at its last step.
+        """
         history = self._history
         front = scale.transform(seen.points[seen.feasible])
         front = front[pareto.members(front)]
-        self._learn(scale, _latest(seen))
-        clock = log_steps(np.array(steps), history.grid) / (log_steps(history.grid, history.grid)[-1] or 1.0)
-        mean, deviation = self._model.predict(np.column_stack([history.features(params), clock]))
+        latest = _latest(seen)
+        errors = scale.errors(latest.points[:, scale.observed])
+        self._model.fit(np.column_stack([latest.features, self._clock(latest.last)]), errors)
+        mean, deviation = self._model.predict(np.column_stack([history.features(params), self._clock(np.array(steps))]))
         values = scale.values(mean[:, None] + deviation[:, None] * QUANTILES)  # (candidates, quantiles)
         hoped = np.repeat(scale.transform(points), len(QUANTILES), axis=0)
         hoped[:, history.observed] = values.reshape(-1)
@@ -323,12 +305,11 @@ class ProposalSampler(WrappedSampler):
         expected: Floats = gains.reshape(len(points), -1).mean(axis=1)
         return expected
 
-    def _learn(self, scale: Scale, seen: Stack) -> None:
-        """Fit the surrogate to the log error of every trial's best checkpoint, at its last step."""
+    def _clock(self, steps: NDArray[Any]) -> Floats:
+        """Return steps on a logarithmic scale from 0 to 1."""
         grid = self._history.grid
-        clock = log_steps(seen.last, grid) / (log_steps(grid, grid)[-1] or 1.0)
-        errors = scale.errors(seen.points[:, scale.observed])
-        self._model.fit(np.column_stack([seen.features, clock]), errors)
+        clock: Floats = log_steps(steps, grid) / (log_steps(grid, grid)[-1] or 1.0)
+        return clock
 
 
 def _latest(seen: Stack) -> Stack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -29,17 +28,11 @@ SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
 
 def make(name: str, seed: int | None) -> BaseSampler:
     """Return the sampler of that name; with a seed its draws repeat trial by trial, resumed or not."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[name](None) if seed is None else SeededSampler(SAMPLERS[name], seed)
+    return SAMPLERS[name](None) if seed is None else SeededSampler(SAMPLERS[name], seed)
 
 
 class WrappedSampler(BaseSampler):
-    """Delegates to an inner sampler; a base class for samplers that change part of it.
-
-    Args:
-        inner: the sampler that does the work.
-    """
+    """Delegates to an inner sampler; a base class for samplers that change part of it."""
 
     def __init__(self, inner: BaseSampler) -> None:
         self._inner = inner
@@ -65,7 +58,7 @@ class WrappedSampler(BaseSampler):
 
 
 def least_batch(spec: StudySpec, device: torch.device) -> int | None:
-    """The batch size below which a sampler draws none on a device; None: it draws whatever the space has.
+    """Return the batch size below which a sampler draws none on a device; None: it draws whatever the space has.
 
     A step on CUDA takes its launches' time however few images it has, so a small batch makes an epoch many times as
     long. The space itself stays as it is, with anchors and with studies that CPUs work on; where all of its sizes are
@@ -80,13 +73,7 @@ def least_batch(spec: StudySpec, device: torch.device) -> int | None:
 
 
 class LargeBatches(WrappedSampler):
-    """Draws a batch size anew, evenly, where the inner sampler's is too small for the device.
-
-    Args:
-        inner: the sampler that is asked.
-        least: batch size.
-        seed: of the draws; None: a fresh one.
-    """
+    """Draws a batch size anew, evenly, where the inner sampler's is below the least one for the device."""
 
     def __init__(self, inner: BaseSampler, least: int, seed: int | None) -> None:
         super().__init__(inner)
@@ -94,34 +81,30 @@ class LargeBatches(WrappedSampler):
         self._random = Random(self._seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Seeds the draws of this trial."""
         self._random = Random(machine.derive_seed("batch", self._seed, trial.number))
         super().before_trial(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the inner sampler does, but for a small batch size."""
-        drawn = self._inner.sample_relative(study, trial, search_space)
+        drawn = super().sample_relative(study, trial, search_space)
         return {name: self._large(name, value, search_space[name]) for name, value in drawn.items()}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """As the inner sampler does, but for a small batch size."""
-        value = self._inner.sample_independent(study, trial, param_name, param_distribution)
+        value = super().sample_independent(study, trial, param_name, param_distribution)
         return self._large(param_name, value, param_distribution)
 
     def _large(self, name: str, value: Any, distribution: BaseDistribution) -> Any:
         if name != "batch_size" or value >= self._least:
             return value
         if isinstance(distribution, CategoricalDistribution):
-            sizes = [size for size in distribution.choices if size >= self._least]  # type: ignore[operator]
+            offered: Sequence[Any] = distribution.choices
         else:
             assert isinstance(distribution, IntDistribution)
-            step = distribution.step
-            first = distribution.low + -(-max(0, self._least - distribution.low) // step) * step
-            sizes = list(range(first, distribution.high + 1, step))
+            offered = range(distribution.low, distribution.high + 1, distribution.step)
+        sizes = [size for size in offered if size >= self._least]
         return self._random.choice(sizes) if sizes else value
 
 
@@ -138,13 +121,9 @@ class SeededSampler(WrappedSampler):
 
     def __init__(self, factory: Callable[[int | None], BaseSampler], seed: int) -> None:
         super().__init__(factory(seed % 2**32))
-        self._factory = factory
-        self._seed = seed
+        self._factory, self._seed = factory, seed
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Seed the draws of this trial."""
         seed = machine.derive_seed("sampler", self._seed, trial.number) % 2**32
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._inner = self._factory(seed)
+        self._inner = self._factory(seed)
         super().before_trial(study, trial)

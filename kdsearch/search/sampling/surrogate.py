@@ -1,14 +1,25 @@
-"""A model of the error over parameters and steps, fitted to a study's checkpoints, to choose among candidates."""
+"""Models of the two objectives of candidates: a Gaussian process of the error, an interpolation of the ratio."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from optuna import Study
+from optuna.trial import TrialState
 from scipy.linalg import solve_triangular
 
-Floats = NDArray[np.float64]
+from kdsearch import networks
+from kdsearch.measure import flops
+from kdsearch.pruning.history import Floats
+from kdsearch.records import Attr, Config
+from kdsearch.search.failures import is_exhausted
+from kdsearch.search.space import architecture_key
+from kdsearch.search.workshop import Workshop
 
 LENGTHS = (0.2, 0.35, 0.7, 1.4, 3.0, 10.0)  # of the kernel, relative to a parameter's whole range of 1
 START = 0.7
@@ -17,6 +28,7 @@ LEARN_FROM = 150  # maximum number of latest observations that decide lengths an
 NOISES = (0.003, 0.02, 0.1)  # share of the variance that parameters do not explain
 LINEAR = 0.5  # weight of the linear kernel beside the squared exponential
 GROWN = 7 / 6  # lengths and noise are chosen again when the observations have grown by this factor
+NEW = 24  # architectures whose operations are counted per trial
 
 
 class GaussianProcess:
@@ -105,3 +117,76 @@ def _kernel(a: Floats, b: Floats, lengths: Floats) -> Floats:
     squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2.0 * inner
     found: Floats = np.exp(-0.5 * np.maximum(squared, 0.0)) + LINEAR * START**2 * inner
     return found
+
+
+class LikelyRatio:
+    """Estimates inference ratios from those that a study has timed.
+
+    A timed architecture has its ratio. Otherwise the log ratio is interpolated over the log of the counted operations'
+    ratio, and extrapolated along the last two timed ones.
+    """
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._teacher = float(flops.count(workshop.teacher.network, workshop.split.example(1)))
+        self._counted: dict[str, float] = {}
+
+    def __call__(self, study: Study, configs: Sequence[Config]) -> list[tuple[float] | None]:
+        """Return the likely ratio of each configuration; None if nothing was timed yet or it must not be proposed.
+
+        Counting takes time, so at most `NEW` architectures are counted for the first time; the others are None as well.
+        """
+        trials = study.get_trials(deepcopy=False)
+        timed: dict[str, float] = {}
+        known: dict[float, float] = {}
+        for trial in trials:
+            ratio, other = trial.user_attrs.get(Attr.RATIO), trial.user_attrs.get(Attr.CONFIG)
+            if ratio is not None and isinstance(other, dict):
+                timed.setdefault(architecture_key(other), float(ratio))
+                known[self.counted(other)] = float(ratio)
+        failed = any(trial.state == TrialState.FAIL for trial in trials)
+        found: list[tuple[float] | None] = []
+        new = 0
+        for config in configs:
+            key = architecture_key(config)
+            new += key not in timed and key not in self._counted
+            if not known or (failed and is_exhausted(study, config)):
+                found.append(None)
+            elif key in timed:
+                found.append((timed[key],))
+            elif key in self._counted or new <= NEW:
+                found.append((interpolated(self.counted(config), known),))
+            else:
+                found.append(None)
+        return found
+
+    def counted(self, config: Config) -> float:
+        """Return the teacher's operations / the student's, counted without allocating weights."""
+        key = architecture_key(config)
+        if key not in self._counted:
+            family, split = self._workshop.spec.student.family, self._workshop.split
+            self._counted[key] = self._teacher / _operations(family, key, split.shape, len(split.classes))
+        return self._counted[key]
+
+
+@cache
+def _operations(family: str, key: str, shape: tuple[int, int, int], classes: int) -> int:
+    """Return the operations of a student (by its `architecture_key`), counted once a process: it takes milliseconds."""
+    with torch.device("meta"):
+        student = networks.student_family(family).build(json.loads(key), shape, classes)
+        return flops.count(student, torch.zeros(1, *shape))
+
+
+def interpolated(counted: float, known: dict[float, float]) -> float:
+    """Interpolate a ratio over at least one ratio of counted operations, piecewise linear on logarithmic axes."""
+    counts = sorted(known)
+    if len(counts) == 1:
+        return known[counts[0]] * counted / counts[0]
+    logs = np.log10(counts), np.log10([known[count] for count in counts])
+    inside = float(np.interp(math.log10(counted), *logs))
+    for end, inner in ((0, 1), (-1, -2)):
+        beyond = math.log10(counted) - logs[0][end]
+        if (beyond < 0) if end == 0 else (beyond > 0):
+            slope = (logs[1][end] - logs[1][inner]) / (logs[0][end] - logs[0][inner])
+            inside = float(logs[1][end] + min(max(slope, 0.0), 1.0) * beyond)
+    return 10**inside

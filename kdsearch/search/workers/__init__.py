@@ -1,1 +1,1 @@
-"""Several processes on one study: trial slots, liveness, the supervisor, the live view."""
+"""Several processes on one study: trial slots, the trial loop, the supervisor, the live view."""

@@ -6,13 +6,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import optuna
 from optuna import Study
 
 from kdsearch.records import Progress
-from kdsearch.search.workers import liveness
+from kdsearch.search.workers import slots
 from kdsearch.system import signals
 
 EVERY = 10.0  # seconds between two refreshes
@@ -21,8 +22,7 @@ LONGEST = 600.0  # seconds between two attempts while the storage fails
 MISSED = 3  # looks at an unchanged lease, after which another process takes it
 LEASE = "kdsearch:live"
 
-Publish = Callable[[Study, bool], object]
-"""Function that writes a study's view; the flag says whether its run is over."""
+Publish = Callable[[Study, bool], object]  # writes a study's view; the flag says whether its run is over
 
 
 class Lease:
@@ -32,10 +32,6 @@ class Lease:
     over several of its own looks, because the holder is in a long trial. Two processes may take it at the same moment;
     the storage keeps the later one, and the other notices at its next look. Until then both write, which is harmless:
     each part of the view is one attribute, replaced as a whole.
-
-    Args:
-        study: of the storage that all processes share.
-        missed: looks at an unchanged counter before the lease is taken.
     """
 
     def __init__(self, study: Study, missed: int = MISSED) -> None:
@@ -50,7 +46,7 @@ class Lease:
         if held.get("name") not in (None, self._name) and not self._is_left(held):
             return False
         self._count += 1
-        self._write({"name": self._name, "count": self._count, "worker": liveness.myself()})
+        self._write({"name": self._name, "count": self._count, "worker": slots.myself()})
         return bool(self._read().get("name") == self._name)
 
     def release(self) -> None:
@@ -61,7 +57,7 @@ class Lease:
     def _is_left(self, held: dict[str, Any]) -> bool:
         sign = held.get("name"), held.get("count")
         self._seen = (sign, self._seen[1] + 1 if sign == self._seen[0] else 0)
-        return liveness.is_gone(held.get("worker")) or self._seen[1] >= self._missed
+        return slots.is_gone(held.get("worker")) or self._seen[1] >= self._missed
 
     def _read(self) -> dict[str, Any]:
         found = self._study._storage.get_study_system_attrs(self._study._study_id).get(LEASE)
@@ -72,17 +68,7 @@ class Lease:
 
 
 class Live:
-    """Refreshes a study's view when trials have ended, within a limit on the frequency.
-
-    Args:
-        study: that this process runs.
-        publish: writes the view.
-        progress: receives one warning if that fails.
-        every: seconds between two refreshes.
-
-    Attributes:
-        seconds: duration of all refreshes.
-    """
+    """Refreshes a study's view when trials have ended, within a limit on the frequency; warns once if that fails."""
 
     def __init__(self, study: Study, publish: Publish, progress: Progress, every: float = EVERY) -> None:
         self._study, self._publish, self._progress, self._every = study, publish, progress, every
@@ -90,40 +76,38 @@ class Live:
         self._due = 0.0
         self._shown = -1  # ended trials in the view
         self._failures = 0
-        self.seconds = 0.0
 
     def look(self) -> None:
         """Refresh the view if it is due and this process holds the lease; storage errors are never raised."""
         if time.monotonic() >= self._due:
-            self._try(lambda lease: self._refresh(lease))
+            self._try(self._refresh)
 
     def end(self) -> None:
         """Write the view a last time and release the lease; if a signal asked the process to end, only release it."""
         if signals.received() is None:
             self._try(lambda lease: self._refresh(lease, over=True))
-        self._try(lambda lease: lease.release())
+        self._try(Lease.release)
 
     def _refresh(self, lease: Lease, *, over: bool = False) -> None:
         if not lease.mine():
             return
-        trials = self._own().get_trials(deepcopy=False)
+        trials = self._own.get_trials(deepcopy=False)
         ended = sum(trial.state.is_finished() for trial in trials)
         if over or ended != self._shown:
-            self._publish(self._own(), over)
+            self._publish(self._own, over)
             self._shown = ended
 
+    @cached_property
     def _own(self) -> Study:
         """Return the study without retries of its storage: while the storage is away, the view is simply late."""
-        if not hasattr(self, "_impatient"):
-            backend = getattr(self._study._storage, "backend", self._study._storage)
-            self._impatient = optuna.load_study(study_name=self._study.study_name, storage=backend)
-        return self._impatient
+        backend = getattr(self._study._storage, "backend", self._study._storage)
+        return optuna.load_study(study_name=self._study.study_name, storage=backend)
 
     def _try(self, act: Callable[[Lease], None]) -> None:
         begin = time.monotonic()
         try:
             if self._lease is None:
-                self._lease = Lease(self._own())
+                self._lease = Lease(self._own)
             act(self._lease)
         except Exception as error:
             self._failures += 1
@@ -134,18 +118,11 @@ class Live:
         else:
             now = time.monotonic()
             self._due = now + max(self._every, (now - begin) / SHARE)
-        self.seconds += time.monotonic() - begin
 
 
 @contextmanager
 def kept(study: Study, publish: Publish | None, progress: Progress) -> Iterator[Callable[[], None]]:
-    """Run the body with a study's view refreshed at the start, at each call of the yielded function, and at the end.
-
-    Args:
-        study: that this process runs or supervises.
-        publish: writes the view; None: there is none.
-        progress: receives one warning if that fails.
-    """
+    """Run the body with a study's view refreshed at the start, at each call of the yielded function, and at the end."""
     if publish is None:
         yield lambda: None
         return

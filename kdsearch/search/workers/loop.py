@@ -18,7 +18,7 @@ from kdsearch.search.budget import Budget, epochs_run, is_finished
 from kdsearch.search.failures import BrokenDeviceError, Streak
 from kdsearch.search.plan import Plan
 from kdsearch.search.trial import Objective
-from kdsearch.search.workers import liveness, slots
+from kdsearch.search.workers import slots
 from kdsearch.system import signals
 
 LOOK = 1.0  # seconds between two looks at a study without free trials
@@ -35,11 +35,7 @@ def run(
 ) -> None:
     """Run trials until the budget allows no new one; on an interruption hand the running one back to the study.
 
-    Args:
-        study, objective, plan: what runs.
-        budget: of the study.
-        progress: receives the trials' events.
-        between: called between trials, and while there is none to run.
+    `between` is called between trials, and while there is none to run.
 
     Raises:
         RunError: too many trials in a row failed (see `failures.Streak`).
@@ -47,7 +43,7 @@ def run(
         KeyboardInterrupt: as it came.
     """
     streak = Streak()
-    watch = liveness.Watch()
+    watch = slots.Watch()
     budget.start()
     progress.study_started(*budget.progress(study))
     try:
@@ -79,32 +75,27 @@ def run(
 def run_one(study: Study, objective: Objective, trial_id: int) -> FrozenTrial:
     """Run a claimed trial and report its outcome; if another process has handed it back meanwhile, that stands.
 
-    Args:
-        study: of the trial.
-        objective: stores why it fails.
-        trial_id: of a trial that this process has claimed.
-
     Raises:
         BrokenDeviceError: this process can run nothing any more; the trial still runs, as far as the storage knows.
     """
     study._thread_local.cached_all_trials = None  # as `Study.ask` does
     trial = Trial(study, trial_id)
     values, state = None, TrialState.FAIL
-    with liveness.beating(study, trial_id):
+    with slots.beating(study, trial_id):
         try:
             values, state = objective(trial), TrialState.COMPLETE
         except TrialPruned:
             state = TrialState.PRUNED
         except BrokenDeviceError:
             raise
-        except Exception:
+        except Exception:  # the objective has stored why
             pass
         with signals.shield(), suppress(UpdateFinishedTrialError):
             study.tell(trial, values, state, skip_if_finished=True)
     return study._storage.get_trial(trial_id)
 
 
-def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: liveness.Watch, progress: Progress) -> bool:
+def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: slots.Watch, progress: Progress) -> bool:
     """Hand back the trials of workers that are gone and warn of it; return whether there were any."""
     abandoned = watch.abandoned(trials, time.monotonic())
     for trial, reason in abandoned:
@@ -114,7 +105,7 @@ def hand_back_abandoned(study: Study, trials: Sequence[FrozenTrial], watch: live
 
 
 def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BACK), *, twice: bool = True) -> None:
-    """Hands back what this process was running.
+    """Hand back what this process was running.
 
     Args:
         study: of the trial.
@@ -123,8 +114,9 @@ def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BA
             that breaks the GPU wherever it runs would take all workers with it.
     """
     trials = study.get_trials(deepcopy=False)
+    me = slots.myself()
     for trial in trials:
-        if trial.state != TrialState.RUNNING or trial.user_attrs.get(Attr.WORKER) != liveness.myself():
+        if trial.state != TrialState.RUNNING or trial.user_attrs.get(Attr.WORKER) != me:
             continue
         before = trial.user_attrs.get(Attr.RETRY_OF)
         known = next((other.user_attrs.get(Attr.FAIL_REASON) for other in trials if other.number == before), None)
@@ -137,7 +129,6 @@ def hand_back_own(study: Study, reason: str = INTERRUPTED.removeprefix(HANDED_BA
 
 
 def describe(trial: FrozenTrial) -> str:
-    """Describe a trial's outcome in a few words."""
     found = trial.user_attrs
     if trial.state == TrialState.FAIL:
         return str(found.get(Attr.FAIL_REASON, "no reason stored"))

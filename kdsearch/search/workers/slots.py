@@ -1,4 +1,4 @@
-"""Slots: exactly N trials finish, however many workers there are, because only N may be claimed.
+"""Trial slots, of which workers run exactly N, and the liveness of the process that runs one.
 
 A trial in the storage is a slot. It is *live* if it waits, runs, or finished and counts; a trial that failed or was
 pruned before its first epoch is not live, and never becomes so again. In the order of their numbers, only the first N
@@ -15,7 +15,13 @@ Workers that add a slot at the same moment leave a few more than N; the surplus 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import platform
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from optuna import Study
@@ -24,10 +30,54 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdsearch.records import HANDED_BACK, Attr
 from kdsearch.search.budget import is_finished
-from kdsearch.search.workers import liveness
 from kdsearch.system import signals
 
 FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
+BEAT = 10  # seconds between two beats of a running trial
+MISSED = 6  # beats, after which the trial counts as abandoned
+
+
+@cache
+def machine() -> str:
+    """Return an identifier of the scope of process ids: this boot of this machine and its pid namespace."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _started(pid: int) -> int | None:
+    """Return a process's start time in system ticks, which distinguishes reused ids; None if it is dead."""
+    if not Path("/proc/self/stat").is_file():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return 0
+    try:
+        # the name, in brackets, may contain anything
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def myself() -> dict[str, Any]:
+    return {"host": platform.node(), "machine": machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def is_gone(worker: dict[str, Any] | None) -> bool:
+    """Return whether a trial's worker ran on this machine and is dead; unknown, so False, for other machines."""
+    if not worker or worker.get("machine") != machine():
+        return False
+    return bool(_started(worker["pid"]) != worker["started"])
+
+
+def worker_name(worker: dict[str, Any] | None) -> str:
+    return f"process {worker['pid']} on {worker['host']}" if worker else "a worker that had not begun"
 
 
 def is_live(trial: FrozenTrial) -> bool:
@@ -54,7 +104,7 @@ def claim(study: Study, wanted: int | None, trials: Sequence[FrozenTrial] | None
     """Claim a trial for this process to run.
 
     Args:
-        study: the study of the slots.
+        study: of the slots.
         wanted: N; None: no limit.
         trials: of the study, as read a moment ago. Outdated ones are safe: a live trial stays live or counts no more.
             None: they are read here.
@@ -75,7 +125,7 @@ def claim(study: Study, wanted: int | None, trials: Sequence[FrozenTrial] | None
             if not waiting:
                 return None
         else:
-            study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={Attr.WORKER: liveness.myself()}))
+            study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={Attr.WORKER: myself()}))
         trials = None
 
 
@@ -84,7 +134,7 @@ def _take(study: Study, slot: FrozenTrial) -> bool:
 
     The worker's name is stored before, too: if the worker is killed right after, others can then tell at once.
     """
-    name, me = Attr.WORKER, liveness.myself()
+    name, me = Attr.WORKER, myself()
     try:
         if name not in slot.user_attrs:
             study._storage.set_trial_user_attr(slot._trial_id, name, me)
@@ -100,9 +150,9 @@ def _prepare(study: Study, slot: FrozenTrial, trials: Sequence[FrozenTrial]) -> 
     """Give a claimed slot without parameters those of a trial that waits behind the first N, if there is one."""
     if has_work(slot, trials):
         return
-    behind = [trial for trial in trials if trial.state == TrialState.WAITING and trial.number != slot.number]
-    for trial in behind:
-        if has_work(trial, trials) and _take(study, trial):
+    for trial in trials:
+        waits = trial.state == TrialState.WAITING and trial.number != slot.number
+        if waits and has_work(trial, trials) and _take(study, trial):
             _copy_work(study, slot, trial)
             fail(study, trial, f"its work was moved to trial {slot.number}")
             return
@@ -131,11 +181,6 @@ def fail(study: Study, trial: FrozenTrial, reason: str) -> bool:
 def hand_back(study: Study, trial: FrozenTrial, reason: str) -> bool:
     """Fail a running trial whose worker is gone, and enqueue its parameters; nothing else of it is kept.
 
-    Args:
-        study: of the trial.
-        trial: as just read.
-        reason: why it does not go on.
-
     Returns:
         Whether this call did it: if several workers notice, only one enqueues.
     """
@@ -147,3 +192,65 @@ def hand_back(study: Study, trial: FrozenTrial, reason: str) -> bool:
         named = {name: attrs[name] for name in (Attr.ANCHOR, Attr.RESUMES) if attrs.get(name) is not None}
         study.enqueue_trial(fixed, user_attrs={Attr.RETRY_OF: trial.number, **named})
     return True
+
+
+@contextmanager
+def beating(study: Study, trial_id: int, every: float = BEAT) -> Iterator[None]:
+    """Run the body while the beat of a running trial is counted up in the storage.
+
+    Optuna's heartbeat exists only in relational storages and depends on the machines' clocks. A counter needs no clock,
+    and works in any storage.
+    """
+    over = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not over.wait(every):
+            count += 1
+            try:
+                study._storage.set_trial_user_attr(trial_id, Attr.BEAT, count)
+            except UpdateFinishedTrialError:
+                break
+            except Exception:
+                continue
+        study._storage.remove_session()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=1)
+
+
+class Watch:
+    """Finds running trials whose worker is gone.
+
+    On this machine the system tells immediately. On other machines the beat must be unchanged over several looks, which
+    only count a while apart by this process's monotonic clock. So neither a clock that jumps nor a storage that was
+    away fails a live trial.
+    """
+
+    def __init__(self, every: float = BEAT, missed: int = MISSED) -> None:
+        self._every, self._missed = every, missed
+        self._seen: dict[int, tuple[Any, int]] = {}
+        self._next = 0.0
+
+    def abandoned(self, trials: Sequence[FrozenTrial], now: float) -> list[tuple[FrozenTrial, str]]:
+        """Return the abandoned ones among a study's trials as just read, each with the reason; `now` is monotonic."""
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        dead = [trial for trial in running if is_gone(trial.user_attrs.get(Attr.WORKER))]
+        found = [(trial, f"{worker_name(trial.user_attrs[Attr.WORKER])} died") for trial in dead]
+        if now < self._next:
+            return found
+        self._next = now + self._every
+        self._seen = {trial._trial_id: self._look(trial) for trial in running}
+        silent = [trial for trial in running if self._seen[trial._trial_id][1] >= self._missed and trial not in dead]
+        seconds = f"{self._every * self._missed:g} s"
+        return found + [(t, f"{worker_name(t.user_attrs.get(Attr.WORKER))} gave no sign for {seconds}") for t in silent]
+
+    def _look(self, trial: FrozenTrial) -> tuple[Any, int]:
+        sign = trial.user_attrs.get(Attr.WORKER), trial.user_attrs.get(Attr.BEAT), len(trial.user_attrs)
+        before, missed = self._seen.get(trial._trial_id, (None, 0))
+        return sign, missed + 1 if sign == before else 0

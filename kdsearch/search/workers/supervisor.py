@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import IO, NamedTuple
 
 import torch
@@ -21,11 +20,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.errors import RunError
 from kdsearch.records import Attr, EpochRecord, Progress
-from kdsearch.search import clock, failures, space
-from kdsearch.search.budget import epochs_run, is_finished
+from kdsearch.search import failures, space
+from kdsearch.search.budget import epochs_run, is_finished, seconds_spent, shares
 from kdsearch.search.plan import Plan
 from kdsearch.search.run_options import Options
-from kdsearch.search.workers import liveness
+from kdsearch.search.workers import slots
 from kdsearch.search.workers.loop import describe, hand_back_abandoned
 from kdsearch.system import signals
 
@@ -36,14 +35,8 @@ PARTING = 8.0  # seconds that workers are given to end in order
 OURS = "kdsearch: error: "
 
 
-@dataclass
-class Child:
-    """A worker's process.
-
-    Attributes:
-        process: of the worker; its stdout is discarded.
-        errors: file of its stderr.
-    """
+class Child(NamedTuple):
+    """A worker's process, and the file of its stderr; its stdout is discarded."""
 
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
@@ -52,22 +45,16 @@ class Child:
         """Return the last line of the worker's stderr, and close it."""
         with self.errors:
             self.errors.seek(0)
-            lines = self.errors.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            lines = self.errors.read().decode(errors="replace").strip().split("\n")
+        return lines[-1].strip() or "it said nothing"
 
 
 class Ended(NamedTuple):
-    """A worker that has ended.
-
-    Attributes:
-        pid: of its process.
-        code: exit code; if negative, minus the number of the signal that killed it.
-        words: the last line of its stderr.
-    """
+    """A worker that has ended."""
 
     pid: int
-    code: int
-    words: str
+    code: int  # if negative, minus the number of the signal that killed it
+    words: str  # the last line of its stderr
 
 
 def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
@@ -80,15 +67,13 @@ def environment(plan: Plan, workers: int, index: int) -> dict[str, str]:
         there = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         names = there.split(",")
         changed["CUDA_VISIBLE_DEVICES"] = names[index % len(names)]
-    if (
-        "OMP_NUM_THREADS" not in os.environ
-    ):  # on CUDA, too: each worker would have a thread a core for what the host does
+    if "OMP_NUM_THREADS" not in os.environ:  # on CUDA, too: a worker's host side takes a thread a core
         changed["OMP_NUM_THREADS"] = str(max(1, cores() // workers))
     return {**os.environ, **changed}
 
 
 def _spreads(plan: Plan) -> bool:
-    """Whether workers share several GPUs: only where the user named none."""
+    """Return whether workers share several GPUs: only where the user named none."""
     return plan.any_gpu and torch.cuda.device_count() > 1
 
 
@@ -98,13 +83,7 @@ def cores() -> int:
 
 
 class Crew:
-    """The workers of one machine.
-
-    Args:
-        plan: of the study that they join.
-        workers: how many.
-        seconds_left: returns the rest of the study's timeout when a worker starts; None: no limit.
-    """
+    """The workers of one machine; `seconds_left` returns the rest of the study's timeout, None without one."""
 
     def __init__(self, plan: Plan, workers: int, seconds_left: Callable[[], float | None]) -> None:
         self._plan, self._seconds_left = plan, seconds_left
@@ -143,11 +122,9 @@ class Crew:
 
     @property
     def running(self) -> bool:
-        """Whether any worker still runs."""
         return any(child is not None for child in self._children.values())
 
     def signal(self, number: int) -> None:
-        """Send a signal to all running workers."""
         for child in self._children.values():
             if child is not None and child.process.poll() is None:
                 child.process.send_signal(number)
@@ -166,7 +143,7 @@ class Crew:
 
 
 @contextmanager
-def _tidied(study: Study, watch: liveness.Watch, progress: Progress) -> Iterator[None]:
+def _tidied(study: Study, watch: slots.Watch, progress: Progress) -> Iterator[None]:
     """Hand back after an interruption what a worker could not, because the signal arrived during a query."""
     try:
         yield
@@ -203,8 +180,7 @@ def supervise(
     Args:
         study: opened, with its options stored.
         plan: of the study; its teacher is in the cache.
-        options: of the run.
-        workers: number of processes.
+        options, workers: of the run.
         progress: receives the events of all trials of the study, whichever worker runs them.
         between: called between two looks at the workers.
 
@@ -213,10 +189,10 @@ def supervise(
         KeyboardInterrupt: a signal asked this process to end; the workers have handed back their trials.
     """
     budget = options.budget()
-    begin, before = time.monotonic(), clock.spent(study)
+    begin, before = time.monotonic(), seconds_spent(study)
     budget.start()
     space.enqueue_missing(study, plan.spec, at_most=budget.trials)
-    monitor, watch = Monitor(study, progress), liveness.Watch()
+    monitor, watch = Monitor(study, progress), slots.Watch()
     progress.study_started(*budget.progress(study))
     deaths, finished = 0, 0
     lost: Counter[int] = Counter()  # by worker, how often its GPU failed
@@ -248,16 +224,12 @@ def supervise(
                     remedy="look at the system's log (memory?) and run the same command again",
                 )
     monitor.look()
-    after = clock.spent(study)
-    progress.study_finished(clock.shares({work: after[work] - before[work] for work in after}))
+    after = seconds_spent(study)
+    progress.study_finished(shares({work: after[work] - before[work] for work in after}))
 
 
 def _refuse(worker: Ended) -> bool:
-    """Goes on with a worker's own word that it cannot work, for another one could not either; but not for its GPU's.
-
-    Returns:
-        Whether its GPU failed, which is no other's.
-    """
+    """Return whether a worker's GPU failed; raise any other word of its own that it cannot work: no other one could."""
     if worker.code and failures.is_of_device(worker.words):
         return True
     if worker.code and worker.words.startswith(OURS):
@@ -272,12 +244,7 @@ def _tell(worker: Ended, progress: Progress, *, retired: bool) -> None:
 
 
 class Monitor:
-    """Reports trials as they begin, train and end.
-
-    Args:
-        study: of trials that other processes run; those already in it are not reported.
-        progress: receives the events.
-    """
+    """Reports trials that other processes run as they begin, train and end; not those that have ended before."""
 
     def __init__(self, study: Study, progress: Progress) -> None:
         self._study, self._progress = study, progress
@@ -289,12 +256,12 @@ class Monitor:
         """Read the storage and report what is new; return all trials."""
         trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
-            if trial.number in self._over or trial.state == TrialState.WAITING or Attr.CONFIG not in trial.user_attrs:
-                if trial.state == TrialState.FAIL and trial.number not in self._over:
-                    self._end(trial)
+            if trial.number in self._over or trial.state == TrialState.WAITING:
                 continue
-            self._tell(trial)
-            if trial.state.is_finished():
+            begun = Attr.CONFIG in trial.user_attrs
+            if begun:
+                self._tell(trial)
+            if trial.state == TrialState.FAIL or (begun and trial.state.is_finished()):
                 self._end(trial)
         return trials
 

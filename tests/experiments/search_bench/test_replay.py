@@ -13,8 +13,8 @@ from kdsearch.experiments.search_bench import tables
 from kdsearch.experiments.search_bench.problems import Family
 from kdsearch.experiments.search_bench.replay import METHODS, Archive, Arm, Replay, replay
 from kdsearch.records import Attr
+from kdsearch.search import resuming
 from kdsearch.search.budget import epochs_run, epochs_spent
-from kdsearch.search.sampling import resuming
 
 ARMS = [
     *(Arm("random", "all", method) for method in METHODS),

@@ -79,7 +79,7 @@ def test_a_draft_that_moves_is_put_on_a_row(table):
         frozen = trial._cached_frozen_trial
         near = Near(samplers.make("random", seed), study, frozen, trial.params, np.random.default_rng(seed))
         config = rows.draw(near)
-        row = rows.find(near.parameters)
+        row = rows.find(near.params)
         assert {**config, "epochs": 9} == table.configs[row]
         assert rows.ratio(config) == table.ratio[row]
         np.testing.assert_array_equal(rows.curves(config)[0], table.accuracy[row])

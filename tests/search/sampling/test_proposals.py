@@ -15,7 +15,8 @@ from kdsearch import pareto, report
 from kdsearch.pruning.history import History
 from kdsearch.pruning.scale import make_scale
 from kdsearch.records import Attr
-from kdsearch.search.sampling import resuming, samplers
+from kdsearch.search import resuming
+from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import Near, ProposalSampler
 
 MAX2 = ["maximize", "maximize"]
@@ -104,29 +105,10 @@ def test_only_what_was_drawn_is_proposed():
     study = study_of(proposing(draw=draw, candidates=6), 12)
     assert len(drafts) == 7 * 6  # five trials are drawn as ever
     assert sum(isinstance(draft, Near) for draft in drafts) == 7 * 2
-    offered = [[draft.parameters for draft in drafts[i : i + 6]] for i in range(0, len(drafts), 6)]
+    offered = [[draft.params for draft in drafts[i : i + 6]] for i in range(0, len(drafts), 6)]
     for trial, choices in zip(study.trials[5:], offered, strict=True):
         assert trial.params in choices
         assert all(trial.distributions[name] == drafts[0].distributions[name] for name in ("width", "rate", "kind"))
-
-
-def test_a_share_of_the_candidates_is_the_inner_samplers():
-    drafts = []
-
-    def draw(draft):
-        drafts.append(draft)
-        return suggest(draft)
-
-    for candidates, share, expected in ((12, 0.25, 3), (12, 0.0, 1), (4, 1.0, 4), (1, 1 / 6, 1)):
-        drafts.clear()
-        sampler = ProposalSampler(
-            Constant(), RandomSampler(seed=0), draw, known_ratios,
-            steps=lambda config: STEPS, candidates=candidates, share=share, compete=False,
-        )  # fmt: skip
-        study_of(sampler, 6)
-        assert len(drafts) == candidates
-        own = [draft for draft in drafts if not isinstance(draft, Near)]
-        assert sum(draft.parameters == Constant.PARAMETERS for draft in own) == expected
 
 
 def test_enqueued_trials_are_left_alone():
@@ -305,18 +287,18 @@ def test_a_move_stays_within_the_ranges_and_near_its_parent(seed):
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     near = Near(RandomSampler(seed=seed), study, study.ask()._cached_frozen_trial, parent, np.random.default_rng(seed))
     for name, distribution in DISTRIBUTIONS.items():
-        value = near._draw(name, distribution)
+        value = near._suggest(name, distribution)
         assert distribution._contains(distribution.to_internal_repr(value))
-        assert near._draw(name, distribution) == value  # asked twice, alike
-    assert near.parameters["size"] in (8, 16, 32)
-    assert abs(math.log(near.parameters["rate"] / 0.01)) < 0.6 * math.log(1e4)
+        assert near._suggest(name, distribution) == value  # asked twice, alike
+    assert near.params["size"] in (8, 16, 32)
+    assert abs(math.log(near.params["rate"] / 0.01)) < 0.6 * math.log(1e4)
 
 
 def test_a_parameter_that_the_parent_lacks_is_drawn():
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     near = Near(Constant(), study, study.ask()._cached_frozen_trial, {"width": 1000}, np.random.default_rng(0))
-    assert near._draw("width", DISTRIBUTIONS["width"]) == 16  # out of the range now
-    assert near._draw("rate", DISTRIBUTIONS["rate"]) == 0.01
+    assert near._suggest("width", DISTRIBUTIONS["width"]) == 16  # out of the range now
+    assert near._suggest("rate", DISTRIBUTIONS["rate"]) == 0.01
 
 
 def test_the_model_and_the_sampler_compete():

@@ -10,7 +10,7 @@ from kdsearch import storage
 from kdsearch.search import study
 from kdsearch.search.plan import Plan
 from kdsearch.search.run_options import Options
-from kdsearch.search.workers import live_view, liveness
+from kdsearch.search.workers import live_view, slots
 from kdsearch.search.workers.live_view import LEASE, Lease, Live, kept
 
 ELSEWHERE = {"host": "node7", "machine": "node7 another boot", "pid": 1, "started": 1}
@@ -44,7 +44,7 @@ def test_who_counts_up_keeps_it_and_who_stands_still_loses_it(shared):
 
 
 def test_of_a_dead_process_of_this_machine_it_is_taken_at_once(shared):
-    dead = liveness.myself() | {"started": 1}
+    dead = slots.myself() | {"started": 1}
     shared[0]._storage.set_study_system_attr(0, LEASE, {"name": "x", "count": 1, "worker": dead})
     assert Lease(shared[1]).mine()
     shared[0]._storage.set_study_system_attr(0, LEASE, {"name": "y", "count": 1, "worker": ELSEWHERE})

@@ -20,7 +20,7 @@ from kdsearch.records import Attr, Progress
 from kdsearch.search import plan as plans
 from kdsearch.search.plan import Plan
 from kdsearch.search.run_options import Options
-from kdsearch.search.workers import liveness, supervisor
+from kdsearch.search.workers import slots, supervisor
 from kdsearch.search.workers.supervisor import DEATHS_IN_A_ROW, Crew, environment, supervise
 from kdsearch.system import machine
 
@@ -249,10 +249,10 @@ def test_an_interruption_leaves_no_worker(own: Plan, workers, study: optuna.Stud
 def test_what_an_interrupted_worker_could_not_hand_back_is_handed_back_for_it(study: optuna.Study, kind):
     trial = study.ask()
     trial.suggest_int("width", 1, 9)
-    trial.set_user_attr(Attr.WORKER, liveness.myself() | {"started": "another time"})
+    trial.set_user_attr(Attr.WORKER, slots.myself() | {"started": "another time"})
     mine = study.ask()
-    mine.set_user_attr(Attr.WORKER, liveness.myself())
-    with pytest.raises(kind), supervisor._tidied(study, liveness.Watch(), Recorder()):
+    mine.set_user_attr(Attr.WORKER, slots.myself())
+    with pytest.raises(kind), supervisor._tidied(study, slots.Watch(), Recorder()):
         raise kind("x")
     states = [each.state.name for each in study.trials]
     assert states == (["FAIL", "RUNNING", "WAITING"] if kind is KeyboardInterrupt else ["RUNNING", "RUNNING"])

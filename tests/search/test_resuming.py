@@ -16,11 +16,10 @@ import kdsearch
 from kdsearch.records import HANDED_BACK, Attr, EpochRecord, Progress
 from kdsearch.reporting.collect import collect
 from kdsearch.reporting.verdict import effort
-from kdsearch.search import paused as pausing
+from kdsearch.search import resuming
 from kdsearch.search.budget import epochs_run, epochs_spent
-from kdsearch.search.paused import PausedTrials
+from kdsearch.search.resuming import PausedTrials
 from kdsearch.search.retrain import retrain
-from kdsearch.search.sampling import resuming
 from kdsearch.search.weights import folder
 from kdsearch.storage import load_study, open_storage
 
@@ -164,13 +163,13 @@ def test_a_missing_checkpoint_begins_the_training_anew(tmp_path: Path):
 
 def test_the_oldest_go_first_by_number_and_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     paused = PausedTrials(tmp_path, print)
-    monkeypatch.setattr(pausing, "MOST", 2)
+    monkeypatch.setattr(resuming, "MOST", 2)
     for number in range(6):
         paused.keep(number, STATE)
         for path in tmp_path.iterdir():  # a file system's clock may not tell them apart
             os.utime(path, (int(path.stem.partition("-")[2]),) * 2)
     assert paused.offered() == [2, 3, 4, 5]
-    monkeypatch.setattr(pausing, "MOST_BYTES", 2 * (tmp_path / "trial-5.safetensors").stat().st_size)
+    monkeypatch.setattr(resuming, "MOST_BYTES", 2 * (tmp_path / "trial-5.safetensors").stat().st_size)
     paused.keep(6, STATE)
     assert len(paused.offered()) == 2
 
@@ -201,6 +200,6 @@ def test_a_taken_checkpoint_is_there_as_long_as_it_may_be_needed(tmp_path: Path,
     if left == ["trial-1"]:
         paused.sweep(heirs)
         assert paused.offered() == []  # whoever took it may be about to say so
-        monkeypatch.setattr(pausing, "UNCLAIMED", 0.0)
+        monkeypatch.setattr(resuming, "UNCLAIMED", 0.0)
     paused.sweep(heirs)
     assert [path.stem for path in tmp_path.iterdir()] == left
