@@ -188,6 +188,7 @@ class Replay:
         )
 
     def run(self) -> Run:
+        """Run the replay, once."""
         began = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -74,7 +74,7 @@ def expanded(names: Sequence[str]) -> list[str]:
     `lcbench:PATH:TASK` is a single task, by its OpenML id.
 
     Raises:
-        KdsearchError: LCBench's folder cannot be read.
+        KdsearchError: two names are the same, or LCBench's folder cannot be read.
     """
     found: list[str] = []
     for name in names:
@@ -86,11 +86,12 @@ def expanded(names: Sequence[str]) -> list[str]:
             if folder and task.isdigit():
                 found.append(LCBENCH + place)
             else:
-                found += [
-                    f"{LCBENCH}{place}:{task}" for task in lcbench_tasks(Path(place), tuning=name.startswith(TUNING))
-                ]
+                tasks = lcbench_tasks(Path(place), tuning=name.startswith(TUNING))
+                found += [f"{LCBENCH}{place}:{task}" for task in tasks]
         else:
             found.append(name)
+    if len(set(found)) < len(found):
+        raise KdsearchError("--tables must name different tables", got=", ".join(names), remedy="give each once")
     return found
 
 
@@ -188,7 +189,8 @@ def measure(
     """Run all replays, except those cached by an earlier call of the same code.
 
     Args:
-        names: of tables, their paths, and what `expanded` knows.
+        names: of tables, their paths, `families`, `family:NAME`, `lcbench:PATH`, `lcbench:PATH:TASK` or
+            `lcbench-tuning:PATH`.
         seeds: of the replays.
         budget: epochs of each; None: 30 full trainings.
         full: see `arms`.
