@@ -31,7 +31,6 @@ with lazy_imports():
     from kdsearch.experiments.slides import run as slides_run
     from kdsearch.experiments.slides import summary
     from kdsearch.experiments.train_bench import anytime as compared
-    from kdsearch.experiments.train_bench import anytime_page
     from kdsearch.experiments.train_bench import page as train_page
     from kdsearch.experiments.train_bench import run as training
     from kdsearch.reporting.pages import assets
@@ -76,7 +75,7 @@ def search(
         path = search_page.write(measured, found, out, ["kdsearch", *sys.argv[1:]], way)
         progress.line(f"report: {path}, {path.with_suffix('.md')}")
     if as_json:
-        print(search_page.as_json(found))
+        print(json.dumps(found, allow_nan=False))
     else:
         for bar in comparison.bars(measured):
             print(f"{'met' if bar.met else 'NOT MET':<8} {bar.what}: {bar.figure} (bar: {bar.bar})")
@@ -167,10 +166,10 @@ def recipes(
     )
     with ConsoleProgress() as progress:
         found = compared.measure(plan, options, progress)
-        made = anytime_page.result(found, options, plan, command=command_line())
-        path = anytime_page.write(found, options, made, out, plotlyjs=way)
+        made = compared.result(found, options, plan, command=command_line())
+        path = compared.write(found, options, made, out, plotlyjs=way)
         progress.line(f"report: {path}, {path.with_suffix('.md')}, {path.with_suffix('.json')}")
-    print(json.dumps(made, allow_nan=False) if as_json else anytime_page.text(found, options, made))
+    print(json.dumps(made, allow_nan=False) if as_json else compared.text(found, options, made))
 
 
 def _numbers(option: str, given: str) -> list[float]:

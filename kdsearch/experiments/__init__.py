@@ -2,5 +2,5 @@
 
 Others use `claims.lab`, `claims.page`, `claims.run`, `search_bench.comparison`, `search_bench.page`,
 `search_bench.run`, `search_bench.tables`, `search_bench.tabulate`, `slides.page`, `slides.rows`, `slides.run`,
-`slides.summary`, `train_bench.anytime`, `train_bench.anytime_page`, `train_bench.page`, `train_bench.run`.
+`slides.summary`, `train_bench.anytime`, `train_bench.page`, `train_bench.run`.
 """

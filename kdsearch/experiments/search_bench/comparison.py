@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, wilcoxon
 
-from kdsearch.experiments.search_bench.replay import ALL, Arm, Steps
+from kdsearch.experiments.search_bench.replay import Steps
 from kdsearch.experiments.search_bench.run import DEFAULT, PEERS, Measured
 
 BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -19,6 +19,17 @@ METRICS = ("checkpoints", "best_trials", "by_truth")  # the first one decides
 RESAMPLES = 2000
 SIGNIFICANT = 0.05
 LEVELS = (0.95, 0.98)
+QUARTILES = (0.5, 0.25, 0.75)  # the median first
+BARS = (
+    ("ours against no pruning, same proposals (random)", "random/all/ours", "random/all/proposals", "end"),
+    ("ours against no pruning, same proposals (TPE)", DEFAULT.key, "tpe/all/proposals", "end"),
+    ("ours against no pruning, random draws", "random/all/pruner", "random/all/none", "end"),
+    ("the default against plain TPE", DEFAULT.key, "tpe/all/none", "all"),
+    ("ours against MO-ASHA, random draws", "random/all/pruner", "random/all/moasha", "all"),
+    ("the default against NePS's PriMO", DEFAULT.key, PEERS["primo"].key, "all"),
+    ("the default against Syne Tune's MOASHA", DEFAULT.key, PEERS["syne-moasha"].key, "all"),
+)
+"""Questions, with the keys of two arms, and when the first must do well: at the end, or at all budgets."""
 
 Floats = NDArray[np.float64]
 
@@ -71,11 +82,22 @@ def paired(ours: Floats, other: Floats) -> dict[str, Any]:
     }
 
 
-def mean_ranks(values: dict[str, Floats]) -> dict[str, list[dict[str, float]]]:
-    """Return by arm, at each budget, the mean rank over tasks (1 is best) with a 95 % bootstrap interval over tasks.
+def _samples(measured: Sequence[Measured]) -> tuple[str, dict[str, Floats]]:
+    """Return the unit of the tests, and (units, budgets) by arm: tasks, or the seeds of a single task."""
+    if len(measured) == 1:
+        return "seeds", {key: shares(measured[0], key) for key in measured[0].arms}
+    return "tasks", by_task(measured)
 
-    Args:
-        values: (tasks, budgets) by arm.
+
+def _tests(ours: Floats, other: Floats) -> list[dict[str, Any]]:
+    """Return `paired` of (units, budgets) at each budget."""
+    return [paired(a, b) for a, b in zip(ours.T, other.T, strict=True)]
+
+
+def mean_ranks(values: dict[str, Floats]) -> dict[str, list[dict[str, float]]]:
+    """Return the mean rank over tasks (1 is best) with a 95 % bootstrap interval over tasks: by arm, at each budget.
+
+    The values are (tasks, budgets) by arm.
     """
     stacked = np.array(list(values.values()))  # (arms, tasks, budgets)
     ranks = rankdata(-stacked, axis=0)
@@ -99,34 +121,33 @@ def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
         budget (as [median, lower, upper]), for each metric, with `epochs_to` and CPU seconds; `ranks`: see
         `mean_ranks`; `pairs`: every pair of arms at every budget, over tasks (over seeds where there is one task).
     """
-    values = by_task(measured)
-    alone = len(measured) == 1
-    pairs = []
-    for one, other in itertools.combinations(values, 2):
-        a, b = (shares(measured[0], key) if alone else values[key] for key in (one, other))
-        tests = [paired(a[:, index], b[:, index]) for index in range(len(BUDGETS))]
-        pairs.append({"arm": one, "other": other, "unit": "seeds" if alone else "tasks", "tests": tests})
+    unit, samples = _samples(measured)
+    pairs = [
+        {"arm": one, "other": other, "unit": unit, "tests": _tests(samples[one], samples[other])}
+        for one, other in itertools.combinations(samples, 2)
+    ]
     return {
         "budgets": list(BUDGETS),
         "tasks": {one.problem.name: _task(one) for one in measured},
-        "ranks": mean_ranks(values),
+        "ranks": mean_ranks(by_task(measured)),
         "pairs": pairs,
     }
 
 
-def quartiles(values: Floats) -> list[float]:
-    """Return median, lower and upper quartile."""
-    return [float(value) for value in np.quantile(values, [0.5, 0.25, 0.75])]
+def _quartiles(values: Floats) -> list[float]:
+    return [float(value) for value in np.quantile(values, QUARTILES)]
 
 
 def _task(one: Measured) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, runs in one.arms.items():
-        found[key] = {metric: [quartiles(column) for column in shares(one, key, metric).T] for metric in METRICS} | {
-            "epochs_to": {str(level): quartiles(epochs_to(one, key, level)) for level in LEVELS},
+    found = {
+        key: {metric: [_quartiles(column) for column in shares(one, key, metric).T] for metric in METRICS}
+        | {
+            "epochs_to": {str(level): _quartiles(epochs_to(one, key, level)) for level in LEVELS},
             "trials": float(np.median([run.trials for run in runs])),
             "cpu_seconds": float(np.median([run.seconds for run in runs])),
         }
+        for key, runs in one.arms.items()
+    }
     return {
         "budget": one.budget,
         "seeds": list(one.seeds),
@@ -138,14 +159,7 @@ def _task(one: Measured) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bar:
-    """A requirement of the project on the comparison.
-
-    Attributes:
-        what: the question.
-        bar: the condition.
-        figure: the measured figure.
-        met: whether the condition holds.
-    """
+    """A question of the comparison, its condition, the measured figure, and whether that meets the condition."""
 
     what: str
     bar: str
@@ -154,39 +168,22 @@ class Bar:
 
 
 def bars(measured: Sequence[Measured]) -> list[Bar]:
-    """Return the bars of rule x proposals, met or not: ours against no pruning, plain TPE and MO-ASHA, over tasks."""
-    values = by_task(measured)
-    pairs = [
-        (
-            "ours against no pruning, same proposals (random)",
-            _key("random", "ours"),
-            _key("random", "proposals"),
-            "end",
-        ),
-        ("ours against no pruning, same proposals (TPE)", DEFAULT.key, _key("tpe", "proposals"), "end"),
-        ("ours against no pruning, random draws", _key("random", "pruner"), _key("random", "none"), "end"),
-        ("the default against plain TPE", DEFAULT.key, _key("tpe", "none"), "all"),
-        ("ours against MO-ASHA, random draws", _key("random", "pruner"), _key("random", "moasha"), "all"),
-        ("the default against NePS's PriMO", DEFAULT.key, PEERS["primo"].key, "all"),
-        ("the default against Syne Tune's MOASHA", DEFAULT.key, PEERS["syne-moasha"].key, "all"),
+    """Return the bars of `BARS` whose arms were all measured, met or not."""
+    unit, samples = _samples(measured)
+    return [
+        _bar(what, unit, _tests(samples[ours], samples[other]), when)
+        for what, ours, other, when in BARS
+        if ours in samples and other in samples
     ]
-    return [_bar(measured, values, *pair) for pair in pairs if pair[1] in values and pair[2] in values]
 
 
-def _key(sampler: str, method: str) -> str:
-    return Arm(sampler, ALL, method).key
-
-
-def _bar(measured: Sequence[Measured], values: dict[str, Floats], what: str, ours: str, other: str, when: str) -> Bar:
-    """Test: not significantly worse at the end; for `all`, better on more than half of the tasks at every budget."""
-    alone = len(measured) == 1
-    a, b = (shares(measured[0], key) if alone else values[key] for key in (ours, other))
-    tests = [paired(a[:, index], b[:, index]) for index in range(len(BUDGETS))]
-    unit = "seeds" if alone else "tasks"
+def _bar(what: str, unit: str, tests: Sequence[dict[str, Any]], when: str) -> Bar:
+    """Judge tests: not significantly worse at the end; for `all`, better on more than half of the units throughout."""
+    end = tests[-1]
     figure = ", ".join(f"{test['wins']}/{test['ties']}/{test['losses']}" for test in tests)
-    figure += f" {unit} at 1/8, 1/4, 1/2 and all; at the end {tests[-1]['difference']:+.4f}, p = {tests[-1]['p']:.2g}"
+    figure += f" {unit} at 1/8, 1/4, 1/2 and all; at the end {end['difference']:+.4f}, p = {end['p']:.2g}"
     if when == "end":
-        met = not (tests[-1]["difference"] < 0 and tests[-1]["p"] < SIGNIFICANT)
+        met = not (end["difference"] < 0 and end["p"] < SIGNIFICANT)
         return Bar(what, "not significantly worse at the end", figure, met)
     met = all(test["wins"] > test["losses"] for test in tests)
     return Bar(what, f"better on most {unit} at every budget", figure, met)
@@ -195,5 +192,5 @@ def _bar(measured: Sequence[Measured], values: dict[str, Floats], what: str, our
 def band(measured: Measured, arm: str, epochs: Sequence[int]) -> Floats:
     """Return (3, epochs): median and quartiles over seeds of the hypervolume, as a share of the problem's best."""
     volumes = np.array([[at(getattr(run, METRICS[0]), e) for e in epochs] for run in measured.arms[arm]])
-    found: Floats = np.quantile(volumes / measured.problem.best, [0.5, 0.25, 0.75], axis=0)
+    found: Floats = np.quantile(volumes / measured.problem.best, QUARTILES, axis=0)
     return found

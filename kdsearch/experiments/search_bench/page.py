@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -15,7 +14,6 @@ import plotly.graph_objects as go
 import torch
 
 from kdsearch.experiments.search_bench.comparison import BUDGETS, LEVELS, METRICS, Bar, band, bars, common_arms
-from kdsearch.experiments.search_bench.replay import ALL, Arm
 from kdsearch.experiments.search_bench.run import DEFAULT, Measured
 from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.reporting.figures.style import LEGEND_ROW, layout
@@ -24,30 +22,24 @@ from kdsearch.reporting.pages.assets import Library
 from kdsearch.reporting.pages.document import Document, Grid, Section
 from kdsearch.system import machine
 
-NAME = "bench-search"
-
-
-def _arm(sampler: str, method: str) -> str:
-    return Arm(sampler, ALL, method).key
-
-
 # The arms of the figure: key, title, colour (near Okabe and Ito's, legible on white and on dark), dash
 DRAWN = (
-    (_arm("random", "none"), "random, no pruning", "#868c96", "solid"),
-    (_arm("random", "dominance"), "random, same-epoch dominance", "#a8821a", "dot"),
-    (_arm("random", "moasha"), "random, MO-ASHA", "#a85fb8", "dash"),
-    (_arm("random", "pruner"), "random, ParetoPruner", "#3a9ad0", "longdash"),
-    (_arm("tpe", "none"), "TPE, no pruning", "#c2577e", "longdashdot"),
-    (_arm("tpe", "proposals"), "our proposals, no pruning", "#0f9a72", "dashdot"),
+    ("random/all/none", "random, no pruning", "#868c96", "solid"),
+    ("random/all/dominance", "random, same-epoch dominance", "#a8821a", "dot"),
+    ("random/all/moasha", "random, MO-ASHA", "#a85fb8", "dash"),
+    ("random/all/pruner", "random, ParetoPruner", "#3a9ad0", "longdash"),
+    ("tpe/all/none", "TPE, no pruning", "#c2577e", "longdashdot"),
+    ("tpe/all/proposals", "our proposals, no pruning", "#0f9a72", "dashdot"),
     (DEFAULT.key, "our proposals and ParetoPruner: the default", "#1a7fc4", "solid"),
-    (_arm("random", "oracle"), "random, hindsight", "#d55e00", "dot"),
+    ("random/all/oracle", "random, hindsight", "#d55e00", "dot"),
 )
-BANDED = (_arm("random", "none"), DEFAULT.key)  # eight bands would hide one another
+BANDED = ("random/all/none", DEFAULT.key)  # eight bands would hide one another
 POINTS = 80
 HEIGHT = 400  # pixels of the figure, besides the legend's rows
 ENTRIES = 3  # of the legend in a row
 FLOOR = 0.7  # lower end of the figure's axis
 FIGURES = 4  # most problems with a figure
+SHARES = [f"{share:.3g} of the budget" for share in BUDGETS]
 CAPTION = "Median over seeds of the hypervolume of all checkpoints of all trials; bands: quartiles."
 METHODS = {
     "none": "no pruning: every trial runs to its end",
@@ -80,65 +72,56 @@ def _bars_section(found: Sequence[Bar]) -> Section:
     return Section("Bars", grid=Grid(header, rows, marks={"met": "good", "not met": "bad"}))
 
 
-def _shares() -> list[str]:
-    return [f"{share:.3g} of the budget" for share in BUDGETS]
-
-
 def _ranks_section(ranks: dict[str, Any], tasks: int) -> Section:
     rows = [
         [key, *(f"{entry['rank']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})" for entry in entries)]
         for key, entries in sorted(ranks.items(), key=lambda item: item[1][-1]["rank"])
     ]
     note = f"Mean rank over {tasks} tasks, 1 is best, with the 95 % interval of a bootstrap over tasks."
-    return Section("Mean ranks", grid=Grid(["sampler/epochs/method", *_shares()], rows), note=note)
+    return Section("Mean ranks", grid=Grid(["sampler/epochs/method", *SHARES], rows), note=note)
 
 
 def _pairs_section(pairs: Sequence[dict[str, Any]]) -> Section:
-    rows = []
-    for pair in pairs:
-        tests = [
-            f"{t['wins']}/{t['ties']}/{t['losses']} {t['difference']:+.4f} (p = {t['p']:.2g})" for t in pair["tests"]
-        ]
-        rows.append([pair["arm"], pair["other"], *tests])
+    rows = [
+        [pair["arm"], pair["other"],
+         *(f"{t['wins']}/{t['ties']}/{t['losses']} {t['difference']:+.4f} (p = {t['p']:.2g})" for t in pair["tests"])]
+        for pair in pairs
+    ]  # fmt: skip
     unit = pairs[0]["unit"] if pairs else "tasks"
     note = (
         f"Wins/ties/losses of the first over {unit}, the median difference in shares of the best, and Wilcoxon's test, "
         "two-sided and not corrected for the number of pairs."
     )
-    return Section("Every pair", grid=Grid(["arm", "against", *_shares()], rows), note=note)
+    return Section("Every pair", grid=Grid(["arm", "against", *SHARES], rows), note=note)
 
 
 def _task_section(name: str, task: dict[str, Any], metric: str) -> Section:
-    rows = []
-    for key, arm in task["arms"].items():
-        row = [key, *(_spread(entry, ".4f") for entry in arm[metric])]
-        if metric == METRICS[0]:
-            row += [_spread(arm["epochs_to"][str(level)], ".0f") for level in LEVELS]
-        rows.append([*row, f"{arm['trials']:.0f}"])
-    levels = [f"epochs to {level:.0%}" for level in LEVELS] if metric == METRICS[0] else []
+    levels = LEVELS if metric == METRICS[0] else ()
+    rows = [
+        [key, *(_spread(entry, ".4f") for entry in arm[metric]),
+         *(_spread(arm["epochs_to"][str(level)], ".0f") for level in levels), f"{arm['trials']:.0f}"]
+        for key, arm in task["arms"].items()
+    ]  # fmt: skip
     note = (
         f"Share of the best hypervolume {task['best']:.4f}, by {METRIC_WORDS[metric]}. Budget {task['budget']} epochs, "
         f"{len(task['seeds'])} seeds; median [quartiles]."
     )
-    grid = Grid(["sampler/epochs/method", *_shares(), *levels, "trials"], rows)
-    return Section(f"{name}: {metric.replace('_', ' ')}", grid=grid, note=note)
+    header = ["sampler/epochs/method", *SHARES, *(f"epochs to {level:.0%}" for level in levels), "trials"]
+    return Section(f"{name}: {metric.replace('_', ' ')}", grid=Grid(header, rows), note=note)
 
 
 def report(measured: Sequence[Measured], summary: dict[str, Any], command: str) -> Document:
-    """Return the report: figures, bars, tables and provenance.
-
-    Args:
-        measured: replays by problem.
-        summary: of `summarise`.
-        command: the command that ran.
-    """
+    """Return the report of replays: figures, bars, the tables of their `summarise`, and provenance."""
     judged = bars(measured)
     sections = [
         Section(f"{one.problem.name}: hypervolume against epochs", figure=figure(one), caption=CAPTION)
         for one in measured[:FIGURES]
     ]
-    sections += [_bars_section(judged), _ranks_section(summary["ranks"], len(measured))]
-    sections.append(_pairs_section(summary["pairs"]))
+    sections += [
+        _bars_section(judged),
+        _ranks_section(summary["ranks"], len(measured)),
+        _pairs_section(summary["pairs"]),
+    ]
     sections += [_task_section(name, task, metric) for metric in METRICS for name, task in summary["tasks"].items()]
     sections.append(Section("Methods", grid=Grid(("method", "what it does"), [[*item] for item in METHODS.items()])))
     return Document(
@@ -204,24 +187,15 @@ def write(
     words: Sequence[str],
     plotlyjs: Library = "inline",
 ) -> Path:
-    """Write `bench-search.html` and `bench-search.md`, each atomically.
+    """Write `bench-search.html` and `bench-search.md`, each atomically, and return the page's path.
 
     Args:
-        measured: replays by problem.
-        summary: of `summarise`.
+        measured, summary: replays by problem, and their `summarise`.
         folder: created where it is missing.
         words: the command that ran.
         plotlyjs: see `reporting.pages.document.html`.
 
-    Returns:
-        The page's path.
-
     Raises:
         KdsearchError: a file cannot be written.
     """
-    return document.write(report(measured, summary, shlex.join(words)), folder, NAME, plotlyjs=plotlyjs)
-
-
-def as_json(summary: dict[str, Any]) -> str:
-    """Return what `--json` prints."""
-    return json.dumps(summary, allow_nan=False)
+    return document.write(report(measured, summary, shlex.join(words)), folder, "bench-search", plotlyjs=plotlyjs)

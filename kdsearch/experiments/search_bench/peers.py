@@ -26,14 +26,13 @@ import torch
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from kdsearch.experiments.search_bench.problems import Floats, Problem
-from kdsearch.experiments.search_bench.replay import Archive, Run, Steps
+from kdsearch.experiments.search_bench.problems import Problem
+from kdsearch.experiments.search_bench.replay import Run, archives
+from kdsearch.experiments.search_bench.tables import EPOCHS, Params
 from kdsearch.system import machine
 
 PACKAGES = {"primo": "neural-pipeline-search", "syne-moasha": "syne-tune"}
 """Peers mapped to the packages that hold them."""
-EPOCHS = "epochs"
-Params = dict[str, Any]
 
 
 def version(method: str) -> str | None:
@@ -50,29 +49,19 @@ def installed() -> list[str]:
 
 
 class Bench:
-    """Trains configurations of a problem epoch by epoch until a budget is spent.
-
-    Args:
-        problem: with computed curves.
-        run: receives the figures.
-        budget: epochs.
-
-    Attributes:
-        space: the problem's parameters.
-    """
+    """Trains configurations of a problem epoch by epoch until a budget of epochs is spent; a run gets the figures."""
 
     def __init__(self, problem: Problem, run: Run, budget: float) -> None:
         self._problem, self._run, self._budget = problem, run, budget
-        self._all, self._ended, self._true = (Archive(problem.reference) for _ in range(3))
+        self._best, self._all, self._true = archives(run, problem)
         self._done: dict[str, int] = {}  # epochs by parameters
-        self._known: dict[str, tuple[float, Floats, Floats]] = {}  # ratio, observed and true accuracies
+        self._known: dict[str, tuple[float, list[float], list[float]]] = {}  # ratio, observed and true accuracies
         trial = optuna.create_study().ask()
         problem.draw(trial)
         self.space: dict[str, BaseDistribution] = trial.distributions
 
     @property
     def over(self) -> bool:
-        """Whether the budget is spent."""
         return self._run.spent >= self._budget
 
     def epochs(self, params: Params, last: int) -> Iterator[tuple[int, list[float]]]:
@@ -87,28 +76,25 @@ class Bench:
                 done += 1
                 self._done[key] = done
                 self._run.spent += 1
-                self._note(self._all, self._run.checkpoints, observed[done - 1], ratio, true[done - 1])
-                self._note(self._true, self._run.by_truth, true[done - 1], ratio, true[done - 1])
+                self._all.add(self._run.spent, observed[done - 1], ratio, true[done - 1])
+                self._true.add(self._run.spent, true[done - 1], ratio, true[done - 1])
                 yield done, self.values(params, done)
         finally:
             if done:
                 best = int(np.argmax(observed[:done]))
-                self._note(self._ended, self._run.best_trials, observed[best], ratio, true[best])
+                self._best.add(self._run.spent, observed[best], ratio, true[best])
 
     def values(self, params: Params, last: int) -> list[float]:
         """Return what is minimised: [error of the best of the first epochs, -log10 ratio]."""
         ratio, observed, _ = self._curves(repr(sorted(params.items())), params)
-        return [1 - float(observed[:last].max()), -math.log10(ratio)]
+        return [1 - max(observed[:last]), -math.log10(ratio)]
 
-    def _curves(self, key: str, params: Params) -> tuple[float, Floats, Floats]:
+    def _curves(self, key: str, params: Params) -> tuple[float, list[float], list[float]]:
         if key not in self._known:
             config = self._problem.draw(FixedTrial(params))
-            self._known[key] = self._problem.ratio(config), *self._problem.curves(config)
+            observed, true = self._problem.curves(config)
+            self._known[key] = self._problem.ratio(config), observed.tolist(), true.tolist()
         return self._known[key]
-
-    def _note(self, archive: Archive, steps: Steps, accuracy: float, ratio: float, true: float) -> None:
-        if archive.add(float(accuracy), ratio, float(true)):
-            steps.append((self._run.spent, archive.hypervolume))
 
 
 def _primo(bench: Bench, epochs: int) -> None:
@@ -160,26 +146,19 @@ def _syne_moasha(bench: Bench, epochs: int) -> None:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the global generators, which are all that these packages draw from; restore them."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before, before_numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
     try:
-        yield
+        with machine.seeded(seed, torch.device("cpu")):
+            yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        random.setstate(before)
+        np.random.set_state(before_numpy)
 
 
 def search(problem: Problem, run: Run, budget: float) -> Run:
-    """Run a peer, the method of the run's arm, on a problem with computed curves.
-
-    Args:
-        problem: the problem.
-        run: without figures yet; receives them.
-        budget: epochs.
-    """
+    """Run a peer, the method of the run's arm, for a budget of epochs; the run receives the figures."""
     began = time.process_time()
     peer = {"primo": _primo, "syne-moasha": _syne_moasha}[run.arm.method]
     with warnings.catch_warnings(), _seeded(machine.derive_seed("peer", run.seed)):

@@ -22,45 +22,34 @@ from kdsearch.records import Config
 Floats = NDArray[np.float64]
 
 SAMPLE = 2000  # random configurations whose front defines a problem's best
-LCBENCH_EPOCHS = 52
+SETTINGS: dict[str, Any] = {"log": [1], "ideal": 1.0}
+"""The settings of `kdsearch optimize`: for accuracies as fractions, and ratios over decades."""
 
 
 class Problem(Protocol):
-    """The interface that a replay needs.
-
-    Attributes:
-        name: of the problem.
-        epochs: of a full training.
-        observed_in: unit in which the first objective is reported: "fractions", "percent" or "errors" (minimised).
-        own: whether it has the form of `kdsearch`'s problems: accuracies as fractions and ratios over decades.
-    """
+    """The interface that a replay needs."""
 
     name: str
-    epochs: int
-    observed_in: str
-    own: bool
+    epochs: int  # of a full training
+    observed_in: str  # unit in which the first objective is reported: "fractions", "percent" or "errors" (minimised)
+    settings: dict[str, Any]  # of the pruner and of the choice of candidates, beside their defaults
 
     @property
     def reference(self) -> tuple[float, float]:
         """Reference point of hypervolume, (accuracy, log10 ratio)."""
-        ...
 
     @property
     def best(self) -> float:
         """Hypervolume of the best known front."""
-        ...
 
     def draw(self, trial: Any) -> Config:
         """Draw a configuration by the trial's `suggest_` methods."""
-        ...
 
     def ratio(self, config: Config) -> float:
         """Return the inference ratio, known before training."""
-        ...
 
     def curves(self, config: Config) -> tuple[Floats, Floats]:
         """Return observed accuracy after each epoch, and the true (or test) one; (epochs,) each, fractions."""
-        ...
 
 
 def best_of_sample(problem: Problem) -> float:
@@ -74,7 +63,7 @@ def best_of_sample(problem: Problem) -> float:
 
 
 class _Random:
-    """Random draws with the interface of a trial."""
+    """Draws at random with the interface of a trial."""
 
     def __init__(self, random: np.random.Generator) -> None:
         self._random = random
@@ -82,31 +71,20 @@ class _Random:
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         if log:
             return float(np.exp(self._random.uniform(math.log(low), math.log(high))))
-        return float(self._random.uniform(low, high))
+        return self._random.uniform(low, high)
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
         value = self.suggest_float(name, low - 0.5, high + 0.499, log=log)
         return int(np.clip(round(value), low, high))
 
 
-Shape = Callable[["Point", Floats], Floats]
-
-
 @dataclass(frozen=True)
 class Point:
-    """A configuration of a family.
+    """A configuration of a family."""
 
-    Attributes:
-        size: 0 (fast) to 1 (slow and accurate).
-        final: true error at the end.
-        pace: 0 to 1, how fast it learns.
-        lot: uniform from 0 to 1, a function of the whole configuration that no single parameter reveals.
-    """
-
-    size: float
-    final: float
-    pace: float
-    lot: float
+    final: float  # true error at the end
+    pace: float  # 0 to 1, how fast it learns
+    lot: float  # uniform from 0 to 1, a function of the whole configuration that no single parameter reveals
 
 
 def _power(point: Point, epochs: Floats, *, final: float | None = None, rate: float | None = None) -> Floats:
@@ -119,30 +97,23 @@ def _power(point: Point, epochs: Floats, *, final: float | None = None, rate: fl
     return found
 
 
-def _power_law(point: Point, epochs: Floats) -> Floats:
-    return _power(point, epochs)
-
-
 def _crossing(point: Point, epochs: Floats) -> Floats:
     """Return a curve where faster learning ends worse."""
     return _power(point, epochs, final=point.final + 0.25 * point.pace * (1 - point.final), rate=0.2 + 2.5 * point.pace)
 
 
-def _bloom(point: Point, epochs: Floats, final: float) -> Floats:
+def _bloom(point: Point, epochs: Floats, *, final: float | None = None) -> Floats:
     """Return a curve that stays flat for a third to two thirds of the training, then falls at once."""
+    final = point.final if final is None else final
     start = epochs[-1] * (0.33 + 0.33 * point.pace)
     after = np.maximum(epochs - start, 0.0)
     found: Floats = final + (0.85 - final) * np.exp(-after / (0.08 * epochs[-1]))
     return found
 
 
-def _late(point: Point, epochs: Floats) -> Floats:
-    return _bloom(point, epochs, point.final)
-
-
 def _rare(point: Point, epochs: Floats) -> Floats:
     """Return curves of which one in eight falls late, and ends better than similar ones."""
-    return _bloom(point, epochs, 0.5 * point.final) if point.lot < 1 / 8 else _power(point, epochs)
+    return _bloom(point, epochs, final=0.5 * point.final) if point.lot < 1 / 8 else _power(point, epochs)
 
 
 def _jump(point: Point, epochs: Floats) -> Floats:
@@ -159,43 +130,33 @@ def _flips(point: Point, epochs: Floats) -> Floats:
     return np.where(dropped, point.final + 0.02 * (epochs[-1] - epochs) / epochs[-1], before)
 
 
-FAMILIES: dict[str, tuple[Shape, str, bool]] = {
-    "power-law": (_power_law, "fractions", False),
+FAMILIES: dict[str, tuple[Callable[[Point, Floats], Floats], str, bool]] = {
+    "power-law": (_power, "fractions", False),
     "crossing": (_crossing, "fractions", False),
-    "late-bloomers": (_late, "fractions", False),
+    "late-bloomers": (_bloom, "fractions", False),
     "rare-bloomers": (_rare, "fractions", False),
     "plateau-jump": (_jump, "fractions", False),
     "rank-flips": (_flips, "fractions", False),
-    "heavy-noise": (_power_law, "fractions", True),
-    "percent": (_power_law, "percent", False),
-    "minimised": (_power_law, "errors", False),
+    "heavy-noise": (_power, "fractions", True),
+    "percent": (_power, "percent", False),
+    "minimised": (_power, "errors", False),
 }
 """Family names mapped to the curves' shape, the reported unit, and whether heavy-tailed noise is added."""
 NOISE, TAILS = 0.02, 2.0  # scale and degrees of freedom of Student's distribution
 
 
 class Family:
-    """A synthetic problem with four parameters, one of which has no effect.
-
-    Args:
-        name: key of `FAMILIES`.
-        epochs: of a full training.
-        seed: of the noise.
-    """
-
-    own = False
-
-    def __init__(self, name: str, *, epochs: int = 24, seed: int = 0) -> None:
-        if name not in FAMILIES:
-            raise KdsearchError("a family must be one of " + ", ".join(FAMILIES), got=name)
-        self.name, self.epochs, self._seed = name, epochs, seed
-        self._shape, self.observed_in, self._noisy = FAMILIES[name]
+    """A synthetic problem of `FAMILIES` with four parameters, one of which has no effect."""
 
     reference = (0.1, 0.0)
+    best = cached_property(best_of_sample)
 
-    @cached_property
-    def best(self) -> float:
-        return best_of_sample(self)
+    def __init__(self, name: str, *, epochs: int = 24) -> None:
+        if name not in FAMILIES:
+            raise KdsearchError("a family must be one of " + ", ".join(FAMILIES), got=name)
+        self.name, self.epochs = name, epochs
+        self.settings: dict[str, Any] = {}
+        self._shape, self.observed_in, self._noisy = FAMILIES[name]
 
     def draw(self, trial: Any) -> Config:
         return {
@@ -211,12 +172,12 @@ class Family:
 
     def curves(self, config: Config) -> tuple[Floats, Floats]:
         epochs = np.arange(1.0, self.epochs + 1)
-        digest = hashlib.sha256(json.dumps([config, self._seed], sort_keys=True).encode()).digest()
+        digest = hashlib.sha256(json.dumps([config, 0], sort_keys=True).encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         size = math.log(config["width"] / 8) / math.log(128)
         off = math.log10(config["rate"]) + 2.3 + 0.5 * config["momentum"]
         final = min(0.85, 0.05 + 0.4 * (1 - size) ** 1.5 + 0.15 * off**2)
-        point = Point(size, final, 0.5 + 0.5 * math.tanh(off), float(random.uniform()))
+        point = Point(final, 0.5 + 0.5 * math.tanh(off), float(random.uniform()))
         true = 1 - self._shape(point, epochs)
         noise = NOISE * random.standard_t(TAILS, self.epochs) if self._noisy else 0.0
         return np.clip(true + noise, 0.0, 1.0), true
@@ -227,14 +188,11 @@ class LCBench:
 
     Zimmer, Lindauer, Hutter, TPAMI 2021; Pfisterer et al., "YAHPO Gym", AutoML 2022 (Apache-2.0). The known objective
     is a large network's multiply-adds over the configuration's, counted with 50 inputs and 10 outputs.
-
-    Args:
-        folder: with model.onnx, encoding.json and config_space.json.
-        task: OpenML id, one of `lcbench_tasks`.
     """
 
-    observed_in, own, epochs = "fractions", True, LCBENCH_EPOCHS
+    observed_in, settings, epochs = "fractions", SETTINGS, 52
     reference = (0.0, 0.0)
+    best = cached_property(best_of_sample)
 
     def __init__(self, folder: Path, task: str) -> None:
         import onnxruntime
@@ -258,10 +216,6 @@ class LCBench:
         self._task = int(encoding[task])
         self._space = {entry["name"]: entry for entry in space if entry["name"] not in ("OpenML_task_id", "epoch")}
         self._most = self._operations({"num_layers": 5, "max_units": 1024})
-
-    @cached_property
-    def best(self) -> float:
-        return best_of_sample(self)
 
     def draw(self, trial: Any) -> Config:
         found: Config = {}

@@ -6,7 +6,7 @@ import heapq
 import math
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,22 +27,13 @@ from kdsearch.search.sampling import samplers
 from kdsearch.search.sampling.proposals import ProposalSampler
 from kdsearch.system import machine
 
-METHODS = {
-    "none": ("none", False),
-    "dominance": ("dominance", False),
-    "moasha": ("moasha", False),
-    "hub": ("hub", False),
-    "pruner": ("pareto", False),
-    "proposals": ("none", True),
-    "ours": ("pareto", True),
-    "resume": ("pareto", True),
-    "oracle": ("oracle", False),
-}
-"""Methods mapped to their pruning rule and whether trials are chosen among several candidates; "resume" is "ours" with
-trials that go on after they were ended."""
-
 ALL, SAMPLED = "all", "sampled"
 REFUSED_IN_A_ROW = 1000  # trials refused before their first epoch that end a replay of a problem without rows
+REPORTED: dict[str, Callable[[float], float]] = {
+    "fractions": lambda accuracy: accuracy,
+    "percent": lambda accuracy: 100 * accuracy,
+    "errors": lambda accuracy: 1 - accuracy,
+}
 Steps = list[tuple[int, float]]
 
 
@@ -64,7 +55,6 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """Return the arm's unique name."""
         return f"{self.sampler}/{self.epochs}/{self.method}" + (f"/{self.workers}" if self.workers > 1 else "")
 
 
@@ -73,7 +63,6 @@ class Run:
     """The result of a replay.
 
     Attributes:
-        arm, seed: as given.
         spent: epochs.
         trials: number started, including those that a rule refused before the first epoch.
         resumed: trials that went on from one that was ended.
@@ -101,47 +90,51 @@ class Archive:
 
     Args:
         reference: (accuracy, log10 ratio).
+        steps: receives (epochs spent, hypervolume) whenever the hypervolume changes.
 
     Attributes:
         hypervolume: of the front's true values; it may fall where a lucky observation displaces a better student.
     """
 
-    def __init__(self, reference: tuple[float, float]) -> None:
-        self._reference = reference
+    def __init__(self, reference: tuple[float, float], steps: Steps) -> None:
+        self._reference, self._steps = reference, steps
         self._front: list[tuple[float, float, float]] = []  # observed accuracy, log ratio, true accuracy
         self.hypervolume = 0.0
 
-    def add(self, observed: float, ratio: float, true: float) -> bool:
-        """Add a point; return whether the hypervolume changed."""
+    def add(self, spent: int, observed: float, ratio: float, true: float) -> None:
+        """Add a point that exists once so many epochs are spent."""
         x, y = observed, math.log10(ratio)
         if any(a >= x and b >= y for a, b, _ in self._front):
-            return False
+            return
         self._front = [point for point in self._front if point[0] > x or point[1] > y] + [(x, y, true)]
         before = self.hypervolume
         self.hypervolume = pareto.hypervolume([(value, b) for _, b, value in self._front], self._reference)
-        return self.hypervolume != before
+        if self.hypervolume != before:
+            self._steps.append((spent, self.hypervolume))
 
 
-def make_pruner(rule: str, problem: Problem, longest: int | str) -> BasePruner:
-    """Return a new pruner for a rule; each serves one study.
+def archives(run: Run, problem: Problem) -> list[Archive]:
+    """Return the archives of a run: of its best trials, of all its checkpoints, and of these by their true values."""
+    return [Archive(problem.reference, steps) for steps in (run.best_trials, run.checkpoints, run.by_truth)]
 
-    Args:
-        rule: "none", "dominance", "moasha", "hub", "oracle" or "pareto".
-        problem: replayed.
-        longest: steps of a trial, or the parameter that holds them.
 
-    Raises:
-        KeyError: the rule is unknown.
-    """
-    known: dict[str, Any] = {"log": [1], "ideal": 1.0} if problem.own else {}  # the settings of `kdsearch optimize`
-    return {
-        "none": NopPruner,
-        "dominance": SameEpochDominance,
-        "moasha": lambda: MOASHA(problem.epochs),
-        "hub": HubJoint,
-        "oracle": lambda: Oracle(problem, longest),
-        "pareto": lambda: pruner.ParetoPruner(max_steps=longest, exempt=Attr.ANCHOR, prefix="", **known),
-    }[rule]()
+def _pareto(problem: Problem, longest: int | str) -> BasePruner:
+    return pruner.ParetoPruner(max_steps=longest, exempt=Attr.ANCHOR, prefix="", **problem.settings)
+
+
+METHODS: dict[str, tuple[Callable[[Problem, int | str], BasePruner], bool]] = {
+    "none": (lambda *_: NopPruner(), False),
+    "dominance": (lambda *_: SameEpochDominance(), False),
+    "moasha": (lambda problem, _: MOASHA(problem.epochs), False),
+    "hub": (lambda *_: HubJoint(), False),
+    "pruner": (_pareto, False),
+    "proposals": (lambda *_: NopPruner(), True),
+    "ours": (_pareto, True),
+    "resume": (_pareto, True),
+    "oracle": (Oracle, False),
+}
+"""Methods mapped to their pruner, of a problem and the steps of a trial or the parameter that holds them, and whether
+trials are chosen among several candidates; "resume" is "ours" with trials that go on after they were ended."""
 
 
 class Replay:
@@ -149,7 +142,7 @@ class Replay:
 
     Args:
         problem: a table, or a problem whose curves are computed.
-        arm: the arm to run.
+        arm: what is replayed.
         seed: of all draws; replays of different arms with the same seed are paired in the tests.
         budget: epochs over all trials; the trial that reaches it is cut there and counts with its best checkpoint.
         trials: most trials to start.
@@ -158,33 +151,42 @@ class Replay:
     def __init__(
         self, problem: Table | Problem, arm: Arm, *, seed: int, budget: float = math.inf, trials: float = math.inf
     ) -> None:
-        rule, proposals = METHODS[arm.method]
         sampled = arm.epochs == SAMPLED
         self._problem: Problem = Rows(problem, sampled_epochs=sampled) if isinstance(problem, Table) else problem
         self._arm = arm
         self._budget, self._limit = budget, trials
         self._paused = PausedHere()
-        sampler, random = self._samplers(seed)
-        if proposals:
-            paused = self._paused if arm.method == "resume" else None
-            sampler = _choosing(sampler, random, self._problem, seed, paused)
-        errors = self._problem.observed_in == "errors"
+        self._reported = REPORTED[self._problem.observed_in]
+        make_pruner, _ = METHODS[arm.method]
         self.study = optuna.create_study(
-            directions=["minimize" if errors else "maximize", "maximize"],
-            sampler=sampler,
-            pruner=make_pruner(rule, self._problem, EPOCHS if sampled else self._problem.epochs),
+            directions=["minimize" if self._problem.observed_in == "errors" else "maximize", "maximize"],
+            sampler=self._sampler(seed),
+            pruner=make_pruner(self._problem, EPOCHS if sampled else self._problem.epochs),
         )
-        self._best, self._all, self._true = (Archive(self._problem.reference) for _ in range(3))
+        self._run = Run(arm, seed)
+        self._best, self._all, self._true = archives(self._run, self._problem)
         self._refused = 0  # trials in a row that ended before their first epoch
-        self.run_ = Run(arm, seed)
 
-    def _samplers(self, seed: int) -> tuple[BaseSampler, BaseSampler]:
-        """Return the arm's sampler, and a random one for other candidates."""
-        name, other = self._arm.sampler, machine.derive_seed("candidates", seed)
-        if isinstance(self._problem, Rows):
+    def _sampler(self, seed: int) -> BaseSampler:
+        """Return the arm's sampler; with proposals one that chooses by the ratios, as `kdsearch optimize` does."""
+        problem, name, other = self._problem, self._arm.sampler, machine.derive_seed("candidates", seed)
+        if not isinstance(problem, Rows):
+            own, random = samplers.make(name, seed), samplers.make("random", other)
+        else:
             inner = None if name == "random" else samplers.make(name, seed)
-            return TableSampler(self._problem, inner, seed=seed), TableSampler(self._problem, None, seed=other)
-        return samplers.make(name, seed), samplers.make("random", other)
+            own, random = TableSampler(problem, inner, seed=seed), TableSampler(problem, None, seed=other)
+        if not METHODS[self._arm.method][1]:
+            return own
+        return ProposalSampler(
+            own,
+            random,
+            problem.draw,
+            lambda _, configs: [(problem.ratio(config),) for config in configs],
+            steps=lambda config: int(config.get(EPOCHS, problem.epochs)),
+            paused=self._paused if self._arm.method == "resume" else None,
+            seed=seed,
+            **problem.settings,
+        )
 
     def run(self) -> Run:
         """Run the replay, once."""
@@ -192,22 +194,22 @@ class Replay:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._drive()
-        self.run_.seconds = time.process_time() - began
-        return self.run_
+        self._run.seconds = time.process_time() - began
+        return self._run
 
     def _drive(self) -> None:
         """Simulate the workers: the one whose trial is least advanced in time runs its next epoch."""
         workers: list[tuple[float, int, Generator[None, bool, None]]] = []
         for worker in range(self._arm.workers):
             self._next_trial(workers, worker / self._arm.workers, worker)
-        while workers and self.run_.spent < self._budget:
+        while workers and self._run.spent < self._budget:
             now, worker, trial = heapq.heappop(workers)
-            self.run_.spent += 1
+            self._run.spent += 1
             try:
-                trial.send(self.run_.spent >= self._budget)
+                trial.send(self._run.spent >= self._budget)
                 heapq.heappush(workers, (now + 1, worker, trial))
             except StopIteration:
-                if self.run_.spent < self._budget:
+                if self._run.spent < self._budget:
                     self._next_trial(workers, now, worker)
         for _, _, trial in workers:  # cut within an epoch, which does not count
             trial.close()
@@ -215,7 +217,7 @@ class Replay:
     def _next_trial(self, workers: list[Any], now: float, worker: int) -> None:
         """Start the worker's next trial that has an epoch; none after many refusals in a row."""
         most = len(self._problem) if isinstance(self._problem, Rows) else REFUSED_IN_A_ROW
-        while self._refused <= most and self.run_.trials < self._limit:
+        while self._refused <= most and self._run.trials < self._limit:
             trial = self._trial()
             try:
                 next(trial)
@@ -228,7 +230,7 @@ class Replay:
 
     def _trial(self) -> Generator[None, bool, None]:
         """Run a trial; yield before each epoch, and receive after it whether the budget is spent."""
-        self.run_.trials += 1
+        self._run.trials += 1
         trial = self.study.ask()
         config = self._problem.draw(trial)
         before = resuming.resumed(trial)
@@ -244,25 +246,23 @@ class Replay:
         done = 0 if before is None else epochs_run(self.study.get_trials(deepcopy=False)[before])
         if done:
             trial.set_user_attr(Attr.RESUMED, done)
-        for epoch, accuracy in enumerate(observed[:done].tolist(), 1):
-            best = max(best, (accuracy, float(true[epoch - 1])))
-            pruner.report(trial, (self._reported(accuracy), ratio), epoch, prefix="")
         if before is None and pruner.should_prune(trial, prefix=""):
             self.study.tell(trial, state=TrialState.PRUNED)
             return
-        self.run_.trained += before is None
-        self.run_.resumed += before is not None
-        for epoch in range(done + 1, last + 1):
-            try:
-                over = yield
-            except GeneratorExit:
-                self._end(trial, best, ratio)
-                return
-            accuracy = float(observed[epoch - 1])
-            best = max(best, (accuracy, float(true[epoch - 1])))
-            self._note(self._all, self.run_.checkpoints, accuracy, ratio, float(true[epoch - 1]))
-            self._note(self._true, self.run_.by_truth, float(true[epoch - 1]), ratio, float(true[epoch - 1]))
-            pruner.report(trial, (self._reported(accuracy), ratio), epoch, prefix="")
+        self._run.trained += before is None
+        self._run.resumed += before is not None
+        for epoch, point in enumerate(zip(observed[:last].tolist(), true[:last].tolist(), strict=True), 1):
+            if epoch > done:  # the epochs before were those of the trial that it goes on with
+                try:
+                    over = yield
+                except GeneratorExit:
+                    break
+                self._all.add(self._run.spent, point[0], ratio, point[1])
+                self._true.add(self._run.spent, point[1], ratio, point[1])
+            best = max(best, point)
+            pruner.report(trial, (self._reported(point[0]), ratio), epoch, prefix="")
+            if epoch <= done:
+                continue
             if over or epoch == last:
                 break
             if pruner.should_prune(trial, prefix=""):
@@ -279,29 +279,17 @@ class Replay:
         if Attr.RESUMES not in trial.user_attrs:  # once is enough
             self._paused.numbers.append(trial.number)
 
-    def _reported(self, accuracy: float) -> float:
-        kind = self._problem.observed_in
-        return 1 - accuracy if kind == "errors" else 100 * accuracy if kind == "percent" else accuracy
-
     def _end(self, trial: optuna.Trial, best: tuple[float, float], ratio: float) -> None:
         if best[0] == -math.inf:
             self.study.tell(trial, state=TrialState.FAIL)
             return
         trial.set_user_attr(Attr.ACCURACY, best[0])
         self.study.tell(trial, (self._reported(best[0]), ratio))
-        self._note(self._best, self.run_.best_trials, best[0], ratio, best[1])
-
-    def _note(self, archive: Archive, steps: Steps, accuracy: float, ratio: float, true: float) -> None:
-        if archive.add(accuracy, ratio, true):
-            steps.append((self.run_.spent, archive.hypervolume))
+        self._best.add(self._run.spent, best[0], ratio, best[1])
 
 
 class PausedHere:
-    """The ended trials of a replay, all of which can go on.
-
-    Attributes:
-        numbers: of these trials.
-    """
+    """The numbers of the ended trials of a replay, all of which can go on."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
@@ -315,23 +303,6 @@ class PausedHere:
 
     def drop(self, number: int) -> None:
         self.numbers.remove(number)
-
-
-def _choosing(
-    inner: BaseSampler, random: BaseSampler, problem: Problem, seed: int, paused: PausedHere | None
-) -> ProposalSampler:
-    """Return a sampler that chooses among candidates of two samplers by their ratios, as `kdsearch optimize` does."""
-    known: dict[str, Any] = {"log": [1], "ideal": 1.0} if problem.own else {}
-    return ProposalSampler(
-        inner,
-        random,
-        problem.draw,
-        lambda _, configs: [(problem.ratio(config),) for config in configs],
-        steps=lambda config: int(config.get(EPOCHS, problem.epochs)),
-        paused=paused,
-        seed=seed,
-        **known,
-    )
 
 
 def replay(problem: Table | Problem, arm: Arm, *, seed: int, budget: float = math.inf, trials: float = math.inf) -> Run:

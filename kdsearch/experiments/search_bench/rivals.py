@@ -16,7 +16,6 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from kdsearch import pareto
 from kdsearch.experiments.search_bench.problems import Problem
 from kdsearch.pruning.pruner import Verdict
 from kdsearch.records import Attr
@@ -44,7 +43,6 @@ class Curves:
         self._seen = 0
 
     def update(self, study: Study) -> None:
-        """Read new reports."""
         trials = study.get_trials(deepcopy=False)
         self._sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         while len(trials) > len(self.ratio):
@@ -76,9 +74,8 @@ class Curves:
             if step > self.best.shape[1]:
                 self._grow(columns=self.best.shape[1])
             accuracy, self.ratio[number] = curve[str(step)]
-            accuracy *= self._sign
             before = self.best[number, step - 2] if step > 1 else -np.inf
-            self.best[number, step - 1] = max(accuracy, before)
+            self.best[number, step - 1] = max(self._sign * accuracy, before)
             self.steps[number] = step
         self.over[number] = trial.state.is_finished()
         return bool(self.over[number])
@@ -91,7 +88,6 @@ class CurveRule(BasePruner, ABC):
         self.curves = Curves()
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the rule ends the trial here."""
         self.curves.update(study)
         step = int(self.curves.steps[trial.number])
         return step > 0 and self.hopeless(trial.number, step)
@@ -108,9 +104,13 @@ class SameEpochDominance(CurveRule):
     """
 
     def hopeless(self, number: int, step: int) -> bool:
-        points = self.curves.points(self.curves.at(step), step)
-        own = self.curves.points(np.array([number]), step)[0]
-        return bool(np.any((points >= own).all(axis=1) & (points > own).any(axis=1)))
+        own = self.curves.points(np.array([number]), step)
+        return _dominated(self.curves.points(self.curves.at(step), step), own)
+
+
+def _dominated(points: Floats, own: Floats) -> bool:
+    """Whether a point is dominated by one of (points, 2), both maximised."""
+    return bool(np.any((points >= own).all(axis=1) & (points > own).any(axis=1)))
 
 
 def domination_ranks(points: Floats) -> NDArray[np.int64]:
@@ -136,8 +136,7 @@ def domination_ranks(points: Floats) -> NDArray[np.int64]:
 def farthest_first(points: Floats) -> list[int]:
     """Return the order of an epsilon-net: the point best in the first coordinate, then the farthest from all before.
 
-    Args:
-        points: (points, coordinates), on one scale.
+    (points, coordinates), on one scale.
     """
     order = [int(np.argmax(points[:, 0]))]
     gap = np.linalg.norm(points - points[order[0]], axis=1)
@@ -156,27 +155,24 @@ class MOASHA(CurveRule):
     front by the epsilon-net: farthest first. Chosen here, because the paper leaves it open: coordinates are accuracy
     and log10 ratio, each scaled to 0 to 1 over the rung; the net begins with the most accurate; with fewer than eta
     trials at the rung, a trial continues.
-
-    Args:
-        longest: epochs of the longest trial.
-        eta: reduction factor.
     """
 
-    def __init__(self, longest: int, *, eta: int = 3) -> None:
+    ETA = 3
+
+    def __init__(self, longest: int) -> None:
         super().__init__()
-        self._eta = eta
-        self._rungs = {eta**power for power in range(32) if eta**power < longest}
+        self._rungs = {self.ETA**power for power in range(32) if self.ETA**power < longest}
 
     def hopeless(self, number: int, step: int) -> bool:
         there = self.curves.at(step)
-        if step not in self._rungs or len(there) < self._eta:
+        if step not in self._rungs or len(there) < self.ETA:
             return False
         points = self.curves.points(there, step)
         points[:, 1] = np.log10(points[:, 1])
         ranks = domination_ranks(points)
         own = int(np.flatnonzero(there == number)[0])
         ahead = int((ranks < ranks[own]).sum())
-        places = len(there) // self._eta
+        places = len(there) // self.ETA
         if ahead >= places:
             return True
         spread = np.ptp(points, axis=0)
@@ -233,13 +229,13 @@ class HubJoint(CurveRule):
 
     def _rank(self, number: int, step: int) -> float:
         """Return the trial's rank at a step, recomputed only when another trial has reached the step since."""
-        count = int((self.curves.steps >= step).sum())
-        known = self._known.get((number, step))
-        if known is None or known[0] != count:
+        count = len(self.curves.at(step))
+        before, rank = self._known.get((number, step), (0, 0.0))
+        if before != count:
             there, ranks = self._ranks(number, step)
-            known = (count, float(ranks[there == number][0]))
-            self._known[number, step] = known
-        return known[1]
+            rank = float(ranks[there == number][0])
+            self._known[number, step] = count, rank
+        return rank
 
     def _ranks(self, number: int, step: int) -> tuple[NDArray[np.int64], Floats]:
         there = self.curves.at(step)
@@ -274,30 +270,24 @@ class Oracle(BasePruner):
         self._problem, self._longest = problem, longest
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the trial is hopeless."""
         return self.verdict(study, trial).action == "prune"
 
     def verdict(self, study: Study, trial: BaseTrial) -> Verdict:
         self.curves.update(study)
         number = trial.number
         step, config = int(self.curves.steps[number]), trial.user_attrs[Attr.CONFIG]
-        log_ratio = float(np.log10(self._problem.ratio(config)))
+        log_ratio = np.log10(self._problem.ratio(config))
         seen = self.curves.at(1)
-        points = [
-            (float(accuracy), float(np.log10(ratio)))
-            for accuracy, ratio in zip(self._last(seen), self.curves.ratio[seen], strict=True)
-        ]
+        points = np.stack([self._last(seen), np.log10(self.curves.ratio[seen])], axis=1)
         last = trial.params[self._longest] if isinstance(self._longest, str) else self._longest
         rest = self._problem.curves(config)[0][step:last]
-        if len(rest) and self._grows(points, (float(rest.max()), log_ratio)):
+        if len(rest) and self._grows(points, np.array([rest.max(), log_ratio])):
             return GO
-        own = (float(self._last(np.array([number]))[0]), log_ratio)
-        on_front = step > 0 and not any(pareto.dominates(point, own) for point in points)
-        return STOP if on_front else PRUNE
+        own = np.append(self._last(np.array([number])), log_ratio)
+        return STOP if step > 0 and not _dominated(points, own) else PRUNE
 
     def _last(self, numbers: NDArray[np.int64]) -> Floats:
         return self.curves.best[numbers, self.curves.steps[numbers] - 1]
 
-    def _grows(self, points: list[tuple[float, float]], point: tuple[float, float]) -> bool:
-        inside = all(value > bound for value, bound in zip(point, self._problem.reference, strict=True))
-        return inside and not any(other[0] >= point[0] and other[1] >= point[1] for other in points)
+    def _grows(self, points: Floats, point: Floats) -> bool:
+        return bool((point > self._problem.reference).all() and not (points >= point).all(axis=1).any())

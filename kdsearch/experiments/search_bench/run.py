@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import peers, tables
@@ -26,8 +28,7 @@ from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.records import Progress
 from kdsearch.system import machine
 
-TRAININGS = 30
-"""Full trainings whose epochs are the default budget of a replay."""
+TRAININGS = 30  # full trainings whose epochs are the default budget of a replay
 RULES = ("none", "dominance", "moasha", "hub", "pruner", "oracle")
 CHOICES = ("none", "pruner", "proposals", "ours")  # rule x proposals
 DEFAULT = Arm("tpe", ALL, "ours")  # `kdsearch optimize` where every trial may have all epochs
@@ -59,19 +60,12 @@ def arms(*, full: bool, sampled: bool) -> list[Arm]:
 
 @dataclass(frozen=True)
 class Measured:
-    """The replays on one table or problem.
-
-    Attributes:
-        problem: the table or problem.
-        seeds: of the replays, ascending.
-        budget: epochs of each.
-        arms: runs by `Arm.key`, in the order of the seeds.
-    """
+    """The replays on one table or problem."""
 
     problem: Table | Problem
-    seeds: tuple[int, ...]
-    budget: int
-    arms: dict[str, list[Run]]
+    seeds: tuple[int, ...]  # ascending
+    budget: int  # epochs of each
+    arms: dict[str, list[Run]]  # by `Arm.key`, in the order of the seeds
 
 
 def expanded(names: Sequence[str]) -> list[str]:
@@ -87,12 +81,13 @@ def expanded(names: Sequence[str]) -> list[str]:
         if name == "families":
             found += [FAMILY + family for family in FAMILIES]
         elif name.startswith((LCBENCH, TUNING)):
-            folder, _, task = name.partition(":")[2].rpartition(":")
-            tasks = [task]
-            if not (folder and task.isdigit()):
-                folder = name.partition(":")[2]
-                tasks = lcbench_tasks(Path(folder), tuning=name.startswith(TUNING))
-            found += [f"{LCBENCH}{folder}:{task}" for task in tasks]
+            place = name.partition(":")[2]
+            folder, _, task = place.rpartition(":")
+            if folder and task.isdigit():
+                found.append(LCBENCH + place)
+            else:
+                tasks = lcbench_tasks(Path(place), tuning=name.startswith(TUNING))
+                found += [f"{LCBENCH}{place}:{task}" for task in tasks]
         else:
             found.append(name)
     if len(set(found)) < len(found):
@@ -109,12 +104,6 @@ def problem(name: str) -> Table | Problem:
         folder, _, task = name.removeprefix(LCBENCH).rpartition(":")
         return LCBench(Path(folder), task)
     return tables.load(name)
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def kept_file() -> Path:
@@ -140,10 +129,10 @@ def load_kept(path: Path) -> dict[str, Run]:
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry: dict[str, Any] = json.loads(line)
-                run = entry["run"]
-                names = ("best_trials", "checkpoints", "by_truth")
-                steps = {metric: [tuple(step) for step in run[metric]] for metric in names}
-                found[entry["key"]] = Run(**{**run, **steps, "arm": Arm(**run["arm"])})
+                run = entry["run"] | {"arm": Arm(**entry["run"]["arm"])}
+                for metric in ("best_trials", "checkpoints", "by_truth"):
+                    run[metric] = [tuple(step) for step in run[metric]]
+                found[entry["key"]] = Run(**run)
     return found
 
 
@@ -164,16 +153,14 @@ def _work(name: str, arm: Arm, seed: int, budget: int) -> Run:
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
     """Limit new processes to one thread for linear algebra, through variables that are read before any code runs."""
-    before = {name: os.environ.get(name) for name in THREADS}
+    before = {name: os.environ[name] for name in THREADS if name in os.environ}
     os.environ.update(dict.fromkeys(THREADS, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in THREADS:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 Job = tuple[str, Arm, int, int]
@@ -210,11 +197,9 @@ def measure(
         raise KdsearchError("--tables must name different tables", got=", ".join(names), remedy="give each once")
     budgets = {name: budget or TRAININGS * one.epochs for name, one in problems.items()}
     compared = {name: arms(full=full, sampled=isinstance(one, Table)) for name, one in problems.items()}
-    everything = [
-        (name, arm, seed, budgets[name]) for name in single for arm in compared[name] for seed in sorted(seeds)
-    ]
-    runs = _all(everything, jobs, progress, kept)
     ordered = tuple(sorted(seeds))
+    everything = [(name, arm, seed, budgets[name]) for name in single for arm in compared[name] for seed in ordered]
+    runs = _all(everything, jobs, progress, kept)
     return [
         Measured(one, ordered, budgets[name],
                  {arm.key: [runs[name, arm, seed, budgets[name]] for seed in ordered] for arm in compared[name]})
@@ -227,21 +212,22 @@ def _all(everything: Sequence[Job], jobs: int, progress: Progress, kept: Path | 
     keys = {job: _key(*job) for job in everything}
     found = {job: known[key] for job, key in keys.items() if key in known}
     missing = Counter((name, arm) for name, arm, _, _ in everything)
-    done = 0
+    done = itertools.count(1)
     progress.study_started(0, len(missing))
 
     def finished(job: Job) -> None:
-        nonlocal done
         missing[job[:2]] -= 1
         if not missing[job[:2]]:
-            done += 1
-            progress.trial_finished(done, "COMPLETE", f"{problem(job[0]).name} {job[1].key}", counted=True)
+            progress.trial_finished(next(done), "COMPLETE", f"{problem(job[0]).name} {job[1].key}", counted=True)
 
     for job in found:
         finished(job)
     rest = sorted((job for job in everything if job not in found), key=lambda job: -SLOW.index(job[1].sampler))
     context = multiprocessing.get_context("spawn")
-    with _single_threaded(), ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+    with (
+        _single_threaded(),
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
         try:
             waiting: dict[Future[Run], Job] = {pool.submit(_work, *job): job for job in rest}
             for future in as_completed(waiting):

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter
 
 from kdsearch import pareto
 from kdsearch.errors import KdsearchError
+from kdsearch.experiments.search_bench.problems import SETTINGS
 from kdsearch.records import Config
 from kdsearch.search import space
 from kdsearch.search.sampling.proposals import Draft, Near
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 """`config`, `ratio` (with `low` and `high`), `parameters`, `accuracy` (validation, one an epoch), `seconds` (one an
 epoch, training alone); `failed` where the training failed."""
 
-FOLDER = "data"
+FOLDER = Path(__file__).parent / "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +67,21 @@ class Table:
         """Reference point of hypervolume: the worst final accuracy and the lowest log10 ratio."""
         return float(self.accuracy[:, -1].min()), float(np.log10(self.ratio.min()))
 
+    @property
+    def tested(self) -> NDArray[np.float64]:
+        """(rows, epochs), test accuracy, or validation accuracy where the table holds no other."""
+        return self.accuracy if self.test is None else self.test
+
     @cached_property
     def best(self) -> float:
         """Hypervolume of the front of all rows' checkpoints, by test accuracy where the table holds it."""
-        accuracy = self.accuracy if self.test is None else self.test
-        points = zip(accuracy.max(axis=1).tolist(), np.log10(self.ratio).tolist(), strict=True)
+        points = zip(self.tested.max(axis=1).tolist(), np.log10(self.ratio).tolist(), strict=True)
         return pareto.hypervolume(list(points), self.reference)
 
 
 def shipped() -> list[str]:
     """Return the names of the tables that ship with the package."""
-    folder = resources.files("kdsearch.experiments.search_bench") / FOLDER
-    return sorted(entry.name.removesuffix(".json.gz") for entry in folder.iterdir() if entry.name.endswith(".json.gz"))
+    return sorted(path.name.removesuffix(".json.gz") for path in FOLDER.glob("*.json.gz"))
 
 
 def load(name: str) -> Table:
@@ -87,8 +90,7 @@ def load(name: str) -> Table:
     Raises:
         KdsearchError: the file does not exist or is no table.
     """
-    folder = Path(str(resources.files("kdsearch.experiments.search_bench"))) / FOLDER
-    path = Path(name) if name.endswith(".gz") else folder / f"{name}.json.gz"
+    path = Path(name) if name.endswith(".gz") else FOLDER / f"{name}.json.gz"
     try:
         raw = json.loads(gzip.decompress(path.read_bytes()))
         rows = [row for row in raw["rows"] if "failed" not in row]
@@ -96,10 +98,10 @@ def load(name: str) -> Table:
             name=path.name.removesuffix(".json.gz"),
             provenance=raw["provenance"],
             configs=[row["config"] for row in rows],
-            accuracy=np.array([row["accuracy"] for row in rows], dtype=np.float64),
-            ratio=np.array([row["ratio"] for row in rows], dtype=np.float64),
-            seconds=np.array([row["seconds"] for row in rows], dtype=np.float64),
-            test=np.array([row["test"] for row in rows], dtype=np.float64) if rows and "test" in rows[0] else None,
+            accuracy=_column(rows, "accuracy"),
+            ratio=_column(rows, "ratio"),
+            seconds=_column(rows, "seconds"),
+            test=_column(rows, "test") if rows and "test" in rows[0] else None,
         )
     except FileNotFoundError:
         remedy = f"choose one of {', '.join(shipped())}, or give the path of a table (*.json.gz)"
@@ -107,6 +109,10 @@ def load(name: str) -> Table:
     except (OSError, EOFError, KeyError, ValueError) as error:
         remedy = "make it again with `kdsearch bench tabulate`"
         raise KdsearchError(f"a table must be readable: {error}", got=path, remedy=remedy) from None
+
+
+def _column(rows: list[Row], key: str) -> NDArray[np.float64]:
+    return np.array([row[key] for row in rows], dtype=np.float64)
 
 
 def save(path: Path, provenance: dict[str, Any], rows: list[Row]) -> None:
@@ -122,10 +128,9 @@ def save(path: Path, provenance: dict[str, Any], rows: list[Row]) -> None:
 
 EPOCHS = "epochs"
 Params = dict[str, Any]
-Key = frozenset[tuple[str, Any]]
 
 
-def _key(params: Params) -> Key:
+def _key(params: Params) -> frozenset[tuple[str, Any]]:
     return frozenset((name, value) for name, value in params.items() if name != EPOCHS)
 
 
@@ -140,9 +145,7 @@ def _place(value: Any, distribution: BaseDistribution) -> float:
         low, high, log = distribution.low, distribution.high, distribution.log
     if low == high:
         return 0.0
-    if log:
-        return math.log(value / low) / math.log(high / low)
-    return float((value - low) / (high - low))
+    return math.log(value / low) / math.log(high / low) if log else float((value - low) / (high - low))
 
 
 class Rows:
@@ -153,12 +156,13 @@ class Rows:
         sampled_epochs: a trial's number of epochs is a parameter, 1 to the table's; else every trial has all of them.
 
     Attributes:
-        table: as given.
         dimensions: the search space, with `epochs` if sampled.
-        params: a row's parameters, without `epochs`.
+        params: each row's parameters, without `epochs`.
         distributions: of these parameters, and of `epochs` where it is one.
         free: (rows,), whether no trial has had the row yet.
     """
+
+    observed_in, settings = "fractions", SETTINGS
 
     def __init__(self, table: Table, *, sampled_epochs: bool) -> None:
         spaces: TypeAdapter[dict[str, Dimension]] = TypeAdapter(dict[str, Dimension])
@@ -178,30 +182,22 @@ class Rows:
         self._places = np.array([
             self._numbers(params, held) for params, held in zip(self.params, self.distributions, strict=True)
         ])  # fmt: skip
-
         self.name, self.epochs, self.reference, self.best = table.name, table.epochs, table.reference, table.best
-        self._taught = {
-            json.dumps(config | {EPOCHS: 0}, sort_keys=True): row for row, config in enumerate(table.configs)
-        }
-
-    observed_in, own = "fractions", True  # see `problems.Problem`
 
     def __len__(self) -> int:
         return len(self.params)
 
     def curves(self, config: Config) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return validation accuracy, and test accuracy where the table holds it; (epochs,) each."""
-        row = self._taught[json.dumps(config | {EPOCHS: 0}, sort_keys=True)]
-        test = self.table.accuracy if self.table.test is None else self.table.test
-        return self.table.accuracy[row], test[row]
+        row = self._row(config)
+        return self.table.accuracy[row], self.table.tested[row]
 
     def find(self, params: Params) -> int:
-        """Return the row with these parameters, ignoring `epochs`.
-
-        Raises:
-            KeyError: there is no such row.
-        """
+        """Return the row with these parameters, ignoring `epochs`; a KeyError where there is none."""
         return self._index[_key(params)]
+
+    def _row(self, config: Config) -> int:
+        return self.find(space.trial_parameters(config, self.dimensions))
 
     def take(self, row: int) -> None:
         """Assign a row to a trial; once all rows are taken, all become free again."""
@@ -210,22 +206,14 @@ class Rows:
             self.free[:] = True
 
     def ratio(self, config: Config) -> float:
-        """Return the inference ratio of the row with this configuration, ignoring `epochs`.
-
-        Raises:
-            KeyError: there is no such row.
-        """
-        return float(self.table.ratio[self.find(space.trial_parameters(config, self.dimensions))])
+        """Return the inference ratio of the row with this configuration, ignoring `epochs`."""
+        return float(self.table.ratio[self._row(config)])
 
     def nearest(self, params: Params, held: dict[str, BaseDistribution]) -> int:
         """Return the free row nearest to the given parameters.
 
         The distance is Gower's (Biometrics 1971): the mean, over the parameters that both have, of the difference of
         their positions in the range (on a log scale for log ranges and for lists of sizes).
-
-        Args:
-            params: drawn anywhere in the space.
-            held: their distributions.
         """
         apart = np.abs(self._places - self._numbers(params, held))
         both = ~np.isnan(apart)
@@ -244,20 +232,14 @@ class Rows:
 
     def _numbers(self, params: Params, held: dict[str, BaseDistribution]) -> NDArray[np.float64]:
         """Return (names,), NaN for missing parameters."""
-        return np.array([
-            _place(params[name], held[name]) if name in params else math.nan for name in self._names
-        ])  # fmt: skip
+        return np.array([_place(params[name], held[name]) if name in params else np.nan for name in self._names])
 
 
 class TableSampler(BaseSampler):
     """Proposes only rows: a draw of another sampler is moved to the nearest row that no trial has had yet.
 
     The trial gets the row's own parameters, so that every sampler learns from what was really trained.
-
-    Args:
-        rows: of the table.
-        inner: draws anywhere in the space. None: each free row is equally likely.
-        seed: of the draws without an inner sampler.
+    Without an inner sampler, each free row is equally likely.
     """
 
     def __init__(self, rows: Rows, inner: BaseSampler | None, *, seed: int) -> None:
@@ -267,15 +249,13 @@ class TableSampler(BaseSampler):
         self._drawn: Params = {}
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Delegate to the inner sampler."""
         if self._inner is not None:
             self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Draw a row and return all its parameters."""
         if self._inner is None:
             row = int(self._random.choice(np.flatnonzero(self._rows.free)))
-            epochs: int | None = int(self._random.integers(1, self._rows.table.epochs + 1))
+            epochs: int | None = self._any_length()
         else:
             draft = Draft(self._inner, study, trial)
             self._rows.draw(draft)
@@ -288,7 +268,6 @@ class TableSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the row that was drawn last."""
         return {name: self._drawn[name] for name in search_space}
 
     def sample_independent(
@@ -296,11 +275,13 @@ class TableSampler(BaseSampler):
     ) -> Any:
         """Return the parameter of any row that has it, for a move from a row that lacks it."""
         if param_name == EPOCHS:
-            return int(self._random.integers(1, self._rows.table.epochs + 1))
+            return self._any_length()
         values = [params[param_name] for params in self._rows.params if param_name in params]
         return values[int(self._random.integers(len(values)))]
 
+    def _any_length(self) -> int:
+        return int(self._random.integers(1, self._rows.table.epochs + 1))
+
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Delegate to the inner sampler."""
         if self._inner is not None:
             self._inner.after_trial(study, trial, state, values)

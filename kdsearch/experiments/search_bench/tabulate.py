@@ -106,8 +106,7 @@ def tabulate(
     Args:
         out: the table's file, `NAME.json.gz`; finished rows are kept in `NAME.json.gz.partial` until all are done.
         asked: the study.
-        count: number of distinct configurations.
-        epochs: of every one.
+        count, epochs: number of distinct configurations, and the length of each.
         workers: processes, of one CPU thread each.
         seed: of the configurations, and with their index of each training.
         progress: notified of rows.
@@ -129,7 +128,8 @@ def tabulate(
         for future in as_completed(futures):
             index, row = future.result()
             partial.add(index, row | ratios[workshop.timing_key(row["config"])])
-            progress.trial_finished(index, "FAIL" if "failed" in row else "COMPLETE", _line(row), counted=True)
+            line = row.get("failed") or f"accuracy {row['accuracy'][-1]:.2%} at the end"
+            progress.trial_finished(index, "FAIL" if "failed" in row else "COMPLETE", line, counted=True)
     provenance = wanted | {
         "teacher": dataclasses.asdict(workshop.teacher.facts),
         "images": {"train": len(plan.split.train), "validation": len(plan.split.validation)},
@@ -141,7 +141,3 @@ def tabulate(
     save(out, provenance, [partial.rows[index] for index in range(count)])
     partial.path.unlink()
     return out
-
-
-def _line(row: Row) -> str:
-    return str(row["failed"]) if "failed" in row else f"accuracy {row['accuracy'][-1]:.2%} at the end"

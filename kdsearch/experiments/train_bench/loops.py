@@ -15,12 +15,12 @@ from kdsearch.distil import answers, train
 from kdsearch.distil.optimizer import make_optimizer
 from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.distil.teacher import Teacher
-from kdsearch.distil.train import Batch, Lesson
+from kdsearch.distil.train import Batch
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides.deck_recipes import School, teacher_spec
 from kdsearch.experiments.slides.rows import Dataset, Settings
 from kdsearch.experiments.train_bench.plain_loop import PlainLoop, asks_teacher
-from kdsearch.records import TeacherFacts
+from kdsearch.records import EpochRecord, TeacherFacts
 from kdsearch.system import machine
 
 SEED = 0
@@ -37,31 +37,22 @@ TOLERANCES = {"cpu": (1e-5, 2e-2), "cuda": (1e-2, 1e-1)}
 
 @dataclass(frozen=True)
 class Agreement:
-    """The difference between ours and the plain loop after one step.
+    """The difference between ours and the plain loop after one step."""
 
-    Attributes:
-        loss: difference of the losses, relative.
-        step: norm of the difference of all parameters over the norm of the step.
-    """
-
-    loss: float
-    step: float
+    loss: float  # relative
+    step: float  # norm of the difference of all parameters over the norm of the step
 
 
 def open_school(dataset: Dataset, whole: data.Dataset, device: torch.device, *, images: int) -> School:
     """Return a draw of training images and the deck's teacher, untrained: time does not depend on its weights.
 
-    Args:
-        dataset: of the rows.
-        whole: its data.
-        device: to train on.
-        images: of the training set, drawn by class; where it has fewer, they come again from the first one on: a step
-            takes its time whatever it shows.
+    The number of images is drawn by class; where the training set has fewer, they come again from the first one on: a
+    step takes its time whatever it shows.
     """
     split = data.whole(whole, device, train_size=min(max(images, FEWEST), len(whole.train)))
     mixed = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(SEED))  # they may come by class
-    chosen = mixed[torch.arange(images) % len(mixed)]
-    split = replace(split, train=split.train.subset(chosen.to(device)))
+    chosen = mixed[torch.arange(images) % len(mixed)].to(device)
+    split = replace(split, train=split.train.subset(chosen))
     network = _untrained_teacher(teacher_spec(dataset, max_epochs=None), split)
     size = networks.parameters(network), networks.size_bytes(network)
     facts = TeacherFacts(type(network).__name__, "untrained", 0.0, None, *size, 0.0)
@@ -99,13 +90,13 @@ def calls(
         "ours", "plain", "student" (steps on prepared tensors), where the plain loop runs the teacher "teacher" (forward
         passes of prepared batches), and where ours computes in bfloat16 on a CPU "float32", ours in float32.
     """
-    recipe, threads = school.deck.student.recipe, school.deck.student.threads
-    epochs = train.Run(copy.deepcopy(student), lesson(school, settings, epochs=rounds), recipe, validate=_no_score)
-    plain = PlainLoop(copy.deepcopy(student), school, settings, workers=workers, bf16=_plain_bf16(school, student))
+    plain_bf16 = _plain_bf16(school, student)
+    epochs = _ours(school, settings, copy.deepcopy(student), epochs=rounds)
+    plain = PlainLoop(copy.deepcopy(student), school, settings, workers=workers, bf16=plain_bf16)
     bare = _bare_steps(school, settings, copy.deepcopy(student))
 
     def bare_steps() -> None:
-        with machine.threads(threads):
+        with machine.threads(school.deck.student.threads):
             for _ in range(steps):
                 next(bare)
 
@@ -116,15 +107,13 @@ def calls(
     }
     if asks_teacher(school, settings):
         turns["teacher"] = lambda: _ask(school, settings, steps)
-    if _form(school, student).bf16 and not _plain_bf16(school, student):
-        exact = lesson(replace(school, precision="float32"), settings, epochs=rounds)
-        slower = train.Run(copy.deepcopy(student), exact, recipe, validate=_no_score)
+    if _form(school, student).bf16 and not plain_bf16:
+        slower = _ours(replace(school, precision="float32"), settings, copy.deepcopy(student), epochs=rounds)
         turns["float32"] = lambda: next(slower)
     return turns
 
 
 def _form(school: School, student: nn.Module) -> Format:
-    """Return the format in which our loop computes on the school's device."""
     return format_for(student, school.split.train.labels.device, school.precision)
 
 
@@ -133,42 +122,32 @@ def _plain_bf16(school: School, network: nn.Module) -> bool:
     return _form(school, network).bf16 and school.split.train.labels.device.type == "cuda"
 
 
-def _no_score(_: nn.Module) -> float:
-    return float("nan")
-
-
-def lesson(
+def _ours(
     school: School,
     settings: Settings,
+    network: nn.Module,
     *,
     epochs: int,
     first: int = 1,
     before_epoch: Callable[[Tensor, Tensor], None] | None = None,
-) -> Lesson:
-    """Return a row's lesson, as in `School.teach`, of any length and from any epoch.
-
-    Args:
-        school: images, the teacher's outputs, recipe.
-        settings: of the row.
-        epochs: number of epochs.
-        first: number of the first epoch in the loss.
-        before_epoch: as in `Lesson`.
-    """
+) -> Iterator[EpochRecord]:
+    """Train a network by our loop, as `School.teach` does, for `epochs` epochs that the loss counts from `first`."""
     loss = school.deck.loss(settings)
-    return replace(
+    lesson = replace(
         school.lesson(replace(settings, per_class=None), SEED),  # the school's images are a sample already
         loss=loss if first == 1 else lambda batch: loss(replace(batch, epoch=batch.epoch + (first - 1))),
         epochs=epochs,
         before_epoch=before_epoch,
     )
+    return train.Run(network, lesson, school.deck.student.recipe, validate=lambda _: float("nan"))
 
 
-def _ready(school: School, settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return input, labels and the teacher's logits of some batches, on the device."""
-    count = READY * settings.batch_size
-    parts = (school.split.prepare(school.split.train.images[:count]), school.split.train.labels[:count])
-    batches = (part.split(settings.batch_size) for part in (*parts, school.answers.logits[:count]))
-    return list(zip(*batches, strict=True))
+def _ready(school: School, settings: Settings, form: Format) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return input, labels and the teacher's logits of some batches, on the device and laid out as our loop does."""
+    count, shown = READY * settings.batch_size, school.split.train
+    parts = school.split.prepare(shown.images[:count]), shown.labels[:count], school.answers.logits[:count]
+    batches = zip(*(part.split(settings.batch_size) for part in parts), strict=True)
+    return [(form.lay_out(images), labels, logits) for images, labels, logits in batches]
 
 
 def _bare_steps(school: School, settings: Settings, student: nn.Module) -> Iterator[None]:
@@ -180,7 +159,7 @@ def _bare_steps(school: School, settings: Settings, student: nn.Module) -> Itera
     optimizer = make_optimizer(student, school.deck.student.recipe, settings.batch_size)
     loss, form = school.deck.loss(settings), _form(school, student)
     student.to(memory_format=form.memory)  # type: ignore[call-overload]
-    ready = [(form.lay_out(images), labels, logits) for images, labels, logits in _ready(school, settings)]
+    ready = _ready(school, settings, form)
     epoch, read = torch.ones((), device=device), ready[0]
 
     def take(*_: Tensor) -> None:
@@ -244,18 +223,19 @@ def check(school: School, settings: Settings, *, plain: Settings | None = None) 
     start = school.build(settings, SEED)
     ours, theirs = copy.deepcopy(start), copy.deepcopy(start)
     orders: list[list[int]] = []
-    taught = lesson(one, settings, epochs=1, first=LATE, before_epoch=lambda order, _: orders.append(order.tolist()))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        record = next(train.Run(ours, taught, school.deck.student.recipe, validate=_no_score))
-        loop = PlainLoop(theirs, one, plain or settings, workers=0, order=orders[0], epoch=LATE, bf16=False)
-        loss = loop.epoch()
+        taught = _ours(
+            one, settings, ours, epochs=1, first=LATE, before_epoch=lambda order, _: orders.append(order.tolist())
+        )
+        record = next(taught)
+        loss = PlainLoop(theirs, one, plain or settings, workers=0, order=orders[0], epoch=LATE).epoch()
     agreement = Agreement(
         loss=abs(record.loss - loss) / abs(loss), step=_distance(ours, theirs) / max(_distance(ours, start), 1e-30)
     )
-    allowed = TOLERANCES[one.split.train.labels.device.type]
-    if not (agreement.loss <= allowed[0] and agreement.step <= allowed[1]):
+    most_loss, most_step = TOLERANCES[one.split.train.labels.device.type]
+    if not (agreement.loss <= most_loss and agreement.step <= most_step):
         raise KdsearchError(
-            f"both loops must take the same step, the losses to {allowed[0]:g} and the parameters to {allowed[1]:g} of "
+            f"both loops must take the same step, the losses to {most_loss:g} and the parameters to {most_step:g} of "
             "the step",
             got=f"{agreement.loss:.2g} and {agreement.step:.2g}",
             remedy="this is an error in kdsearch: please report it",
@@ -264,6 +244,5 @@ def check(school: School, settings: Settings, *, plain: Settings | None = None) 
 
 
 def _distance(one: nn.Module, other: nn.Module) -> float:
-    """Return the norm of the difference of all parameters."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return torch.stack([(a - b).detach().double().square().sum() for a, b in pairs]).sum().sqrt().item()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,10 @@ from kdsearch.reporting import formatting
 from kdsearch.reporting.figures import style
 from kdsearch.reporting.pages import document
 from kdsearch.reporting.pages.assets import Library
-from kdsearch.reporting.pages.document import Document, Grid, Mark, Section
+from kdsearch.reporting.pages.document import Document, Grid, Section
 from kdsearch.system import machine
 
-NAME = "bench-train"
 KEYS = ("kdsearch", "torch", "torchvision", "numpy", "python", "platform", "device_model", "cores")
-HEIGHT = 340  # pixels of the figure
-MARKS: dict[str, Mark] = {"met": "good", "not met": "bad"}
 SHARE_BAR = 0.95  # of the ceiling, on a CPU with CIFAR-10, where the plain loop runs the teacher
 SPEEDUP_BARS = {"m7": 3.0}  # on a CPU
 RATE_BARS = {("c1", 100): 60e3, ("c5", 100): 100e3, ("c1", 512): 100e3, ("c5", 512): 250e3}  # images/s on an H100
@@ -51,19 +48,10 @@ HOW = (
     "with glibc holds for the whole process, so the plain loop gains by it, too.",
 )
 
-OF = "Medians over rounds. Of the ceiling: speed-up / ceiling."
-
 
 @dataclass(frozen=True)
 class Bar:
-    """A requirement on a row's figures.
-
-    Attributes:
-        name: of the row.
-        what: the compared quantity.
-        bar, figure: as text.
-        met: whether the figure meets the bar.
-    """
+    """A requirement on a figure of the row `name`: the compared quantity, bar and figure as text, whether it is met."""
 
     name: str
     what: str
@@ -74,36 +62,35 @@ class Bar:
 
 def bars(row: Measured, device: torch.device) -> list[Bar]:
     """Return the bars that apply to a row on a device at its batch size."""
-    ours, (speedup, *_) = row.images_a_second("ours"), row.speedup
+    speedup = row.speedup[0]
     if device.type == "cuda":
         least = RATE_BARS.get((row.name, row.batch)) if "H100" in machine.device_model(device) else None
-        text = f"images/s at batch {row.batch}"
-        return [] if least is None else [Bar(row.name, text, f"{least:,.0f}", f"{ours:,.0f}", ours >= least)]
+        rate = f"images/s at batch {row.batch}", least, row.images_a_second("ours")
+        return _at_least(row, [rate], "{:,.0f}".format)
     if row.batch != CPU_BATCHES[row.dataset]:
         return []
-    if "teacher" in row.seconds:
-        share = speedup / row.ceiling
-        held = [Bar(row.name, "share of the ceiling", f"{SHARE_BAR:.0%}", f"{share:.1%}", share >= SHARE_BAR)]
-        return [*held, *_bf16_bars(row)]
-    bar = SPEEDUP_BARS.get(row.name)
-    text = "times the plain loop"
-    return (
-        [] if bar is None else [Bar(row.name, text, formatting.ratio(bar), formatting.ratio(speedup), speedup >= bar)]
-    )
-
-
-def _bf16_bars(row: Measured) -> list[Bar]:
-    """Return the bars of a row that ours computes in bfloat16 on a CPU, at the batch size of the slides."""
+    if "teacher" not in row.seconds:
+        return _at_least(row, [("times the plain loop", SPEEDUP_BARS.get(row.name), speedup)])
+    share = speedup / row.ceiling
+    found = [Bar(row.name, "share of the ceiling", f"{SHARE_BAR:.0%}", f"{share:.1%}", share >= SHARE_BAR)]
     if row.against_float32 is None:
-        return []
-    figures = [
+        return found
+    return found + _at_least(row, [
         ("times ours in float32", BF16_BARS.get(row.name), row.against_float32[0]),
-        ("times the plain loop in float32", BF16_SPEEDUP_BARS.get(row.name), row.speedup[0]),
-    ]
+        ("times the plain loop in float32", BF16_SPEEDUP_BARS.get(row.name), speedup),
+    ])  # fmt: skip
+
+
+def _at_least(
+    row: Measured,
+    figures: Sequence[tuple[str, float | None, float]],
+    form: Callable[[float], str] = formatting.ratio,
+) -> list[Bar]:
+    """Return the bars of figures, each a quantity with its least value and its measured one; None: there is no bar."""
     return [
-        Bar(row.name, what, formatting.ratio(bar), formatting.ratio(figure), figure >= bar)
-        for what, bar, figure in figures
-        if bar is not None
+        Bar(row.name, what, form(least), form(figure), figure >= least)
+        for what, least, figure in figures
+        if least is not None
     ]
 
 
@@ -133,14 +120,7 @@ def as_json(row: Measured) -> dict[str, Any]:
 def result(
     measured: Sequence[Measured], device: torch.device, *, command: str, load: float | None = None
 ) -> dict[str, Any]:
-    """Return what `--json` prints and `bench-train.json` holds.
-
-    Args:
-        measured: rows.
-        device: on which they were measured.
-        command: the command that ran.
-        load: load average of the machine before the run, or None.
-    """
+    """Return what `--json` prints and `bench-train.json` holds; `load` is the machine's load average before the run."""
     return {
         "rows": {row.name: as_json(row) for row in measured},
         "bars": [asdict(bar) for row in measured for bar in bars(row, device)],
@@ -153,40 +133,28 @@ def result(
 
 
 def write(found: dict[str, Any], measured: Sequence[Measured], folder: Path, *, plotlyjs: Library = "inline") -> Path:
-    """Write `bench-train.html`, `.md` and `.json`, each atomically.
-
-    Args:
-        found: of `result`.
-        measured: the same rows.
-        folder: created where it is missing.
-        plotlyjs: see `reporting.pages.document.html`.
-
-    Returns:
-        The page's path.
+    """Write `bench-train.html`, `.md` and `.json` from a `result`, each atomically, and return the page's path.
 
     Raises:
         KdsearchError: a file cannot be written.
     """
-    return document.write(report(found, measured), folder, NAME, plotlyjs=plotlyjs, result=found)
+    return document.write(report(found, measured), folder, "bench-train", plotlyjs=plotlyjs, result=found)
 
 
 def report(found: dict[str, Any], measured: Sequence[Measured]) -> Document:
     """Return the page's text, figure and tables."""
-    sections = [
-        Section("Images a second", grid=_rates(measured), note=OF),
+    sections = [Section("Images a second", grid=_rates(measured),
+                        note="Medians over rounds. Of the ceiling: speed-up / ceiling.")]  # fmt: skip
+    if found["bars"]:
+        header = ("row", "what", "bar", "figure", "")
+        rows = [[b["name"], b["what"], b["bar"], b["figure"], "met" if b["met"] else "not met"] for b in found["bars"]]
+        sections.append(Section("Bars", grid=Grid(header, rows, marks={"met": "good", "not met": "bad"})))
+    sections += [
         Section("Round by round", figure=figure(measured), caption="A point a round; the bar is the row's ceiling."),
         Section("How it was measured", HOW),
         Section("Milliseconds a step", grid=_times(measured)),
-        Section("Both take the same step", [_agreement(found)], grid=_agreements(measured)),
+        _same_step(found, measured),
     ]
-    held = found["bars"]
-    if held:
-        grid = Grid(
-            ("row", "what", "bar", "figure", ""),
-            [[b["name"], b["what"], b["bar"], b["figure"], "met" if b["met"] else "not met"] for b in held],
-            MARKS,
-        )
-        sections.insert(1, Section("Bars", grid=grid))
     gains = ", ".join(f"{formatting.ratio(row.speedup[0])} on {row.name}" for row in measured)
     verdict = f"Our epoch loop's images a second, as a multiple of the plain loop's: {gains}."
     return Document("Bench of the training loop", verdict, _facts(found, measured), sections)
@@ -218,39 +186,35 @@ def _times(measured: Sequence[Measured]) -> Grid:
     return Grid(("row", "ours", "student alone", "plain", "teacher"), rows)
 
 
-def _agreement(found: dict[str, Any]) -> str:
+def _same_step(found: dict[str, Any], measured: Sequence[Measured]) -> Section:
     loss, step = TOLERANCES["cpu" if found["environment"]["device"] == "cpu" else "cuda"]
-    return (
+    text = (
         "Before the timing, one step of each from the same start with the same images in the same order, in epoch 10, "
         f"where the teacher weighs most. Refused where the losses differ by more than {loss:g} of the loss, or all "
         f"parameters together by more than {step:g} of the step's length."
     )
-
-
-def _agreements(measured: Sequence[Measured]) -> Grid:
     rows = [[row.name, f"{row.agreement.loss:.1e}", f"{row.agreement.step:.1e}"] for row in measured]
-    return Grid(("row", "losses differ by", "steps differ by"), rows)
+    return Section("Both take the same step", [text], grid=Grid(("row", "losses differ by", "steps differ by"), rows))
 
 
 def _facts(found: dict[str, Any], measured: Sequence[Measured]) -> list[str]:
-    here, load = found["environment"], found["load"]
-
-    def rounds(row: Measured) -> str:
-        count = len(row.seconds["ours"])
-        return "1 round" if count == 1 else f"{count} rounds"
-
+    load = found["load"]
     return [
         f"Made by `{found['command']}` on {found['made']}.",
-        document.versions(here, KEYS),
+        document.versions(found["environment"], KEYS),
         *([] if load is None else [f"Load average of the machine before the start: {load:.2f}."]),
         *(
             f"{row.name}: convolutions of ours in {row.precision}{_against(row)}; {row.steps} steps a sample, "
-            f"{rounds(row)} after one that warms up; threads {row.threads[0]} in ours and in the student alone, "
-            f"{row.threads[1]} in the plain loop and the teacher; {row.workers} "
-            f"{'worker' if row.workers == 1 else 'workers'} in the plain loop's DataLoader."
+            f"{_counted(len(row.seconds['ours']), 'round')} after one that warms up; threads {row.threads[0]} in ours "
+            f"and in the student alone, {row.threads[1]} in the plain loop and the teacher; "
+            f"{_counted(row.workers, 'worker')} in the plain loop's DataLoader."
             for row in measured
         ),
     ]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _against(row: Measured) -> str:
@@ -262,12 +226,8 @@ def _against(row: Measured) -> str:
 def figure(measured: Sequence[Measured]) -> go.Figure:
     """Draw each round's speed-up by row, and the row's ceiling."""
     drawn = go.Figure()
-    pairs = [
-        (row.name, plain / ours)
-        for row in measured
-        for plain, ours in zip(row.seconds["plain"], row.seconds["ours"], strict=True)
-    ]
-    names, ratios = [name for name, _ in pairs], [ratio for _, ratio in pairs]
+    names = [row.name for row in measured for _ in row.seconds["ours"]]
+    ratios = [ratio for row in measured for ratio in row.rounds_over("plain", "ours")]
     drawn.add_scatter(
         x=names, y=style.rounded(ratios), mode="markers", name="plain / ours, a round",
         marker={"color": style.BLUE, "size": 9, "opacity": 0.7},
@@ -279,7 +239,7 @@ def figure(measured: Sequence[Measured]) -> go.Figure:
     )  # fmt: skip
     x_axis = {"title": {"text": "row of the slides"}, "type": "category", "range": [-0.6, len(measured) - 0.4]}
     y_axis = {"title": {"text": "times the plain loop's images/s"}, "range": [0, 1.1 * max([*ratios, *ceilings])]}
-    drawn.update_layout(style.layout(x_axis, y_axis, HEIGHT, rows=1))
+    drawn.update_layout(style.layout(x_axis, y_axis, height=340, rows=1))
     return drawn
 
 
@@ -288,12 +248,12 @@ def text(measured: Sequence[Measured], device: torch.device) -> str:
     lines = [
         f"{row.name:<4} batch {row.batch}: ours {row.images_a_second('ours'):,.0f} images/s, plain "
         f"{row.images_a_second('plain'):,.0f}, speed-up {formatting.interval(*row.speedup)} of at most "
-        f"{formatting.ratio(row.ceiling)}; "
-        f"{row.precision}{_against(row)}"
+        f"{formatting.ratio(row.ceiling)}; {row.precision}{_against(row)}"
         for row in measured
     ]
-    judged = [bar for row in measured for bar in bars(row, device)]
     lines += [
-        f"{'met' if bar.met else 'NOT MET':<8} {bar.name}: {bar.what} {bar.figure} (bar: {bar.bar})" for bar in judged
+        f"{'met' if bar.met else 'NOT MET':<8} {bar.name}: {bar.what} {bar.figure} (bar: {bar.bar})"
+        for row in measured
+        for bar in bars(row, device)
     ]
     return "\n".join(lines)

@@ -16,8 +16,6 @@ from kdsearch.experiments.slides.deck_recipes import RAMP_EPOCHS, School
 from kdsearch.experiments.slides.rows import Settings
 from kdsearch.spec import Recipe
 
-BYTE = 255.0  # divisor of torchvision's ToTensor
-
 
 def asks_teacher(school: School, settings: Settings) -> bool:
     """Whether the deck's own loop ran the teacher in each step: on CIFAR-10, for rows with a teacher."""
@@ -25,9 +23,9 @@ def asks_teacher(school: School, settings: Settings) -> bool:
 
 
 def transform(split: Split) -> torchvision.transforms.Compose:
-    """Return `Split.prepare` as torchvision transforms: ToTensor, and Normalize where it changes anything."""
+    """Return `Split.prepare` as torchvision transforms: Normalize only where it changes anything."""
     steps: list[object] = [torchvision.transforms.ToTensor()]
-    mean, std = split.mean * split.top / BYTE, split.std * split.top / BYTE
+    mean, std = (value * split.top / 255.0 for value in (split.mean, split.std))  # ToTensor divides by 255
     if (mean, std) != (0.0, 1.0):
         channels = split.shape[0]
         steps.append(torchvision.transforms.Normalize([mean] * channels, [std] * channels))
@@ -37,10 +35,7 @@ def transform(split: Split) -> torchvision.transforms.Compose:
 class Pictures(Dataset[tuple[Tensor, int | Tensor]]):
     """Images as torchvision's data sets provide them: from memory through Pillow, transformed one by one.
 
-    Args:
-        data: images and labels.
-        split: determines how bytes become a network's input.
-        outputs: (count, classes), the teacher's, returned in place of the labels; None: the labels.
+    The teacher's outputs, (count, classes), are returned in place of the labels where they are given.
     """
 
     def __init__(self, data: ImageSet, split: Split, outputs: Tensor | None) -> None:
@@ -62,12 +57,9 @@ def optimizer_for(network: nn.Module, recipe: Recipe, batch_size: int) -> torch.
     if recipe.optimizer == "adam":
         return torch.optim.Adam(network.parameters(), lr=lr, eps=recipe.epsilon, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
-        network.parameters(),
-        lr=lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
+        network.parameters(), lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
-    )
+    )  # fmt: skip
 
 
 class PlainLoop:
@@ -81,8 +73,7 @@ class PlainLoop:
         school: images, teacher, its outputs and the deck's recipe.
         settings: of the row.
         workers: processes of the loader; 0: none.
-        seed: of the order of the images.
-        order: of the images in every epoch; None: shuffled.
+        order: of the images in every epoch; None: shuffled, alike in every run.
         epoch: number of the first one, from 1: the weight of the teacher in CIFAR-10 rows grows with it.
         bf16: whether forward passes run under autocast to bfloat16, as ours do on CUDA; else float32.
     """
@@ -94,7 +85,6 @@ class PlainLoop:
         settings: Settings,
         *,
         workers: int,
-        seed: int = 0,
         order: Sequence[int] | None = None,
         epoch: int = 1,
         bf16: bool = False,
@@ -114,7 +104,7 @@ class PlainLoop:
             persistent_workers=workers > 0,
             pin_memory=self._device.type == "cuda",
             drop_last=len(data) % settings.batch_size == 1,  # as ours: batch norm fails on a single image
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(0),
         )
 
     def epoch(self) -> float:

@@ -34,41 +34,23 @@ QUIET = 0.5  # largest load average of an idle machine
 
 @dataclass(frozen=True)
 class Options:
-    """The rows to measure, and how.
+    """The rows to measure, and how."""
 
-    Attributes:
-        names: of the deck's rows.
-        device: as in `optimize`.
-        data_dir: where data sets are.
-        steps: of a sample; None: `STEPS`.
-        samples: rounds that count, after a warm-up round.
-        batch: images a step; None: the row's.
-        workers: of the plain loop's loader; None: one for two cores.
-        precision: of our convolutions: "float32", "bfloat16" or "auto", as in `optimize`.
-    """
-
-    names: Sequence[str]
+    names: Sequence[str]  # of the deck's rows
     device: str = "auto"
     data_dir: str | None = None
-    steps: int | None = None
-    samples: int = 7
-    batch: int | None = None
-    workers: int | None = None
-    precision: str = "auto"
-
-    @property
-    def loaders(self) -> int:
-        """Number of workers of the plain loop's loader."""
-        return self.workers if self.workers is not None else max(1, (os.cpu_count() or 1) // 2)
+    steps: int | None = None  # of a sample; None: `STEPS`
+    samples: int = 7  # rounds that count, after a warm-up round
+    batch: int | None = None  # images a step; None: the row's
+    workers: int | None = None  # of the plain loop's loader; None: one for two cores
+    precision: str = "auto"  # of our convolutions: "float32", "bfloat16" or "auto", as in `optimize`
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of a row.
+    """The measurements of the row `name`.
 
     Attributes:
-        name: of the row.
-        dataset: of the row.
         batch, steps: images a step, steps a sample.
         threads: of both loops, on a CPU.
         workers: of the plain loop.
@@ -92,18 +74,19 @@ class Measured:
         """Return the median of "ours", of "plain" or of "float32"."""
         return self.batch / statistics.median(self.seconds[which])
 
+    def rounds_over(self, other: str, which: str) -> list[float]:
+        """Return the quotients of the seconds of two parts, round by round."""
+        return [a / b for a, b in zip(self.seconds[other], self.seconds[which], strict=True)]
+
     @cached_property
     def speedup(self) -> tuple[float, float, float]:
-        """Plain over ours, pair by pair: median and its 95 % interval."""
-        return median_interval([p / o for p, o in zip(self.seconds["plain"], self.seconds["ours"], strict=True)])
+        """Plain over ours: median and its 95 % interval."""
+        return median_interval(self.rounds_over("plain", "ours"))
 
     @property
     def against_float32(self) -> tuple[float, float, float] | None:
-        """Our step's seconds in float32 over those in bfloat16, round by round: median and 95 % interval; else None."""
-        exact = self.seconds.get("float32")
-        if exact is None:
-            return None
-        return median_interval([e / o for e, o in zip(exact, self.seconds["ours"], strict=True)])
+        """Ours in float32 over ours in bfloat16: median and 95 % interval; None where ours is in float32."""
+        return median_interval(self.rounds_over("float32", "ours")) if "float32" in self.seconds else None
 
     @property
     def ceiling(self) -> float:
@@ -111,12 +94,10 @@ class Measured:
 
         (teacher + student) / student where the plain loop asks the teacher, else plain / student.
         """
-        student = self.seconds["student"]
-        if "teacher" in self.seconds:
-            whole = [t + s for t, s in zip(self.seconds["teacher"], student, strict=True)]
-        else:
-            whole = list(self.seconds["plain"])
-        return statistics.median(w / s for w, s in zip(whole, student, strict=True))
+        if "teacher" not in self.seconds:
+            return statistics.median(self.rounds_over("plain", "student"))
+        pairs = zip(self.seconds["teacher"], self.seconds["student"], strict=True)
+        return statistics.median((teacher + student) / student for teacher, student in pairs)
 
 
 def choose(names: Sequence[str]) -> dict[str, tuple[Dataset, Settings]]:
@@ -125,11 +106,12 @@ def choose(names: Sequence[str]) -> dict[str, tuple[Dataset, Settings]]:
     Raises:
         KdsearchError: a row is unknown, or trained in int8.
     """
-    known: dict[str, tuple[Dataset, Settings]] = {}
-    for dataset in DATASETS:
-        for name, row in rows(dataset).items():
-            if row.readings["stated"].bits is None:
-                known[name] = dataset, replace(row.readings["stated"], per_class=None)
+    known = {
+        name: (dataset, replace(row.readings["stated"], per_class=None))
+        for dataset in DATASETS
+        for name, row in rows(dataset).items()
+        if row.readings["stated"].bits is None
+    }
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise KdsearchError(
@@ -148,10 +130,6 @@ def load() -> float | None:
 def measure(options: Options, progress: Progress | None = None) -> list[Measured]:
     """Measure each row once.
 
-    Args:
-        options: what to measure.
-        progress: notified of each row.
-
     Raises:
         KdsearchError: a row or the device is unknown, data are missing or too few, or the loops do not agree.
     """
@@ -165,6 +143,7 @@ def measure(options: Options, progress: Progress | None = None) -> list[Measured
         )
     if device.type == "cpu":
         machine.keep_freed_memory()  # our loop requests it for the whole process: set it before all that is timed
+    workers = max(1, (os.cpu_count() or 1) // 2) if options.workers is None else options.workers
     found: list[Measured] = []
     read: dict[Dataset, data.Dataset] = {}
     progress.study_started(0, len(chosen))
@@ -176,7 +155,7 @@ def measure(options: Options, progress: Progress | None = None) -> list[Measured
         steps = options.steps or STEPS[device.type, dataset]
         school = loops.open_school(dataset, read[dataset], device, images=steps * settings.batch_size)
         school = replace(school, precision=_precision(options.precision, school, settings))
-        one = measure_row(name, school, settings, samples=options.samples, workers=options.loaders)
+        one = measure_row(name, school, settings, samples=options.samples, workers=workers)
         found.append(one)
         text = f"ours {one.images_a_second('ours'):,.0f} images/s, {one.speedup[0]:.2f} times the plain loop's"
         progress.trial_finished(number, "COMPLETE", text, counted=True)
@@ -184,7 +163,6 @@ def measure(options: Options, progress: Progress | None = None) -> list[Measured
 
 
 def _precision(wanted: str, school: School, settings: Settings) -> Precision:
-    """Return the precision of our convolutions on a row."""
     device, family = school.split.train.labels.device, school.deck.student.family
     return precisions.choose(
         wanted, device=device, kind=family, shape=school.split.shape, build=lambda: school.build(settings, SEED)
@@ -195,7 +173,7 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
     """Check that both loops agree, then time them and their parts alternately.
 
     Args:
-        name: of the row.
+        name, settings: of the row.
         school: images, of which an epoch is one sample; teacher; recipe.
         samples: rounds that count, after a warm-up round.
         workers: of the plain loop's loader.
@@ -206,18 +184,18 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
     agreement = loops.check(school, settings)
     device, steps = school.split.train.labels.device, max(1, len(school.split.train) // settings.batch_size)
     student = school.build(settings, SEED)
-    threads = school.deck.student.threads
     calls = loops.calls(school, settings, student, rounds=samples + 1, steps=steps, workers=workers)
     seconds: dict[str, list[float]] = {which: [] for which in calls}
     for _ in range(samples + 1):
         for which, call in calls.items():
             seconds[which].append(_seconds(call, device) / steps)
+    threads = torch.get_num_threads()
     return Measured(
         name=name,
         dataset=school.dataset,
         batch=settings.batch_size,
         steps=steps,
-        threads=(threads or torch.get_num_threads(), torch.get_num_threads()),
+        threads=(school.deck.student.threads or threads, threads),
         workers=workers,
         seconds={which: spent[1:] for which, spent in seconds.items()},
         agreement=agreement,

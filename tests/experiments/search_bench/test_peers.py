@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from kdsearch import pareto
 from kdsearch.experiments.search_bench import comparison, peers
 from kdsearch.experiments.search_bench import run as search
 from kdsearch.experiments.search_bench.peers import Bench
@@ -42,8 +43,6 @@ def test_epochs_are_counted_once_and_go_on_where_they_were_left(family):
 
 
 def search_hypervolume(family, points):
-    from kdsearch import pareto
-
     return pareto.hypervolume([(accuracy, float(np.log10(ratio))) for accuracy, ratio in points], family.reference)
 
 

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.train_bench import anytime, anytime_page
+from kdsearch.experiments.train_bench import anytime
 from kdsearch.experiments.train_bench.anytime import ONE_CYCLE, RECIPES, Options, Outcome
 from kdsearch.reporting.pages import document
 from kdsearch.search.plan import Plan
@@ -77,20 +77,20 @@ def test_a_training_that_does_not_stay_finite_counts_as_nothing(plan, options):
 
 
 def test_the_page_holds_the_figures(found, options, plan):
-    result = anytime_page.result(found, options, plan, command="kdsearch bench recipes")
+    result = anytime.result(found, options, plan, command="kdsearch bench recipes")
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    report = anytime_page.report(found, options, result)
+    report = anytime.report(found, options, result)
     text = document.markdown(report)
     for name in RECIPES:
         assert f"{100 * result['recipes'][name]['test_accuracy']['3']:.2f}" in text
     assert result["best"] in report.verdict
     assert result["best"] != ONE_CYCLE
     assert "width 50" in text
-    lines = {trace.name: list(trace.y) for trace in anytime_page.figure(found, options).data}
+    lines = {trace.name: list(trace.y) for trace in anytime.figure(found, options).data}
     assert lines.keys() == RECIPES.keys()
     expected = [100 * statistics.fmean(anytime.scores(found, "averaged", n)) for n in LENGTHS]
     assert lines["averaged"] == pytest.approx(expected, abs=1e-3)
-    assert anytime_page.text(found, options, result).count("\n") == len(RECIPES)
+    assert anytime.text(found, options, result).count("\n") == len(RECIPES)
 
 
 @pytest.mark.parametrize(("given", "rule"), [

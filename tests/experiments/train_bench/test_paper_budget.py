@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from kdsearch import spec
 from kdsearch.distil import train
-from kdsearch.experiments.train_bench import kernels, paper_budget
-from kdsearch.experiments.train_bench.kernels import Op
+from kdsearch.experiments.train_bench import paper_budget
+from kdsearch.experiments.train_bench.paper_budget import Op
 
 C5 = {"convolution": 38, "batch norm": 26, "casts": 5, "optimiser": 1, "rest": 63}
 
@@ -28,7 +28,7 @@ def test_views_and_empty_memory_are_no_kernels_and_work_is_counted():
     def call() -> None:
         F.conv2d(images, weight, padding=1).flatten(1).t()[0].sum().backward()
 
-    ops = kernels.log(call)
+    ops = paper_budget.log(call)
     names = [op.name for op in ops]
     assert "convolution" in names[0]
     assert not {"view", "t", "select", "empty"} & set(names)
@@ -36,12 +36,12 @@ def test_views_and_empty_memory_are_no_kernels_and_work_is_counted():
     assert forward.flops == backward.flops == 2 * 2 * 8 * 8 * 8 * 4 * 9
     assert (forward.kernels, backward.kernels) == (1, 1)  # the input wants no gradient
     assert forward.bytes == 4 * (weight.numel() + images.numel() + 2 * 8 * 8 * 8)
-    assert kernels.seconds(ops) >= len(ops) * kernels.SECONDS_A_KERNEL
+    assert paper_budget.seconds(ops) >= len(ops) * paper_budget.SECONDS_A_KERNEL
 
 
 def test_a_step_of_c5_has_no_avoidable_kernels(c5: list[Op]):
     """13 convolutions, 25 gradients; casts of all weights, all gradients, the input, the logits and their gradient."""
-    assert kernels.by_kind(c5) == C5
+    assert paper_budget.by_kind(c5) == C5
     names = [op.name for op in c5]
     assert names.count("_foreach_copy_") == 2
     assert names.count("add_") == 5  # residual sums and the running loss: no batch norm counts
@@ -73,7 +73,7 @@ def test_the_device_runs_about_the_kernels_that_were_counted():
     what = lesson()
     training = train.Run(network, replace(what, data=what.data.to(torch.device("cuda"))), RECIPE)
     take = training.sample()
-    counted = sum(op.kernels for op in kernels.log(take))
+    counted = sum(op.kernels for op in paper_budget.log(take))
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
         take()
