@@ -19,7 +19,7 @@ from kdsearch.data import ImageSet, Split, stratified
 from kdsearch.distil import answers, lesson, teacher, train
 from kdsearch.distil.answers import Answers
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.slides.deck_recipes import teacher_spec, teacher_split
+from kdsearch.experiments.slides.deck import teacher_spec, teacher_split
 from kdsearch.measure import hits, latency
 from kdsearch.records import Progress, Timing
 from kdsearch.system import machine

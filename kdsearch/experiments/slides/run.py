@@ -20,8 +20,18 @@ from kdsearch.distil import teacher as teachers
 from kdsearch.distil.precision import Choice
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides import training
-from kdsearch.experiments.slides.deck_recipes import DECKS, School, open_school, teacher_spec, teacher_split
-from kdsearch.experiments.slides.rows import READINGS, Dataset, Job, Settings, rows
+from kdsearch.experiments.slides.deck import (
+    DECKS,
+    READINGS,
+    Dataset,
+    Job,
+    School,
+    Settings,
+    open_school,
+    rows,
+    teacher_spec,
+    teacher_split,
+)
 from kdsearch.records import Attr, Precision, Progress, StudyAttr
 from kdsearch.search.definition import begun, open_defined
 from kdsearch.system import machine
@@ -35,16 +45,12 @@ class Options:
     """The rows to run, and how to reduce the work.
 
     Attributes:
-        dataset: of the rows.
-        jobs: rows in their readings.
-        repeats: number of seeds of each.
+        repeats: number of seeds of each row.
         url: of the storage.
         name: of the Optuna study.
-        data_dir: where data sets are.
-        device: as in `optimize`.
+        device, precision: as in `optimize`.
         train_size, max_epochs: limits for a quick, reduced run; None: full size.
         width: channels of the CIFAR-10 students' first stage; None: the deck's 64.
-        precision: of convolutions in training: "float32", "bfloat16" or "auto", as in `optimize`.
         teacher: file of the CIFAR-10 teacher's weights; None: it is trained.
     """
 
@@ -114,7 +120,7 @@ def check(options: Options) -> None:
             raise KdsearchError(f"{option} must be at least 1", got=value, remedy="give a whole number above 0")
 
 
-def run(options: Options, *, command: str | None = None, progress: Progress | None = None) -> Study:
+def run(options: Options, *, command: str, progress: Progress) -> Study:
     """Run the trainings that the study does not hold yet.
 
     Args:
@@ -131,7 +137,6 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
     """
     check(options)
     precisions.check(options.precision)
-    progress = progress or Progress()
     device = machine.resolve_device(options.device)
     backend = storage.open_storage(options.url)
     whole = data.load(spec.DataSpec(name=options.dataset), machine.data_folder(options.data_dir))
@@ -140,10 +145,8 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
     choice = precisions.adopted(choice, begun(backend, options.name, choice, device), device)
     study = open_defined(backend, options.name, definition(options, seen, choice.name))
     study.set_user_attr(StudyAttr.KIND, KIND)
-    todo = missing(study, options)
-    if command is not None:
-        study.set_user_attr(StudyAttr.COMMAND, command)
-    if todo:
+    study.set_user_attr(StudyAttr.COMMAND, command)
+    if todo := missing(study, options):
         school = open_school(
             options.dataset, data.whole(whole, device, train_size=options.train_size), seen,
             max_epochs=options.max_epochs, weights=options.teacher, precision=choice.name, progress=progress,
@@ -160,11 +163,7 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
 
 
 def precision(options: Options, split: data.Split) -> Choice:
-    """Return the precision of the deck's students on this device, where no stored study determines it.
-
-    Raises:
-        KdsearchError: the options name an unknown precision.
-    """
+    """Return the precision of the deck's students on this device, where no stored study determines it."""
     deck, settings = DECKS[options.dataset].student, next(iter(rows(options.dataset).values())).readings["stated"]
     return precisions.choose(
         options.precision, device=split.train.labels.device, kind=deck.family, shape=split.shape,
@@ -173,16 +172,10 @@ def precision(options: Options, split: data.Split) -> Choice:
 
 
 def definition(options: Options, split: data.Split, precision: Precision) -> dict[str, Any]:
-    """Return as JSON what must be equal for two trainings of the rows to appear in one table.
-
-    Args:
-        options: what to run.
-        split: the teacher's training data.
-        precision: of convolutions in training.
-    """
+    """Return as JSON what must be equal for two trainings to appear in one table; `split` has the teacher's data."""
     deck = DECKS[options.dataset]
     taught = teacher_spec(options.dataset, max_epochs=options.max_epochs, weights=options.teacher)
-    described = {
+    return {
         "kind": KIND,
         "dataset": options.dataset,
         "data": {"fingerprint": split.fingerprint, "train_size": options.train_size},
@@ -193,8 +186,6 @@ def definition(options: Options, split: data.Split, precision: Precision) -> dic
         "precision": precision,
         "device_model": machine.device_model(split.train.labels.device),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(described))
-    return plain
 
 
 def stored(study: Study) -> dict[tuple[str, str, int], FrozenTrial]:
@@ -218,14 +209,7 @@ def missing(study: Study, options: Options) -> list[tuple[Job, int]]:
 
 
 def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job, int]], progress: Progress) -> None:
-    """Run trainings and add each to the study once it is complete.
-
-    Args:
-        study: of these options.
-        options: what to run.
-        school: data, teacher and recipe.
-        todo: of `missing`.
-        progress: notified of each.
+    """Run trainings, of `missing`, and add each to the study once it is complete.
 
     Raises:
         KdsearchError: a training diverged.
@@ -257,15 +241,11 @@ def timing_key(settings: Settings, repeat: int) -> str:
 
 def known_pairs(study: Study, key: str) -> training.Pairs | None:
     """Return the paired seconds that the first training with this key stored, or None."""
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        if trial.user_attrs[Attr.TIMING_KEY] == key:
-            pairs: training.Pairs = trial.user_attrs[Attr.PAIRS]
-            return pairs
-    return None
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return next((one.user_attrs[Attr.PAIRS] for one in trials if one.user_attrs[Attr.TIMING_KEY] == key), None)
 
 
 def _trial(dataset: Dataset, attrs: dict[str, Any]) -> FrozenTrial:
-    """Convert a finished training to a trial."""
     distributions: dict[str, BaseDistribution] = {
         Attr.ROW: CategoricalDistribution(list(rows(dataset))),
         Attr.READING: CategoricalDistribution(list(READINGS)),
