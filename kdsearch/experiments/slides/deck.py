@@ -19,7 +19,7 @@ from kdsearch.distil.answers import Answers
 from kdsearch.distil.loss import cls_loss, div_loss, soft_cross_entropy
 from kdsearch.distil.train import Batch
 from kdsearch.errors import KdsearchError
-from kdsearch.records import Config, EpochRecord, Precision, Progress, architecture
+from kdsearch.records import Config, EpochRecord, Precision, architecture
 
 Dataset = Literal["mnist", "cifar10"]
 Reading = Literal["stated", "published"]
@@ -325,29 +325,3 @@ def first_of_each_class(labels: Tensor, count: int | None) -> Tensor:
         return torch.arange(len(labels), device=labels.device)
     firsts = [(labels == label).nonzero().flatten()[:count] for label in labels.unique()]
     return torch.cat(firsts).sort().values
-
-
-def open_school(
-    dataset: Dataset,
-    split: Split,
-    seen: Split,
-    *,
-    max_epochs: int | None,
-    weights: str | None,
-    precision: Precision,
-    progress: Progress,
-) -> School:
-    """Train or load the deck's teacher and compute its outputs for the students' images.
-
-    Args:
-        split: the students' data.
-        seen: the teacher's training data, of `teacher_split`.
-        max_epochs, weights: see `teacher_spec`.
-        precision: of convolutions in training.
-
-    Raises:
-        KdsearchError: the teacher's training diverged.
-    """
-    wanted = teacher_spec(dataset, max_epochs=max_epochs, weights=weights)
-    known = teacher.obtain(wanted, seen, precision=precision, progress=progress)
-    return School(dataset, split, known, known.answers(split.train), precision)

@@ -115,13 +115,8 @@ def missing() -> list[str]:
 
 
 def require() -> None:
-    """Refuse an int8 row where its packages are missing.
-
-    Raises:
-        KdsearchError: a package is missing.
-    """
-    lacking = missing()
-    if lacking:
+    """Raise KdsearchError where a package of an int8 row is missing."""
+    if lacking := missing():
         raise KdsearchError(
             "an int8 row needs torchao and ONNX Runtime", got=f"no {', '.join(lacking)}",
             remedy="pip install 'kdsearch[int8]', or leave the row out of --rows",
