@@ -51,10 +51,6 @@ def worth_learning_from(theirs: Scores, labels: Scores) -> tuple[Effect, Verdict
     return gap, None if gap.verdict == "confirmed" else UNTESTABLE
 
 
-def points(number: float) -> str:
-    return f"{number:g} point{'' if number == 1 else 's'}"
-
-
 def claim_1(lab: Lab) -> Finding:
     students = lab.scores(Arm(width=WIDE))
     theirs = lab.teacher_scores()
@@ -70,7 +66,7 @@ def claim_1(lab: Lab) -> Finding:
         "Students are 10 to 100 times faster than the teacher, at little loss of accuracy.",
         lab.dataset,
         f"A student of {WIDE} units (the deck's largest) taught by the teacher alone, against the teacher itself: at "
-        f"most {points(MARGIN)} less accurate, and at least {FASTER:g} times as fast.",
+        f"most {MARGIN:g} points less accurate, and at least {FASTER:g} times as fast.",
         [effect("student - teacher", students, theirs, margin=-MARGIN), better],
         f"It is {timing.ratio:.1f} times as fast as the teacher (95 % interval {timing.low:.1f} to {timing.high:.1f}, "
         f"measured as searches measure it).",
@@ -88,7 +84,7 @@ def claim_2(lab: Lab) -> Finding:
         "With the KD loss a student gains on the full training set (on CIFAR-10: 77.6 against 75.8).",
         lab.dataset,
         "cls_loss + div_loss (T = 4 times the teacher's own, as on CIFAR-10) against cls_loss alone, all else equal: "
-        f"more than {points(MARGIN)} better.",
+        f"more than {MARGIN:g} points better.",
         [effect("cls + div - labels alone", both, labels, margin=MARGIN), better],
         arms={"cls + div": percent(both), "labels alone": percent(labels)},
         decided=untestable,
@@ -105,7 +101,7 @@ def claim_3(lab: Lab) -> Finding:
         "The KD loss gains more on a reduced training set: a teacher makes up for missing data (61.2 against 56.0).",
         lab.dataset,
         "The gain of cls_loss + div_loss over cls_loss alone with a tenth of the training images, minus the same gain "
-        f"with all of them; the teacher saw all: more than {points(MARGIN)}.",
+        f"with all of them; the teacher saw all: more than {MARGIN:g} points.",
         [
             effect("gain with a tenth - gain with all", few_gain, gain, margin=MARGIN),
             effect("gain with a tenth", few_both, few_labels, margin=MARGIN, decides=False),
@@ -127,7 +123,7 @@ def claim_4(lab: Lab) -> Finding:
         "A teacher can replace labels altogether.",
         lab.dataset,
         "The teacher's outputs alone (T = 3.5) against the labels alone, same student: at most "
-        f"{points(MARGIN)} worse.",
+        f"{MARGIN:g} points worse.",
         [effect("teacher alone - labels alone", taught, labels, margin=-MARGIN), better],
         arms={"teacher alone": percent(taught), "labels alone": percent(labels)},
         decided=untestable,
@@ -145,7 +141,7 @@ def claim_7(lab: Lab) -> Finding:
         lab.dataset,
         "The teacher saw the first half of the training images. cls_loss + div_loss on the second half, against the "
         "same on the first half, and against cls_loss alone on the second half: at most "
-        f"{points(MARGIN)} worse than each.",
+        f"{MARGIN:g} points worse than each.",
         [
             effect("other half - the teacher's half", other, same, margin=-MARGIN),
             effect("other half, cls + div - other half, labels alone", other, labels, margin=-MARGIN),
@@ -172,8 +168,8 @@ def claim_8(lab: Lab) -> Finding:
         lab.dataset,
         "The deck's own mixture: cls_loss on the training images beside div_loss (T = 4 times the teacher's own) on as "
         "many noise images (uniform pixels), against cls_loss alone, as long and three times as long. Misled: more "
-        f"than {points(MARGIN)} worse at both. For comparison, taught by the teacher's outputs on noise alone, or on "
-        f"grey patches of two photographs; garbage is at most {points(GARBAGE)} more than chance.",
+        f"than {MARGIN:g} points worse at both. For comparison, taught by the teacher's outputs on noise alone, or on "
+        f"grey patches of two photographs; garbage is at most {GARBAGE:g} points more than chance.",
         [
             *(effect(f"labels alone - labels and noise, {name}", one, other, margin=MARGIN)
               for name, one, other in zip(names, plain, mixed, strict=True)),
@@ -200,7 +196,7 @@ def claim_9(lab: Lab) -> Finding:
         "A class never shown to the student is still learnt from the soft targets.",
         lab.dataset,
         f"No image of class {name} in the transfer set: its recall on the test set, taught by the teacher alone, "
-        f"against hard labels on the same images: more than {points(RECALL)}. T = {SOFT:g}, four times that of the "
+        f"against hard labels on the same images: more than {RECALL:g} points. T = {SOFT:g}, four times that of the "
         "teacher's own softmax, decides; at the deck's 3.5, which is the teacher's own, the targets are as hard as its "
         "training made them.",
         [
