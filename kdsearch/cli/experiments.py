@@ -26,10 +26,9 @@ with lazy_imports():
     from kdsearch.experiments.search_bench import run as replays
     from kdsearch.experiments.search_bench import tables as tables_of
     from kdsearch.experiments.search_bench import tabulate as tabulating
+    from kdsearch.experiments.slides import deck, summary
     from kdsearch.experiments.slides import page as slides_page
-    from kdsearch.experiments.slides import rows as slide_rows
     from kdsearch.experiments.slides import run as slides_run
-    from kdsearch.experiments.slides import summary
     from kdsearch.experiments.train_bench import anytime as compared
     from kdsearch.experiments.train_bench import page as train_page
     from kdsearch.experiments.train_bench import run as training
@@ -207,7 +206,7 @@ def slides(
     as_json: Json = False,
 ) -> None:
     """Run the slide deck's rows by its own recipes, and set published beside measured; goes on where it stopped."""
-    jobs = slide_rows.choose(dataset, rows, reading)
+    jobs = deck.choose(dataset, rows, reading)
     assets.checked(plotlyjs)
     options = slides_run.Options(
         dataset="cifar10" if dataset == "cifar10" else "mnist", jobs=jobs, repeats=repeats, url=storage,

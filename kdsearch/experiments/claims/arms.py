@@ -1,32 +1,19 @@
-"""Claims 1 to 4 and 7 to 9: students trained in arms that differ in one thing, against a control.
+"""The experiments: students trained in arms that differ in one thing, against a control; for claims 5 and 6 the lemmas.
 
 Every margin is in `lab.MARGIN` or here, fixed before anything ran; later changes are listed in `CHANGES`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from kdsearch.experiments.claims.findings import UNTESTABLE, Effect, Finding, Verdict, effect
 from kdsearch.experiments.claims.lab import LEFT_OUT, MARGIN, WIDE, Arm, Lab, Scores
-from kdsearch.experiments.claims.simulation import (
-    BAYES,
-    EMPIRICAL,
-    FITTED,
-    LARGE,
-    MEMORISED,
-    OWN,
-    TWIN,
-    Example,
-    Row,
-    lemma_one,
-    lemma_two,
-)
+from kdsearch.experiments.claims.simulation import BAYES, EMPIRICAL, FITTED, Numbers, Row, lemma_one, lemma_two
 
 FASTER = 10.0  # least speed-up: the deck's aim is 10 to 100
 GARBAGE = 20.0  # most points above chance at which a student counts as having learnt nothing useful
@@ -64,18 +51,11 @@ def worth_learning_from(theirs: Scores, labels: Scores) -> tuple[Effect, Verdict
     return gap, None if gap.verdict == "confirmed" else UNTESTABLE
 
 
-def points(number: float) -> str:
-    """Format a margin."""
-    return f"{number:g} point{'' if number == 1 else 's'}"
-
-
 def claim_1(lab: Lab) -> Finding:
-    """Test: 10 to 100 times faster, at little loss of accuracy."""
     students = lab.scores(Arm(width=WIDE))
     theirs = lab.teacher_scores()
     better, untestable = worth_learning_from(theirs, lab.scores(replace(LABELS, width=WIDE)))
     timing = lab.ratio(WIDE)
-    margin = MARGIN
     fast: Verdict = "undecided"
     if timing.low >= FASTER:
         fast = "confirmed"
@@ -86,8 +66,8 @@ def claim_1(lab: Lab) -> Finding:
         "Students are 10 to 100 times faster than the teacher, at little loss of accuracy.",
         lab.dataset,
         f"A student of {WIDE} units (the deck's largest) taught by the teacher alone, against the teacher itself: at "
-        f"most {points(margin)} less accurate, and at least {FASTER:g} times as fast.",
-        [effect("student - teacher", students, theirs, margin=-margin), better],
+        f"most {MARGIN:g} points less accurate, and at least {FASTER:g} times as fast.",
+        [effect("student - teacher", students, theirs, margin=-MARGIN), better],
         f"It is {timing.ratio:.1f} times as fast as the teacher (95 % interval {timing.low:.1f} to {timing.high:.1f}, "
         f"measured as searches measure it).",
         {"student": percent(students), "teacher": percent(theirs)},
@@ -97,38 +77,34 @@ def claim_1(lab: Lab) -> Finding:
 
 
 def claim_2(lab: Lab) -> Finding:
-    """Test: the KD loss gains accuracy on the full training set."""
     both, labels = lab.scores(BOTH), lab.scores(LABELS)
     better, untestable = worth_learning_from(lab.teacher_scores(), labels)
-    margin = MARGIN
     return Finding(
         2,
         "With the KD loss a student gains on the full training set (on CIFAR-10: 77.6 against 75.8).",
         lab.dataset,
         "cls_loss + div_loss (T = 4 times the teacher's own, as on CIFAR-10) against cls_loss alone, all else equal: "
-        f"more than {points(margin)} better.",
-        [effect("cls + div - labels alone", both, labels, margin=margin), better],
+        f"more than {MARGIN:g} points better.",
+        [effect("cls + div - labels alone", both, labels, margin=MARGIN), better],
         arms={"cls + div": percent(both), "labels alone": percent(labels)},
         decided=untestable,
     )
 
 
 def claim_3(lab: Lab) -> Finding:
-    """Test: the KD loss gains more on a reduced training set."""
     few_both, few_labels = (lab.scores(replace(arm, images="tenth")) for arm in (BOTH, LABELS))
     both, labels = lab.scores(BOTH), lab.scores(LABELS)
     better, untestable = worth_learning_from(lab.teacher_scores(), labels)
-    margin = MARGIN
     few_gain, gain = few_both - few_labels, both - labels
     return Finding(
         3,
         "The KD loss gains more on a reduced training set: a teacher makes up for missing data (61.2 against 56.0).",
         lab.dataset,
         "The gain of cls_loss + div_loss over cls_loss alone with a tenth of the training images, minus the same gain "
-        f"with all of them; the teacher saw all: more than {points(margin)}.",
+        f"with all of them; the teacher saw all: more than {MARGIN:g} points.",
         [
-            effect("gain with a tenth - gain with all", few_gain, gain, margin=margin),
-            effect("gain with a tenth", few_both, few_labels, margin=margin, decides=False),
+            effect("gain with a tenth - gain with all", few_gain, gain, margin=MARGIN),
+            effect("gain with a tenth", few_both, few_labels, margin=MARGIN, decides=False),
             better,
         ],
         arms={
@@ -140,39 +116,35 @@ def claim_3(lab: Lab) -> Finding:
 
 
 def claim_4(lab: Lab) -> Finding:
-    """Test: a teacher can replace labels altogether."""
     taught, labels = lab.scores(TEACHER), lab.scores(LABELS)
     better, untestable = worth_learning_from(lab.teacher_scores(), labels)
-    margin = MARGIN
     return Finding(
         4,
         "A teacher can replace labels altogether.",
         lab.dataset,
         "The teacher's outputs alone (T = 3.5) against the labels alone, same student: at most "
-        f"{points(margin)} worse.",
-        [effect("teacher alone - labels alone", taught, labels, margin=-margin), better],
+        f"{MARGIN:g} points worse.",
+        [effect("teacher alone - labels alone", taught, labels, margin=-MARGIN), better],
         arms={"teacher alone": percent(taught), "labels alone": percent(labels)},
         decided=untestable,
     )
 
 
 def claim_7(lab: Lab) -> Finding:
-    """Test: the student's sample need not be the teacher's."""
     other = lab.scores(replace(BOTH, images="second half", teacher="half"))
     same = lab.scores(replace(BOTH, images="first half", teacher="half"))
     labels = lab.scores(replace(LABELS, images="second half"))
     better, untestable = worth_learning_from(lab.teacher_scores("half"), labels)
-    margin = MARGIN
     return Finding(
         7,
         "The student's sample need not be the teacher's: cls_loss covers data that the teacher never saw.",
         lab.dataset,
         "The teacher saw the first half of the training images. cls_loss + div_loss on the second half, against the "
         "same on the first half, and against cls_loss alone on the second half: at most "
-        f"{points(margin)} worse than each.",
+        f"{MARGIN:g} points worse than each.",
         [
-            effect("other half - the teacher's half", other, same, margin=-margin),
-            effect("other half, cls + div - other half, labels alone", other, labels, margin=-margin),
+            effect("other half - the teacher's half", other, same, margin=-MARGIN),
+            effect("other half, cls + div - other half, labels alone", other, labels, margin=-MARGIN),
             better,
         ],
         arms={
@@ -184,7 +156,6 @@ def claim_7(lab: Lab) -> Finding:
 
 
 def claim_8(lab: Lab) -> Finding:
-    """Test: random data mislead through div_loss."""
     noise, pictures = lab.scores(Arm(images="noise")), lab.scores(Arm(images="photographs"))
     plain = [lab.scores(replace(LABELS, budget=budget)) for budget in BUDGETS]
     beside = replace(BOTH, images="noise", beside=True)
@@ -197,8 +168,8 @@ def claim_8(lab: Lab) -> Finding:
         lab.dataset,
         "The deck's own mixture: cls_loss on the training images beside div_loss (T = 4 times the teacher's own) on as "
         "many noise images (uniform pixels), against cls_loss alone, as long and three times as long. Misled: more "
-        f"than {points(MARGIN)} worse at both. For comparison, taught by the teacher's outputs on noise alone, or on "
-        f"grey patches of two photographs; garbage is at most {points(GARBAGE)} more than chance.",
+        f"than {MARGIN:g} points worse at both. For comparison, taught by the teacher's outputs on noise alone, or on "
+        f"grey patches of two photographs; garbage is at most {GARBAGE:g} points more than chance.",
         [
             *(effect(f"labels alone - labels and noise, {name}", one, other, margin=MARGIN)
               for name, one, other in zip(names, plain, mixed, strict=True)),
@@ -215,7 +186,6 @@ def claim_8(lab: Lab) -> Finding:
 
 
 def claim_9(lab: Lab) -> Finding:
-    """Test: a class that is never shown is still learnt."""
     arms = (replace(TEACHER, temperature=SOFT), TEACHER, LABELS)
     soft, own, hard = (lab.scores(replace(arm, images="without a class"), label=LEFT_OUT) for arm in arms)
     everything = lab.scores(TEACHER, label=LEFT_OUT)
@@ -226,7 +196,7 @@ def claim_9(lab: Lab) -> Finding:
         "A class never shown to the student is still learnt from the soft targets.",
         lab.dataset,
         f"No image of class {name} in the transfer set: its recall on the test set, taught by the teacher alone, "
-        f"against hard labels on the same images: more than {points(RECALL)}. T = {SOFT:g}, four times that of the "
+        f"against hard labels on the same images: more than {RECALL:g} points. T = {SOFT:g}, four times that of the "
         "teacher's own softmax, decides; at the deck's 3.5, which is the teacher's own, the targets are as hard as its "
         "training made them.",
         [
@@ -242,29 +212,17 @@ def claim_9(lab: Lab) -> Finding:
     )  # fmt: skip
 
 
-EXPERIMENTS: dict[int, Callable[[Lab], Finding]] = {
-    1: claim_1, 2: claim_2, 3: claim_3, 4: claim_4, 7: claim_7, 8: claim_8, 9: claim_9
-}  # fmt: skip
-
-
-def _verdict(holds: bool) -> Verdict:
-    return "confirmed" if holds else "refuted"
-
-
 def _rows(rows: tuple[Row, ...]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(row) for row in rows]
+    return [asdict(row) for row in rows]
 
 
-def _number(example: Example, name: str) -> str:
+def _number(example: Numbers, name: str) -> str:
     """Format an example's number as a fraction and in decimals."""
-    number = next(number for number in example.numbers if number.name == name)
-    return f"{number.exact} ({number.value:.4g})"
+    return f"{example[name]} ({float(example[name]):.4g})"
 
 
-def claim_5(seed: int) -> Finding:
-    """Test Lemma 1: the Bayes-distilled risk has no larger variance than the empirical one."""
-    found = lemma_one(seed)
-    bits, tied = found.examples
+def claim_5(_: Lab) -> Finding:
+    found = lemma_one(seed=0)
     return Finding(
         5,
         "Lemma 1: Var[Bayes-distilled risk] <= Var[empirical risk], with equality where the loss is the same for every "
@@ -275,20 +233,19 @@ def claim_5(seed: int) -> Finding:
         "exactly.",
         said=(
             f"The identity {'holds' if found.all_equal else 'fails'} in exact arithmetic, and the gap is 0 where the "
-            f"lemma says so ({found.ties} problems). Example: Var R^ = {_number(bits, EMPIRICAL)}, "
-            f"Var R^_* = {_number(bits, BAYES)}; with losses that no label changes both are "
-            f"{_number(tied, EMPIRICAL)}. Both risks have the same mean, so the deck's words 'Bayes's risk is lesser' "
-            "hold for the variance only."
+            f"lemma says so ({found.ties} problems). Example: Var R^ = {_number(found.bits, EMPIRICAL)}, "
+            f"Var R^_* = {_number(found.bits, BAYES)}; with losses that no label changes both are "
+            f"{_number(found.tied, EMPIRICAL)}. Both risks have the same mean, so the deck's words 'Bayes's risk is "
+            "lesser' hold for the variance only."
         ),
-        decided=_verdict(found.holds),
+        decided="confirmed" if found.holds else "refuted",
         facts={"all_equal": found.all_equal, "problems": found.problems, "simulated": _rows(found.rows)},
     )
 
 
-def claim_6(seed: int) -> Finding:
-    """Test Lemma 2: the distilled risk's squared error is bounded by variance, bias and spread of the teacher."""
-    found = lemma_two(seed)
-    (bits,), fitted = found.examples, found.fitted[0]
+def claim_6(_: Lab) -> Finding:
+    found = lemma_two(seed=0)
+    fitted = found.fitted[0]
     own = [row for row in found.rows if row.quantity in FITTED]
     beyond = sum(row.estimate > (row.bound or 0) for row in own)
     return Finding(
@@ -301,8 +258,8 @@ def claim_6(seed: int) -> Finding:
         "the constant c^2 = sup |l(f(x))|^2, against teachers fitted on the sample itself.",
         said=(
             f"With independent teachers the bound {'holds' if found.all_within else 'fails'} in exact arithmetic (at "
-            f"the closest, the error is {found.closest:.0%} of it; example: {_number(bits, 'mean squared error')} "
-            f"under {_number(bits, 'bound')}). "
+            f"the closest, the error is {found.closest:.0%} of it; example: "
+            f"{_number(found.bits, 'mean squared error')} under {_number(found.bits, 'bound')}). "
             "A teacher fitted on the sample itself breaks the variance identity: one that memorises it gives the "
             f"empirical risk back, with all its variance ({_number(fitted, 'variance of the distilled risk')} "
             f"where the formula says {_number(fitted, 'formula')}), and its error is "
@@ -310,7 +267,7 @@ def claim_6(seed: int) -> Finding:
             "independent. In the simulation "
             f"{beyond} of {len(own)} such errors are beyond that bound."
         ),
-        decided=_verdict(found.holds),
+        decided="confirmed" if found.holds else "refuted",
         facts={
             "all_within": found.all_within, "all_equal": found.all_equal, "problems": found.problems,
             "closest": found.closest, "exceeded_by_a_fitted_teacher": found.exceeded, "simulated": _rows(found.rows),
@@ -318,8 +275,6 @@ def claim_6(seed: int) -> Finding:
     )  # fmt: skip
 
 
-SHOWN = {
-    5: (EMPIRICAL, BAYES),
-    6: (LARGE, TWIN, OWN, MEMORISED),
-}
-"""The quantities that the figures of the two lemmas show against N."""
+EXPERIMENTS: dict[int, Callable[[Lab], Finding]] = {
+    1: claim_1, 2: claim_2, 3: claim_3, 4: claim_4, 5: claim_5, 6: claim_6, 7: claim_7, 8: claim_8, 9: claim_9
+}  # fmt: skip

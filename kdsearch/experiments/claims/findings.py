@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -41,13 +41,10 @@ class Effect:
     @property
     def crossed(self) -> Crossed:
         """Return the mean with its error over teachers, seeds and test images."""
-        seeds = len(self.values) // self.teachers
-        rows = [self.values[k * seeds : (k + 1) * seeds] for k in range(self.teachers)]
-        return crossed(rows, self.images_error)
+        return crossed(np.reshape(self.values, (self.teachers, -1)).tolist(), self.images_error)
 
     @property
     def interval(self) -> Interval:
-        """Return the mean with its 95 % interval over teachers, seeds and test images."""
         return self.crossed.interval()
 
     @property
@@ -68,11 +65,9 @@ def effect(name: str, arm: ArrayLike, control: ArrayLike, *, margin: float, deci
     """Return the effect of an arm against its control.
 
     Args:
-        name: of the effect.
         arm, control: (teachers, seeds, test images), each image's contribution to an accuracy, paired; a side with one
             teacher or one seed is broadcast. Or (seeds,), fractions: then there is no error over images.
         margin: in points.
-        decides: see `Effect`.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -95,7 +90,6 @@ class Finding:
     """A claim and its result.
 
     Attributes:
-        number: 1 to 9.
         claim: the deck's statement.
         dataset: "digits", "mnist" or "cifar10"; "exact" for the lemmas.
         experiment: arms, control and margin, in words.
@@ -157,12 +151,9 @@ class Finding:
 
 def corrected(findings: Sequence[Finding]) -> list[Finding]:
     """Apply Holm's correction over the nine claims; findings without a test stay unchanged."""
-    tested = [(index, one.p) for index, one in enumerate(findings) if one.p is not None]
-    adjusted = holm([p for _, p in tested if p is not None], tests=CLAIMS)
-    found = list(findings)
-    for (index, _), p in zip(tested, adjusted, strict=True):
-        found[index] = replace(found[index], adjusted=p)
-    return found
+    tested = {index: p for index, one in enumerate(findings) if (p := one.p) is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values()), tests=CLAIMS), strict=True))
+    return [replace(one, adjusted=adjusted.get(index)) for index, one in enumerate(findings)]
 
 
 def as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -176,10 +167,7 @@ def as_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "effects": [
                 {
                     "name": effect.name,
-                    "mean": effect.interval.mean,
-                    "low": effect.interval.low,
-                    "high": effect.interval.high,
-                    "n": effect.interval.n,
+                    **asdict(effect.interval),
                     "values": list(effect.values),
                     "margin": effect.margin,
                     "decides": effect.decides,

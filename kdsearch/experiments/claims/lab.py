@@ -22,7 +22,7 @@ from kdsearch.data import ImageSet, Split, stratified
 from kdsearch.distil import answers, lesson, teacher, train
 from kdsearch.distil.answers import Answers
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.slides.deck_recipes import teacher_spec, teacher_split
+from kdsearch.experiments.slides.deck import teacher_spec, teacher_split
 from kdsearch.measure import hits, latency
 from kdsearch.records import Progress, Timing
 from kdsearch.system import files, machine
@@ -30,10 +30,14 @@ from kdsearch.system import files, machine
 LEFT_OUT = 3  # the class that the published notebook leaves out
 WIDTH, WIDE = 300, 600  # of the deck's rows m7 and m9
 SEEDS = 5  # fewest paired seeds for a verdict
-TEACHERS = 5  # default number
 MARGIN = 0.5  # points, on every data set: what counts as better or worse; at least twice the weight of one test image
 DECIDE = ("data", "distil", "networks", "experiments/claims/lab.py")  # sources that determine a student
 NO_LABEL = -100  # label of an image without one: torch's cross-entropy ignores it
+SEED = 0  # of the transfer sets
+
+Images = Literal["all", "tenth", "first half", "second half", "noise", "photographs", "without a class"]
+Seen = Literal["whole", "half"]
+"""What a teacher was trained on: all training images (on MNIST 80 %, as the deck's), or their first half."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,6 @@ class Settings:
     """The training settings that all students of a data set share, fixed beforehand.
 
     Attributes:
-        epochs, batch_size: of every training.
         teacher_epochs: of a teacher, where its recipe's are too few to beat a student on labels alone.
     """
 
@@ -63,9 +66,7 @@ class Arm:
     Attributes:
         images: the transfer set.
         loss_weight: 0 labels alone, 0.5 cls + div, 1 the teacher alone.
-        temperature: of the distillation.
         width: hidden units.
-        teacher: "whole" was trained on all training images (on MNIST 80 %, as the deck's), "half" on their first half.
         beside: whether the images are only for div_loss, beside cls_loss on all training images: the deck's own
             mixture for images of another kind.
         budget: factor of the usual epochs.
@@ -77,7 +78,7 @@ class Arm:
     loss_weight: float = 1.0
     temperature: float = 3.5
     width: int = WIDTH
-    teacher: Literal["whole", "half"] = "whole"
+    teacher: Seen = "whole"
     ordinary: bool = False
     beside: bool = False
     budget: int = 1
@@ -93,10 +94,7 @@ class Lab:
 
     Attributes:
         dataset: "digits" or "mnist".
-        published: the data set.
-        device: to train on.
         seeds: students of each arm and teacher.
-        progress: notified of trainings.
         teachers: number of teachers; each is combined with every seed.
     """
 
@@ -108,12 +106,11 @@ class Lab:
     teachers: int = 1
     _scores: dict[tuple[Arm, int, int], Tensor] = field(default_factory=dict)
     _images: dict[Images, ImageSet] = field(default_factory=dict)
-    _known: dict[tuple[str, int, Images], Answers] = field(default_factory=dict)
-    _teachers: dict[tuple[str, int], teacher.Teacher] = field(default_factory=dict)
+    _known: dict[tuple[Seen, int, Images], Answers] = field(default_factory=dict)
+    _teachers: dict[tuple[Seen, int], teacher.Teacher] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
-        """The training settings of all students."""
         return SETTINGS[self.dataset]
 
     @cached_property
@@ -123,39 +120,24 @@ class Lab:
 
     @cached_property
     def split(self) -> Split:
-        """The data set without validation images."""
         return data.whole(self.published, self.device)
 
-    @cached_property
-    def whole(self) -> teacher.Teacher:
-        """The first teacher: on MNIST the slides' own but trained longer, on digits the shipped study's."""
-        return self._obtain("whole", 0)
-
-    @cached_property
-    def half(self) -> teacher.Teacher:
-        """The first teacher of the same recipe trained only on the first half of the training images."""
-        return self._obtain("half", 0)
-
-    def teacher_of(self, which: Literal["whole", "half"], number: int) -> teacher.Teacher:
+    def teacher_of(self, which: Seen = "whole", number: int = 0) -> teacher.Teacher:
         """Return one of the teachers, which differ in their seed."""
-        if number == 0:
-            return self.whole if which == "whole" else self.half
         if (which, number) not in self._teachers:
-            self._teachers[which, number] = self._obtain(which, number)
+            part = self.split
+            if which == "half":
+                seen = self.images("first half")
+                part = dataclasses.replace(part, train=seen, fingerprint=data.fingerprint([seen, part.test]))
+            elif self.dataset == "mnist":
+                part = teacher_split("mnist", self.published, self.device, train_size=None)
+            recipe = self._recipe.model_copy(update={"seed": self._recipe.seed + number})
+            self._teachers[which, number] = teacher.obtain(recipe, part, progress=self.progress)
         return self._teachers[which, number]
-
-    def _obtain(self, which: str, number: int) -> teacher.Teacher:
-        part = self.split
-        if which == "half":
-            seen = self.images("first half")
-            part = dataclasses.replace(self.split, train=seen, fingerprint=data.fingerprint([seen, self.split.test]))
-        elif self.dataset == "mnist":
-            part = teacher_split("mnist", self.published, self.device, train_size=None)
-        recipe = self._recipe.model_copy(update={"seed": self._recipe.seed + number})
-        return teacher.obtain(recipe, part, progress=self.progress)
 
     @property
     def _recipe(self) -> spec.TeacherSpec:
+        """The recipe of all teachers: on MNIST the slides' own but trained longer, on digits the shipped study's."""
         found = teacher_spec("mnist", max_epochs=None) if self.dataset == "mnist" else self.file.teacher
         if self.settings.teacher_epochs is None or found.recipe is None:
             return found
@@ -173,18 +155,9 @@ class Lab:
         return 1 / len(self.split.classes)
 
     def images(self, which: Images) -> ImageSet:
-        """Return the images of a transfer set."""
         if which not in self._images:
-            self._images[which] = transfer_set(which, self.split, left_out=LEFT_OUT)
+            self._images[which] = transfer_set(which, self.split)
         return self._images[which]
-
-    def accuracies(self, arm: Arm, *, label: int | None = None) -> list[float]:
-        """Return test accuracies of the arm's students, by teacher and seed; with a label, recalls of that class.
-
-        Raises:
-            KdsearchError: a training diverged.
-        """
-        return [float(value) for value in self.scores(arm, label=label).mean(axis=2).ravel()]
 
     def scores(self, arm: Arm, *, label: int | None = None) -> Scores:
         """Return on which test images the arm's students are right; with a label, for that class only.
@@ -194,28 +167,27 @@ class Lab:
         Raises:
             KdsearchError: a training diverged.
         """
-        asked = self._asked(label)
+        asked = slice(None) if label is None else self.split.test.labels == label
         count = self.teachers if arm.loss_weight > 0 else 1
-        rows = [[self._hits(arm, number, seed)[asked] for seed in range(self.seeds)] for number in range(count)]
-        found = np.array([[one.cpu().numpy() for one in row] for row in rows], dtype=np.float64)
+        rows = [
+            [self._hits(arm, number, seed)[asked].cpu().numpy() for seed in range(self.seeds)]
+            for number in range(count)
+        ]
+        found = np.array(rows, dtype=np.float64)
         return np.broadcast_to(found, (self.teachers, *found.shape[1:]))
 
-    def teacher_scores(self, which: Literal["whole", "half"] = "whole") -> Scores:
+    def teacher_scores(self, which: Seen = "whole") -> Scores:
         """Return on which test images the teachers are right, repeated for each seed."""
         test = self.split.test
-        rows = [self.teacher_of(which, number).hits(test) for number in range(self.teachers)]
-        found = np.array([row.cpu().numpy() for row in rows], dtype=np.float64)[:, None]
+        rows = [self.teacher_of(which, number).hits(test).cpu().numpy() for number in range(self.teachers)]
+        found = np.array(rows, dtype=np.float64)[:, None]
         return np.broadcast_to(found, (self.teachers, self.seeds, found.shape[2]))
-
-    def _asked(self, label: int | None) -> Tensor:
-        labels = self.split.test.labels
-        return torch.ones_like(labels, dtype=torch.bool) if label is None else labels == label
 
     def ratio(self, width: int) -> Timing:
         """Measure the inference ratio of a student of that width, as searches do."""
         batch = self.split.prepare(data.repeated(self.split.test.images, self.file.latency.batch))
         with machine.threads(self.file.latency.threads):
-            return latency.measure(self.whole.network, self._build(width, 0), batch)
+            return latency.measure(self.teacher_of().network, self._build(width, 0), batch)
 
     def _build(self, width: int, seed: int) -> nn.Module:
         return lesson.build(self.file.student, {"width": width}, seed=seed, split=self.split)
@@ -233,9 +205,9 @@ class Lab:
             except (OSError, ValueError):
                 found, text = hits(self._taught(arm, number, seed), self.split.test, self.split.prepare), ""
                 files.save_tensors(path, {"hits": found}, {})
-            self._scores[key] = found
             text = f"test accuracy {found.double().mean().item():.2%}{text}"
             self.progress.trial_finished(len(self._scores), "COMPLETE", text, counted=True)
+            self._scores[key] = found
         return self._scores[key]
 
     def _kept_file(self, arm: Arm, number: int, seed: int) -> Path:
@@ -295,7 +267,6 @@ def mixture(split: Split, other: ImageSet, answers: Tensor, config: Mapping[str,
         other: as many images; their labels are not used.
         answers: (other images, classes), the teacher's logits.
         config: `temperature`, `epochs` and `batch_size`.
-        seed: of the training.
     """
     temperature, half = float(config["temperature"]), float(config["batch_size"]) / 2
     none = torch.full_like(other.labels, NO_LABEL)
@@ -317,37 +288,20 @@ def mixture(split: Split, other: ImageSet, answers: Tensor, config: Mapping[str,
 
 
 def describe(arm: Arm) -> str:
-    """Describe an arm in a few words."""
     how = {0.0: "labels alone", 0.5: "cls + div", 1.0: "the teacher alone"}[arm.loss_weight]
     if arm.loss_weight:
         seen = "first half" if arm.teacher == "half" else "whole set"
         how += f" by the teacher of the {seen}, T {arm.temperature:g}"
-    how += " beside labels on real images" if arm.beside else ""
+    beside = " beside labels on real images" if arm.beside else ""
     longer = f", {arm.budget} times the epochs" if arm.budget > 1 else ""
-    return f"{how}, images: {arm.images}, width {arm.width}{longer}"
+    return f"{how}{beside}, images: {arm.images}, width {arm.width}{longer}"
 
 
-def open_lab(
-    dataset: str,
-    *,
-    seeds: int,
-    teachers: int = TEACHERS,
-    data_dir: str | None,
-    device: str,
-    progress: Progress | None = None,
-) -> Lab:
-    """Open a lab on a data set.
-
-    Args:
-        dataset: "digits" or "mnist".
-        seeds: of each arm, at least 5.
-        teachers: number of teachers, each combined with every seed; at least 1.
-        data_dir: where data sets are.
-        device: as in `optimize`.
-        progress: notified of trainings.
+def open_lab(dataset: str, *, seeds: int, teachers: int, data_dir: str | None, device: str, progress: Progress) -> Lab:
+    """Open a lab on "digits" or "mnist"; arguments as in `Lab`, the device as in `optimize`.
 
     Raises:
-        KdsearchError: the data set is another one, there are too few seeds, or data are missing.
+        KdsearchError: the data set is another one, there are too few seeds or teachers, or data are missing.
     """
     if dataset not in SETTINGS:
         raise KdsearchError(
@@ -360,14 +314,10 @@ def open_lab(
         raise KdsearchError("the claims need a teacher", got=teachers, remedy="give --teachers 1 or more")
     chosen = machine.resolve_device(device)
     published = data.load(spec.DataSpec(name=dataset), machine.data_folder(data_dir))
-    return Lab(dataset, published, chosen, seeds, progress or Progress(), teachers=teachers)
+    return Lab(dataset, published, chosen, seeds, progress, teachers)
 
 
-Images = Literal["all", "tenth", "first half", "second half", "noise", "photographs", "without a class"]
-SEED = 0
-
-
-def transfer_set(which: Images, split: Split, *, left_out: int) -> ImageSet:
+def transfer_set(which: Images, split: Split) -> ImageSet:
     """Return the images of a transfer set, on the split's device.
 
     Args:
@@ -375,42 +325,39 @@ def transfer_set(which: Images, split: Split, *, left_out: int) -> ImageSet:
             uniform) or patches of "photographs"; or all images "without a class". Noise and photographs have no
             meaningful labels: all are 0.
         split: its training images determine the number.
-        left_out: label of the class that is left out.
     """
     train = split.train
-    device = train.labels.device
     if which == "all":
         return train
     if which == "without a class":
-        return train.subset((train.labels != left_out).nonzero().flatten())
+        return train.subset((train.labels != LEFT_OUT).nonzero().flatten())
     if which in ("noise", "photographs"):
-        count = len(train)
-        made = noise(count, split) if which == "noise" else photographs(count, split)
-        return ImageSet(made.to(device), torch.zeros(count, dtype=torch.int64, device=device))
+        made = _noise(split) if which == "noise" else _photographs(split)
+        return ImageSet(made.to(train.labels.device), torch.zeros_like(train.labels))
     size = len(train) // (10 if which == "tenth" else 2)
     drawn, rest = stratified(train.labels.cpu(), size, SEED, f"a {which} of the training set")
-    return train.subset((rest if which == "second half" else drawn).to(device))
+    return train.subset((rest if which == "second half" else drawn).to(train.labels.device))
 
 
-def noise(count: int, split: Split) -> Tensor:
-    """Return (count, *shape), uint8: every pixel uniform over the data set's range."""
+def _noise(split: Split) -> Tensor:
+    """Return (training images, *shape), uint8: every pixel uniform over the data set's range."""
     generator = torch.Generator().manual_seed(machine.derive_seed("noise", SEED))
-    return torch.randint(int(split.top) + 1, (count, *split.shape), generator=generator, dtype=torch.uint8)
+    return torch.randint(int(split.top) + 1, (len(split.train), *split.shape), generator=generator, dtype=torch.uint8)
 
 
-def photographs(count: int, split: Split) -> Tensor:
-    """Return (count, *shape), uint8: grey patches of scikit-learn's two photographs, in the data set's range."""
+def _photographs(split: Split) -> Tensor:
+    """Return (training images, *shape), uint8: grey patches of scikit-learn's two photographs, in the range."""
     from sklearn.datasets import load_sample_images
 
-    pictures = [torch.from_numpy(picture.copy()).float().mean(2) for picture in load_sample_images().images]
+    pictures = torch.stack([torch.from_numpy(one.copy()).float().mean(2) for one in load_sample_images().images])
+    count = len(split.train)
     channels, height, width = split.shape
     generator = torch.Generator().manual_seed(machine.derive_seed("photographs", SEED))
-    rows, columns = pictures[0].shape
+    _, rows, columns = pictures.shape
     top = torch.randint(rows - height + 1, (count,), generator=generator)
     left = torch.randint(columns - width + 1, (count,), generator=generator)
     which = torch.randint(len(pictures), (count,), generator=generator)
-    stacked = torch.stack(pictures)
     down = top[:, None, None] + torch.arange(height)[None, :, None]
     across = left[:, None, None] + torch.arange(width)[None, None, :]
-    patches = stacked[which[:, None, None], down, across] * (split.top / 255.0)
+    patches = pictures[which[:, None, None], down, across] * (split.top / 255.0)
     return patches.round().to(torch.uint8)[:, None].expand(-1, channels, -1, -1).contiguous()

@@ -67,34 +67,26 @@ class Problem:
             raise ValueError("the losses must be fractions (a float would make the lemmas' equalities approximate)")
 
     def _check_shape(self, name: str, rows: Table) -> None:
-        wanted, got = (len(self.inputs), len(self.labels[0]) if self.labels else 0), [len(row) for row in rows]
-        if got != [wanted[1]] * wanted[0]:
-            raise ValueError(f"{name} must have {wanted[0]} rows of {wanted[1]} labels (got rows of {got})")
+        inputs, labels = len(self.inputs), len(self.labels[0]) if self.labels else 0
+        if (got := [len(row) for row in rows]) != [labels] * inputs:
+            raise ValueError(f"{name} must have {inputs} rows of {labels} labels (got rows of {got})")
 
     def check_table(self, name: str, rows: Table) -> None:
-        """Refuse a table that is not a distribution over the problem's labels at each of its inputs.
-
-        Raises:
-            ValueError: the shape, a value or a sum is wrong.
-        """
+        """Raise ValueError unless a table is a distribution over the problem's labels at each of its inputs."""
         self._check_shape(name, rows)
         for x, row in enumerate(rows):
             _check_chances(f"{name} at input {x}", row)
 
     def mean(self, values: Sequence[Fraction]) -> Fraction:
         """Return E_x of (inputs,) values."""
-        return sum((q * value for q, value in zip(self.inputs, values, strict=True)), Fraction(0))
+        return _dot(self.inputs, values)
 
     def variance(self, values: Sequence[Fraction]) -> Fraction:
         """Return Var_x of (inputs,) values."""
-        return self.mean([value**2 for value in values]) - self.mean(values) ** 2
+        return variance(list(zip(self.inputs, values, strict=True)))
 
     def soft_losses(self, labels: Table) -> list[Fraction]:
-        """Return (inputs,): p(x)' l(f(x)), the expected loss under a table of label distributions (inputs, labels).
-
-        Raises:
-            ValueError: the table's shape is not the problem's.
-        """
+        """Return (inputs,): p(x)' l(f(x)), the expected loss under a table of label distributions (inputs, labels)."""
         return [_dot(p, loss) for p, loss in zip(labels, self.losses, strict=True)]
 
 
@@ -134,17 +126,17 @@ def samples(problem: Problem, size: int) -> Iterator[tuple[Fraction, Sample]]:
 
 def empirical(problem: Problem, size: int) -> Outcomes:
     """Return (probability, R^) of every sample."""
-    return [
-        (chance, sum((problem.losses[x][y] for x, y in sample), Fraction(0)) / size)
-        for chance, sample in samples(problem, size)
-    ]
+    return [(chance, _average([problem.losses[x][y] for x, y in sample])) for chance, sample in samples(problem, size)]
+
+
+def _average(losses: list[Fraction]) -> Fraction:
+    return sum(losses, Fraction(0)) / len(losses)
 
 
 def distilled(problem: Problem, teachers: Teachers, size: int) -> Outcomes:
     """Return (probability, R~) of every teacher and sample, drawn independently of one another.
 
     Args:
-        problem: the problem.
         teachers: (probability, (inputs, labels) table p_t) of each.
         size: N.
 
@@ -156,7 +148,7 @@ def distilled(problem: Problem, teachers: Teachers, size: int) -> Outcomes:
     for chance_teacher, labels in teachers:
         soft = problem.soft_losses(labels)
         for chance_sample, sample in samples(problem, size):
-            outcomes.append((chance_teacher * chance_sample, sum((soft[x] for x, _ in sample), Fraction(0)) / size))
+            outcomes.append((chance_teacher * chance_sample, _average([soft[x] for x, _ in sample])))
     return outcomes
 
 
@@ -191,7 +183,7 @@ def fitted(problem: Problem, size: int) -> Outcomes:
     outcomes = []
     for chance, sample in samples(problem, size):
         soft = problem.soft_losses(memorise(problem, sample))
-        outcomes.append((chance, sum((soft[x] for x, _ in sample), Fraction(0)) / size))
+        outcomes.append((chance, _average([soft[x] for x, _ in sample])))
     return outcomes
 
 
@@ -212,9 +204,8 @@ def variance(outcomes: Outcomes) -> Fraction:
 
 def predicted_gap(problem: Problem, size: int) -> Fraction:
     """Return Var R^ - Var R^_* by Lemma 1: E_x[Var_{y|x} l(y, f(x))] / N."""
-    second = [_dot(p, [loss**2 for loss in row]) for p, row in zip(problem.labels, problem.losses, strict=True)]
-    first = problem.soft_losses(problem.labels)
-    return problem.mean([a - b**2 for a, b in zip(second, first, strict=True)]) / size
+    given_input = [list(zip(p, row, strict=True)) for p, row in zip(problem.labels, problem.losses, strict=True)]
+    return problem.mean([variance(losses) for losses in given_input]) / size
 
 
 def is_label_irrelevant(problem: Problem) -> bool:
@@ -249,13 +240,10 @@ class Bound:
 
 
 def bound(problem: Problem, teachers: Teachers, size: int) -> Bound:
-    """Return Lemma 2's bound of E[Delta^2] for teachers that are independent of S; arguments as in `distilled`.
+    """Return Lemma 2's bound of E[Delta^2] for teachers independent of S; arguments and errors as in `distilled`.
 
     Given a teacher, E[Delta^2] is Var_x[p_t' l] / N plus the square of E_x[(p_t - p*)' l], which by Jensen and
     Cauchy-Schwarz is at most c^2 E_x|p_t - p*|^2; the expectation over teachers of that is bias plus spread.
-
-    Raises:
-        ValueError: the teachers' probabilities or a teacher's table are no distributions.
     """
     _check_teachers(problem, teachers)
     bias, spread = [], []
@@ -274,8 +262,7 @@ def bound(problem: Problem, teachers: Teachers, size: int) -> Bound:
 def independent_variance(problem: Problem, teachers: Teachers, size: int) -> Fraction:
     """Return Var R~ for teachers independent of S: E_T Var_x[p_t' l] / N + Var_T E_x[p_t' l] (law of total variance).
 
-    Raises:
-        ValueError: the teachers' probabilities or a teacher's table are no distributions.
+    Arguments and errors as in `distilled`.
     """
     within = bound(problem, teachers, size).variance
     means = [(chance, problem.mean(problem.soft_losses(labels))) for chance, labels in teachers]

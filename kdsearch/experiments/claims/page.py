@@ -9,9 +9,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdsearch.experiments.claims.arms import CHANGES, SHOWN
+from kdsearch.experiments.claims.arms import CHANGES
 from kdsearch.experiments.claims.findings import UNTESTABLE, Effect, Finding, as_json
 from kdsearch.experiments.claims.lab import Lab
+from kdsearch.experiments.claims.simulation import BAYES, EMPIRICAL, LARGE, MEMORISED, OWN, TWIN
 from kdsearch.reporting.figures import style
 from kdsearch.reporting.pages import assets, document
 from kdsearch.reporting.pages.document import Document, Grid, Mark, Section
@@ -25,6 +26,8 @@ MARKS: dict[str, Mark] = {
     UNTESTABLE: "unsure",
 }
 COUNTED = ("confirmed", "refuted", "undecided", UNTESTABLE, "not measured")
+SHOWN = {5: (EMPIRICAL, BAYES), 6: (LARGE, TWIN, OWN, MEMORISED)}
+"""The quantities that the figures of the two lemmas show against N."""
 PLACES = {"exact": "exact arithmetic", "cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
 
 
@@ -43,7 +46,9 @@ def result(lab: Lab, findings: Sequence[Finding], command: str) -> dict[str, Any
 
 
 def write(lab: Lab, findings: Sequence[Finding], folder: Path, *, command: str, plotlyjs: str = "inline") -> Path:
-    """Write the page, the Markdown and the JSON, each atomically.
+    """Write the page, the Markdown and the JSON, each atomically; return the page's path.
+
+    It is `claims.html`, on MNIST `claims-mnist.html`.
 
     Args:
         lab: in which the claims were tested.
@@ -51,9 +56,6 @@ def write(lab: Lab, findings: Sequence[Finding], folder: Path, *, command: str, 
         folder: created where it is missing.
         command: the command that ran.
         plotlyjs: "inline" or "cdn".
-
-    Returns:
-        The page's path: `claims.html`, on MNIST `claims-mnist.html`.
 
     Raises:
         KdsearchError: a file cannot be written, or `plotlyjs` is neither.
@@ -94,40 +96,34 @@ def _how(lab: Lab) -> list[str]:
     ]
 
 
-def _title(one: Finding) -> str:
-    return f"Claim {one.number} on {PLACES[one.dataset]}" if one.dataset != "exact" else f"Claim {one.number}"
-
-
 def _verdicts(findings: Sequence[Finding]) -> Grid:
-    rows = []
-    for one in findings:
-        deciding = [effect for effect in one.effects if effect.decides]
-        effects = "; ".join(
-            f"{effect.name}: {effect.interval.mean:+.2f} ({effect.interval.low:+.2f} to {effect.interval.high:+.2f})"
-            for effect in deciding
-        )
-        rows.append([str(one.number), PLACES[one.dataset], one.claim, effects or "-", one.verdict])
+    rows = [
+        [str(one.number), PLACES[one.dataset], one.claim, "; ".join(_deciding(one, ":")) or "-", one.verdict]
+        for one in findings
+    ]
     return Grid(("claim", "tried on", "the deck says", "effect in points (95 % interval)", "verdict"), rows, MARKS)
 
 
+def _deciding(one: Finding, colon: str) -> list[str]:
+    return [
+        f"{effect.name}{colon} {effect.interval.mean:+.2f} ({effect.interval.low:+.2f} to {effect.interval.high:+.2f})"
+        for effect in one.effects
+        if effect.decides
+    ]
+
+
 def _section(one: Finding) -> Section:
-    adjusted = [] if one.adjusted is None else [f"P after Holm's correction: {one.adjusted:.2g}."]
-    text = [one.claim, one.experiment, *([one.said] if one.said else []), *adjusted]
+    title = f"Claim {one.number}" if one.dataset == "exact" else f"Claim {one.number} on {PLACES[one.dataset]}"
+    adjusted = "" if one.adjusted is None else f"P after Holm's correction: {one.adjusted:.2g}."
+    text = [words for words in (one.claim, one.experiment, one.said, adjusted) if words]
     figure, caption = _dots(one), "Each point a seed; a line joins the arms of one seed." if one.arms else ""
     if one.number in SHOWN:
         figure = _curves(one)
         caption = (
             "Points: simulated, with 95 % intervals; lines: the formula (for a teacher fitted on S, as if it were not)."
         )
-    return Section(
-        _title(one),
-        text,
-        figure,
-        caption,
-        _effects(one),
-        f"Verdict: {one.verdict}.",
-        f"claim-{one.number}-{one.dataset}",
-    )
+    note, anchor = f"Verdict: {one.verdict}.", f"claim-{one.number}-{one.dataset}"
+    return Section(title, text, figure, caption, _effects(one), note, anchor)
 
 
 def _effects(one: Finding) -> Grid | None:
@@ -214,7 +210,7 @@ def _facts(lab: Lab, command: str) -> list[str]:
         f"the {len(lab.split.test):,} test images after the last epoch.",
     ]
     if lab.taught:
-        teacher = lab.whole.facts
+        teacher = lab.teacher_of().facts
         told = f"Teacher: {teacher.family}, fingerprint {teacher.fingerprint}"
         facts.append(f"{told}, test accuracy {100 * teacher.accuracy:.2f} %.")
     return facts
@@ -222,12 +218,7 @@ def _facts(lab: Lab, command: str) -> list[str]:
 
 def text(findings: Sequence[Finding]) -> str:
     """Return a line a claim, for a terminal."""
-    lines = []
-    for one in findings:
-        effects = ", ".join(
-            f"{effect.name} {effect.interval.mean:+.2f} ({effect.interval.low:+.2f} to {effect.interval.high:+.2f})"
-            for effect in one.effects
-            if effect.decides
-        )
-        lines.append(f"claim {one.number} {one.dataset:<8} {one.verdict:<13} {effects}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(
+        f"claim {one.number} {one.dataset:<8} {one.verdict:<13} {', '.join(_deciding(one, ''))}".rstrip()
+        for one in findings
+    )

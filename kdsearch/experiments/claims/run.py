@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from optuna import Study
 
 from kdsearch import storage
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.claims import arms
 from kdsearch.experiments.claims.arms import EXPERIMENTS, percent
 from kdsearch.experiments.claims.findings import Finding, corrected, effect
 from kdsearch.experiments.claims.lab import MARGIN, SEEDS, Lab
 from kdsearch.experiments.slides.run import stored
 from kdsearch.records import Attr, StudyAttr
-
-CLAIMS = range(1, 10)
 
 
 def choose(only: str | None) -> list[int]:
@@ -27,8 +25,9 @@ def choose(only: str | None) -> list[int]:
     Raises:
         KdsearchError: one is not a number from 1 to 9.
     """
-    words = [str(number) for number in CLAIMS] if only is None else [word.strip() for word in only.split(",")]
-    wrong = [word for word in words if word not in {str(number) for number in CLAIMS}]
+    known = [str(number) for number in EXPERIMENTS]
+    words = known if only is None else [word.strip() for word in only.split(",")]
+    wrong = [word for word in words if word not in known]
     if wrong:
         raise KdsearchError("--only must name claims 1 to 9", got=", ".join(wrong), remedy="give numbers as 1,4")
     return sorted({int(word) for word in words})
@@ -46,7 +45,7 @@ def slides_of_cifar10(url: str) -> Study | None:
 
 
 def run(lab: Lab, numbers: Sequence[int], *, cifar10_rows: Study | None) -> list[Finding]:
-    """Test claims in their order.
+    """Test claims in their order; return the findings, with verdicts corrected for nine claims.
 
     Args:
         lab: trains the students.
@@ -55,21 +54,13 @@ def run(lab: Lab, numbers: Sequence[int], *, cifar10_rows: Study | None) -> list
 
     Raises:
         KdsearchError: a training diverged.
-
-    Returns:
-        The findings, with verdicts corrected for nine claims.
     """
-    on_cifar10 = {one.number: one for one in findings_on_cifar10(cifar10_rows)}
-    lemmas = {5: arms.claim_5, 6: arms.claim_6}
+    on_cifar10 = findings_on_cifar10(cifar10_rows)
     found: list[Finding] = []
     lab.progress.study_started(0, None)
     for number in numbers:
-        if number in lemmas:
-            found.append(lemmas[number](seed=0))
-            continue
         found.append(EXPERIMENTS[number](lab))
-        if number in on_cifar10:
-            found.append(on_cifar10[number])
+        found += [one for one in on_cifar10 if one.number == number]
     return corrected(found)
 
 
@@ -85,35 +76,24 @@ OF_SLIDES = {
 
 
 def cifar10_accuracies(study: Study | None) -> dict[str, list[float]]:
-    """Return the rows' test accuracies, a fraction for each repeat that all four have; empty unless at full size.
-
-    Args:
-        study: of `kdsearch slides --dataset cifar10` at the deck's size, or None.
-    """
-    if study is None:
-        return {}
-    definition = study.user_attrs.get(StudyAttr.DEFINITION, {})
-    scaled = any(definition.get(key) is not None for key in ("max_epochs", "width"))
-    if scaled or definition.get("data", {}).get("train_size") is not None:
-        return {}
-    there = stored(study)
+    """Return the rows' test accuracies, a fraction for each repeat that all four have; none unless at full size."""
+    definition = {} if study is None else study.user_attrs.get(StudyAttr.DEFINITION, {})
+    limits = definition.get("max_epochs"), definition.get("width"), definition.get("data", {}).get("train_size")
+    there = {} if study is None or limits != (None, None, None) else stored(study)
     repeats = sorted({repeat for _, _, repeat in there})
     whole = [r for r in repeats if all((row, "stated", r) in there for row in ROWS)]
-    return {
-        row: [there[row, "stated", repeat].user_attrs[Attr.TEST_ACCURACY] for repeat in whole] for row in ROWS if whole
-    }
+    return {row: [there[row, "stated", repeat].user_attrs[Attr.TEST_ACCURACY] for repeat in whole] for row in ROWS}
 
 
 def findings_on_cifar10(study: Study | None) -> list[Finding]:
     """Return claims 2 and 3 on CIFAR-10; "not measured" with fewer than five repeats of the four rows."""
     found = cifar10_accuracies(study)
-    if len(found.get("c5", [])) < SEEDS:
-        repeats = len(found.get("c5", []))
+    repeats = len(found["c5"])
+    if repeats < SEEDS:
         said = f"The storage holds {repeats} of the {SEEDS} repeats of rows c5, c7, c8 and c9 that a verdict needs."
         return [Finding(n, TEXTS[n], "cifar10", OF_SLIDES[n], said=said, decided="not measured") for n in TEXTS]
     gain = effect("c5 - c7", found["c5"], found["c7"], margin=MARGIN)
-    few = [a - b for a, b in zip(found["c8"], found["c9"], strict=True)]
-    full = [a - b for a, b in zip(found["c5"], found["c7"], strict=True)]
+    few, full = np.subtract(found["c8"], found["c9"]), np.subtract(found["c5"], found["c7"])
     more = effect("(c8 - c9) - (c5 - c7)", few, full, margin=MARGIN)
     arms = {row: percent(values) for row, values in found.items()}
     return [

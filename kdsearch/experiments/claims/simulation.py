@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from kdsearch.experiments.claims import lemmas
 from kdsearch.experiments.claims.lemmas import Problem, Teachers
@@ -34,6 +35,8 @@ MEMORISED = "squared error, teacher that memorises S"
 FITTED = (OWN, MEMORISED)
 
 Floats = NDArray[np.float64]
+Numbers = dict[str, Fraction]
+"""The exact numbers of an example, by what they are."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,12 @@ class Row:
         return abs(self.estimate - self.expected) <= AGREES * (self.high - self.low) / (2 * NORMAL)
 
 
-def _softmax(logits: Floats) -> Floats:
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    shares: Floats = raised / raised.sum(axis=-1, keepdims=True)
-    return shares
-
-
 def make_world(generator: np.random.Generator) -> World:
     """Return a random problem: p* a softmax, f a softmax half like it, l the log-loss, unequal input probabilities."""
     logits = generator.normal(0.0, 2.0, (INPUTS, LABELS))
     other = 0.5 * logits + generator.normal(0.0, 1.0, (INPUTS, LABELS))
-    return World(_softmax(generator.normal(0.0, 0.5, INPUTS)), _softmax(logits), -np.log(_softmax(other)))
+    inputs = generator.normal(0.0, 0.5, INPUTS)
+    return World(softmax(inputs), softmax(logits, axis=-1), -np.log(softmax(other, axis=-1)))
 
 
 def draw(generator: np.random.Generator, world: World, size: int, draws: int) -> Floats:
@@ -131,15 +129,8 @@ def _deviations(risks: Floats) -> Floats:
     return squares
 
 
-def simulate_variances(generator: np.random.Generator, world: World, size: int, draws: int = DRAWS) -> list[Row]:
-    """Simulate Lemma 1 at one sample size: Var R^, Var R^_* and, on the same samples, their difference.
-
-    Args:
-        generator: draws the samples.
-        world: the problem.
-        size: N.
-        draws: number of samples.
-    """
+def simulate_variances(generator: np.random.Generator, world: World, size: int, draws: int) -> list[Row]:
+    """Simulate Lemma 1 at sample size N: Var R^, Var R^_* and, on the same samples, their difference."""
     first = (world.labels * world.losses).sum(axis=1)
     within = float(world.inputs @ ((world.labels * world.losses**2).sum(axis=1) - first**2)) / size
     between = float(world.inputs @ (first - world.risk) ** 2) / size
@@ -165,18 +156,12 @@ def _if_independent(world: World, teachers: Floats, size: int) -> tuple[float, f
     return expected, float(variances.mean()) + constant * distance
 
 
-def simulate_errors(generator: np.random.Generator, world: World, size: int, draws: int = DRAWS) -> list[Row]:
-    """Simulate Lemma 2 at one sample size: E[Delta^2] for teachers fitted on other examples, and for two fitted on S.
+def simulate_errors(generator: np.random.Generator, world: World, size: int, draws: int) -> list[Row]:
+    """Simulate Lemma 2 at sample size N: E[Delta^2] for teachers fitted on other examples, and for two fitted on S.
 
     Teachers are label frequencies with 0.1 added to every count (0 for the one that memorises); each draw has a fresh
     sample and fresh teachers. The formula and the bound average over those same teachers, so they have a sampling
     error too, smaller than that of the estimate.
-
-    Args:
-        generator: draws samples and teachers.
-        world: the problem.
-        size: N.
-        draws: number of samples.
     """
     counts = draw(generator, world, size, draws)
     teachers = {
@@ -193,24 +178,6 @@ def simulate_errors(generator: np.random.Generator, world: World, size: int, dra
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number of an example, exact (a fraction such as "2/9") and in floating point."""
-
-    name: str
-    exact: str
-    value: float
-
-
-@dataclass(frozen=True)
-class Example:
-    """A named problem of `lemmas`, at one sample size, and its numbers."""
-
-    name: str
-    size: int
-    numbers: tuple[Number, ...]
-
-
-@dataclass(frozen=True)
 class LemmaOne:
     """Evidence for Lemma 1.
 
@@ -219,7 +186,7 @@ class LemmaOne:
         ties: those of them where the two variances are equal.
         all_equal: whether in each, exactly, both means are R and the difference of variances is the formula's, which is
             0 if and only if no label matters.
-        examples: the named problems.
+        bits, tied: of two examples, `lemmas.BITS` and `lemmas.TIED`.
         rows: the simulation's.
         holds: whether all were equal, every row agrees, and each simulated difference has its interval above 0.
     """
@@ -227,7 +194,8 @@ class LemmaOne:
     problems: int
     ties: int
     all_equal: bool
-    examples: tuple[Example, ...]
+    bits: Numbers
+    tied: Numbers
     rows: tuple[Row, ...]
     holds: bool
 
@@ -241,9 +209,9 @@ class LemmaTwo:
         all_within: whether in each E[Delta^2] is at most the bound, exactly.
         all_equal: whether in each Var R~ is E_T Var_x[p_t' l] / N + Var_T E_x[p_t' l], exactly.
         closest: the greatest of their E[Delta^2] / bound.
-        examples: the named problem with independent teachers.
-        fitted: the named problems whose teacher memorises S; formula and bound as if it had been fitted on another
-            sample.
+        bits: of an example with independent teachers, `lemmas.BITS`.
+        fitted: of two examples whose teacher memorises S, `lemmas.COINS_ZERO_ONE` and `COINS_LOG_LOSS`; formula and
+            bound as if it had been fitted on another sample.
         exceeded: whether in one of these E[Delta^2] is above that bound.
         rows: the simulation's; those in `FITTED` have a teacher fitted on S.
         holds: whether the lemma held for independent teachers, exactly and in every simulated row.
@@ -253,18 +221,14 @@ class LemmaTwo:
     all_within: bool
     all_equal: bool
     closest: float
-    examples: tuple[Example, ...]
-    fitted: tuple[Example, ...]
+    bits: Numbers
+    fitted: tuple[Numbers, Numbers]
     exceeded: bool
     rows: tuple[Row, ...]
     holds: bool
 
 
-def _example(name: str, size: int, numbers: dict[str, Fraction]) -> Example:
-    return Example(name, size, tuple(Number(key, str(value), float(value)) for key, value in numbers.items()))
-
-
-def _variances(problem: Problem, size: int) -> dict[str, Fraction]:
+def _variances(problem: Problem, size: int) -> Numbers:
     empirical, bayes = lemmas.empirical(problem, size), lemmas.bayes_distilled(problem, size)
     return {
         "true risk": lemmas.true_risk(problem),
@@ -278,14 +242,7 @@ def _variances(problem: Problem, size: int) -> dict[str, Fraction]:
 
 
 def lemma_one(seed: int, *, problems: int = 100, sizes: Sequence[int] = SIZES, draws: int = DRAWS) -> LemmaOne:
-    """Enumerate random problems and the named ones, and simulate a larger one.
-
-    Args:
-        seed: of everything random.
-        problems: number of random problems.
-        sizes: N of the simulation.
-        draws: simulated samples at each N.
-    """
+    """Enumerate random problems and the named ones, and simulate a larger one at each of the sizes N."""
     source, generator = random.Random(seed), np.random.default_rng(seed)
     ties, all_equal = 0, True
     for _ in range(problems):
@@ -297,29 +254,24 @@ def lemma_one(seed: int, *, problems: int = 100, sizes: Sequence[int] = SIZES, d
     world = make_world(generator)
     rows = tuple(row for size in sizes for row in simulate_variances(generator, world, size, draws))
     simulated = all(row.agrees and (row.low > 0 or row.quantity != GAP) for row in rows)
-    examples = (_example("BITS", 2, _variances(lemmas.BITS, 2)), _example("TIED", 2, _variances(lemmas.TIED, 2)))
-    return LemmaOne(problems, ties, all_equal, examples, rows, all_equal and simulated)
+    bits, tied = _variances(lemmas.BITS, 2), _variances(lemmas.TIED, 2)
+    return LemmaOne(problems, ties, all_equal, bits, tied, rows, all_equal and simulated)
 
 
-def _errors(problem: Problem, teachers: Teachers, size: int, outcomes: lemmas.Outcomes) -> dict[str, Fraction]:
-    parts = lemmas.bound(problem, teachers, size)
+def _errors(problem: Problem, teachers: Teachers, size: int, outcomes: lemmas.Outcomes) -> Numbers:
     return {
         "variance of the distilled risk": lemmas.variance(outcomes),
         "formula": lemmas.independent_variance(problem, teachers, size),
         "mean squared error": lemmas.squared_error(outcomes, lemmas.true_risk(problem)),
-        "bound": parts.total,
-        "its variance": parts.variance,
-        "its bias": parts.bias,
-        "its spread": parts.spread,
-        "its constant": parts.constant,
+        "bound": lemmas.bound(problem, teachers, size).total,
     }
 
 
-def _independent(problem: Problem, teachers: Teachers, size: int) -> dict[str, Fraction]:
+def _independent(problem: Problem, teachers: Teachers, size: int) -> Numbers:
     return _errors(problem, teachers, size, lemmas.distilled(problem, teachers, size))
 
 
-def _fitted(problem: Problem, size: int) -> dict[str, Fraction]:
+def _fitted(problem: Problem, size: int) -> Numbers:
     return _errors(problem, lemmas.memorising_teachers(problem, size), size, lemmas.fitted(problem, size))
 
 
@@ -329,20 +281,19 @@ def lemma_two(seed: int, *, problems: int = 60, sizes: Sequence[int] = SIZES, dr
     checked = [_independent(*lemmas.random_problem(source), source.randint(1, 3)) for _ in range(problems)]
     all_within = all(found["mean squared error"] <= found["bound"] for found in checked)
     all_equal = all(found["variance of the distilled risk"] == found["formula"] for found in checked)
-    named = {"COINS_ZERO_ONE": _fitted(lemmas.COINS_ZERO_ONE, 1), "COINS_LOG_LOSS": _fitted(lemmas.COINS_LOG_LOSS, 1)}
+    fitted = _fitted(lemmas.COINS_ZERO_ONE, 1), _fitted(lemmas.COINS_LOG_LOSS, 1)
     world = make_world(generator)
     rows = tuple(row for size in sizes for row in simulate_errors(generator, world, size, draws))
     lawful = [row for row in rows if row.quantity not in FITTED]
+    shares = [float(found["mean squared error"] / found["bound"]) for found in checked if found["bound"]]
     return LemmaTwo(
         problems=problems,
         all_within=all_within,
         all_equal=all_equal,
-        closest=max(
-            (float(found["mean squared error"] / found["bound"]) for found in checked if found["bound"]), default=0
-        ),
-        examples=(_example("BITS", 2, _independent(lemmas.BITS, lemmas.BITS_TEACHERS, 2)),),
-        fitted=tuple(_example(name, 1, numbers) for name, numbers in named.items()),
-        exceeded=any(numbers["mean squared error"] > numbers["bound"] for numbers in named.values()),
+        closest=max(shares, default=0),
+        bits=_independent(lemmas.BITS, lemmas.BITS_TEACHERS, 2),
+        fitted=fitted,
+        exceeded=any(numbers["mean squared error"] > numbers["bound"] for numbers in fitted),
         rows=rows,
         holds=all_within and all_equal and all(row.agrees and row.high <= (row.bound or 0) for row in lawful),
     )

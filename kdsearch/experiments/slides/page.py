@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import plotly.graph_objects as go
 from optuna import Study
 
 from kdsearch.experiments.slides import summary
-from kdsearch.experiments.slides.deck_recipes import DECKS
+from kdsearch.experiments.slides.deck import DECKS
 from kdsearch.experiments.slides.run import Options, stored
 from kdsearch.experiments.slides.summary import EQUAL, Measured, as_json
 from kdsearch.records import StudyAttr
@@ -25,22 +26,18 @@ MARKS: dict[str, Mark] = {
     "faster": "good", "even": "unsure", "slower": "bad",
 }  # fmt: skip
 TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]  # of the ratio's axis
+ROW_AXIS = {"title": {"text": "row"}, "type": "category"}
 
 
 def write(
     study: Study, options: Options, measured: Sequence[Measured], folder: Path, *, plotlyjs: str = "inline"
 ) -> Path:
-    """Write `slides-DATASET.html`, `.md` and `.json`, each atomically.
+    """Write `slides-DATASET.html`, `.md` and `.json`, each atomically; return the page's path.
 
     Args:
-        study: the study with the rows.
-        options: the options of the run.
         measured: of `summary.summarise`.
         folder: created where it is missing.
         plotlyjs: "inline" or "cdn".
-
-    Returns:
-        The page's path.
 
     Raises:
         KdsearchError: a file cannot be written, or `plotlyjs` is neither.
@@ -57,7 +54,6 @@ def label(one: Measured) -> str:
 
 
 def interval(low: float, high: float, form: str) -> str:
-    """Format an interval as `LOW to HIGH`."""
     return f"{low:{form}} to {high:{form}}"
 
 
@@ -81,7 +77,7 @@ def report(study: Study, options: Options, measured: Sequence[Measured]) -> Docu
             _speed_grid(known),
         ),
         *_int8_sections(measured),
-        Section("What the deck leaves open", _open_text(measured), grid=_open_grid(measured)),
+        _open_section(measured),
         Section("Teacher", grid=_teacher_grid(teacher), text=[DECKS[options.dataset].text]),
     ]
     title = {"mnist": "The slides on MNIST", "cifar10": "The slides on CIFAR-10"}[options.dataset]
@@ -122,14 +118,12 @@ def _int8_sections(measured: Sequence[Measured]) -> list[Section]:
 
 
 def _verdict(options: Options, measured: Sequence[Measured]) -> str:
-    """Say in one sentence how many rows match the published ones."""
     if not measured:
         return "No row was measured yet."
     if options.scaled:
         return "This run is smaller than the deck's: it shows that the program runs, and measures no row."
     measured = [one for one in measured if one.difference is not None]
-    words_of = ("matches", "higher", "lower", "undecided")
-    counts = {word: sum(one.verdict == word for one in measured) for word in words_of}
+    counts = Counter(one.verdict for one in measured)
     return (
         f"{counts['matches']} of {len(measured)} rows are shown to match the deck's accuracy within {EQUAL} points; "
         f"higher: {counts['higher']}, lower: {counts['lower']}, undecided: {counts['undecided']}."
@@ -190,22 +184,25 @@ def _accuracy_grid(measured: Sequence[Measured]) -> Grid:
 def _accuracy_figure(measured: Sequence[Measured]) -> go.Figure | None:
     if not measured:
         return None
-    names = [label(one) for one in measured]
     values = [value for one in measured for value in one.accuracies]
     published = [one.published.accuracy for one in measured]
     figure = go.Figure()
     figure.add_scatter(
-        x=[name for name, one in zip(names, measured, strict=True) for _ in one.accuracies], y=style.rounded(values),
+        x=[label(one) for one in measured for _ in one.accuracies], y=style.rounded(values),
         name="measured, each training", mode="markers", marker={"color": style.BLUE, "size": 8, "opacity": 0.75},
     )  # fmt: skip
+    _add_published(figure, measured, published, "published")
+    y_range = style.padded(min(values + published), max(values + published))
+    y_axis = {"title": {"text": "test accuracy, %"}, "range": y_range}
+    figure.update_layout(style.layout(ROW_AXIS, y_axis, 400, rows=1))
+    return figure
+
+
+def _add_published(figure: go.Figure, measured: Sequence[Measured], values: Sequence[float], name: str) -> None:
     figure.add_scatter(
-        x=names, y=published, name="published", mode="markers",
+        x=[label(one) for one in measured], y=values, name=name, mode="markers",
         marker={"color": style.ORANGE, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
     )  # fmt: skip
-    y_range = style.padded(min(values + published), max(values + published))
-    axes = {"title": {"text": "row"}, "type": "category"}, {"title": {"text": "test accuracy, %"}, "range": y_range}
-    figure.update_layout(style.layout(*axes, 400, rows=1))
-    return figure
 
 
 def _speed_text(options: Options) -> list[str]:
@@ -251,36 +248,29 @@ def _speed_grid(measured: Sequence[Measured]) -> Grid:
 def _ratio_figure(measured: Sequence[Measured]) -> go.Figure | None:
     if not measured:
         return None
-    names = [label(one) for one in measured]
-    middle = [one.ratio[0] for one in measured]
     figure = go.Figure()
     figure.add_scatter(
-        x=names, y=style.rounded(middle), name="measured", mode="markers", marker={"color": style.BLUE, "size": 9},
+        x=[label(one) for one in measured], y=style.rounded(one.ratio[0] for one in measured), name="measured",
+        mode="markers", marker={"color": style.BLUE, "size": 9},
         error_y={
             "type": "data", "symmetric": False,
             "array": style.rounded(one.ratio[2] - one.ratio[0] for one in measured),
             "arrayminus": style.rounded(one.ratio[0] - one.ratio[1] for one in measured),
         },
     )  # fmt: skip
-    figure.add_scatter(
-        x=names, y=[one.published.ratio for one in measured], name="published, another machine", mode="markers",
-        marker={"color": style.ORANGE, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
-    )  # fmt: skip
+    _add_published(figure, measured, [one.published.ratio for one in measured], "published, another machine")
     y_axis = {"title": {"text": "inference ratio"}, "type": "log", "tickvals": TICKS}
-    axes = {"title": {"text": "row"}, "type": "category"}, y_axis
-    figure.update_layout(style.layout(*axes, 380, rows=1))
+    figure.update_layout(style.layout(ROW_AXIS, y_axis, 380, rows=1))
     return figure
 
 
-def _open_text(measured: Sequence[Measured]) -> list[str]:
-    if not any(one.job.row.open for one in measured):
-        return ["Nothing, in the rows of this page."]
-    return ["`--reading stated` runs a row as the deck states it, `published` as its authors' published code ran it."]
-
-
-def _open_grid(measured: Sequence[Measured]) -> Grid | None:
+def _open_section(measured: Sequence[Measured]) -> Section:
+    title = "What the deck leaves open"
     rows = dict.fromkeys((one.job.row.name, one.job.row.open) for one in measured if one.job.row.open)
-    return Grid(("row", "open"), [list(row) for row in rows]) if rows else None
+    if not rows:
+        return Section(title, ["Nothing, in the rows of this page."])
+    text = "`--reading stated` runs a row as the deck states it, `published` as its authors' published code ran it."
+    return Section(title, [text], grid=Grid(("row", "open"), list(rows)))
 
 
 def _teacher_grid(teacher: dict[str, Any]) -> Grid:
@@ -299,15 +289,14 @@ def _teacher_grid(teacher: dict[str, Any]) -> Grid:
 
 
 def _facts(study: Study, options: Options) -> list[str]:
-    """Return what must accompany the figures: command, machine, versions, seeds, dates."""
     environment = study.user_attrs.get(StudyAttr.ENVIRONMENT, {})
     ends = [trial.datetime_complete for trial in stored(study).values() if trial.datetime_complete is not None]
-    facts = [
-        f"Made by `{study.user_attrs.get(StudyAttr.COMMAND, 'a script')}`.",
-        document.versions(environment),
-        *_precision(environment),
-        f"Seeds: repeat r is seeded from (slides, r), r = 0 to {options.repeats - 1}; rows of a repeat are paired.",
-    ]
+    facts = [f"Made by `{study.user_attrs.get(StudyAttr.COMMAND, 'a script')}`.", document.versions(environment)]
+    if (kept := environment.get("precision")) is not None:
+        facts.append(f"Convolutions are trained in {kept}; dense students and all ratios in float32.")
+    facts.append(
+        f"Seeds: repeat r is seeded from (slides, r), r = 0 to {options.repeats - 1}; rows of a repeat are paired."
+    )
     if ends:
         facts.append(f"Trainings ended {min(ends):%Y-%m-%d %H:%M} to {max(ends):%Y-%m-%d %H:%M}.")
     if options.dataset == "cifar10":
@@ -315,11 +304,6 @@ def _facts(study: Study, options: Options) -> list[str]:
     less = {"training images": options.train_size, "epochs": options.max_epochs, "width": options.width}
     limits = ", ".join(f"at most {value} {key}" for key, value in less.items() if value is not None)
     return [*facts, f"Less than the deck: {limits}."] if limits else facts
-
-
-def _precision(environment: Mapping[str, object]) -> list[str]:
-    kept = environment.get("precision")
-    return [] if kept is None else [f"Convolutions are trained in {kept}; dense students and all ratios in float32."]
 
 
 def text(measured: Sequence[Measured]) -> str:

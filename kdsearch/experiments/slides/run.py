@@ -19,9 +19,8 @@ from kdsearch.distil import precision as precisions
 from kdsearch.distil import teacher as teachers
 from kdsearch.distil.precision import Choice
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.slides import training
-from kdsearch.experiments.slides.deck_recipes import DECKS, School, open_school, teacher_spec, teacher_split
-from kdsearch.experiments.slides.rows import READINGS, Dataset, Job, Settings, rows
+from kdsearch.experiments.slides import deck, training
+from kdsearch.experiments.slides.deck import Dataset, Job, School, Settings
 from kdsearch.records import Attr, Precision, Progress, StudyAttr
 from kdsearch.search.definition import begun, open_defined
 from kdsearch.system import machine
@@ -35,16 +34,12 @@ class Options:
     """The rows to run, and how to reduce the work.
 
     Attributes:
-        dataset: of the rows.
-        jobs: rows in their readings.
-        repeats: number of seeds of each.
+        repeats: number of seeds of each row.
         url: of the storage.
         name: of the Optuna study.
-        data_dir: where data sets are.
-        device: as in `optimize`.
+        device, precision: as in `optimize`.
         train_size, max_epochs: limits for a quick, reduced run; None: full size.
         width: channels of the CIFAR-10 students' first stage; None: the deck's 64.
-        precision: of convolutions in training: "float32", "bfloat16" or "auto", as in `optimize`.
         teacher: file of the CIFAR-10 teacher's weights; None: it is trained.
     """
 
@@ -66,6 +61,10 @@ class Options:
         """Whether the run is smaller than the deck's, so that its figures cannot be compared with the published."""
         return (self.train_size, self.max_epochs, self.width) != (None, None, None)
 
+    @property
+    def teacher_spec(self) -> spec.TeacherSpec:
+        return deck.teacher_spec(self.dataset, max_epochs=self.max_epochs, weights=self.teacher)
+
     def settings(self, job: Job) -> Settings:
         """Return a row's settings, reduced as the options ask."""
         found = job.settings
@@ -86,11 +85,7 @@ def without_missing(options: Options, progress: Progress) -> Options:
 
 
 def check(options: Options) -> None:
-    """Refuse invalid options before anything else is done.
-
-    Raises:
-        KdsearchError: a number is out of its range, or an int8 row lacks its packages.
-    """
+    """Raise KdsearchError where a number is out of its range, or an int8 row lacks its packages."""
     if not 1 <= options.repeats <= MAX_REPEATS:
         raise KdsearchError(
             f"--repeats must lie between 1 and {MAX_REPEATS}", got=options.repeats, remedy="give a number in that range"
@@ -114,7 +109,7 @@ def check(options: Options) -> None:
             raise KdsearchError(f"{option} must be at least 1", got=value, remedy="give a whole number above 0")
 
 
-def run(options: Options, *, command: str | None = None, progress: Progress | None = None) -> Study:
+def run(options: Options, *, command: str, progress: Progress) -> Study:
     """Run the trainings that the study does not hold yet.
 
     Args:
@@ -131,26 +126,22 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
     """
     check(options)
     precisions.check(options.precision)
-    progress = progress or Progress()
     device = machine.resolve_device(options.device)
     backend = storage.open_storage(options.url)
     whole = data.load(spec.DataSpec(name=options.dataset), machine.data_folder(options.data_dir))
-    seen = teacher_split(options.dataset, whole, device, train_size=options.train_size)
+    seen = deck.teacher_split(options.dataset, whole, device, train_size=options.train_size)
     choice = precision(options, seen)
     choice = precisions.adopted(choice, begun(backend, options.name, choice, device), device)
     study = open_defined(backend, options.name, definition(options, seen, choice.name))
     study.set_user_attr(StudyAttr.KIND, KIND)
-    todo = missing(study, options)
-    if command is not None:
-        study.set_user_attr(StudyAttr.COMMAND, command)
-    if todo:
-        school = open_school(
-            options.dataset, data.whole(whole, device, train_size=options.train_size), seen,
-            max_epochs=options.max_epochs, weights=options.teacher, precision=choice.name, progress=progress,
-        )  # fmt: skip
+    study.set_user_attr(StudyAttr.COMMAND, command)
+    if todo := missing(study, options):
+        split = data.whole(whole, device, train_size=options.train_size)
+        teacher = teachers.obtain(options.teacher_spec, seen, precision=choice.name, progress=progress)
+        school = School(options.dataset, split, teacher, teacher.answers(split.train), choice.name)
         for note in precisions.warnings(choice, device):
             progress.warning(note)
-        study.set_user_attr(StudyAttr.TEACHER, vars(school.teacher.facts))
+        study.set_user_attr(StudyAttr.TEACHER, vars(teacher.facts))
         study.set_user_attr(StudyAttr.ENVIRONMENT, machine.environment(device) | {"precision": str(choice)})
         try:
             run_all(study, options, school, todo, progress)
@@ -160,41 +151,28 @@ def run(options: Options, *, command: str | None = None, progress: Progress | No
 
 
 def precision(options: Options, split: data.Split) -> Choice:
-    """Return the precision of the deck's students on this device, where no stored study determines it.
-
-    Raises:
-        KdsearchError: the options name an unknown precision.
-    """
-    deck, settings = DECKS[options.dataset].student, next(iter(rows(options.dataset).values())).readings["stated"]
+    """Return the precision of the deck's students on this device, where no stored study determines it."""
+    student = deck.DECKS[options.dataset].student
+    settings = next(iter(deck.rows(options.dataset).values())).readings["stated"]
     return precisions.choose(
-        options.precision, device=split.train.labels.device, kind=deck.family, shape=split.shape,
-        build=lambda: lesson.build(deck, settings.architecture, seed=0, split=split),
+        options.precision, device=split.train.labels.device, kind=student.family, shape=split.shape,
+        build=lambda: lesson.build(student, settings.architecture, seed=0, split=split),
     )  # fmt: skip
 
 
 def definition(options: Options, split: data.Split, precision: Precision) -> dict[str, Any]:
-    """Return as JSON what must be equal for two trainings of the rows to appear in one table.
-
-    Args:
-        options: what to run.
-        split: the teacher's training data.
-        precision: of convolutions in training.
-    """
-    deck = DECKS[options.dataset]
-    taught = teacher_spec(options.dataset, max_epochs=options.max_epochs, weights=options.teacher)
-    described = {
+    """Return as JSON what must be equal for two trainings to appear in one table; `split` has the teacher's data."""
+    return {
         "kind": KIND,
         "dataset": options.dataset,
         "data": {"fingerprint": split.fingerprint, "train_size": options.train_size},
-        "teacher": {"fingerprint": teachers.fingerprint(taught, split)},
-        "student": deck.student.model_dump(mode="json"),
+        "teacher": {"fingerprint": teachers.fingerprint(options.teacher_spec, split)},
+        "student": deck.DECKS[options.dataset].student.model_dump(mode="json"),
         "max_epochs": options.max_epochs,
         "width": options.width,
         "precision": precision,
         "device_model": machine.device_model(split.train.labels.device),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(described))
-    return plain
 
 
 def stored(study: Study) -> dict[tuple[str, str, int], FrozenTrial]:
@@ -218,14 +196,7 @@ def missing(study: Study, options: Options) -> list[tuple[Job, int]]:
 
 
 def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job, int]], progress: Progress) -> None:
-    """Run trainings and add each to the study once it is complete.
-
-    Args:
-        study: of these options.
-        options: what to run.
-        school: data, teacher and recipe.
-        todo: of `missing`.
-        progress: notified of each.
+    """Run trainings, of `missing`, and add each to the study once it is complete.
 
     Raises:
         KdsearchError: a training diverged.
@@ -237,7 +208,8 @@ def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job
         settings = options.settings(job)
         seed = machine.derive_seed("slides", repeat)  # shared by the rows of a repeat, so that they are paired
         on_epoch = partial(progress.trial_epoch, number, epochs=settings.epochs)
-        key = timing_key(settings, repeat)
+        # trainings of one architecture and arithmetic share one timing in a repeat
+        key = json.dumps([settings.architecture, settings.bits, repeat], sort_keys=True)
         if settings.bits is not None:
             found = training.in_int8(school, settings, seed, on_epoch)
         else:
@@ -250,25 +222,16 @@ def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job
         progress.trial_finished(number, "COMPLETE", f"{text}, {found[Attr.TRAIN_SECONDS]:.1f} s", counted=True)
 
 
-def timing_key(settings: Settings, repeat: int) -> str:
-    """Return the key of trainings that share one timing: equal architectures, one arithmetic, one repeat."""
-    return json.dumps([settings.architecture, settings.bits, repeat], sort_keys=True)
-
-
 def known_pairs(study: Study, key: str) -> training.Pairs | None:
     """Return the paired seconds that the first training with this key stored, or None."""
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        if trial.user_attrs[Attr.TIMING_KEY] == key:
-            pairs: training.Pairs = trial.user_attrs[Attr.PAIRS]
-            return pairs
-    return None
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return next((one.user_attrs[Attr.PAIRS] for one in trials if one.user_attrs[Attr.TIMING_KEY] == key), None)
 
 
 def _trial(dataset: Dataset, attrs: dict[str, Any]) -> FrozenTrial:
-    """Convert a finished training to a trial."""
     distributions: dict[str, BaseDistribution] = {
-        Attr.ROW: CategoricalDistribution(list(rows(dataset))),
-        Attr.READING: CategoricalDistribution(list(READINGS)),
+        Attr.ROW: CategoricalDistribution(list(deck.rows(dataset))),
+        Attr.READING: CategoricalDistribution(list(deck.READINGS)),
         Attr.REPEAT: IntDistribution(0, MAX_REPEATS - 1),
     }
     return create_trial(

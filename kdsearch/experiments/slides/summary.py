@@ -11,8 +11,7 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from kdsearch.experiments.slides.deck_recipes import DECKS
-from kdsearch.experiments.slides.rows import PUBLISHED_TEACHER, Dataset, Job
+from kdsearch.experiments.slides.deck import DECKS, PUBLISHED_TEACHER, Dataset, Job
 from kdsearch.experiments.slides.run import Options, stored
 from kdsearch.measure.latency import ratios
 from kdsearch.records import Attr, StudyAttr
@@ -54,7 +53,6 @@ class Int8:
 
     @property
     def verdict(self) -> str:
-        """Say whether int8 is faster, slower or even here, compared with float."""
         _, low, high = self.gain
         if low > 1:
             return "faster"
@@ -66,8 +64,7 @@ class Measured:
     """The results of a row, in percent and seconds.
 
     Attributes:
-        job: the row in its reading.
-        accuracies: test accuracy of each repeat, percent.
+        accuracies: test accuracy of each repeat.
         accuracy: their mean, with the interval over seeds; with one repeat, the interval over test images.
         difference: measured minus published, points, with an interval that counts the published figure as one run; None
             where nothing was published.
@@ -75,7 +72,6 @@ class Measured:
         ratio: over the sittings of its repeats, with the interval over them; with one repeat the median of its pairs.
         teacher_seconds, student_seconds: inference of an image, medians.
         seconds: of one training, median.
-        parameters, bytes: of the student.
         scaled: whether the run was smaller than the deck's.
         int8: results of an int8 row; None for others.
     """
@@ -104,9 +100,8 @@ class Measured:
     def verdict(self) -> str:
         """Return "matches" where equivalence within half a point is shown, else higher or lower where 0 is excluded.
 
-        Where neither is shown the row is undecided: an interval that contains 0 does not show equality. A row of a
-        smaller run than the deck's is not measured. An int8 row, which has no published figure, is faster, slower or
-        even, by the interval of the same student's time in float / in int8.
+        Where neither is shown the row is undecided: an interval that contains 0 does not show equality. An int8 row,
+        which has no published figure, is faster, slower or even than in float.
         """
         if self.scaled:
             return "not measured"
@@ -126,22 +121,20 @@ def summarise(study: Study, options: Options) -> list[Measured]:
     pooled = _sittings(there)
     found = []
     for job in options.jobs:
-        trials = [there.get((job.row.name, job.reading, repeat)) for repeat in range(options.repeats)]
-        kept = [trial for trial in trials if trial is not None]
-        if kept:
-            found.append(_measured(job, kept, options, pooled))
+        keys = [(job.row.name, job.reading, repeat) for repeat in range(options.repeats)]
+        if attrs := [there[key].user_attrs for key in keys if key in there]:
+            found.append(_measured(job, attrs, options, pooled))
     return found
 
 
-def _measured(job: Job, trials: list[FrozenTrial], options: Options, pooled: Spread) -> Measured:
-    attrs = [trial.user_attrs for trial in trials]
+def _measured(job: Job, attrs: list[dict[str, Any]], options: Options, pooled: Spread) -> Measured:
     accuracies = [found[Attr.TEST_ACCURACY] for found in attrs]
     several = len(accuracies) > 1
     accuracy = mean_interval(accuracies) if several else proportion_interval(accuracies[0], TEST_IMAGES)
     published = job.row.published
     difference = difference_from_one_run(accuracies, published.accuracy / 100, TEST_IMAGES) if published else None
     by_teacher, by_student = _seconds(attrs)
-    images = images_a_batch(options.dataset)
+    images = DECKS[options.dataset].batch or TEST_IMAGES
     return Measured(
         job=job,
         accuracies=[100 * value for value in accuracies],
@@ -168,12 +161,10 @@ def _sittings(there: Mapping[tuple[str, str, int], FrozenTrial]) -> Spread:
 
 
 def _sitting(attrs: Mapping[str, Any]) -> float:
-    """Return the median ratio of one repeat's pairs."""
     return statistics.median(ratios(*attrs[Attr.PAIRS]))
 
 
 def _ratio(attrs: list[dict[str, Any]], pooled: Spread) -> tuple[float, float, float]:
-    """Return a row's ratio over its repeats, each timed anew in a sitting of its own."""
     found = sittings_interval([_sitting(one) for one in attrs], pooled) if len(attrs) > 1 else None
     return median_interval(ratios(*_seconds(attrs))) if found is None else (found.mean, found.low, found.high)
 
@@ -224,11 +215,6 @@ def _int8(attrs: list[dict[str, Any]]) -> Int8:
     )
 
 
-def images_a_batch(dataset: Dataset) -> int:
-    """Return the number of images in a timing's batch."""
-    return DECKS[dataset].batch or TEST_IMAGES
-
-
 def _percent(interval: Interval, n: int) -> Interval:
     return Interval(100 * interval.mean, 100 * interval.low, 100 * interval.high, n)
 
@@ -261,12 +247,12 @@ def _row_json(one: Measured) -> dict[str, Any]:
     median, low, high = one.ratio
     several = len(one.accuracies) > 1
     published = one.job.row.published
-    said: dict[str, Any] = {"accuracy": None, "ratio": None, "seconds": None}
+    unpublished = dict.fromkeys(Published.model_fields)
     return {
         "row": one.job.row.name,
         "reading": one.job.reading,
         "open": one.job.row.open,
-        "published": said if published is None else published.model_dump(),
+        "published": published.model_dump() if published else unpublished,
         "measured": {
             "accuracy": asdict(one.accuracy) | {"interval": "seeds" if several else "test images"},
             "accuracies": list(one.accuracies),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,10 @@ import torch
 from torch import nn
 
 from kdsearch import networks
-from kdsearch.data import repeated
 from kdsearch.distil.answers import Answers
 from kdsearch.distil.precision import trained_in
 from kdsearch.errors import KdsearchError, TrialError
-from kdsearch.experiments.slides.deck_recipes import School
-from kdsearch.experiments.slides.rows import Settings
+from kdsearch.experiments.slides.deck import School, Settings
 from kdsearch.measure import accuracy
 from kdsearch.measure.latency import eager_pairs, ratios
 from kdsearch.records import Attr, EpochRecord
@@ -28,8 +25,6 @@ from kdsearch.system import machine
 
 if TYPE_CHECKING:
     from kdsearch.distil.qat import FakeQuantised
-    from kdsearch.experiments.slides.deck_recipes import School
-    from kdsearch.experiments.slides.rows import Settings
 
 PAIRS = 7  # timed pairs of an int8 student: a batch of the deck's can take seconds
 
@@ -41,8 +36,7 @@ OnEpoch = Callable[[EpochRecord], None]
 def time(school: School, settings: Settings) -> Pairs:
     """Time teacher and student as the deck did: eager, one thread on a CPU."""
     student = school.build(settings, seed=0)
-    test = school.split.test.images
-    batch = school.split.prepare(test[:] if school.deck.batch is None else repeated(test, school.deck.batch))
+    batch = school.split.prepare(school.timed(school.split.test.images))
     with machine.threads(1):
         return eager_pairs(school.teacher.network, student, batch, to_host=school.deck.to_host)
 
@@ -66,7 +60,7 @@ def in_float(school: School, settings: Settings, seed: int, pairs: Pairs, on_epo
     student = school.build(settings, seed)
     found = _taught(school, student, settings, seed, on_epoch)
     test = accuracy(student, school.split.test, school.split.prepare)
-    return found | _scored(test, pairs, networks.parameters(student), networks.size_bytes(student))
+    return found | _scored(test, pairs, student, networks.size_bytes(student))
 
 
 def in_int8(school: School, settings: Settings, seed: int, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -74,21 +68,14 @@ def in_int8(school: School, settings: Settings, seed: int, on_epoch: OnEpoch) ->
 
     Arguments and errors are those of `in_float`; the timing is of the deployed network.
     """
-    assert settings.bits is not None
-    plain = school.build(settings, seed)
-    schooled = dataclasses.replace(school, answers=answers(school, settings.bits))
-    student = prepare(school, plain)
-    found = _taught(schooled, student, settings, seed, on_epoch)
-    deployed = deploy(school, settings, student, rounds=PAIRS)
-    teacher, in_float_seconds, in_int8_seconds = deployed.seconds
-    extra = {
-        "trained_accuracy": deployed.trained_accuracy,
-        "float_seconds": list(in_float_seconds),
-        "float_bytes": deployed.float_bytes,
-        "float_products": deployed.float_products,
-    }
-    scored = _scored(deployed.accuracy, (teacher, in_int8_seconds), networks.parameters(plain), deployed.bytes)
-    return found | scored | {Attr.INT8: extra}
+    from kdsearch.distil.qat import prepare
+
+    split = school.split
+    schooled = dataclasses.replace(school, answers=_quantised_answers(school, settings))
+    example = split.prepare(split.test.images[:EXAMPLE].cpu())
+    # prepared on the CPU, where the int8 file runs
+    student = prepare(school.build(settings, seed).cpu(), example).to(split.train.labels.device)
+    return _taught(schooled, student, settings, seed, on_epoch) | _deployed(school, settings, student)
 
 
 def _taught(school: School, student: nn.Module, settings: Settings, seed: int, on_epoch: OnEpoch) -> dict[str, Any]:
@@ -107,12 +94,12 @@ def _taught(school: School, student: nn.Module, settings: Settings, seed: int, o
     return {Attr.LOSSES: losses, Attr.TRAIN_SECONDS: seconds, Attr.PRECISION: trained}
 
 
-def _scored(test: float, pairs: Pairs, parameters: int, size: int) -> dict[str, Any]:
+def _scored(test: float, pairs: Pairs, student: nn.Module, size: int) -> dict[str, Any]:
     return {
         Attr.TEST_ACCURACY: test,
         Attr.RATIO: median_interval(ratios(*pairs))[0],
         Attr.PAIRS: [list(seconds) for seconds in pairs],
-        Attr.PARAMETERS: parameters,
+        Attr.PARAMETERS: networks.parameters(student),
         Attr.BYTES: size,
     }
 
@@ -128,68 +115,28 @@ def missing() -> list[str]:
 
 
 def require() -> None:
-    """Refuse an int8 row where its packages are missing.
-
-    Raises:
-        KdsearchError: a package is missing.
-    """
-    lacking = missing()
-    if lacking:
+    """Raise KdsearchError where a package of an int8 row is missing."""
+    if lacking := missing():
         raise KdsearchError(
             "an int8 row needs torchao and ONNX Runtime", got=f"no {', '.join(lacking)}",
             remedy="pip install 'kdsearch[int8]', or leave the row out of --rows",
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Deployed:
-    """Results of an int8 student in ONNX Runtime.
-
-    Attributes:
-        accuracy: test accuracy of the file, a fraction.
-        trained_accuracy: test accuracy of the fake-quantised network in training, a fraction.
-        seconds: a batch of inference, pair by pair: the teacher's, the float student's, the int8 student's.
-        bytes: size of the file.
-        float_bytes: size of the float student's file.
-        float_products: convolutions and matrix products that did not run in int8.
-    """
-
-    accuracy: float
-    trained_accuracy: float
-    seconds: Sequence[Sequence[float]]
-    bytes: int
-    float_bytes: int
-    float_products: int
-
-
-def answers(school: School, bits: int) -> Answers:
-    """Return the training-set outputs of the teacher with its last feature map quantised to `bits` bits."""
+def _quantised_answers(school: School, settings: Settings) -> Answers:
+    """Return the training-set outputs of the teacher with its last feature map quantised to the row's bits."""
     from kdsearch.distil.qat import QuantisedFeatures
 
+    assert settings.bits is not None
     train = school.split.train
     with torch.inference_mode():
         _, features = networks.with_embedding(school.teacher.network, school.split.prepare(train.images[:CALIBRATION]))
-    quantised = QuantisedFeatures(school.teacher.network, features.max().item(), bits).eval()
-    return school.teacher.answers(train, network=quantised, kind=f"features{bits}")
+    quantised = QuantisedFeatures(school.teacher.network, features.max().item(), settings.bits).eval()
+    return school.teacher.answers(train, network=quantised, kind=f"features{settings.bits}")
 
 
-def prepare(school: School, student: nn.Module) -> FakeQuantised:
-    """Prepare a student for training with fake quantisation; on the CPU, where the int8 file runs."""
-    from kdsearch.distil.qat import prepare
-
-    split = school.split
-    return prepare(student.cpu(), split.prepare(split.test.images[:EXAMPLE].cpu())).to(split.train.labels.device)
-
-
-def deploy(school: School, settings: Settings, trained: FakeQuantised, *, rounds: int) -> Deployed:
-    """Write teacher, float student and int8 student as ONNX files, score the last and time all three.
-
-    Args:
-        school: of the row.
-        settings: of the row: the float student is built anew, because time does not depend on weights.
-        trained: the fake-quantised student.
-        rounds: of timing.
-    """
+def _deployed(school: School, settings: Settings, trained: FakeQuantised) -> dict[str, Any]:
+    """Write teacher, float student and int8 student as ONNX files, score the last and time all three."""
     from kdsearch.distil.qat import convert
     from kdsearch.measure import onnx
 
@@ -197,23 +144,18 @@ def deploy(school: School, settings: Settings, trained: FakeQuantised, *, rounds
     images = school.split.prepare(test.images[:])
     example = images[:EXAMPLE]
     trained = trained.cpu()
+    student = school.build(settings, seed=0)  # untrained: time does not depend on weights
+    compared = {"teacher": school.teacher.network, "float": student, "int8": convert(trained, example)}
     with tempfile.TemporaryDirectory() as folder:
-        files = [
-            onnx.write(network, example, Path(folder) / f"{name}.onnx")
-            for name, network in {
-                "teacher": school.teacher.network,
-                "float": school.build(settings, seed=0),
-                "int8": convert(trained, example),
-            }.items()
-        ]
+        files = [onnx.write(network, example, Path(folder) / f"{name}.onnx") for name, network in compared.items()]
         sessions = [onnx.session(file) for file in files]
-        batch = images if school.deck.batch is None else repeated(images, school.deck.batch)
         hits = onnx.logits(sessions[2], images).argmax(1) == test.labels
-        return Deployed(
-            accuracy=hits.double().mean().item(),
-            trained_accuracy=accuracy(trained, test, school.split.prepare),
-            seconds=onnx.timed(sessions, batch, rounds=rounds),
-            bytes=files[2].stat().st_size,
-            float_bytes=files[1].stat().st_size,
-            float_products=sum(onnx.float_products(files[2], images[:8]).values()),
-        )
+        teacher, in_float, in_int8 = onnx.timed(sessions, school.timed(images), rounds=PAIRS)
+        extra = {
+            "trained_accuracy": accuracy(trained, test, school.split.prepare),
+            "float_seconds": list(in_float),
+            "float_bytes": files[1].stat().st_size,
+            "float_products": sum(onnx.float_products(files[2], images[:8]).values()),
+        }
+        scored = _scored(hits.double().mean().item(), (teacher, in_int8), student, files[2].stat().st_size)
+        return scored | {Attr.INT8: extra}

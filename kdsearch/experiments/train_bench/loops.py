@@ -17,8 +17,7 @@ from kdsearch.distil.step import Format, Steps, format_for
 from kdsearch.distil.teacher import Teacher
 from kdsearch.distil.train import Batch
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.slides.deck_recipes import School, teacher_spec
-from kdsearch.experiments.slides.rows import Dataset, Settings
+from kdsearch.experiments.slides.deck import Dataset, School, Settings, teacher_spec
 from kdsearch.experiments.train_bench.plain_loop import PlainLoop, asks_teacher
 from kdsearch.records import EpochRecord, TeacherFacts
 from kdsearch.system import machine

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from kdsearch.data import ImageSet, Split
-from kdsearch.experiments.slides.deck_recipes import RAMP_EPOCHS, School
-from kdsearch.experiments.slides.rows import Settings
+from kdsearch.experiments.slides.deck import RAMP_EPOCHS, School, Settings
 from kdsearch.spec import Recipe
 
 

@@ -14,8 +14,7 @@ import torch
 from kdsearch import data, spec
 from kdsearch.distil import precision as precisions
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.slides.deck_recipes import School
-from kdsearch.experiments.slides.rows import DATASETS, Dataset, Settings, rows
+from kdsearch.experiments.slides.deck import DATASETS, Dataset, School, Settings, rows
 from kdsearch.experiments.train_bench import loops
 from kdsearch.experiments.train_bench.loops import SEED, Agreement
 from kdsearch.records import Precision, Progress

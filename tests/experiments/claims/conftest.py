@@ -20,5 +20,5 @@ def lab(teacher: Teacher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> La
     monkeypatch.setitem(labs.SETTINGS, "digits", quick)
     digits = data.load(spec.DataSpec(name="digits"), data_folder())
     made = Lab("digits", digits, torch.device("cpu"), seeds=2)
-    made.__dict__["whole"] = made.__dict__["half"] = teacher
+    made._teachers["whole", 0] = made._teachers["half", 0] = teacher
     return made

@@ -4,16 +4,12 @@ import pytest
 import torch
 
 from kdsearch import data
-from kdsearch.experiments.claims import lab
+from kdsearch.experiments.claims.lab import transfer_set
 
 
 @pytest.fixture
 def split(lab) -> data.Split:
     return lab.split
-
-
-def transfer_set(which, split):
-    return lab.transfer_set(which, split, left_out=3)
 
 
 def test_halves_share_no_image_and_hold_all(split):

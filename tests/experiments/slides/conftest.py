@@ -5,8 +5,7 @@ import pytest
 
 from kdsearch.distil.teacher import Teacher
 from kdsearch.experiments.slides import run, training
-from kdsearch.experiments.slides.deck_recipes import School
-from kdsearch.experiments.slides.rows import choose
+from kdsearch.experiments.slides.deck import School, choose
 from kdsearch.records import Progress
 from kdsearch.search.definition import open_defined
 from kdsearch.search.plan import Plan

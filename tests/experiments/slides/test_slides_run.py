@@ -11,8 +11,7 @@ from helpers.recording import Recorder
 
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides import run, training
-from kdsearch.experiments.slides.deck_recipes import School
-from kdsearch.experiments.slides.rows import choose
+from kdsearch.experiments.slides.deck import School, choose
 from kdsearch.records import Attr, Progress
 from kdsearch.system import machine
 

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from kdsearch.experiments.slides import page, run, summary
-from kdsearch.experiments.slides.rows import choose
+from kdsearch.experiments.slides.deck import choose
 from kdsearch.records import Attr
 from kdsearch.stats import difference_from_one_run, mean_interval, proportion_interval, sittings_interval
 

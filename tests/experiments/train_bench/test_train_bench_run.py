@@ -12,8 +12,7 @@ from kdsearch.distil.optimizer import make_optimizer
 from kdsearch.distil.step import Steps
 from kdsearch.distil.teacher import Teacher
 from kdsearch.errors import KdsearchError
-from kdsearch.experiments.slides.deck_recipes import School
-from kdsearch.experiments.slides.rows import Settings
+from kdsearch.experiments.slides.deck import School, Settings
 from kdsearch.experiments.train_bench import loops, plain_loop, run
 from kdsearch.experiments.train_bench import page as train_page
 from kdsearch.records import Progress
