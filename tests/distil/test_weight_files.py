@@ -130,12 +130,12 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "the file is empty"),
-        (POINTER, "not a Git LFS pointer"),
-        (b"<!DOCTYPE html><html>404</html>", "not a web page"),
+        (b"", "hold weights: the file is empty .*; download it again"),
+        (POINTER, "hold weights, not a Git LFS pointer .*; download it again"),
+        (b"<!DOCTYPE html><html>404</html>", "hold weights, not a web page .*; download it again"),
         (b"no weights at all", ""),
         (b"\x80\x04N.", ""),
-        (None, "must be readable"),
+        (None, "be readable: No such file"),
     ],
 )
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
@@ -143,9 +143,9 @@ def test_what_holds_no_weights_is_named(tmp_path: Path, content: bytes | None, w
     path = tmp_path / f"w.{ending}"
     if content is not None:
         path.write_bytes(content)
-    again = "; download it again" if words.startswith(("the file", "not")) else ""
-    with pytest.raises(TeacherError, match=rf"teacher\.weights must.*{words}.* \(got .*w.{ending}\){again}") as caught:
+    with pytest.raises(TeacherError, match=rf"teacher\.weights must {words}") as caught:
         load_weights(make(), path)
+    assert f"(got {path})" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
