@@ -41,7 +41,7 @@ class Lean:
         self._counts: list[Tensor] = []
         self._places = [
             (module, name, weight, nn.Parameter(weight.detach().bfloat16(), weight.requires_grad))
-            for module, name, weight in (_cast_alone(network) if bf16 else ())
+            for module, name, weight in (_cast_alone(network) if bf16 else [])
         ]
         self._weights: list[Tensor] = [weight for _, _, weight, _ in self._places]
         self._copies: list[Tensor] = [copy for _, _, _, copy in self._places]
@@ -77,7 +77,7 @@ class Lean:
             rows, columns = unseen(module, inputs[0].shape[-2:])
             self._unseen += [gradient[:, :, row] for row in rows] + [gradient[..., column] for column in columns]
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for norm, count in zip(self._norms, self._counts, strict=True):
             norm.num_batches_tracked = count
         for module, name, weight, _ in self._places:

@@ -181,11 +181,11 @@ def measure(teacher: nn.Module, student: nn.Module, split: Split, how: LatencySp
     batch = repeated(split.validation.images, how.batch).cpu()
     example = batch[:2] if len(batch) > 1 else batch.repeat(2, 1, 1, 1)
     with tempfile.TemporaryDirectory() as folder:
-        files = [
+        teacher_file, student_file = (
             write(Prepared(network, split), example, Path(folder) / f"{name}.onnx")
             for name, network in (("teacher", teacher), ("student", student))
-        ]
-        return measure_files(*files, batch, how)
+        )
+        return measure_files(teacher_file, student_file, batch, how)
 
 
 def measure_files(teacher: Path, student: Path, batch: Tensor, how: LatencySpec) -> Timing:
