@@ -77,7 +77,7 @@ class Lean:
             rows, columns = unseen(module, inputs[0].shape[-2:])
             self._unseen += [gradient[:, :, row] for row in rows] + [gradient[..., column] for column in columns]
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for norm, count in zip(self._norms, self._counts, strict=True):
             norm.num_batches_tracked = count
         for module, name, weight, _ in self._places:

@@ -185,7 +185,7 @@ def measure(teacher: nn.Module, student: nn.Module, split: Split, how: LatencySp
             write(Prepared(network, split), example, Path(folder) / f"{name}.onnx")
             for name, network in (("teacher", teacher), ("student", student))
         ]
-        return measure_files(*files, batch, how)
+        return measure_files(files[0], files[1], batch, how)
 
 
 def measure_files(teacher: Path, student: Path, batch: Tensor, how: LatencySpec) -> Timing:

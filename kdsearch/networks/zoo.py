@@ -100,7 +100,8 @@ def _not_there(name: str, error: Exception, remedy: str) -> StudyFileError:
 def head(network: nn.Module) -> str:
     """Return the name of the layer that computes the logits: the last nn.Linear, else the last convolution."""
     kind = nn.Linear if has_layer(network, nn.Linear) else nn.Conv2d
-    return [name for name, module in network.named_modules() if isinstance(module, kind)][-1]
+    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, kind)]
+    return names[-1]
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
