@@ -15,6 +15,7 @@ MOST_CASES = 1_000_000
 DRAWS = 1000  # of a bootstrap
 PRIOR_DEGREES = 4  # upper limit of the degrees of freedom that a student borrows from others (see `sittings_interval`)
 NORMAL = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # 1.96
+TWO_TESTS = 0.9  # confidence of the interval equivalent to two one-sided tests at 5 % each (Schuirmann 1987)
 ONE_SIDED = statistics.NormalDist().inv_cdf(CONFIDENCE)  # 1.64
 
 

@@ -294,7 +294,7 @@ def _curve(trial: FrozenTrial) -> list[tuple[int, float]]:
     points = []
     for epoch, entry in mapping(trial.user_attrs.get(Attr.CURVE)).items():
         accuracy = number(entry[0]) if isinstance(entry, list | tuple) and entry else math.nan
-        if str(epoch).isdigit() and not math.isnan(accuracy):
+        if str(epoch).isdecimal() and not math.isnan(accuracy):
             points.append((int(epoch), accuracy))
     return sorted(points)
 

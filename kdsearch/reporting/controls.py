@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean, geometric_mean, variance
 from typing import Any
 
 import plotly.graph_objects as go
@@ -50,7 +50,7 @@ def gains(data: StudyData) -> list[Gain]:
         taught = {run.seed: run for run in data.runs[trial]}
         labels = {run.seed: run.test_accuracy for run in data.controls[trial] if run.seed in taught}
         if labels:
-            ratio = fmean(taught[seed].ratio for seed in labels)
+            ratio = geometric_mean(taught[seed].ratio for seed in labels)  # as of the confirmation
             accuracies = tuple(taught[seed].test_accuracy for seed in labels)
             found.append(Gain(trial, trial in front, ratio, accuracies, tuple(labels.values())))
     return found

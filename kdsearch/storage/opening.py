@@ -112,10 +112,8 @@ def _sqlite(url: str, *, log: bool) -> BaseStorage:
 
 def warning(url: str) -> str | None:
     """Return a warning for a sqlite file on a network file system, where its locks are unreliable; else None."""
-    from sqlalchemy.engine import make_url
-
-    path = make_url(url).database if url.startswith("sqlite") else None
-    kind = mounts.shared_kind(Path(path)) if path else None
+    path = file_of(url) if url.startswith("sqlite") else None
+    kind = mounts.shared_kind(path) if path else None
     if kind is None:
         return None
     return (

@@ -119,6 +119,12 @@ def test_curves_are_ordered_by_number_not_by_text(make_trial, gather):
     assert [*curves["accuracy"]] == [i / 100 for i in range(1, 13)]
 
 
+def test_what_is_no_epoch_is_no_point_of_a_curve(make_trial, gather):
+    trial = make_trial([0.6, 0.7], 2.0)
+    trial.user_attrs[Attr.CURVE] = {**trial.user_attrs[Attr.CURVE], "²": [0.9, 0.1], "-3": [0.9, 0.1]}
+    assert [*gather([trial]).curves["epoch"]] == [1, 2]
+
+
 def test_anchors_compare_published_measured_and_best(data: StudyData):
     rows = {row["anchor"]: row for row in records(data.anchors)}
     assert [*rows] == [f"m{i}" for i in range(1, 10)]

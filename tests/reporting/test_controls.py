@@ -34,6 +34,13 @@ def test_gains_are_paired_by_seed(controlled, gather):
     assert (first.interval.n, second.interval.n) == (3, 2)
 
 
+def test_the_ratio_is_that_of_the_confirmation(typical, gather):
+    for prefix in (StudyAttr.CONFIRMED, StudyAttr.CONTROL):
+        typical.set_user_attr(f"{prefix}3", confirmed(3, [0.96, 0.97, 0.96], [40.0, 80.0, 60.0]))
+    data = gather(typical)
+    assert controls.gains(data)[0].ratio == pytest.approx(data.confirmed["ratio"].iloc[0])
+
+
 def test_the_section_says_the_gain_with_its_interval(controlled, gather):
     data = gather(controlled)
     said = controls.sentence(data)

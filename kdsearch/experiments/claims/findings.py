@@ -9,13 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kdsearch.stats import Crossed, Interval, crossed, holm
+from kdsearch.stats import TWO_TESTS, Crossed, Interval, crossed, holm
 
 Verdict = Literal["confirmed", "refuted", "undecided", "not measured", "not testable with this teacher"]
 UNTESTABLE: Verdict = "not testable with this teacher"
 LEVEL = 0.05  # significance level of a verdict, both directions together
 CLAIMS = 9  # of the deck: verdicts are corrected for this many tests, whichever were run
-TWO_TESTS = 0.9  # confidence of the interval equivalent to two one-sided tests at 5 % each
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ DECIDE = ("search", "pruning", "experiments/search_bench", "pareto.py")
 
 
 def _key(name: str, arm: Arm, seed: int, budget: int) -> str:
-    path = Path(name)
+    path = tables.file_of(name)
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
     code = [optuna.__version__, machine.sources_digest(*DECIDE)]
     return json.dumps([code, name, content, arm.key, seed, budget, peers.version(arm.method)])

@@ -84,13 +84,18 @@ def shipped() -> list[str]:
     return sorted(path.name.removesuffix(".json.gz") for path in FOLDER.glob("*.json.gz"))
 
 
+def file_of(name: str) -> Path:
+    """Return the file of a table by its shipped name or its path, existing or not."""
+    return Path(name) if name.endswith(".gz") else FOLDER / f"{name}.json.gz"
+
+
 def load(name: str) -> Table:
     """Load a table by its shipped name or its path, without rows whose training failed.
 
     Raises:
         KdsearchError: the file does not exist or is no table.
     """
-    path = Path(name) if name.endswith(".gz") else FOLDER / f"{name}.json.gz"
+    path = file_of(name)
     try:
         raw = json.loads(gzip.decompress(path.read_bytes()))
         rows = [row for row in raw["rows"] if "failed" not in row]

@@ -17,6 +17,7 @@ from kdsearch.measure.latency import ratios
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.spec import Published
 from kdsearch.stats import (
+    TWO_TESTS,
     Interval,
     Spread,
     difference_from_one_run,
@@ -29,7 +30,6 @@ from kdsearch.stats import (
 )
 
 EQUAL = 0.5  # points: the equivalence margin
-TWO_TESTS = 0.9  # confidence of the interval equivalent to two one-sided tests at 5 % each (Schuirmann 1987)
 TEST_IMAGES = 10_000  # of both data sets
 
 

@@ -228,6 +228,15 @@ def test_results_are_kept_by_the_code_that_decides_them():
         "search/sampling/proposals.py",
         "experiments/search_bench/replay.py",
     } <= names
-    assert search.machine.sources_digest(*search.DECIDE) in search._key(
-        "family:power-law", Arm("random", "all", "none"), 0, 9
-    )
+    arm = Arm("random", "all", "none")
+    assert search.machine.sources_digest(*search.DECIDE) in search._key("family:power-law", arm, 0, 9)
+
+
+def test_results_of_a_table_are_kept_by_its_content(monkeypatch, tmp_path):
+    arm = Arm("random", "all", "none")
+    monkeypatch.setattr(search.tables, "FOLDER", tmp_path)
+    file = tmp_path / "digits.json.gz"
+    file.write_bytes(b"one")
+    before = search._key("digits", arm, 0, 9)
+    file.write_bytes(b"another")
+    assert search._key("digits", arm, 0, 9) != before
