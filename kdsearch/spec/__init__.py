@@ -1,15 +1,18 @@
 """Study files (TOML): read, checked and frozen; data, recipes, search space, anchors."""
 
 from kdsearch.spec.dimensions import Dimension, Range, Stages, choices, dimension_holds, ends, is_whole
-from kdsearch.spec.recipes import Augment, Recipe, TeacherRecipe, TeacherSpec
 from kdsearch.spec.study_file import (
     Anchor,
+    Augment,
     DataSpec,
     LatencySpec,
     Published,
+    Recipe,
     ReportSpec,
     StudentSpec,
     StudySpec,
+    TeacherRecipe,
+    TeacherSpec,
     from_dict,
     load,
     parse,
