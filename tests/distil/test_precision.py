@@ -87,8 +87,10 @@ def test_a_broken_file_is_as_none(has_bf16, own_cache, text):
 
 def test_without_instructions_nothing_is_timed_nor_built(own_cache, monkeypatch):
     monkeypatch.setattr(machine, "bf16_instructions", list)
-    assert choose(build=None).name == "float32"
-    assert precision.kept() == {}
+    built: list[str] = []
+    choice = choose(build=lambda: built.append("a student") or student())
+    assert (choice.name, built, precision.kept()) == ("float32", [], {})
+    assert "timed" not in choice.why
 
 
 def test_dense_students_stay_in_float32(has_bf16):
