@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any
@@ -20,6 +21,7 @@ from kdsearch.errors import shown
 from kdsearch.records import Config, EpochRecord
 
 LOG_WIDTH = 160  # of tables where no terminal says its own
+SILENCE = 60.0  # seconds, after which a log without bars says how far the work is
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
 
@@ -51,6 +53,7 @@ class ConsoleProgress(records.Progress):
         self._unit = "trials"
         self._labels: dict[int, str] = {}  # of the trials that run
         self._aside = ExitStack()
+        self._spoken = time.monotonic()
 
     def __enter__(self) -> ConsoleProgress:
         self._aside.enter_context(stdout_to_stderr())
@@ -64,6 +67,11 @@ class ConsoleProgress(records.Progress):
     def line(self, text: str, style: str = "") -> None:
         """A line above the bars; nothing in it is taken for markup."""
         self.console.print(Text(shown(text)), style=style, soft_wrap=True)
+        self._spoken = time.monotonic()
+
+    def _after_silence(self, text: str) -> None:
+        if time.monotonic() - self._spoken >= SILENCE and not self.console.is_terminal:
+            self.line(text)
 
     def warning(self, text: str) -> None:
         self.line(f"warning: {text}", "yellow")
@@ -84,6 +92,7 @@ class ConsoleProgress(records.Progress):
     def teacher_batch(self, done: float) -> None:
         if self._teacher is not None:
             self._bars.update(self._teacher, completed=int(100 * done))
+            self._after_silence(f"teacher: {done:.0%} of its training")
 
     def teacher_finished(self, accuracy: float, seconds: float) -> None:
         if self._teacher is not None:
@@ -122,6 +131,8 @@ class ConsoleProgress(records.Progress):
     def _update(self, now: str, *, advance: bool = False) -> None:
         if self._study is not None:
             self._bars.update(self._study, now=escape(shown(now)), advance=int(advance))
+            if now:
+                self._after_silence(now)
 
 
 def front_table(result: dict[str, Any]) -> Table:

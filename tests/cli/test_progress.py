@@ -51,6 +51,24 @@ def test_a_new_study_starts_without_a_word_and_each_trial_has_its_line(progress,
     assert shown.getvalue() == "trial 3 (m1)   complete  accuracy 50 %\n"
 
 
+def test_a_log_is_not_silent_for_longer_than_a_minute(progress, shown, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("kdsearch.cli.progress.time.monotonic", lambda: now)
+    progress.line("begins")
+    progress.teacher_started("resnet50", 30)
+    progress.study_started(0, 9)
+    progress.trial_started(3, "c5", {})
+    for epoch, now in ((1, 59.0), (2, 61.0), (3, 100.0), (4, 130.0)):
+        progress.trial_epoch(3, EpochRecord(epoch, 0.1, 0.5, 1.0), 4)
+    now = 200.0
+    progress.teacher_batch(0.25)
+    assert shown.getvalue().splitlines()[2:] == [
+        "trial 3 (c5): epoch 2/4, accuracy 50.00%",
+        "trial 3 (c5): epoch 4/4, accuracy 50.00%",
+        "teacher: 25% of its training",
+    ]
+
+
 def test_the_front_says_after_which_epoch_each_value_was_taken(progress, shown):
     member = {
         "trial": 7, "anchor": None, "ratio": 20.0, "ratio_low": None, "ratio_high": None, "accuracy": 0.5,
