@@ -52,15 +52,15 @@ def test_a_new_study_starts_without_a_word_and_each_trial_has_its_line(progress,
 
 
 def test_a_log_is_not_silent_for_longer_than_a_minute(progress, shown, monkeypatch):
-    now = 0.0
-    monkeypatch.setattr("kdsearch.cli.progress.time.monotonic", lambda: now)
+    clock = [0.0]
+    monkeypatch.setattr("kdsearch.cli.progress.time.monotonic", lambda: clock[0])
     progress.line("begins")
     progress.teacher_started("resnet50", 30)
     progress.study_started(0, 9)
     progress.trial_started(3, "c5", {})
-    for epoch, now in ((1, 59.0), (2, 61.0), (3, 100.0), (4, 130.0)):
+    for epoch, clock[0] in enumerate((59.0, 61.0, 100.0, 130.0), start=1):
         progress.trial_epoch(3, EpochRecord(epoch, 0.1, 0.5, 1.0), 4)
-    now = 200.0
+    clock[0] = 200.0
     progress.teacher_batch(0.25)
     assert shown.getvalue().splitlines()[2:] == [
         "trial 3 (c5): epoch 2/4, accuracy 50.00%",
