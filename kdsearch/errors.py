@@ -48,11 +48,11 @@ class StorageError(KdsearchError):
 
 
 class DefinitionError(KdsearchError):
-    """A study of another definition lives under the same name."""
+    """A study of another definition lives under the same name, or one to join has not begun."""
 
 
 class TeacherError(KdsearchError):
-    """A teacher's weights that cannot be loaded or do not fit."""
+    """A teacher that cannot be built, loaded or trained, or that is no better than chance."""
 
 
 class TrialError(KdsearchError):

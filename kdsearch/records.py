@@ -73,7 +73,7 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, device, threads
     COMMAND = "command"  # the last command line
     EXPORTED = "exported:"  # prefix of exported:NUMBER:FORMAT, measurements of an exported file in its own runtime
-    CARRIED = "carried:"  # prefix of carried:NUMBER, prints of the folders made for a device (export.device_folder)
+    CARRIED = "carried:"  # prefix of carried:NUMBER, fingerprints of folders made for a device (export.device_folder)
     MEASURED = "measured:"  # prefix of measured:NUMBER:SETUP, a ratio in another runtime or device (reporting.measured)
     SITTINGS = "sittings:"  # prefix of sittings:DIGEST, the later timings of an architecture (see kdsearch.sittings)
     CONFIRMED = "confirmed:"  # prefix of confirmed:NUMBER, the runs of a trial's confirmation

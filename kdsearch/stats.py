@@ -32,6 +32,8 @@ class Interval:
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the median and its distribution-free interval of at least 95 %, from order statistics.
 
+    export/device_script.py, which runs alone on a device, has a copy.
+
     The interval runs from the k-th smallest to the k-th largest value, k the largest with
     2 P(Binomial(n, 1/2) < k) <= 0.05 (Conover, Practical Nonparametric Statistics, section 3.2). Below 6 values no
     such k exists, and the range is returned.

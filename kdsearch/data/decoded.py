@@ -63,7 +63,7 @@ def load(paths: Sequence[Path], decode: Callable[[], Tensor], key: str) -> Tenso
 
 def fingerprint(paths: Sequence[Path], key: str) -> str:
     """Return a hash of files' metadata, without opening them, and of a key; 32 hexadecimal digits."""
-    base = "" if all(path.is_absolute() for path in paths[:1]) else os.getcwd()
+    base = "" if not paths or paths[0].is_absolute() else os.getcwd()  # all are of one folder
     digest = hashlib.blake2b(json.dumps([key, base]).encode(), digest_size=16)
     for path in paths:
         name = str(path)

@@ -207,7 +207,7 @@ class ViewAnswers:
         network, data, prepare, precision: see `ask`.
         augment: defines the views.
         folder, name: see `obtain`; the views name the file, too.
-        begins: images at the beginning of the data, whose own table is copied if there is one; None: none.
+        begins: the first images of the data, if these have a table of their own, whose answers are then taken over.
     """
 
     def __init__(

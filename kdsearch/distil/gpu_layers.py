@@ -1,7 +1,8 @@
 """Batch norm and max pooling in training on a GPU, for bfloat16 images laid out channels last, as Triton kernels.
 
-torch's own take half of a small student's step there: on an H200, of the 1.07 ms that the kernels of row c5's step
-take, batch norm had 0.39 and max pooling 0.10 (torch 2.11, which does not use cuDNN's batch norm in bfloat16).
+torch's own kernels for these layers take half of a small student's step there: on an H200, of the 1.07 ms that the
+kernels of row c5's step take, batch norm had 0.39 and max pooling 0.10 (torch 2.11, which does not use cuDNN's batch
+norm in bfloat16).
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-any-return"
@@ -358,7 +359,7 @@ def forward_of(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
     return None
 
 
-def trial(device: torch.device) -> None:
+def check(device: torch.device) -> None:
     """Compile all kernels, and run them beside torch's own layers, on rows of more than one part.
 
     Raises:

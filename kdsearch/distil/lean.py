@@ -1,4 +1,4 @@
-"""A network within an epoch of training, without the kernels of casts layer by layer and of counting batches."""
+"""Training without a kernel for each layer's cast and without counting batches on the device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Lean:
     batch norm and max pooling are our own kernels (`gpu_layers`).
 
     Args:
-        network: the optimiser's parameters are its; it must be in its memory format already.
+        network: in its memory format already; its parameters are the optimiser's.
         bf16: whether its forward passes run under autocast to bfloat16.
     """
 
@@ -132,7 +132,7 @@ def own_kernels(device: torch.device) -> ModuleType | None:
     try:
         from kdsearch.distil import gpu_layers as layers
 
-        layers.trial(device)
+        layers.check(device)
     except Exception as error:  # of an import, a compiler or a driver: torch's own layers do the same
         reason = " ".join(str(error).split())[-200:]  # a compiler shows the source first
         warnings.warn(

@@ -15,7 +15,7 @@ from kdsearch.records import Precision
 from kdsearch.system import machine
 
 EAGER_STEPS = 3  # before the capture: kernels are chosen and the optimiser creates its states
-FEW_CHANNELS = 16  # of AVX-512; 8 of AVX2
+FEW_CHANNELS = 16  # float32 values in a register of AVX-512 (of AVX2: 8)
 WAITS = "called a synchronizing CUDA operation"  # torch's warning in its debug mode of synchronisation
 
 
@@ -85,8 +85,8 @@ def _breaks_onednn(module: nn.Module) -> bool:
 class Steps:
     """Takes training steps: directly, or on CUDA as a graph of all their kernels, captured once and replayed.
 
-    The first steps of a training are taken as they are, which warms up what a capture needs warm; a last batch of
-    another size is, too. So no step is taken twice and none is lost: a captured training is the plain one, but for
+    The first steps of a training are taken as they are, to warm up before the capture, and so is a last batch of
+    another size. So no step is taken twice and none is lost: a captured training is the plain one, but for
     rounding where kernels are chosen anew. What changes from step to step lies in tensors: inputs, rate and epoch.
     The last of the first steps is watched: one that waits for the device is never captured, for a capture that fails
     leaves stream, allocator and generator of the process in disorder.

@@ -11,7 +11,7 @@ from kdsearch.data import Images, ImageSet
 
 BATCH = 500
 PIXELS = 2**21  # upper limit of a batch: a layer of 64 channels at full image size then takes 512 MB
-LEAST = 16
+LEAST = 16  # images of a batch, however large they are
 
 
 def batch_of(images: Images) -> int:

@@ -36,8 +36,8 @@ STICKY = (
 )
 MISSING = "--device must exist"  # how a device that is gone is refused
 BROKEN = "the GPU must go on working"
-IN_A_ROW = 5  # failed trials end a run
-OWN_IN_A_ROW = 50  # where they failed by their configurations, in a study in which others did not
+IN_A_ROW = 5  # failed trials that end a run
+OWN_IN_A_ROW = 50  # as many where each failed by its own configuration and other trials of the study did not fail
 LONGEST = 200  # characters of somebody else's message
 
 
@@ -63,7 +63,7 @@ def _is_sticky(text: str) -> bool:
 
 
 def broken(error: BaseException, device: torch.device | None = None) -> BrokenDeviceError | None:
-    """The error that ends this process, in one line, where an error has left CUDA unusable for it; else None.
+    """Return the error that ends this process, in one line, if an error has left CUDA unusable for it; else None.
 
     Args:
         error: as it was caught; one that came of another is looked at with it.

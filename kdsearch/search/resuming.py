@@ -24,9 +24,9 @@ from kdsearch.pruning.history import History
 from kdsearch.pruning.scale import Scale
 from kdsearch.records import Attr, Config, was_handed_back
 
-NEIGHBOURS = 10  # of a forecast, as many as the pruner's
+NEIGHBOURS = 10  # of a forecast: the default of `ParetoPruner`
 MARGIN = 2.0  # times the gain per step that others promise: what a trial must promise to be resumed
-MOST = 16  # trials whose checkpoints are kept, the most promising ones
+MOST = 16  # ended trials that are offered, the most promising ones; up to twice as many checkpoints are on disk
 NAME = re.compile(r"trial-(\d+)(-taken)?\.safetensors")
 MOST_BYTES = 2**30  # of all checkpoints of a study
 UNCLAIMED = 3600.0  # seconds after which a checkpoint that was taken, but that no trial goes on with, is offered again

@@ -15,7 +15,7 @@ from kdsearch import networks
 from kdsearch.records import DISTILLATION, Attr, Config, architecture, was_handed_back
 from kdsearch.spec import Dimension, Range, Stages, StudySpec
 
-MAX_FAILURES = 3  # of one anchor, after which it is not tried again
+MAX_FAILURES = 3  # of one configuration, after which it is not tried again
 DIGITS = 10  # without rounding, a stepped range gives 0.15000000000000002
 
 

@@ -43,7 +43,7 @@ from kdsearch.system import machine
 CONVOLUTIONAL = ("resnet", "timm", "torchvision")  # student families of which an epoch may take 20 times another's
 
 
-def pareto(plan: Plan) -> ParetoPruner:
+def pareto_pruner(plan: Plan) -> ParetoPruner:
     """Return the pruner of a plan, which knows the length of each trial."""
     epochs = plan.spec.space["epochs"]
     longest = "epochs" if isinstance(epochs, Range | list) else plan.spec.longest
@@ -51,7 +51,7 @@ def pareto(plan: Plan) -> ParetoPruner:
 
 
 PRUNERS: dict[str, Callable[[Plan], optuna.pruners.BasePruner]] = {
-    "pareto": pareto,
+    "pareto": pareto_pruner,
     "none": lambda plan: optuna.pruners.NopPruner(),
 }
 

@@ -39,7 +39,7 @@ class Workshop:
     teacher: Teacher
     cost: str  # name of a cost (`measure.cost`)
     precision: Precision | None = None  # of convolutions in training; None: the device's default
-    begins: ImageSet | None = None  # images at the beginning of the training images that have answers of their own
+    begins: ImageSet | None = None  # the first training images, to which the teacher's answers are known already
 
     @classmethod
     def open(cls, plan: Plan, progress: Progress | None = None, *, cost: str | None = None) -> Workshop:

@@ -64,7 +64,7 @@ def test_where_triton_does_not_run_torchs_layers_do(monkeypatch):
         raise RuntimeError("x" * 300 + "\nFailed to find C compiler")
 
     own_kernels.cache_clear()
-    monkeypatch.setattr(gpu_layers, "trial", fail)
+    monkeypatch.setattr(gpu_layers, "check", fail)
     with pytest.warns(UserWarning, match="Triton does not run: x+ Failed to find C compiler$"):
         assert own_kernels(torch.device("cuda", 0)) is None
     own_kernels.cache_clear()

@@ -325,7 +325,7 @@ def test_the_epochs_may_be_fixed_and_the_pruner_knows_how_many_either_way(study_
     assert spec.load(file).longest == 2
     assert spec.load(file).limited(max_epochs=1).space["epochs"] == 1
     fixed, sampled = (
-        search.pareto(plans.make_plan(Request(study=path, train_size=200, device="cpu", cost="flops")))
+        search.pareto_pruner(plans.make_plan(Request(study=path, train_size=200, device="cpu", cost="flops")))
         for path in (file, study_file)
     )
     assert (fixed._max_steps, sampled._max_steps) == (2, "epochs")

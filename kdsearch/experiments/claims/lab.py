@@ -131,13 +131,13 @@ class Lab:
                 part = dataclasses.replace(part, train=seen, fingerprint=data.fingerprint([seen, part.test]))
             elif self.dataset == "mnist":
                 part = teacher_split("mnist", self.published, self.device, train_size=None)
-            recipe = self._recipe.model_copy(update={"seed": self._recipe.seed + number})
+            recipe = self._teacher_spec.model_copy(update={"seed": self._teacher_spec.seed + number})
             self._teachers[which, number] = teacher.obtain(recipe, part, progress=self.progress)
         return self._teachers[which, number]
 
     @property
-    def _recipe(self) -> spec.TeacherSpec:
-        """The recipe of all teachers: on MNIST the slides' own but trained longer, on digits the shipped study's."""
+    def _teacher_spec(self) -> spec.TeacherSpec:
+        """The teachers', but for the seed: on MNIST the slides' trained longer, on digits the shipped study's."""
         found = teacher_spec("mnist", max_epochs=None) if self.dataset == "mnist" else self.file.teacher
         if self.settings.teacher_epochs is None or found.recipe is None:
             return found
@@ -145,7 +145,7 @@ class Lab:
         return found.model_copy(update={"recipe": longer})
 
     @property
-    def taught(self) -> bool:
+    def any_trained(self) -> bool:
         """Whether any student was trained."""
         return bool(self._scores)
 
@@ -203,7 +203,7 @@ class Lab:
             try:
                 found, text = files.load_tensors(path, self.device)[0]["hits"], ", kept by an earlier run"
             except (OSError, ValueError):
-                found, text = hits(self._taught(arm, number, seed), self.split.test, self.split.prepare), ""
+                found, text = hits(self._trained(arm, number, seed), self.split.test, self.split.prepare), ""
                 files.save_tensors(path, {"hits": found}, {})
             text = f"test accuracy {found.double().mean().item():.2%}{text}"
             self.progress.trial_finished(len(self._scores), "COMPLETE", text, counted=True)
@@ -233,7 +233,7 @@ class Lab:
         own = recipe.temperature if arm.ordinary and recipe is not None else 1.0
         return dataclasses.replace(known, logits=known.logits / own)
 
-    def _taught(self, arm: Arm, number: int, seed: int) -> nn.Module:
+    def _trained(self, arm: Arm, number: int, seed: int) -> nn.Module:
         epochs = arm.budget * self.settings.epochs
         config: dict[str, Any] = {
             "width": arm.width, "loss_weight": arm.loss_weight, "temperature": arm.temperature,

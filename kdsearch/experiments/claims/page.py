@@ -209,7 +209,7 @@ def _facts(lab: Lab, command: str) -> list[str]:
         f"Students: one hidden layer, Adam, {lab.settings.epochs} epochs, batch {lab.settings.batch_size}; scored on "
         f"the {len(lab.split.test):,} test images after the last epoch.",
     ]
-    if lab.taught:
+    if lab.any_trained:
         teacher = lab.teacher_of().facts
         told = f"Teacher: {teacher.family}, fingerprint {teacher.fingerprint}"
         facts.append(f"{told}, test accuracy {100 * teacher.accuracy:.2f} %.")

@@ -30,13 +30,13 @@ from kdsearch.system import machine
 
 TRAININGS = 30  # full trainings whose epochs are the default budget of a replay
 RULES = ("none", "dominance", "moasha", "hub", "pruner", "oracle")
-CHOICES = ("none", "pruner", "proposals", "ours")  # rule x proposals
+CHOICES = ("none", "pruner", "proposals", "ours")  # neither, pruning only, proposals only, both
 DEFAULT = Arm("tpe", ALL, "ours")  # `kdsearch optimize` where every trial may have all epochs
 SHIPPED = Arm("tpe", SAMPLED, "ours")  # and where the number of epochs is a dimension, as in the shipped study files
 PEERS = {method: Arm("own", ALL, method) for method in peers.PACKAGES}
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 WORKERS = 4
-SLOW = ("random", "nsga2", "tpe", "own", "gp")  # fast to slow
+BY_SPEED = ("random", "nsga2", "tpe", "own", "gp")  # samplers, fast to slow
 FAMILY, LCBENCH, TUNING = "family:", "lcbench:", "lcbench-tuning:"
 
 
@@ -222,7 +222,7 @@ def _all(everything: Sequence[Job], jobs: int, progress: Progress, kept: Path | 
 
     for job in found:
         finished(job)
-    rest = sorted((job for job in everything if job not in found), key=lambda job: -SLOW.index(job[1].sampler))
+    rest = sorted((job for job in everything if job not in found), key=lambda job: -BY_SPEED.index(job[1].sampler))
     context = multiprocessing.get_context("spawn")
     with (
         _single_threaded(),

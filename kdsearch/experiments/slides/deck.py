@@ -1,6 +1,7 @@
 """The slide deck: its rows, in both readings where it is ambiguous, with the published figures; and its recipes.
 
-Where the deck leaves something open, its authors' published code decides (see the README's section on the slides).
+Where the deck leaves something open, its authors' published code decides (see "The slides, measured" in
+reports/README.md).
 """
 
 from __future__ import annotations

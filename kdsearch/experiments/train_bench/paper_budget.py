@@ -48,7 +48,7 @@ class Op:
 
     @property
     def kind(self) -> str:
-        """ "convolution", "batch norm", "optimiser", "casts" or "rest"."""
+        """One of "convolution", "batch norm", "optimiser", "casts" and "rest"."""
         return next((kind for part, kind in KINDS.items() if part in self.name), "rest")
 
     @property

@@ -84,7 +84,7 @@ def card(data: StudyData, number: int) -> str:
         "## Data", document.facts(of_data),
         "## Teacher", document.facts(_teacher(data.teacher or {})),
         "## Train it again", document.block(command(data, number)),
-        "The storage's password is hidden: put it in the place of `***`." if "***" in data.storage else "",
+        "The storage's password is hidden: put it in place of `***`." if "***" in data.storage else "",
         "## Made with", document.facts(made),
     ]  # fmt: skip
     return "\n\n".join(filter(None, parts)) + "\n"
