@@ -136,7 +136,7 @@ def test_where_promise_counts_by_the_second_pruning_saves_more_and_small_batches
     monkeypatch.setattr(estimate, "counts_seconds", lambda plan, budget: True)
     pruning = estimate.estimate(plan, Budget(trials=2))["pruning"]
     assert pruning["seconds"] == pytest.approx(8 * 0.47, abs=0.1)
-    assert pruning["seen"] == "as in CIFAR-10's 100 trials, reports/examples/cifar10.md"
+    assert pruning["seen"] == "as in CIFAR-10's 100 trials, epochs weighted by operations, reports/examples/cifar10.md"
 
 
 @pytest.mark.usefixtures("priced")
