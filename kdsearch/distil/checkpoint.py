@@ -33,7 +33,7 @@ def folder() -> Path:
 
 
 def digest(*parts: object) -> str:
-    """Return a hash of JSON values that determine a training, 16 hexadecimal digits: it names the checkpoint."""
+    """Return a hash of JSON values that determine a training, 16 hexadecimal digits: it names what is kept of it."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

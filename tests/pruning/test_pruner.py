@@ -703,11 +703,12 @@ def test_steps_that_fall_or_repeat_are_warned_of_once(steps):
     assert [Path(one.filename) for one in caught] == [Path(__file__)]
 
 
-def test_a_step_reported_again_with_the_same_values_is_no_mistake():
+def test_a_step_reported_again_with_the_same_values_is_no_mistake(recwarn):
     trial = learnt().ask()
     report(trial, (None, 5.0), 0)
     report(trial, (0.1, 5.0), 0)
     report(trial, (0.1, 5.0), 0)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
@@ -726,7 +727,7 @@ def test_a_study_loaded_without_a_pruner_is_warned_of(tmp_path):
     optuna.create_study(study_name="x", storage=url, directions=MAX2, pruner=ParetoPruner(audit=0))
     trial = optuna.load_study(study_name="x", storage=url).ask()
     with pytest.warns(UserWarning, match="after create_study and load_study"):
-        should_prune(trial)
+        assert not should_prune(trial)
 
 
 @pytest.mark.parametrize("trial", [optuna.trial.FixedTrial({}), create_trial(values=[0.5, 1.0])])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +17,7 @@ from torch.nn import functional as F
 
 from kdsearch import data, spec
 from kdsearch.data import ImageSet, Split, stratified
-from kdsearch.distil import answers, lesson, teacher, train
+from kdsearch.distil import answers, checkpoint, lesson, teacher, train
 from kdsearch.distil.answers import Answers
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.slides.deck import teacher_spec, teacher_split
@@ -31,7 +29,11 @@ LEFT_OUT = 3  # the class that the published notebook leaves out
 WIDTH, WIDE = 300, 600  # of the deck's rows m7 and m9
 SEEDS = 5  # fewest paired seeds for a verdict
 MARGIN = 0.5  # points, on every data set: what counts as better or worse; at least twice the weight of one test image
-DECIDE = ("data", "distil", "networks", "experiments/claims/lab.py")  # sources that determine a student
+# sources that determine a student and which test images it is right on
+DECIDE = (
+    "data", "distil", "measure/accuracy.py", "networks", "records.py", "spec", "system/machine.py",
+    "experiments/claims/lab.py",
+)  # fmt: skip
 NO_LABEL = -100  # label of an image without one: torch's cross-entropy ignores it
 SEED = 0  # of the transfer sets
 
@@ -212,12 +214,11 @@ class Lab:
 
     def _kept_file(self, arm: Arm, number: int, seed: int) -> Path:
         taught_by = self.teacher_of(arm.teacher, number).facts.fingerprint if arm.loss_weight else None
-        described = [
+        name = checkpoint.digest(
             machine.sources_digest(*DECIDE), torch.__version__, machine.device_model(self.device),
             self.split.fingerprint, self.file.student.model_dump(mode="json"), dataclasses.asdict(self.settings),
             dataclasses.asdict(arm), taught_by, seed,
-        ]  # fmt: skip
-        name = hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
+        )  # fmt: skip
         return machine.cache_folder() / "claims" / f"{name}.safetensors"
 
     def _answers(self, arm: Arm, number: int = 0) -> Answers | None:

@@ -111,7 +111,7 @@ def kept_file() -> Path:
     return machine.cache_folder() / "bench-search.jsonl"
 
 
-DECIDE = ("search", "pruning", "experiments/search_bench", "pareto.py")
+DECIDE = ("search", "pruning", "experiments/search_bench", "spec", "pareto.py", "records.py", "system/machine.py")
 """Rooms and files of the package that determine a replay."""
 
 
