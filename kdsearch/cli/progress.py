@@ -137,6 +137,8 @@ class ConsoleProgress(records.Progress):
 
 def front_table(result: dict[str, Any]) -> Table:
     """The front of a `--json` result as a table."""
+    from kdsearch.reporting.formatting import microseconds
+
     table = Table(title=f"front of {_cell(result['study'])} (hypervolume {result['hypervolume'] or 0:.4f})")
     columns = ("trial", "anchor", "ratio", "95 % interval", "µs", "µs alone", "validation", "test", "epoch")
     for column in (*columns, "parameters"):
@@ -149,7 +151,7 @@ def front_table(result: dict[str, Any]) -> Table:
             _cell(member["anchor"] or ""),
             _figure(member["ratio"], ".4g"),
             f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "",
-            *(_figure(member.get(name), ".3g") for name in ("microseconds", "microseconds_1")),
+            *(microseconds(member[name]) if member.get(name) else "" for name in ("microseconds", "microseconds_1")),
             *(_figure(member[name], ".2%") for name in ("accuracy", "test_accuracy")),
             _figure(member["best_epoch"], ""),
             _cell(", ".join(f"{key} {value}" for key, value in params.items())),

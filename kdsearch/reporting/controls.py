@@ -90,12 +90,12 @@ def sentence(data: StudyData) -> str:
         return f"Over {where} distillation gained {average:+.2f} points; one seed each shows no spread."
     said = "made no difference that these seeds can tell"
     if mean.low > 0:
-        said = "was worth it"
+        said = "gained accuracy"
     elif mean.high < 0:
         said = "cost accuracy"
     return (
-        f"Distillation {said}: over {where} it gained {100 * mean.mean:+.2f} points of test accuracy "
-        f"({100 * mean.low:+.2f} to {100 * mean.high:+.2f}, 95 % over seeds) against labels alone."
+        f"Distillation {said}: {100 * mean.mean:+.2f} points of test accuracy ({100 * mean.low:+.2f} to "
+        f"{100 * mean.high:+.2f}, 95 % over seeds) against labels alone, over {where}."
     )
 
 

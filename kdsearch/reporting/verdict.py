@@ -104,7 +104,8 @@ def details(data: StudyData) -> str:
     if not found.faster:
         lead = f"Only a student {_quicker(data)} than the teacher is one to ship"
     elif found.chosen is None:
-        lead = f"It lacks {max(100 * of.bound - found.within, 0.1):.1f} points at that bound"
+        beyond = max(100 * of.bound - found.within, 0.1)
+        lead = f"That bound exceeds the allowed {_points(found.within)} by {beyond:.1f}"
     return f"{lead}; {'; '.join(_more(data, of))}."
 
 
@@ -160,7 +161,7 @@ def _more(data: StudyData, of: Standing) -> list[str]:
     ours = of.row["test_accuracy"]
     theirs = ours + of.below
     errors = f"{formatting.ratio((1 - ours) / (1 - theirs))} times the teacher's errors" if 0 < theirs < 1 else ""
-    parts = [f"ratio {span}" if span else "", _microseconds(data, of.row), errors, _sure(of), _beaten(data, of)]
+    parts = [f"ratio {span} (95 %)" if span else "", _microseconds(data, of.row), errors, _sure(of), _beaten(data, of)]
     return [*filter(None, parts)]
 
 
@@ -187,7 +188,9 @@ def _below(of: Standing) -> str:
 
 
 def _sure(of: Standing) -> str:
-    seeds = f"confirmed with {many(of.seeds, 'new seed')}" if of.seeds else "one seed, not confirmed"
+    seeds = "one seed, not confirmed, so the bound is over test images alone"
+    if of.seeds:
+        seeds = f"confirmed with {many(of.seeds, 'new seed')}"
     return seeds if of.paired else f"{seeds}, accuracies not paired by image"
 
 
@@ -216,7 +219,8 @@ def _beaten(data: StudyData, of: Standing) -> str:
     if None not in epochs:
         how += ", equal epochs" if epochs[0] == epochs[1] else f", {epochs[0]} epochs against {epochs[1]}"
     pace = "the same" if same else "a higher"
-    return f"it beats slide row {anchor['anchor']}, run in this study, by {gain:.1f} points at {pace} ratio ({how})"
+    row = f"row {anchor['anchor']} of the slide deck, run in this study"
+    return f"it beats {row}, by {gain:.1f} points at {pace} ratio ({how})"
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -44,7 +44,8 @@ def test_the_ratio_is_that_of_the_confirmation(typical, gather):
 def test_the_section_says_the_gain_with_its_interval(controlled, gather):
     data = gather(controlled)
     said = controls.sentence(data)
-    assert said.startswith("Distillation made no difference that these seeds can tell: over 2 students of the front")
+    assert said.startswith("Distillation made no difference that these seeds can tell: +0.50 points of test accuracy")
+    assert said.endswith("against labels alone, over 2 students of the front.")
     assert "+0.50 points" in said
     source = study_page.render(data, plotlyjs="cdn")
     assert "Was the teacher worth it?" in source

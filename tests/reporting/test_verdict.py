@@ -40,8 +40,9 @@ def test_the_verdict_is_the_student_to_ship_with_its_figures(data: StudyData):
         "(at most 0.4 below with 95 % confidence)."
     )
     assert details(data) == (
-        "The fastest shown to be within 1 point of the teacher; ratio 19.6 to 20.4; 0.73 times the teacher's errors; "
-        "one seed, not confirmed, accuracies not paired by image."
+        "The fastest shown to be within 1 point of the teacher; ratio 19.6 to 20.4 (95 %); "
+        "0.73 times the teacher's errors; one seed, not confirmed, so the bound is over test images alone, accuracies "
+        "not paired by image."
     )
     assert verdict(data) == f"{headline(data)} {details(data)}"
 
@@ -55,7 +56,8 @@ def test_counts_by_image_make_the_bound_narrower_and_another_student_qualify(mak
     assert verdict(gather(trials)) == (
         "Ship trial 0: 100 times as fast as the teacher, 0.1 points below its 96.9 % test accuracy "
         "(at most 0.3 below with 95 % confidence). The fastest shown to be within 1 point of the teacher; "
-        "ratio 98.0 to 102; 1.03 times the teacher's errors; one seed, not confirmed."
+        "ratio 98.0 to 102 (95 %); 1.03 times the teacher's errors; one seed, not confirmed, "
+        "so the bound is over test images alone."
     )
 
 
@@ -70,8 +72,8 @@ def test_none_near_the_teacher_names_the_nearest_and_what_it_lacks(make_trial, g
     assert verdict(found) == (
         "No student is shown to be within 1 point of the teacher; the nearest is trial 0: 1.50 times as fast as the "
         "teacher, 7.0 points below its 97.0 % test accuracy (at most 13.3 below with 95 % confidence). "
-        "It lacks 12.3 points at that bound; ratio 1.47 to 1.53; 3.33 times the teacher's errors; "
-        "one seed, not confirmed, accuracies not paired by image."
+        "That bound exceeds the allowed 1 point by 12.3; ratio 1.47 to 1.53 (95 %); 3.33 times the teacher's errors; "
+        "one seed, not confirmed, so the bound is over test images alone, accuracies not paired by image."
     )
     assert looks(found, ship(found)) == (
         "Validation puts no student of the front that is faster than the teacher within 1 point of the teacher."
@@ -84,7 +86,7 @@ def test_where_no_student_is_faster_than_the_teacher_none_is_to_be_shipped(make_
         "No student here is faster than the teacher; the nearest in accuracy is trial 0: 2.00 times slower "
         "than the teacher, at its 97.0 % test accuracy"
     )
-    assert ". Only a student faster than the teacher is one to ship; ratio 0.49 to 0.51;" in verdict(found)
+    assert ". Only a student faster than the teacher is one to ship; ratio 0.49 to 0.51 (95 %);" in verdict(found)
     assert looks(found, ship(found)) == "No student of the front is faster than the teacher, so none is a candidate."
     counted = dataclasses.replace(found, cost="flops")
     assert verdict(counted).startswith("No student here is of fewer operations than the teacher; ")
@@ -125,10 +127,11 @@ def test_what_was_confirmed_is_what_the_verdict_says_and_like_is_compared_with_l
         "Ship trial 3: 92.0 times as fast as the teacher, 0.4 points above its 97.0 % test accuracy"
     )
     assert "; confirmed with 3 new seeds;" in found
-    assert "slide row m2, run in this study, by 0.8 points at the same ratio (one seed each, equal epochs)" in found
+    row = "row m2 of the slide deck, run in this study"
+    assert f"{row}, by 0.8 points at the same ratio (one seed each, equal epochs)" in found
     confirm(typical, 1, [0.97, 0.971, 0.969], 90.0)
     found = verdict(gather(typical))
-    assert "slide row m2, run in this study, by 0.4 points at a higher ratio (both confirmed, equal epochs)" in found
+    assert f"{row}, by 0.4 points at a higher ratio (both confirmed, equal epochs)" in found
 
 
 def test_microseconds_stand_where_they_are_known_with_the_batch_that_was_timed(data: StudyData):

@@ -20,7 +20,7 @@ from kdsearch.reporting.pages import document, text
 from kdsearch.reporting.pages.assets import Library, packed, templates
 from kdsearch.reporting.pages.document import Document, Fold, Grid, Section
 from kdsearch.reporting.pages.one_trial import command
-from kdsearch.reporting.verdict import details, effort, headline, looks, picks
+from kdsearch.reporting.verdict import SHIP, details, effort, headline, looks, picks
 from kdsearch.system.files import write_text
 
 # functions of `formatting` that the templates use
@@ -87,6 +87,7 @@ def page(data: StudyData) -> Document:
     rows = {number: row | {"config": configuration(row)} for number, row in by(data.trials, "number").items()}
     front = [rows[number] for number in data.front["number"]]
     confirmed = by(data.confirmed, "trial")
+    worth = controls.sentence(data) or ("Whether the teacher was worth it was not tried." if front else "")
     on = f" on {data.dataset}" if data.dataset and data.dataset != data.name else ""
     sections = [
         *_picks(data, confirmed),
@@ -106,7 +107,7 @@ def page(data: StudyData) -> Document:
     return Document(
         title=escape(f"Study {data.name}{on}"),
         verdict=escape(headline(data)),
-        lead=[escape(said) for said in (details(data), _counts(data)) if said],
+        lead=[escape(said) for said in (details(data), worth, _counts(data)) if said],
         sections=sections,
     )
 
@@ -135,11 +136,12 @@ def _picks(data: StudyData, confirmed: Mapping[int, Mapping[str, Any]]) -> Itera
         return
     faster = "fewer operations" if data.cost == "flops" else "as fast as the teacher"
     commands = {pick.row["number"]: command(data, pick.row["number"]) for pick in chosen}
-    cards = _rendered("picks.html.j2", picks=chosen, confirmed=confirmed, commands=commands, faster=faster)
+    cards = _rendered("picks.html.j2", picks=chosen, confirmed=confirmed, commands=commands, faster=faster, ship=SHIP)
     rows = [
-        [pick.title, _link(pick.row["number"]), ratio(pick.row["ratio"]), percent(pick.row["test_accuracy"]),
+        [pick.title, _link(pick.row["number"]), ratio(shown["ratio"]), percent(shown["test_accuracy"]),
          escape(formatting.configuration(pick.config)), escape(pick.why)]
         for pick in chosen
+        for shown in [confirmed.get(pick.row["number"], pick.row)]
     ]  # fmt: skip
     if confirmed:
         sure = Markup(
