@@ -138,8 +138,8 @@ def _picks(data: StudyData, confirmed: Mapping[int, Mapping[str, Any]]) -> Itera
     commands = {pick.row["number"]: command(data, pick.row["number"]) for pick in chosen}
     cards = _rendered("picks.html.j2", picks=chosen, confirmed=confirmed, commands=commands, faster=faster, ship=SHIP)
     rows = [
-        [pick.title, _link(pick.row["number"]), ratio(shown["ratio"]), percent(shown["test_accuracy"]),
-         escape(formatting.configuration(pick.config)), escape(pick.why)]
+        [pick.title + " (confirmed)" * (shown is not pick.row), _link(pick.row["number"]), ratio(shown["ratio"]),
+         percent(shown["test_accuracy"]), escape(formatting.configuration(pick.config)), escape(pick.why)]
         for pick in chosen
         for shown in [confirmed.get(pick.row["number"], pick.row)]
     ]  # fmt: skip

@@ -92,7 +92,7 @@ def test_a_confirmed_front_says_what_stands_and_by_the_decks_recipe_what_was_mea
     text = Reader(study_page.render(gather(complete), plotlyjs="cdn")).text
     assert "Confirmed: 92.0 (87.1 to 97.1)x, 96.40 % (95.41 to 97.39) test" in text
     assert "Confirmed with 1 to 3 seeds" in text
-    assert "92.0x as fast as the teacher\n96.40 % test" in text
+    assert "92.0x as fast as the teacher\n96.40 % test, confirmed" in text
     assert "In the search: 100x, 96.90 %" in text
     assert "has not been confirmed" not in text
     assert "By the deck’s recipe" in text
