@@ -47,7 +47,7 @@ class Settings:
     """The training settings that all students of a data set share, fixed beforehand.
 
     Attributes:
-        teacher: what replaces keys of the teacher's recipe, by which it is not shown to be better than a student on labels.
+        teacher: what replaces keys of its recipe, by which it is not shown to be better than a student on labels.
     """
 
     epochs: int
