@@ -57,6 +57,21 @@ def test_height_and_width_are_not_mixed_up(root: Path):
     assert np.array_equal(load(root, image_size=9).train.images[0].permute(1, 2, 0).numpy(), picture)
 
 
+def test_small_images_are_decoded_in_one_thread_and_large_ones_in_several_alike(tmp_path: Path, monkeypatch):
+    paths = [tmp_path / f"{number}.png" for number in range(folder.PROBED + 3)]
+    for number, path in enumerate(paths):
+        paint(path, (number, 0, 0))
+    found, pools = [], []
+    pool = folder.ThreadPoolExecutor
+    monkeypatch.setattr(folder, "ThreadPoolExecutor", lambda *about: pools.append(about) or pool(*about))
+    for small in (60.0, 0.0):
+        monkeypatch.setattr(folder, "SMALL", small)
+        found.append(folder.decode_files(paths, 4))
+        assert len(pools) == len(found) - 1
+    assert torch.equal(*found)
+    assert found[0][:, 0, 0, 0].tolist() == list(range(len(paths)))
+
+
 @pytest.mark.parametrize(
     ("mode", "colour", "expected"),
     [("L", 90, [90] * 3), ("RGBA", (9, 8, 7, 255), [9, 8, 7]), ("1", 1, [255] * 3), ("P", 0, None)],
