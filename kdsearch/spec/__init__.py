@@ -11,7 +11,6 @@ from kdsearch.spec.study_file import (
     ReportSpec,
     StudentSpec,
     StudySpec,
-    TeacherRecipe,
     TeacherSpec,
     from_dict,
     load,
@@ -22,6 +21,6 @@ from kdsearch.spec.study_file import (
 
 __all__ = [
     "Anchor", "Augment", "DataSpec", "Dimension", "LatencySpec", "Published", "Range", "Recipe", "ReportSpec", "Stages",
-    "StudentSpec", "StudySpec", "TeacherRecipe", "TeacherSpec", "choices", "dimension_holds", "ends", "from_dict",
+    "StudentSpec", "StudySpec", "TeacherSpec", "choices", "dimension_holds", "ends", "from_dict",
     "is_whole", "load", "parse", "shipped", "studies_folder",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -140,6 +141,13 @@ class TeacherSpec(Model):
     def brought(self) -> bool:
         """Whether the user brought it: a network or weights of their own."""
         return self.build is not None or self.weights is not None
+
+    def with_recipe(self, changes: Mapping[str, Any]) -> Self:
+        """Return the same teacher with some keys of its recipe replaced, and checked; one with weights has none."""
+        if self.recipe is None:
+            return self
+        recipe = TeacherRecipe.model_validate(self.recipe.model_dump() | dict(changes))
+        return self.model_copy(update={"recipe": recipe})
 
     def described(self) -> dict[str, Any]:
         """Return the specification as JSON without unset optional keys, so that older fingerprints stay valid."""

@@ -141,9 +141,7 @@ class Lab:
     def _teacher_spec(self) -> spec.TeacherSpec:
         """The teachers', but for the seed: the slides' or the shipped study's by a better recipe."""
         found = teacher_spec("mnist", max_epochs=None) if self.dataset == "mnist" else self.file.teacher
-        assert found.recipe is not None, "both are trained"
-        better = spec.TeacherRecipe.model_validate(found.recipe.model_dump() | dict(self.settings.teacher))
-        return found.model_copy(update={"recipe": better})
+        return found.with_recipe(self.settings.teacher)
 
     @property
     def any_trained(self) -> bool:

@@ -251,10 +251,7 @@ def teacher_spec(dataset: Dataset, *, max_epochs: int | None, weights: str | Non
     shipped = spec.load(spec.shipped(dataset)).limited(max_epochs=max_epochs).teacher
     if weights is not None:
         return shipped.model_copy(update={"recipe": None, "weights": weights})
-    if dataset == "cifar10" or shipped.recipe is None:
-        return shipped
-    recipe = spec.TeacherRecipe.model_validate(shipped.recipe.model_dump() | KERAS)
-    return shipped.model_copy(update={"recipe": recipe})
+    return shipped if dataset == "cifar10" else shipped.with_recipe(KERAS)
 
 
 def teacher_split(dataset: Dataset, whole: data.Dataset, device: torch.device, *, train_size: int | None) -> Split:
