@@ -52,6 +52,9 @@ def search(
     seeds: Annotated[int, typer.Option(min=1, help="Replays of each arm.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="The others follow it.")] = 0,
     budget: Annotated[int | None, typer.Option(min=1, help="Epochs of a replay (default: 30 full trainings).")] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="With commas between, as tpe/all/ours,tpe/all/none (default: all of them).")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="NSGA-II, GP and 4 asynchronous workers, too: hours.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench-search.html and bench-search.md.")] = Path("reports"),
@@ -68,6 +71,7 @@ def search(
             full=full,
             jobs=jobs or os.cpu_count() or 1,
             progress=progress,
+            only=None if arms is None else [name.strip() for name in arms.split(",")],
             kept=replays.kept_file(),
         )
         found = comparison.summarise(measured)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import os
 import select
 import signal
@@ -174,3 +175,15 @@ def tied_to(parent: int | None) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def end_with_parent() -> None:
+    """End this process of a `multiprocessing` pool when its parent is gone; else a killed parent leaves it waiting."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,37 @@ def test_a_query_that_a_signal_cuts_short_logs_no_traceback():
             signal.raise_signal(signal.SIGTERM)
         assert not pool.isEnabledFor(logging.ERROR)
     assert pool.isEnabledFor(logging.ERROR)
+
+
+POOL = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from kdsearch.system import signals
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=signals.end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_pools_process_ends_with_its_parent_even_if_that_is_killed(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL)
+    parent = subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 10
+    while alive(worker) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive(worker)
+
+
+def alive(pid):
+    """Whether a process works: one that has ended but was not waited for is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, wilcoxon
 
+from kdsearch import stats
 from kdsearch.experiments.search_bench.replay import Steps
 from kdsearch.experiments.search_bench.run import DEFAULT, PEERS, Measured
 
@@ -20,16 +22,18 @@ RESAMPLES = 2000
 SIGNIFICANT = 0.05
 LEVELS = (0.95, 0.98)
 QUARTILES = (0.5, 0.25, 0.75)  # the median first
+TPE = "tpe/all/none"
 BARS = (
     ("ours against no pruning, same proposals (random)", "random/all/ours", "random/all/proposals", "end"),
     ("ours against no pruning, same proposals (TPE)", DEFAULT.key, "tpe/all/proposals", "end"),
     ("ours against no pruning, random draws", "random/all/pruner", "random/all/none", "end"),
-    ("the default against plain TPE", DEFAULT.key, "tpe/all/none", "all"),
+    ("the default against plain TPE", DEFAULT.key, TPE, "all"),
     ("ours against MO-ASHA, random draws", "random/all/pruner", "random/all/moasha", "all"),
     ("the default against NePS's PriMO", DEFAULT.key, PEERS["primo"].key, "all"),
     ("the default against Syne Tune's MOASHA", DEFAULT.key, PEERS["syne-moasha"].key, "all"),
 )
 """Questions, with the keys of two arms, and when the first must do well: at the end, or at all budgets."""
+SOONER = 2.0  # times as soon as plain TPE, the default is to be where that ends
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +58,30 @@ def epochs_to(measured: Measured, arm: str, level: float) -> Floats:
     """Return (seeds,): epochs to a share of the problem's best; the budget where it is never reached."""
     wanted = level * measured.problem.best
     return np.array([reached(getattr(run, METRICS[0]), wanted, measured.budget) for run in measured.arms[arm]])
+
+
+def sooner(measured: Measured, arm: str, other: str) -> Floats:
+    """Return (seeds,): how many times as soon as another arm one has what the other ends with; 0 where it never has.
+
+    Both are counted up to the epoch at which they first had it.
+    """
+    times = []
+    for ours, theirs in zip(measured.arms[arm], measured.arms[other], strict=True):
+        steps, level = getattr(ours, METRICS[0]), at(getattr(theirs, METRICS[0]), measured.budget)
+        needed = reached(steps, level, math.inf)
+        times.append(reached(getattr(theirs, METRICS[0]), level, measured.budget) / needed)
+    return np.array(times)
+
+
+def below(measured: Sequence[Measured], arm: str, other: str) -> dict[str, tuple[float, float]]:
+    """Return the problems on which an arm ends significantly below another one over seeds: p alone and by Holm."""
+    tests = [paired(shares(one, arm)[:, -1], shares(one, other)[:, -1]) for one in measured]
+    adjusted = stats.holm([test["p"] for test in tests], tests=len(tests))
+    return {
+        one.problem.name: (test["p"], p)
+        for one, test, p in zip(measured, tests, adjusted, strict=True)
+        if test["difference"] < 0 and test["p"] < SIGNIFICANT
+    }
 
 
 def common_arms(measured: Sequence[Measured]) -> list[str]:
@@ -168,25 +196,51 @@ class Bar:
 
 
 def bars(measured: Sequence[Measured]) -> list[Bar]:
-    """Return the bars of `BARS` whose arms were all measured, met or not."""
+    """Judge `BARS`, as far as their arms were measured, and how soon the default is where plain TPE ends."""
     unit, samples = _samples(measured)
-    return [
-        _bar(what, unit, _tests(samples[ours], samples[other]), when)
+    found = [
+        _bar(what, unit, _tests(samples[ours], samples[other]), when, below(measured, ours, other), _testable(measured))
         for what, ours, other, when in BARS
         if ours in samples and other in samples
     ]
+    if DEFAULT.key in samples and TPE in samples:
+        found.append(_soon(unit, [sooner(one, DEFAULT.key, TPE) for one in measured]))
+    return found
 
 
-def _bar(what: str, unit: str, tests: Sequence[dict[str, Any]], when: str) -> Bar:
-    """Judge tests: not significantly worse at the end; for `all`, better on more than half of the units throughout."""
+def _bar(
+    what: str, unit: str, tests: Sequence[dict[str, Any]], when: str, worse: dict[str, tuple[float, float]], each: bool
+) -> Bar:
+    """Judge all units, and each task as well."""
     end = tests[-1]
     figure = ", ".join(f"{test['wins']}/{test['ties']}/{test['losses']}" for test in tests)
     figure += f" {unit} at 1/8, 1/4, 1/2 and all; at the end {end['difference']:+.4f}, p = {end['p']:.2g}"
     if when == "end":
-        met = not (end["difference"] < 0 and end["p"] < SIGNIFICANT)
-        return Bar(what, "not significantly worse at the end", figure, met)
-    met = all(test["wins"] > test["losses"] for test in tests)
-    return Bar(what, f"better on most {unit} at every budget", figure, met)
+        bar, met = "not significantly worse at the end", not (end["difference"] < 0 and end["p"] < SIGNIFICANT)
+    else:
+        bar, met = f"better on most {unit} at every budget", all(test["wins"] > test["losses"] for test in tests)
+    if each:
+        bar += ", significantly worse on no task at the end (over seeds, Holm)"
+        alone = ", ".join(f"{name} (p = {p:.2g}, Holm {adjusted:.2g})" for name, (p, adjusted) in worse.items())
+        figure += f"; worse on {alone or 'none'}"
+        met = met and all(adjusted >= SIGNIFICANT for _, adjusted in worse.values())
+    return Bar(what, bar, figure, met)
+
+
+def _testable(measured: Sequence[Measured]) -> bool:
+    """Whether there are several problems, and seeds enough for the smallest p of one of them to stand among as many."""
+    return len(measured) > 1 and len(measured) * 2 / 2 ** len(measured[0].seeds) < SIGNIFICANT
+
+
+def _soon(unit: str, times: Sequence[Floats]) -> Bar:
+    """Judge how soon the default is where plain TPE ends: the median over units, whose interval must be above."""
+    units = times[0] if len(times) == 1 else np.array([np.median(one) for one in times])
+    middle, low, high = stats.median_interval(units.tolist())
+    return Bar(
+        "the default is where plain TPE ends", f"{SOONER:.0f} times as soon, median over {unit}, lower bound",
+        f"{middle:.2f} times ({low:.2f} to {high:.2f}); never on {int((units == 0).sum())} of {len(units)}",
+        low >= SOONER,
+    )  # fmt: skip
 
 
 def band(measured: Measured, arm: str, epochs: Sequence[int]) -> Floats:

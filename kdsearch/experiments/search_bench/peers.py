@@ -56,6 +56,7 @@ class Bench:
         self._best, self._all, self._true = archives(run, problem)
         self._done: dict[str, int] = {}  # epochs by parameters
         self._known: dict[str, tuple[float, list[float], list[float]]] = {}  # ratio, observed and true accuracies
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         trial = optuna.create_study().ask()
         problem.draw(trial)
         self.space: dict[str, BaseDistribution] = trial.distributions

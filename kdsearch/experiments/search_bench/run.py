@@ -26,7 +26,7 @@ from kdsearch.experiments.search_bench.problems import FAMILIES, Family, LCBench
 from kdsearch.experiments.search_bench.replay import ALL, SAMPLED, Arm, Run, replay
 from kdsearch.experiments.search_bench.tables import Table
 from kdsearch.records import Progress
-from kdsearch.system import machine
+from kdsearch.system import machine, signals
 
 TRAININGS = 30  # full trainings whose epochs are the default budget of a replay
 RULES = ("none", "dominance", "moasha", "hub", "pruner", "oracle")
@@ -56,6 +56,20 @@ def arms(*, full: bool, sampled: bool) -> list[Arm]:
         found += [Arm("random", ALL, method, WORKERS) for method in ("none", "ours")]
         found += [Arm("tpe", ALL, "resume")]
     return found
+
+
+def chosen(found: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
+    """Return the arms of some keys, all where None is given.
+
+    Raises:
+        KdsearchError: there is no such arm.
+    """
+    known = {arm.key: arm for arm in found}
+    for name in names or ():
+        if name not in known:
+            raise KdsearchError(f"--arms must name arms of every problem: {', '.join(known)}", got=name,
+                                remedy="write them with commas between; see --full, too")  # fmt: skip
+    return list(found) if names is None else [known[name] for name in dict.fromkeys(names)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,10 @@ def kept_file() -> Path:
     return machine.cache_folder() / "bench-search.jsonl"
 
 
-DECIDE = ("search", "pruning", "experiments/search_bench", "spec", "pareto.py", "records.py", "system/machine.py")
+DECIDE = (
+    *("search", "pruning", "spec", "pareto.py", "records.py", "system/machine.py"),
+    *(f"experiments/search_bench/{name}.py" for name in ("peers", "problems", "replay", "rivals", "tables")),
+)
 """Rooms and files of the package that determine a replay."""
 
 
@@ -140,6 +157,11 @@ def _keep(path: Path, key: str, run: Run) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps({"key": key, "run": dataclasses.asdict(run)}) + "\n")
+
+
+def _begin() -> None:
+    signals.end_with_parent()
+    torch.set_num_threads(1)
 
 
 def _work(name: str, arm: Arm, seed: int, budget: int) -> Run:
@@ -174,6 +196,7 @@ def measure(
     full: bool,
     jobs: int,
     progress: Progress,
+    only: Sequence[str] | None = None,
     kept: Path | None = None,
 ) -> list[Measured]:
     """Run all replays, except those cached by an earlier call of the same code.
@@ -186,17 +209,18 @@ def measure(
         full: see `arms`.
         jobs: processes.
         progress: notified of arms whose replays are all done.
+        only: keys of the arms to run; None: all.
         kept: file of finished replays; None: no cache.
 
     Raises:
-        KdsearchError: a table cannot be read, or two have the same name.
+        KdsearchError: a table cannot be read, two have the same name, or there is no such arm.
     """
     single = expanded(names)
     problems = {name: problem(name) for name in single}
     if len({one.name for one in problems.values()}) < len(single):
         raise KdsearchError("--tables must name different tables", got=", ".join(names), remedy="give each once")
     budgets = {name: budget or TRAININGS * one.epochs for name, one in problems.items()}
-    compared = {name: arms(full=full, sampled=isinstance(one, Table)) for name, one in problems.items()}
+    compared = {name: chosen(arms(full=full, sampled=isinstance(one, Table)), only) for name, one in problems.items()}
     ordered = tuple(sorted(seeds))
     everything = [(name, arm, seed, budgets[name]) for name in single for arm in compared[name] for seed in ordered]
     runs = _all(everything, jobs, progress, kept)
@@ -226,7 +250,7 @@ def _all(everything: Sequence[Job], jobs: int, progress: Progress, kept: Path | 
     context = multiprocessing.get_context("spawn")
     with (
         _single_threaded(),
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin) as pool,
     ):
         try:
             waiting: dict[Future[Run], Job] = {pool.submit(_work, *job): job for job in rest}

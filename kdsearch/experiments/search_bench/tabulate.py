@@ -21,8 +21,9 @@ from kdsearch.search import space
 from kdsearch.search.plan import Plan, make_plan
 from kdsearch.search.run_options import Request
 from kdsearch.search.workshop import Workshop
-from kdsearch.system import machine
+from kdsearch.system import machine, signals
 
+TOLD = 20  # architectures timed between two lines of progress
 ACCURACY_DIGITS, SECONDS_DIGITS = 5, 4  # more would be noise and enlarge the file
 
 _workshop: Workshop  # of a worker process
@@ -42,6 +43,7 @@ def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Co
 def _begin(asked: Request) -> None:
     """Make a worker's workshop with one thread: two such workers beat one with two threads on small networks."""
     global _workshop
+    signals.end_with_parent()
     torch.set_num_threads(1)
     _workshop = Workshop.open(make_plan(asked))
 
@@ -60,11 +62,12 @@ def _row(index: int, config: Config, seed: int) -> tuple[int, Row]:
 
 
 class Partial:
-    """Finished rows in a file beside the future table, from which an interrupted run continues."""
+    """Timings and finished rows in a file beside the future table, from which an interrupted run continues."""
 
     def __init__(self, out: Path, wanted: dict[str, Any]) -> None:
         self.path = out.with_name(out.name + ".partial")
         self.rows: dict[int, Row] = {}
+        self.ratios: dict[str, dict[str, float]] = {}  # by `Workshop.timing_key`
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         if lines and json.loads(lines[0]) != wanted:
             raise KdsearchError(
@@ -75,27 +78,34 @@ class Partial:
         for line in lines[1:]:
             if line.endswith("}"):  # else the last line was cut while it was written
                 found = json.loads(line)
-                self.rows[found.pop("index")] = found
+                if "timed" in found:
+                    self.ratios[found.pop("timed")] = found
+                else:
+                    self.rows[found.pop("index")] = found
         out.parent.mkdir(parents=True, exist_ok=True)
-        written = [wanted, *({"index": index, **row} for index, row in self.rows.items())]
+        written = [wanted, *({"timed": key, **ratio} for key, ratio in self.ratios.items()),
+                   *({"index": index, **row} for index, row in self.rows.items())]  # fmt: skip
         self.path.write_text("".join(json.dumps(line) + "\n" for line in written), encoding="utf-8")
 
     def add(self, index: int, row: Row) -> None:
         """Store a finished row."""
         self.rows[index] = row
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"index": index, **row}) + "\n")
+        self._write({"index": index, **row})
 
-
-def _ratios(workshop: Workshop, configs: list[Config]) -> dict[str, dict[str, float]]:
-    """Measure each architecture once, in this process and before any worker starts."""
-    found: dict[str, dict[str, float]] = {}
-    for config in configs:
-        key = workshop.timing_key(config)
-        if key not in found:
+    def time(self, workshop: Workshop, configs: list[Config], progress: Progress) -> None:
+        """Measure each architecture once, in this process and before any worker starts."""
+        missing = {workshop.timing_key(config): config for config in configs}
+        missing = {key: config for key, config in missing.items() if key not in self.ratios}
+        for number, (key, config) in enumerate(missing.items()):
+            if number % TOLD == 0:
+                progress.note(f"timing architectures against the teacher: {number} of {len(missing)}")
             timing = workshop.measure(workshop.build(config, 0))
-            found[key] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
-    return found
+            self.ratios[key] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
+            self._write({"timed": key, **self.ratios[key]})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def tabulate(
@@ -119,7 +129,7 @@ def tabulate(
     configs = configurations(plan, count=count, epochs=epochs, seed=seed)
     wanted = {"study_file": plan.spec.model_dump(mode="json", exclude={"anchors"}), "epochs": epochs, "seed": seed}
     partial = Partial(out, wanted)
-    ratios = _ratios(workshop, configs)
+    partial.time(workshop, configs, progress)
     progress.study_started(len(partial.rows), count)
     missing = [(index, config) for index, config in enumerate(configs) if index not in partial.rows]
     context = multiprocessing.get_context("spawn")
@@ -127,7 +137,7 @@ def tabulate(
         futures = [pool.submit(_row, index, config, seed) for index, config in missing]
         for future in as_completed(futures):
             index, row = future.result()
-            partial.add(index, row | ratios[workshop.timing_key(row["config"])])
+            partial.add(index, row | partial.ratios[workshop.timing_key(row["config"])])
             line = row.get("failed") or f"accuracy {row['accuracy'][-1]:.2%} at the end"
             progress.trial_finished(index, "FAIL" if "failed" in row else "COMPLETE", line, counted=True)
     provenance = wanted | {

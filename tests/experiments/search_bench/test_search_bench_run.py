@@ -105,6 +105,45 @@ def test_bars_say_which_way_it_went(table):
     assert "0/0/8" in judged({key[0]: 0.8, key[1]: 0.9}).figure
 
 
+def of_two(table, ours, theirs):
+    """Two problems: by arm, the default and plain TPE, the shares of the best at which their replays end."""
+    found = []
+    for name, *shares in zip("ab", ours, theirs, strict=True):
+        arms = {}
+        for key, ends in zip((search.DEFAULT.key, comparison.TPE), shares, strict=True):
+            arms |= made(table, [[(10, end * table.best / 2), (50, end * table.best)] for end in ends], key).arms
+        found.append(Measured(dataclasses.replace(table, name=name), tuple(range(len(shares[0]))), 100, arms))
+    return found
+
+
+def test_a_task_on_which_the_default_ends_below_is_named_where_there_are_seeds_enough(table):
+    high, low = np.linspace(0.8, 0.9, 8).tolist(), np.linspace(0.7, 0.75, 8).tolist()
+    bar, soon = comparison.bars(of_two(table, [high, low], [low, high]))
+    assert "worse on b (p = 0.0078, Holm 0.016)" in bar.figure
+    assert not bar.met
+    assert "never on 1 of 2" in soon.figure
+    bar, _ = comparison.bars(of_two(table, [high, high], [low, low]))
+    assert bar.figure.endswith("worse on none")
+    assert bar.met
+    bar, _ = comparison.bars(of_two(table, [high[:6], low[:6]], [low[:6], high[:6]]))
+    assert "worse on" not in bar.figure  # p of six seeds is 0.03 at least: never significant among two
+
+
+def test_how_soon_an_arm_is_where_another_one_ends(table):
+    ours = made(table, [[(10, 0.2), (20, 0.5)], [(30, 0.4)], [(40, 0.6)]], search.DEFAULT.key).arms
+    theirs = made(table, [[(60, 0.5)], [(90, 0.5)], [(20, 0.6)]], comparison.TPE).arms
+    found = Measured(table, (0, 1, 2), 100, ours | theirs)
+    assert comparison.sooner(found, search.DEFAULT.key, comparison.TPE).tolist() == [3.0, 0.0, 0.5]
+
+
+def test_arms_are_chosen_by_name():
+    every = arms(full=False, sampled=True)
+    assert search.chosen(every, None) == every
+    assert search.chosen(every, ["tpe/all/ours", "random/all/none"]) == [search.DEFAULT, Arm("random", "all", "none")]
+    with pytest.raises(KdsearchError, match=r"--arms must name arms of every problem: random/all/none, .*got gp/all"):
+        search.chosen(every, ["tpe/all/ours", "gp/all/none"])
+
+
 def test_the_reports_show_ranks_pairs_bars_and_facts(measured, tmp_path):
     found = comparison.summarise(measured)
     path = page.write(measured, found, tmp_path / "new", ["kdsearch", "bench", "search"], plotlyjs="cdn")

@@ -34,6 +34,21 @@ def test_finished_rows_are_kept_but_not_a_line_cut_in_its_middle(tmp_path):
     assert tabulate.Partial(out, wanted).rows == again.rows
 
 
+def test_an_architecture_is_timed_once_and_its_timing_is_kept(plan, workshop, tmp_path):
+    configs = tabulate.configurations(plan, count=6, epochs=2, seed=0)
+    out, wanted = tmp_path / "t.json.gz", {"epochs": 2}
+    begun = tabulate.Partial(out, wanted)
+    begun.time(workshop, configs, Recorder())
+    assert begun.ratios.keys() == {workshop.timing_key(config) for config in configs}
+    key, timed = next(iter(begun.ratios.items()))
+    assert timed["ratio"] == workshop.measure(workshop.build(configs[0], 0)).ratio
+    text = begun.path.read_text().replace(json.dumps({"timed": key, **timed}), json.dumps({"timed": key, "ratio": 5.0}))
+    begun.path.write_text(text)
+    again = tabulate.Partial(out, wanted)
+    again.time(workshop, configs, Recorder())
+    assert again.ratios == begun.ratios | {key: {"ratio": 5.0}}
+
+
 def test_rows_of_other_options_are_refused(tmp_path):
     tabulate.Partial(tmp_path / "t.json.gz", {"epochs": 2})
     with pytest.raises(KdsearchError, match="same options"):
