@@ -14,7 +14,7 @@ from scipy.stats import rankdata, wilcoxon
 
 from kdsearch import stats
 from kdsearch.experiments.search_bench.replay import Steps
-from kdsearch.experiments.search_bench.run import DEFAULT, PEERS, Measured
+from kdsearch.experiments.search_bench.run import DEFAULT, PEERS, RIVAL, Measured
 
 BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 METRICS = ("checkpoints", "best_trials", "by_truth")  # the first one decides
@@ -28,7 +28,10 @@ BARS = (
     ("ours against no pruning, same proposals (TPE)", DEFAULT.key, "tpe/all/proposals", "end"),
     ("ours against no pruning, random draws", "random/all/pruner", "random/all/none", "end"),
     ("the default against plain TPE", DEFAULT.key, TPE, "all"),
-    ("ours against MO-ASHA, random draws", "random/all/pruner", "random/all/moasha", "all"),
+    ("the default against MO-ASHA, random draws", DEFAULT.key, "random/all/moasha", "all"),
+    ("the default against MO-ASHA with our proposals", DEFAULT.key, RIVAL.key, "all"),
+    ("the pruner against MO-ASHA, random draws", "random/all/pruner", "random/all/moasha", "all"),
+    ("the pruner with pace=1 against MO-ASHA, random draws", "random/all/pruner-pace-1", "random/all/moasha", "all"),
     ("the default against NePS's PriMO", DEFAULT.key, PEERS["primo"].key, "all"),
     ("the default against Syne Tune's MOASHA", DEFAULT.key, PEERS["syne-moasha"].key, "all"),
 )

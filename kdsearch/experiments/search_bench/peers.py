@@ -66,10 +66,16 @@ class Bench:
         return self._run.spent >= self._budget
 
     def epochs(self, params: Params, last: int) -> Iterator[tuple[int, list[float]]]:
-        """Train parameters up to an epoch, from where they were left; yield each epoch and `values` after it."""
+        """Train parameters up to an epoch, from where they were left; yield each epoch and `values` after it.
+
+        Parameters that are there already are trained anew, as their search would: PriMO asks for the same corner of the
+        space again and again.
+        """
         key = repr(sorted(params.items()))
         ratio, observed, true = self._curves(key, params)
         done = self._done.get(key, 0)
+        if done >= last:
+            done = 0
         self._run.trials += done == 0
         self._run.trained += done == 0
         try:

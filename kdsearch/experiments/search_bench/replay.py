@@ -118,8 +118,8 @@ def archives(run: Run, problem: Problem) -> list[Archive]:
     return [Archive(problem.reference, steps) for steps in (run.best_trials, run.checkpoints, run.by_truth)]
 
 
-def _pareto(problem: Problem, longest: int | str) -> BasePruner:
-    return pruner.ParetoPruner(max_steps=longest, exempt=Attr.ANCHOR, prefix="", **problem.settings)
+def _pareto(problem: Problem, longest: int | str, **settings: Any) -> BasePruner:
+    return pruner.ParetoPruner(max_steps=longest, exempt=Attr.ANCHOR, prefix="", **problem.settings, **settings)
 
 
 METHODS: dict[str, tuple[Callable[[Problem, int | str], BasePruner], bool]] = {
@@ -128,9 +128,11 @@ METHODS: dict[str, tuple[Callable[[Problem, int | str], BasePruner], bool]] = {
     "moasha": (lambda problem, _: MOASHA(problem.epochs), False),
     "hub": (lambda *_: HubJoint(), False),
     "pruner": (_pareto, False),
+    "pruner-pace-1": (lambda problem, longest: _pareto(problem, longest, pace=1.0), False),
     "proposals": (lambda *_: NopPruner(), True),
     "ours": (_pareto, True),
     "resume": (_pareto, True),
+    "moasha+proposals": (lambda problem, _: MOASHA(problem.epochs), True),
     "oracle": (Oracle, False),
 }
 """Methods mapped to their pruner, of a problem and the steps of a trial or the parameter that holds them, and whether

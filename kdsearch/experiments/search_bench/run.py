@@ -29,8 +29,9 @@ from kdsearch.records import Progress
 from kdsearch.system import machine, signals
 
 TRAININGS = 30  # full trainings whose epochs are the default budget of a replay
-RULES = ("none", "dominance", "moasha", "hub", "pruner", "oracle")
+RULES = ("none", "dominance", "moasha", "hub", "pruner", "pruner-pace-1", "oracle")
 CHOICES = ("none", "pruner", "proposals", "ours")  # neither, pruning only, proposals only, both
+RIVAL = Arm("tpe", ALL, "moasha+proposals")  # the strongest: another rule with our proposals
 DEFAULT = Arm("tpe", ALL, "ours")  # `kdsearch optimize` where every trial may have all epochs
 SHIPPED = Arm("tpe", SAMPLED, "ours")  # and where the number of epochs is a dimension, as in the shipped study files
 PEERS = {method: Arm("own", ALL, method) for method in peers.PACKAGES}
@@ -43,13 +44,15 @@ FAMILY, LCBENCH, TUNING = "family:", "lcbench:", "lcbench-tuning:"
 def arms(*, full: bool, sampled: bool) -> list[Arm]:
     """Return the arms to compare: all rules with random draws, rule x proposals in full with random draws and TPE.
 
+    The strongest rival is among them: MO-ASHA with our proposals.
+
     Args:
         full: whether to add NSGA-II, GP (with log-EHVI), resumed trials and four workers.
         sampled: whether the problem can have its number of epochs as a dimension: then the shipped setting is an arm,
             else the peers that are installed are.
     """
     found = [Arm("random", ALL, method) for method in dict.fromkeys((*RULES, *CHOICES))]
-    found += [Arm("tpe", ALL, method) for method in CHOICES]
+    found += [*(Arm("tpe", ALL, method) for method in CHOICES), RIVAL]
     found += [SHIPPED] if sampled else [PEERS[method] for method in peers.installed()]
     if full:
         found += [Arm(sampler, ALL, method) for sampler in ("nsga2", "gp") for method in ("none", "ours")]
@@ -130,12 +133,15 @@ DECIDE = (
     *(f"experiments/search_bench/{name}.py" for name in ("peers", "problems", "replay", "rivals", "tables")),
 )
 """Rooms and files of the package that determine a replay."""
+DECIDE_PEERS = tuple(part for part in DECIDE if part not in ("search", "pruning", "spec") and "rivals" not in part)
+"""The same of a peer's: slow, and nothing of our own search is in it."""
 
 
 def _key(name: str, arm: Arm, seed: int, budget: int) -> str:
     path = tables.file_of(name)
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
-    code = [optuna.__version__, machine.sources_digest(*DECIDE)]
+    parts = DECIDE_PEERS if arm.method in peers.PACKAGES else DECIDE
+    code = [optuna.__version__, machine.sources_digest(*parts)]
     return json.dumps([code, name, content, arm.key, seed, budget, peers.version(arm.method)])
 
 

@@ -25,20 +25,21 @@ def family() -> Family:
 
 def test_epochs_are_counted_once_and_go_on_where_they_were_left(family):
     run = Run(search.PEERS["primo"], 0)
-    bench = Bench(family, run, 14)
+    bench = Bench(family, run, 23)
     observed = family.curves(PARAMS)[0]
     assert [(epoch, round(1 - values[0], 9)) for epoch, values in bench.epochs(PARAMS, 3)] == [
         (epoch, round(float(observed[epoch - 1]), 9)) for epoch in (1, 2, 3)
     ]
     assert [epoch for epoch, _ in bench.epochs(PARAMS, 9)] == [4, 5, 6, 7, 8, 9]
-    assert list(bench.epochs(PARAMS, 9)) == []
     assert (run.spent, run.trials, bench.over) == (9, 1, False)
+    assert [epoch for epoch, _ in bench.epochs(PARAMS, 9)] == list(range(1, 10))  # asked for again, so trained anew
+    assert (run.spent, run.trials, bench.over) == (18, 2, False)
     assert [epoch for epoch, _ in bench.epochs(OTHER, 9)] == [1, 2, 3, 4, 5]  # the budget is spent
-    assert (run.spent, run.trials, bench.over) == (14, 2, True)
+    assert (run.spent, run.trials, bench.over) == (23, 3, True)
     points = [(float(observed[8]), family.ratio(PARAMS)), (float(family.curves(OTHER)[0][4]), family.ratio(OTHER))]
     expected = search_hypervolume(family, points)
-    assert run.checkpoints[-1] == (14, pytest.approx(expected))
-    assert run.best_trials[-1] == (14, pytest.approx(expected))
+    assert run.checkpoints[-1] == (23, pytest.approx(expected))
+    assert run.best_trials[-1] == (23, pytest.approx(expected))
     assert bench.values(OTHER, 5)[1] == pytest.approx(-np.log10(family.ratio(OTHER)))
 
 

@@ -39,9 +39,10 @@ def made(table, steps, arm="random/all/none", budget=100):
 
 def test_rules_and_proposals_are_crossed_in_full_and_what_ships_is_an_arm():
     plain, full = arms(full=False, sampled=True), arms(full=True, sampled=True)
-    assert {arm.method for arm in plain if arm.sampler == "random"} == set(METHODS) - {"resume"}
+    assert {arm.method for arm in plain if arm.sampler == "random"} == set(METHODS) - {"resume", search.RIVAL.method}
     assert Arm("tpe", "all", "resume") in full
-    assert {arm.method for arm in plain if (arm.sampler, arm.epochs) == ("tpe", "all")} == set(search.CHOICES)
+    tpe = {arm.method for arm in plain if (arm.sampler, arm.epochs) == ("tpe", "all")}
+    assert tpe == {*search.CHOICES, search.RIVAL.method}
     assert search.SHIPPED in plain
     assert search.SHIPPED not in arms(full=False, sampled=False)
     assert {arm.sampler for arm in full} == {"random", "tpe", "nsga2", "gp"}
@@ -271,6 +272,9 @@ def test_results_are_kept_by_the_code_that_decides_them():
     } <= names
     arm = Arm("random", "all", "none")
     assert search.machine.sources_digest(*search.DECIDE) in search._key("family:power-law", arm, 0, 9)
+    own = search.machine.sources_digest(*search.DECIDE_PEERS)
+    assert own in search._key("family:power-law", search.PEERS["primo"], 0, 9)
+    assert {"experiments/search_bench/peers.py", "experiments/search_bench/problems.py"} <= set(search.DECIDE_PEERS)
 
 
 def test_results_of_a_table_are_kept_by_its_content(monkeypatch, tmp_path):
