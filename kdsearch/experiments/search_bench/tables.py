@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +98,7 @@ def load(name: str) -> Table:
     """
     path = file_of(name)
     try:
-        raw = json.loads(gzip.decompress(path.read_bytes()))
+        raw = read(path)
         rows = [row for row in raw["rows"] if "failed" not in row]
         return Table(
             name=path.name.removesuffix(".json.gz"),
@@ -111,9 +112,29 @@ def load(name: str) -> Table:
     except FileNotFoundError:
         remedy = f"choose one of {', '.join(shipped())}, or give the path of a table (*.json.gz)"
         raise KdsearchError("a table must exist", got=name, remedy=remedy) from None
-    except (OSError, EOFError, KeyError, ValueError) as error:
-        remedy = "make it again with `kdsearch bench tabulate`"
-        raise KdsearchError(f"a table must be readable: {error}", got=path, remedy=remedy) from None
+    except (KeyError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what `save` wrote: `provenance` and `rows`, those whose training failed included.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        KdsearchError: it is no table.
+    """
+    try:
+        found = json.loads(gzip.decompress(path.read_bytes()))
+        return {"provenance": dict(found["provenance"]), "rows": list(found["rows"])}
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> KdsearchError:
+    remedy = "make it again with `kdsearch bench tabulate`"
+    return KdsearchError(f"a table must be readable: {error}", got=path, remedy=remedy)
 
 
 def _column(rows: list[Row], key: str) -> NDArray[np.float64]:

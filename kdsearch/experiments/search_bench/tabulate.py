@@ -15,7 +15,8 @@ import torch
 
 from kdsearch import networks
 from kdsearch.errors import KdsearchError, TrialError
-from kdsearch.experiments.search_bench.tables import Row, save
+from kdsearch.experiments.search_bench import tables
+from kdsearch.experiments.search_bench.tables import Row
 from kdsearch.records import Config, Progress
 from kdsearch.search import space
 from kdsearch.search.plan import Plan, make_plan
@@ -62,19 +63,23 @@ def _row(index: int, config: Config, seed: int) -> tuple[int, Row]:
 
 
 class Partial:
-    """Timings and finished rows in a file beside the future table, from which an interrupted run continues."""
+    """Timings and finished rows in a file beside the table, from which an interrupted run continues.
+
+    A finished table of the same options continues, too, with more configurations.
+    """
 
     def __init__(self, out: Path, wanted: dict[str, Any]) -> None:
         self.path = out.with_name(out.name + ".partial")
         self.rows: dict[int, Row] = {}
         self.ratios: dict[str, dict[str, float]] = {}  # by `Workshop.timing_key`
+        if out.is_file():
+            table = tables.read(out)
+            self._check({key: table["provenance"].get(key) for key in wanted}, wanted, out)
+            self.rows = dict(enumerate(table["rows"]))
+        self.least = len(self.rows)  # of the table to be written
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        if lines and json.loads(lines[0]) != wanted:
-            raise KdsearchError(
-                "a table that was begun must go on with the same options",
-                got=self.path,
-                remedy="remove that file to start over",
-            )
+        if lines:
+            self._check(json.loads(lines[0]), wanted, self.path)
         for line in lines[1:]:
             if line.endswith("}"):  # else the last line was cut while it was written
                 found = json.loads(line)
@@ -87,6 +92,15 @@ class Partial:
                    *({"index": index, **row} for index, row in self.rows.items())]  # fmt: skip
         self.path.write_text("".join(json.dumps(line) + "\n" for line in written), encoding="utf-8")
 
+    @staticmethod
+    def _check(made: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+        if made != wanted:
+            raise KdsearchError(
+                "a table that was begun must go on with the same options",
+                got=path,
+                remedy="remove that file to start over, or give another --out",
+            )
+
     def add(self, index: int, row: Row) -> None:
         """Store a finished row."""
         self.rows[index] = row
@@ -94,6 +108,10 @@ class Partial:
 
     def time(self, workshop: Workshop, configs: list[Config], progress: Progress) -> None:
         """Measure each architecture once, in this process and before any worker starts."""
+        for row in self.rows.values():
+            self.ratios.setdefault(
+                workshop.timing_key(row["config"]), {key: row[key] for key in ("ratio", "low", "high")}
+            )
         missing = {workshop.timing_key(config): config for config in configs}
         missing = {key: config for key, config in missing.items() if key not in self.ratios}
         for number, (key, config) in enumerate(missing.items()):
@@ -114,7 +132,8 @@ def tabulate(
     """Train random configurations of a study to their end and write their curves as a table.
 
     Args:
-        out: the table's file, `NAME.json.gz`; finished rows are kept in `NAME.json.gz.partial` until all are done.
+        out: the table's file, `NAME.json.gz`, which may be there with fewer rows; finished ones are kept in
+            `NAME.json.gz.partial` until all are done.
         asked: the study.
         count, epochs: number of distinct configurations, and the length of each.
         workers: processes, of one CPU thread each.
@@ -126,9 +145,9 @@ def tabulate(
     """
     plan = make_plan(asked)
     workshop = Workshop.open(plan)
-    configs = configurations(plan, count=count, epochs=epochs, seed=seed)
     wanted = {"study_file": plan.spec.model_dump(mode="json", exclude={"anchors"}), "epochs": epochs, "seed": seed}
     partial = Partial(out, wanted)
+    configs = configurations(plan, count=count, epochs=epochs, seed=seed)
     partial.time(workshop, configs, progress)
     progress.study_started(len(partial.rows), count)
     missing = [(index, config) for index, config in enumerate(configs) if index not in partial.rows]
@@ -148,6 +167,6 @@ def tabulate(
         "workers": workers,
         "made": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-    save(out, provenance, [partial.rows[index] for index in range(count)])
+    tables.save(out, provenance, [partial.rows[index] for index in range(max(count, partial.least))])
     partial.path.unlink()
     return out

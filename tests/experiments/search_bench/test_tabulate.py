@@ -79,3 +79,11 @@ def test_a_table_goes_on_where_it_stopped_and_comes_out_alike(tmp_path, teacher)
     assert again.configs == table.configs
     assert [told.totals[0][:2] for told in (first, second)] == [(0, 3), (1, 3)]
     assert sorted(number for number, _, _ in second.finished) == [0, 2]
+    longer = Recorder()
+    tabulate.tabulate(cut, asked, workers=1, progress=longer, **options | {"count": 4})
+    assert tables.load(str(cut)).accuracy[:3].tolist() == again.accuracy.tolist()
+    assert [number for number, _, _ in longer.finished] == [3]
+    before = cut.read_bytes()
+    with pytest.raises(KdsearchError, match="same options"):
+        tabulate.tabulate(cut, asked, workers=1, progress=longer, **options | {"epochs": 1})
+    assert cut.read_bytes() == before
