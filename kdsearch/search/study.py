@@ -121,6 +121,16 @@ def warn_of_slowness(plan: Plan, progress: Progress) -> None:
         )
 
 
+def warn_of_schedule(plan: Plan, pruner: str, progress: Progress) -> None:
+    """Say that pruning misleads where rates fall late: early ranks are wrong there (the bench's family rank-flips)."""
+    schedule = plan.spec.student.recipe.schedule
+    if schedule != "constant" and pruner != "none":
+        progress.warning(
+            f"the students' learning rate falls to their last epoch (schedule {schedule}), so early epochs say little: "
+            "--pruner none trains each to its end; a constant schedule with averaging may be cut anywhere"
+        )
+
+
 def optimize(
     *,
     dataset: str | None = None,
@@ -251,6 +261,7 @@ def run_plan(
         return study
     if not over:
         warn_of_slowness(plan, progress)
+        warn_of_schedule(plan, options.pruner, progress)
     workshop = workshop or Workshop.open(plan, progress)
     if not over:
         describe_run(study, plan, workshop.teacher.facts, options, workers=workers, command=command)

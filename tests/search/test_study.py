@@ -490,6 +490,20 @@ def test_a_study_of_convolutions_says_that_a_cpu_takes_hours(plan):
     assert len(heard.warnings) == 1
 
 
+def test_a_study_whose_students_rate_falls_says_that_pruning_misleads(plan):
+    heard = Recorder()
+    search.warn_of_schedule(plan, "pareto", heard)
+    assert heard.warnings == []
+    recipe = plan.spec.student.recipe.model_copy(update={"schedule": "onecycle"})
+    student = plan.spec.student.model_copy(update={"recipe": recipe})
+    falling = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"student": student}))
+    search.warn_of_schedule(falling, "none", heard)
+    assert heard.warnings == []
+    search.warn_of_schedule(falling, "pareto", heard)
+    (line,) = heard.warnings
+    assert line.startswith("the students' learning rate falls to their last epoch (schedule onecycle)")
+
+
 def test_a_study_begun_before_the_loss_was_a_key_goes_on_with_its_own(study_file, url):
     study = optimize(study_file, url, 1)
     stored = dict(study.user_attrs[StudyAttr.DEFINITION])
