@@ -186,6 +186,7 @@ def hand_back(study: Study, trial: FrozenTrial, reason: str) -> bool:
     """
     if not fail(study, trial, reason):
         return False
+    trial = study._storage.get_trial(trial._trial_id)  # with what was stored since the look; a failed one takes no more
     fixed = {**trial.system_attrs.get(FIXED, {}), **trial.params}
     if fixed:
         attrs = trial.user_attrs

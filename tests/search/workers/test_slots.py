@@ -153,6 +153,16 @@ def test_a_handed_back_trial_is_enqueued_once_with_its_parameters_and_stays_an_a
     assert slots.claim(study, 1) == retry._trial_id
 
 
+def test_what_a_worker_stored_after_it_was_last_looked_at_is_enqueued_too(study):
+    trial = optuna.trial.Trial(study, slots.claim(study, 1))
+    trial.suggest_float("x", 0, 1)
+    seen = study.get_trials(deepcopy=True)[0]
+    trial.suggest_int("late", 1, 9)  # a statement that a killed worker had sent to its server
+    assert slots.hand_back(study, seen, "its worker died")
+    assert study.trials[1].system_attrs["fixed_params"] == trial.params
+    assert set(trial.params) == {"x", "late"}
+
+
 def test_work_that_waits_behind_the_first_n_moves_into_a_slot_without(study):
     study.enqueue_trial({})
     study.enqueue_trial({"x": 0.5}, user_attrs={Attr.RETRY_OF: 7})
