@@ -201,8 +201,9 @@ class Bar:
 def bars(measured: Sequence[Measured]) -> list[Bar]:
     """Judge `BARS`, as far as their arms were measured, and how soon the default is where plain TPE ends."""
     unit, samples = _samples(measured)
+    each = _testable(measured)
     found = [
-        _bar(what, unit, _tests(samples[ours], samples[other]), when, below(measured, ours, other), _testable(measured))
+        _bar(what, unit, _tests(samples[ours], samples[other]), when, below(measured, ours, other) if each else None)
         for what, ours, other, when in BARS
         if ours in samples and other in samples
     ]
@@ -212,9 +213,9 @@ def bars(measured: Sequence[Measured]) -> list[Bar]:
 
 
 def _bar(
-    what: str, unit: str, tests: Sequence[dict[str, Any]], when: str, worse: dict[str, tuple[float, float]], each: bool
+    what: str, unit: str, tests: Sequence[dict[str, Any]], when: str, worse: dict[str, tuple[float, float]] | None
 ) -> Bar:
-    """Judge all units, and each task as well."""
+    """Judge all units, and each task as well, by `below`, unless that is None."""
     end = tests[-1]
     figure = ", ".join(f"{test['wins']}/{test['ties']}/{test['losses']}" for test in tests)
     figure += f" {unit} at 1/8, 1/4, 1/2 and all; at the end {end['difference']:+.4f}, p = {end['p']:.2g}"
@@ -222,7 +223,7 @@ def _bar(
         bar, met = "not significantly worse at the end", not (end["difference"] < 0 and end["p"] < SIGNIFICANT)
     else:
         bar, met = f"better on most {unit} at every budget", all(test["wins"] > test["losses"] for test in tests)
-    if each:
+    if worse is not None:
         bar += ", significantly worse on no task at the end (over seeds, Holm)"
         alone = ", ".join(f"{name} (p = {p:.2g}, Holm {adjusted:.2g})" for name, (p, adjusted) in worse.items())
         figure += f"; worse on {alone or 'none'}"

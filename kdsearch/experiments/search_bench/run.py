@@ -128,13 +128,13 @@ def kept_file() -> Path:
     return machine.cache_folder() / "bench-search.jsonl"
 
 
-DECIDE = (
-    *("search", "pruning", "spec", "pareto.py", "records.py", "system/machine.py"),
-    *(f"experiments/search_bench/{name}.py" for name in ("peers", "problems", "replay", "rivals", "tables")),
+DECIDE_PEERS = (
+    *("pareto.py", "records.py", "system/machine.py"),
+    *(f"experiments/search_bench/{name}.py" for name in ("peers", "problems", "replay", "tables")),
 )
-"""Rooms and files of the package that determine a replay."""
-DECIDE_PEERS = tuple(part for part in DECIDE if part not in ("search", "pruning", "spec") and "rivals" not in part)
-"""The same of a peer's: slow, and nothing of our own search is in it."""
+"""Files of the package that determine a peer's replay, which is slow and has nothing of our own search in it."""
+DECIDE = ("search", "pruning", "spec", "experiments/search_bench/rivals.py", *DECIDE_PEERS)
+"""Rooms and files that determine any other replay."""
 
 
 def _key(name: str, arm: Arm, seed: int, budget: int) -> str:
