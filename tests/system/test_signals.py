@@ -5,11 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers.processes import lives, until
 
 from kdsearch.system import signals
+
+
+@pytest.fixture(autouse=True)
+def _unheard(monkeypatch):
+    """A signal that a test raised is forgotten after it: it would end this process at its next command."""
+    monkeypatch.setattr(signals, "_state", signals._Signals())
+
 
 STUCK = """
 import sqlite3, sys
@@ -133,15 +140,4 @@ def test_a_pools_process_ends_with_its_parent_even_if_that_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    end = time.monotonic() + 10
-    while alive(worker) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not alive(worker)
-
-
-def alive(pid):
-    """Whether a process works: one that has ended but was not waited for is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    until(lambda: not lives(worker), 10)
