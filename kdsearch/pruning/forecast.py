@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsearch import pareto
+from kdsearch.pruning import trend
 from kdsearch.pruning.history import Floats, History, Stack
 from kdsearch.pruning.scale import Scale
 
@@ -15,16 +16,21 @@ FEWEST = 2  # trials that trained further, required for a forecast
 RECENT_SHARE, RECENT_LEAST = 1 / 3, 8  # of the ended trials: the recent ones, whose gain is the study's present pace
 STAND_IN_MOST = 15.0  # upper limit of the ended trials that one audited trial stands for
 PACE_LEAST = 3  # ended trials required for a pace
+TREND_LEAST = 3  # trials seen to their end, required for a trend
+UNKNOWN = 0.5  # least deviation of a trial's exponent, as a share of it, where one trial trained further
+SPREAD = np.array([-1.0, 0.0, 1.0]) * np.sqrt(
+    1.5
+)  # three equal weights with the mean and variance of a normal variable
 HORIZONS = 6  # future steps that are evaluated if there are more than two objectives
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecast of a trial: the value it would reach if it continued as each of the trials most like it did."""
+    """Forecast of a trial: the value that it would reach, in each of several cases."""
 
     steps: NDArray[np.int64]  # (horizons,), ascending, beyond the trial's last step
-    values: Floats  # (neighbours, horizons), observed value by each step, more is better
-    weights: Floats  # (neighbours,), the weight of each; they sum to 1
+    values: Floats  # (cases, horizons), observed value by each step, more is better
+    weights: Floats  # (cases,), the weight of each; they sum to 1
 
     def quantile(self, level: float) -> Floats:
         """Return a weighted quantile of the values, (horizons,), interpolated between the middles of their weights."""
@@ -82,9 +88,11 @@ def distances(others: Stack, scale: Scale, point: Floats, features: Floats, colu
 def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int) -> Forecast | None:
     """Forecast the trial in question: its error falls as that of each of the trials most like it fell.
 
-    A curve that was cut short continues as a power law, and counts as far as it was seen. An audited curve that the
-    pruner would have ended also counts for those that were ended like it: inverse probability of censoring weights
-    (Robins and Rotnitzky 1992). So outcomes that pruning prevents are not forecast to be impossible.
+    None of them is quite like it: by what differs between the two (parameters, known objectives, error at the same
+    step) a trend is added, in three cases for how uncertain it is. A curve that was cut short continues as a power law,
+    and counts as far as it was seen. An audited curve that the pruner would have ended also counts for those that were
+    ended like it: inverse probability of censoring weights (Robins and Rotnitzky 1992). So outcomes that pruning
+    prevents are not forecast to be impossible.
 
     Args:
         history: updated, with an own curve.
@@ -106,8 +114,7 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
         return None
     distance = distances(further, scale, own_point(history), history.features([own.params])[0], column)
     order = np.argsort(distance, kind="stable")
-    whole = order[further.whole[order]][: max(1, neighbours // 2)]
-    rows = np.union1d(order[:neighbours], whole)
+    rows = np.union1d(order[:neighbours], order[further.whole[order]][: max(1, neighbours // 2)])
     chosen, apart = further.where(rows), distance[rows]
     clock, wanted = log_steps(history.grid, history.grid), log_steps(steps, history.grid)
     falls = np.empty((len(chosen), len(steps)))
@@ -115,10 +122,57 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
         seen = ~np.isnan(best)
         errors = scale.errors(best[seen])
         row[:] = scale.errors(best[column]) - extended(errors, clock[seen], wanted)
-    gap = max(scale.ideal - float(own.best[-1]), 0.0)
     near = max(float(np.median(distance[order[:neighbours]])), 1e-9)
     weights = _weights(history, chosen, step, steps) / (1.0 + (apart / near) ** 2)
-    return Forecast(steps, own.best[-1] - gap * np.expm1(-falls), weights / weights.sum())
+    run = wanted - clock[column]
+    mean, deviation = _trend(history, scale, further, chosen, column, last_step)
+    least = UNKNOWN * float(np.median(falls[:, -1])) / run[-1] / np.sqrt(len(further))
+    exponents = mean + SPREAD[:, None] * np.maximum(deviation, least)  # (cases, chosen)
+    falls = np.maximum(falls + exponents[:, :, None] * run, 0.0).reshape(-1, len(steps))
+    gap = max(scale.ideal - float(own.best[-1]), 0.0)
+    weights = np.tile(weights / weights.sum() / len(SPREAD), len(SPREAD))
+    return Forecast(steps, own.best[-1] - gap * np.expm1(-falls), weights)
+
+
+def _trend(
+    history: History, scale: Scale, further: Stack, chosen: Stack, column: int, last_step: int
+) -> tuple[Floats, Floats]:
+    """Return how much the trial's exponent is expected to differ from each chosen trial's, and the deviation of that.
+
+    The exponent of a curve is the fall of its log error from the trial's present step to its end, per log step.
+
+    Args:
+        history, scale, last_step: as in `forecast`.
+        further: trials that trained further than it; the trend is that of those that were seen to their end.
+        chosen: trials that are compared with.
+        column: of the history's grid, the present step.
+
+    Returns:
+        (chosen,) each; 0 where too few trials were seen to their end.
+    """
+    clock = log_steps(history.grid, history.grid)
+    whole = further.where(further.whole)
+    end = np.searchsorted(history.grid, np.minimum(whole.last, last_step), side="right") - 1
+    whole, end = whole.where(end > column), end[end > column]
+    if len(whole) < TREND_LEAST:
+        return np.zeros(len(chosen)), np.zeros(len(chosen))
+    ends = whole.best[np.arange(len(whole)), end]
+    falls = scale.errors(whole.best[:, column]) - scale.errors(ends)
+    own = history.own
+    assert own is not None
+    here = _explaining(scale, own_point(history)[None], history.features([own.params]), own.best[-1:])
+    return trend.differences(
+        _explaining(scale, whole.points, whole.features, whole.best[:, column]),
+        falls / (clock[end] - clock[column]),
+        np.where(whole.would_end >= history.grid[column], stand_in(history.ended), 1.0),
+        here - _explaining(scale, chosen.points, chosen.features, chosen.best[:, column]),
+    )
+
+
+def _explaining(scale: Scale, points: Floats, features: Floats, values: Floats) -> Floats:
+    """Return what a trend explains curves by, (trials, columns): parameters, known objectives, and the log error."""
+    known = np.arange(points.shape[1]) != scale.observed
+    return np.column_stack([features, (scale.transform(points) / scale.span)[:, known], scale.errors(values)])
 
 
 def _weights(history: History, chosen: Stack, step: int, steps: NDArray[np.int64]) -> Floats:

@@ -35,7 +35,8 @@ MODEL_SHARE = 0.75  # until anything was gained
 LEAST_SHARE = 0.1  # of the trials, for each of the two
 FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 FEWEST = 5  # trials with a checkpoint, required for a choice
-MOST = 400  # trials from which the surrogate learns: the latest ones and the front
+MOST = 400  # checkpoints from which the surrogate learns: those of the latest trials, and of the front
+SHARES = (16, 8, 4, 2, 1)  # of a trial seen to its end, the surrogate learns this part of its steps
 QUANTILES = ndtri((np.arange(9) + 0.5) / 9)  # of the normal distribution, for expectations
 
 
@@ -115,8 +116,8 @@ class ProposalSampler(WrappedSampler):
     """Draws several candidates from another sampler, and proposes the one with the highest expected gain.
 
     The gain is that of hypervolume (Emmerich, Giannakoglou, Naujoks, IEEE TEC 2006), with one objective known before
-    training. The other is predicted by a Gaussian process over parameters and steps, fitted to every trial's best
-    checkpoint. A third of the candidates are members of the front moved slightly.
+    training. The other is predicted by a Gaussian process over parameters and steps, fitted to checkpoints of all
+    trials. A third of the candidates are members of the front moved slightly.
 
     The inner sampler's own draw competes with this choice: each proposes a share of the trials that follows the gain
     per step of its latest ones, so that the worse of the two costs little. The attribute `proposed_by` names a trial's
@@ -289,14 +290,16 @@ class ProposalSampler(WrappedSampler):
     ) -> Floats:
         """Return the expected gain of each candidate, (candidates,).
 
-        The surrogate learns the log error of every trial's best checkpoint, at its last step.
+        The surrogate learns the log error of every trial's best checkpoint, at its last step, and those of a trial that
+        was seen to its end also at parts of its steps: so what the end of a training adds is learnt from the same
+        trials at both times, and not from comparing whole trials with those that were ended early.
         """
         history = self._history
         front = scale.transform(seen.points[seen.feasible])
         front = front[pareto.members(front)]
-        latest = _latest(seen)
-        errors = scale.errors(latest.points[:, scale.observed])
-        self._model.fit(np.column_stack([latest.features, self._clock(latest.last)]), errors)
+        row, column = learnt(history, seen)
+        inputs = np.column_stack([seen.features[row], self._clock(history.grid[column])])
+        self._model.fit(inputs, scale.errors(seen.best[row, column]))
         mean, deviation = self._model.predict(np.column_stack([history.features(params), self._clock(np.array(steps))]))
         values = scale.values(mean[:, None] + deviation[:, None] * QUANTILES)  # (candidates, quantiles)
         hoped = np.repeat(scale.transform(points), len(QUANTILES), axis=0)
@@ -312,11 +315,17 @@ class ProposalSampler(WrappedSampler):
         return clock
 
 
-def _latest(seen: Stack) -> Stack:
-    if len(seen) <= MOST:
-        return seen
-    kept = np.union1d(np.arange(len(seen) - MOST, len(seen)), pareto.members(seen.points))
-    return seen.where(kept)
+def learnt(history: History, seen: Stack) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the checkpoints that the surrogate learns from, trial by trial: their rows and columns of `seen.best`."""
+    origin = min(int(history.grid[0]), 1) - 1  # steps count from 0 or from 1
+    steps = (seen.last[:, None] - origin) // np.array(SHARES) + origin  # (trials, shares), ascending
+    column = np.searchsorted(history.grid, steps, side="right") - 1
+    kept = (column >= 0) & ~np.isnan(np.take_along_axis(seen.best, np.maximum(column, 0), axis=1))
+    kept[:, :-1] &= seen.whole[:, None] & (column[:, :-1] < column[:, 1:])
+    latest = np.cumsum(kept.sum(axis=1)[::-1])[::-1] <= MOST
+    latest[pareto.members(seen.points)] = True
+    row, share = np.nonzero(kept & latest[:, None])
+    return row, column[row, share]
 
 
 def _scale(history: History, seen: Stack, candidates: Floats, units: Mapping[str, Any]) -> Scale:

@@ -16,7 +16,7 @@ from kdsearch.pruning.history import History
 from kdsearch.pruning.scale import make_scale
 from kdsearch.records import Attr
 from kdsearch.search import resuming
-from kdsearch.search.sampling import samplers
+from kdsearch.search.sampling import proposals, samplers
 from kdsearch.search.sampling.proposals import Near, ProposalSampler
 
 MAX2 = ["maximize", "maximize"]
@@ -213,6 +213,35 @@ def test_failed_pruned_and_running_trials_are_no_trouble():
     report(running[1], (math.nan, 3.0), 1)
     trial = study.ask()
     assert suggest(trial) == trial.params
+
+
+def learnt(*curves):
+    """Return (number, step) of each checkpoint that the model learns from, of (state, first step, checkpoints)."""
+    study = optuna.create_study(directions=MAX2)
+    for state, first, count in curves:
+        steps = range(first, first + count)
+        curve = {str(step): [step / 100, 1.0] for step in steps}
+        values = [steps[-1] / 100, 1.0] if state == TrialState.COMPLETE else None
+        study.add_trial(create_trial(state=state, values=values, user_attrs={Attr.CURVE: curve}))
+    study.add_trial(create_trial(state=TrialState.RUNNING))
+    history = History()
+    history.update(study, len(curves))
+    rows, columns = proposals.learnt(history, history.curves())
+    return [(int(row), int(history.grid[column])) for row, column in zip(rows, columns, strict=True)]
+
+
+def test_of_whole_trials_the_model_learns_earlier_checkpoints_too():
+    whole, ended = (TrialState.COMPLETE, 1, 24), (TrialState.PRUNED, 1, 5)
+    assert learnt(whole, ended) == [(0, 1), (0, 3), (0, 6), (0, 12), (0, 24), (1, 5)]
+    assert learnt((TrialState.COMPLETE, 1, 2), (TrialState.COMPLETE, 1, 1)) == [(0, 1), (0, 2), (1, 1)]
+    assert learnt((TrialState.COMPLETE, 0, 8)) == [(0, 0), (0, 1), (0, 3), (0, 7)]  # steps that count from 0
+    assert learnt((TrialState.COMPLETE, 10, 3)) == [(0, 12)]  # its half was before its first checkpoint
+
+
+def test_the_model_learns_from_the_latest_trials_and_from_the_front(monkeypatch):
+    monkeypatch.setattr(proposals, "MOST", 7)
+    whole, best = (TrialState.COMPLETE, 1, 4), (TrialState.COMPLETE, 1, 8)
+    assert {number for number, _ in learnt(whole, best, whole, whole, whole)} == {1, 3, 4}
 
 
 def test_a_study_may_be_told_other_parameters_on_the_way():
