@@ -81,6 +81,27 @@ def test_the_two_commands_at_the_top_are_those_of_the_package() -> None:
     assert second.strip() == "pip install -e '.[test]' && pytest"
 
 
+def linked() -> list[tuple[str, str]]:
+    """(Page, address) of each link to a file, and of each form in which the table of reports names more files."""
+    pages = [TOP / "README.md", *(path for room in ("studies", "reports") for path in (TOP / room).rglob("*.md"))]
+    found = [
+        (page.relative_to(TOP).as_posix(), address)
+        for page in pages
+        for address in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if not address.startswith(("http", "mailto:"))
+    ]
+    for row in re.findall(r"^\| (\[.*?) \|", PAGES[2], flags=re.MULTILINE):
+        names = [name.removesuffix(".md") for name in re.findall(r"\]\(([^)]+\.md)\)", row)]
+        found += [("reports/README.md", name + form) for name in names for form in re.findall(r"`(\.[a-z]+)`", row)]
+    return list(dict.fromkeys(found))
+
+
+def test_every_link_leads_to_a_file() -> None:
+    found = linked()
+    assert ("reports/README.md", "bench-search.html") in found
+    assert [f"{page}: {address}" for page, address in found if not ((TOP / page).parent / address).exists()] == []
+
+
 @pytest.mark.parametrize("words", named(), ids=" ".join)
 def test_a_command_in_a_table_has_the_options_that_it_is_given(words: list[str]) -> None:
     options = [word for word in words if word.startswith("--")]

@@ -169,9 +169,10 @@ class ParetoPruner(BasePruner):
 
     After each step, the most similar trials are selected: by parameters, known objectives and the error at the same
     step. The hypervolume per step that this trial would gain if its error fell as theirs did, and as much faster or
-    slower as the trend over all whole trials says, is compared with what the study's recent trials gained per step. A trial whose gain is below a share `pace` of that, both on average and in an
-    optimistic case, is not worth its steps (the marginal value theorem of foraging: Charnov, Theoretical Population
-    Biology 1976). The required gain falls with the study's own, so the front's resolution has no floor.
+    slower as the trend over all whole trials says, is compared with what the study's recent trials gained per step. A
+    trial whose gain is below a share `pace` of that, both on average and in an optimistic case, is not worth its steps
+    (the marginal value theorem of foraging: Charnov, Theoretical Population Biology 1976). The required gain falls with
+    the study's own, so the front's resolution has no floor.
 
     An audit measures whether pruning is right: some trials, drawn at random beforehand, are never pruned (attribute
     `kdsearch:audit`). In forecasts, one that would have been ended represents all that were; the more of them gained

@@ -62,6 +62,18 @@ def report(study: Study, options: Options, measured: Sequence[Measured]) -> Docu
     teacher = summary.teacher(study, options.dataset, measured)
     known = [one for one in measured if one.difference is not None]
     sections = [
+        *(_published_sections(options, known) if known else []),
+        *_int8_sections(measured),
+        _open_section(measured),
+        Section("Teacher", grid=_teacher_grid(teacher), text=[DECKS[options.dataset].text]),
+    ]
+    title = {"mnist": "The slides on MNIST", "cifar10": "The slides on CIFAR-10"}[options.dataset]
+    return Document(title, _verdict(options, measured), _facts(study, options), sections)
+
+
+def _published_sections(options: Options, known: Sequence[Measured]) -> list[Section]:
+    """Return the sections of rows that have published figures."""
+    return [
         Section(
             "Accuracy",
             _accuracy_text(options, known),
@@ -76,12 +88,7 @@ def report(study: Study, options: Options, measured: Sequence[Measured]) -> Docu
             "Median of the paired ratios with its 95 % interval, and the published ratio of another machine.",
             _speed_grid(known),
         ),
-        *_int8_sections(measured),
-        _open_section(measured),
-        Section("Teacher", grid=_teacher_grid(teacher), text=[DECKS[options.dataset].text]),
     ]
-    title = {"mnist": "The slides on MNIST", "cifar10": "The slides on CIFAR-10"}[options.dataset]
-    return Document(title, _verdict(options, measured), _facts(study, options), sections)
 
 
 def _int8_sections(measured: Sequence[Measured]) -> list[Section]:
@@ -122,10 +129,12 @@ def _verdict(options: Options, measured: Sequence[Measured]) -> str:
         return "No row was measured yet."
     if options.scaled:
         return "This run is smaller than the deck's: it shows that the program runs, and measures no row."
-    measured = [one for one in measured if one.difference is not None]
-    counts = Counter(one.verdict for one in measured)
+    known = [one for one in measured if one.difference is not None]
+    if not known:
+        return "No row that has a published figure was measured."
+    counts = Counter(one.verdict for one in known)
     return (
-        f"{counts['matches']} of {len(measured)} rows are shown to match the deck's accuracy within {EQUAL} points; "
+        f"{counts['matches']} of {len(known)} rows are shown to match the deck's accuracy within {EQUAL} points; "
         f"higher: {counts['higher']}, lower: {counts['lower']}, undecided: {counts['undecided']}."
     )
 

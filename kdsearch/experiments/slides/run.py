@@ -211,6 +211,7 @@ def run_all(study: Study, options: Options, school: School, todo: list[tuple[Job
         # trainings of one architecture and arithmetic share one timing in a repeat
         key = json.dumps([settings.architecture, settings.bits, repeat], sort_keys=True)
         if settings.bits is not None:
+            progress.note(f"the teacher's answers with features of {settings.bits} bits are made once, then kept")
             found = training.in_int8(school, settings, seed, on_epoch)
         else:
             pairs = known_pairs(study, key) or training.time(school, settings)

@@ -150,6 +150,13 @@ def test_the_page_holds_every_row_its_word_and_where_it_comes_from(made, tmp_pat
     assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["rows"][0]["row"] == "m1"
 
 
+def test_rows_without_a_published_figure_are_compared_with_none(made):
+    study, options = made({"mq": [0.97]})
+    found = page.report(study, options, summary.summarise(study, options))
+    assert found.verdict == "No row that has a published figure was measured."
+    assert found.sections[0].title == "The deck's quantised algorithm"
+
+
 def test_the_figures_draw_each_training_and_the_published_figure(made):
     study, options = made({"m1": [0.94, 0.941], "m7": [0.972, 0.973]})
     sections = page.report(study, options, summary.summarise(study, options)).sections
