@@ -128,6 +128,38 @@ def gains(members: Floats, points: Floats, reference: Floats) -> Floats:
     return added
 
 
+def gains_along(members: Floats, point: Floats, axis: int, values: Floats, reference: Floats) -> Floats:
+    """Return what a point would add to the hypervolume of a front for each value of one of its coordinates.
+
+    The same as `gains`, and faster for many values in three or more dimensions: along an axis a gain is piecewise
+    linear, with a knot at each member, and its slope is what the members beyond leave free of the point's extent in the
+    other objectives.
+
+    Args:
+        members: (members, objectives) of the front, finite.
+        point: (objectives,), finite; its coordinate on the axis is not used.
+        axis: the objective that takes the values.
+        values: (values,), finite.
+        reference: (objectives,).
+
+    Returns:
+        (values,), not negative.
+    """
+    import numpy as np
+
+    others = np.arange(len(point)) != axis
+    base, start = reference[others], reference[axis]
+    free = float(np.clip(point[others] - base, 0.0, None).prod())
+    covering = members[(members > reference).all(axis=1)]
+    knots = np.unique(np.append(covering[:, axis], start))
+    clipped = np.minimum(covering[:, others], point[others])
+    slopes = np.array([max(0.0, free - volume(clipped[covering[:, axis] > knot], base)) for knot in knots])
+    below = np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(knots))])  # the gain at each knot
+    at = np.maximum(np.searchsorted(knots, values, side="right") - 1, 0)
+    found: Floats = below[at] + slopes[at] * np.clip(values - knots[at], 0.0, None)
+    return found
+
+
 def study_hypervolume(points: Sequence[tuple[float, float]], floor: float) -> float:
     """Return the hypervolume of (accuracy, ratio) points as reports give it.
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdsearch.pareto import dominates, front, gains, hypervolume, members, study_hypervolume, volume
+from kdsearch.pareto import dominates, front, gains, gains_along, hypervolume, members, study_hypervolume, volume
 
 NAN = math.nan
 few = st.integers(0, 4).map(float)  # ties and duplicates are frequent
@@ -183,3 +183,18 @@ def test_what_is_dominated_or_equal_gains_nothing_at_all(size):
         on_front = points[members(points)]
         worse = np.minimum(on_front, on_front.mean(axis=0))
         assert (gains(on_front, np.vstack([points, worse]), np.full(size, -0.1)) == 0).all()
+
+
+@given(clouds(), st.data())
+def test_gains_along_an_axis_are_those_of_each_value(cloud, data):
+    points, reference = cloud
+    size = len(reference)
+    axis = data.draw(st.integers(0, size - 1))
+    point = np.array(data.draw(st.lists(few, min_size=size, max_size=size)), dtype=np.float64)
+    values = np.array(data.draw(st.lists(few | st.floats(-1, 6, allow_subnormal=False), max_size=6)), dtype=np.float64)
+    on_front = points[members(points)]
+    each = np.tile(point, (len(values), 1))
+    each[:, axis] = values
+    found = gains_along(on_front, point, axis, values, reference)
+    assert found == pytest.approx(gains(on_front, each, reference), rel=1e-9, abs=1e-9)
+    assert (found >= 0).all()

@@ -21,7 +21,6 @@ UNKNOWN = 0.5  # least deviation of a trial's exponent, as a share of it, where 
 SPREAD = np.array([-1.0, 0.0, 1.0]) * np.sqrt(
     1.5
 )  # three equal weights with the mean and variance of a normal variable
-HORIZONS = 6  # future steps that are evaluated if there are more than two objectives
 
 
 @dataclass(frozen=True)
@@ -225,17 +224,20 @@ def promise(history: History, scale: Scale, hope: Forecast, front: Floats, optim
     """
     assert history.own is not None
     point = own_point(history)
-    columns = np.arange(len(hope.steps))
-    if len(point) != 2:  # slow in more dimensions
-        columns = np.unique(np.geomspace(1, len(columns), HORIZONS).round().astype(int) - 1)
-    values = (hope.values if optimistic is None else np.vstack([hope.values, optimistic]))[:, columns]
+    values = hope.values if optimistic is None else np.vstack([hope.values, optimistic])
     hoped = np.tile(point, (values.size, 1))
     hoped[:, scale.observed] = values.reshape(-1)
-    gains = pareto.gains(front, scale.transform(hoped), scale.reference).reshape(values.shape)
+    hoped = scale.transform(hoped)
+    if len(point) == 2:
+        found = pareto.gains(front, hoped, scale.reference)
+    else:
+        axis = scale.observed
+        found = pareto.gains_along(front, hoped[0], axis, hoped[:, axis], scale.reference)
+    gains = found.reshape(values.shape)
     expected = hope.weights @ gains[: len(hope.weights)]
     if optimistic is not None:
         expected = np.maximum(expected, gains[-1])
-    return float((expected / (hope.steps[columns] - history.own.steps[-1])).max())
+    return float((expected / (hope.steps - history.own.steps[-1])).max())
 
 
 def own_point(history: History) -> Floats:
