@@ -40,14 +40,20 @@ def test_noise_alone_is_no_trend():
     assert (np.abs(mean) < 2 * deviation).all()
 
 
-@given(SEEDS, st.integers(2, 12))
-def test_few_observations_leave_more_open_than_many_and_far_ones_more_than_near(seed, few):
+@given(SEEDS)
+def test_far_inputs_leave_more_open_than_near_ones(seed):
     inputs, _, targets = observed(seed, noise=0.3)
-    _, of_few = differences(inputs[:few], targets[:few], np.ones(few), 2.0 * np.eye(3))
-    _, of_all = differences(inputs, targets, np.ones(40), np.array([[0.1, 0, 0], [1.0, 0, 0], [2.0, 0, 0]]))
-    assert (np.diff(of_all) > 0).all()
-    if few == 2:  # no more than the slope of one line
-        assert of_few.max() > 0.05
+    _, deviation = differences(inputs, targets, np.ones(40), np.array([[0.1, 0, 0], [1.0, 0, 0], [2.0, 0, 0]]))
+    assert (np.diff(deviation) > 0).all()
+
+
+def test_few_observations_leave_more_open_than_many():
+    def left_open(count):  # the median of many problems: two points may happen to lie on one level
+        deviations = [differences(*(part[:count] for part in (inputs, targets, np.ones(40))), np.eye(3))[1]
+                      for inputs, _, targets in (observed(seed, noise=0.3) for seed in range(50))]  # fmt: skip
+        return np.median(deviations)
+
+    assert left_open(3) > 1.2 * left_open(10) > 1.2 * left_open(40)
 
 
 @given(SEEDS, st.floats(0.1, 100.0), st.floats(-10, 10))

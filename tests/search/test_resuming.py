@@ -23,7 +23,7 @@ from kdsearch.search.retrain import retrain
 from kdsearch.search.weights import folder
 from kdsearch.storage import load_study, open_storage
 
-EPOCHS, TRIALS = 6, 16
+EPOCHS, TRIALS = 6, 24
 STATE = {"run": {"weights": torch.arange(4.0)}, "best": {"epoch": 1}, "records": []}
 
 
