@@ -18,9 +18,7 @@ STAND_IN_MOST = 15.0  # upper limit of the ended trials that one audited trial s
 PACE_LEAST = 3  # ended trials required for a pace
 TREND_LEAST = 3  # trials seen to their end, required for a trend
 UNKNOWN = 0.5  # least deviation of a trial's exponent, as a share of it, where one trial trained further
-SPREAD = np.array([-1.0, 0.0, 1.0]) * np.sqrt(
-    1.5
-)  # three equal weights with the mean and variance of a normal variable
+SPREAD = np.array([-1.0, 0.0, 1.0]) * np.sqrt(1.5)  # of equal weight: mean and variance are a normal variable's
 
 
 @dataclass(frozen=True)
