@@ -42,8 +42,13 @@ class Forecast:
 
 def log_steps(steps: NDArray[np.int64], grid: NDArray[np.int64]) -> Floats:
     """Return the logarithm of steps counted from 1, whether the study counts from 0 or from 1."""
-    found: Floats = np.log(steps - min(int(grid[0]), 1) + 1.0)
+    found: Floats = np.log(steps - origin(grid))
     return found
+
+
+def origin(grid: NDArray[np.int64]) -> int:
+    """Return the step before a study's first one: 0, or less where its steps count from less than 1."""
+    return min(int(grid[0]), 1) - 1
 
 
 def extended(errors: Floats, clock: Floats, wanted: Floats) -> Floats:
@@ -109,7 +114,8 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
     steps = np.append(beyond, last_step)
     if len(further) < FEWEST or last_step <= step:
         return None
-    distance = distances(further, scale, own_point(history), history.features([own.params])[0], column)
+    features = history.features([own.params])
+    distance = distances(further, scale, own_point(history), features[0], column)
     order = np.argsort(distance, kind="stable")
     rows = np.union1d(order[:neighbours], order[further.whole[order]][: max(1, neighbours // 2)])
     chosen, apart = further.where(rows), distance[rows]
@@ -122,7 +128,7 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
     near = max(float(np.median(distance[order[:neighbours]])), 1e-9)
     weights = _weights(history, chosen, step, steps) / (1.0 + (apart / near) ** 2)
     run = wanted - clock[column]
-    mean, deviation = _trend(history, scale, further, chosen, column, last_step)
+    mean, deviation = _trend(history, scale, features, further, chosen, column, last_step)
     least = UNKNOWN * float(np.median(falls[:, -1])) / run[-1] / np.sqrt(len(further))
     exponents = mean + SPREAD[:, None] * np.maximum(deviation, least)  # (cases, chosen)
     falls = np.maximum(falls + exponents[:, :, None] * run, 0.0).reshape(-1, len(steps))
@@ -132,7 +138,7 @@ def forecast(history: History, scale: Scale, *, last_step: int, neighbours: int)
 
 
 def _trend(
-    history: History, scale: Scale, further: Stack, chosen: Stack, column: int, last_step: int
+    history: History, scale: Scale, features: Floats, further: Stack, chosen: Stack, column: int, last_step: int
 ) -> tuple[Floats, Floats]:
     """Return how much the trial's exponent is expected to differ from each chosen trial's, and the deviation of that.
 
@@ -140,6 +146,7 @@ def _trend(
 
     Args:
         history, scale, last_step: as in `forecast`.
+        features: (1, columns), the trial's parameters from 0 to 1.
         further: trials that trained further than it; the trend is that of those that were seen to their end.
         chosen: trials that are compared with.
         column: of the history's grid, the present step.
@@ -157,7 +164,7 @@ def _trend(
     falls = scale.errors(whole.best[:, column]) - scale.errors(ends)
     own = history.own
     assert own is not None
-    here = _explaining(scale, own_point(history)[None], history.features([own.params]), own.best[-1:])
+    here = _explaining(scale, own_point(history)[None], features, own.best[-1:])
     return trend.differences(
         _explaining(scale, whole.points, whole.features, whole.best[:, column]),
         falls / (clock[end] - clock[column]),

@@ -317,8 +317,8 @@ class ProposalSampler(WrappedSampler):
 
 def learnt(history: History, seen: Stack) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the checkpoints that the surrogate learns from, trial by trial: their rows and columns of `seen.best`."""
-    origin = min(int(history.grid[0]), 1) - 1  # steps count from 0 or from 1
-    steps = (seen.last[:, None] - origin) // np.array(SHARES) + origin  # (trials, shares), ascending
+    start = forecast.origin(history.grid)
+    steps = (seen.last[:, None] - start) // np.array(SHARES) + start  # (trials, shares), ascending
     column = np.searchsorted(history.grid, steps, side="right") - 1
     kept = (column >= 0) & ~np.isnan(np.take_along_axis(seen.best, np.maximum(column, 0), axis=1))
     kept[:, :-1] &= seen.whole[:, None] & (column[:, :-1] < column[:, 1:])
