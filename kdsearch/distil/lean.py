@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kdsearch.distil.step import Format
+from kdsearch.networks import matmul_conv
+
 CAST = (nn.Conv2d, nn.Linear)  # exact types: autocast casts their weights, and a subclass may use them otherwise
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -22,15 +25,17 @@ class Lean:
     In bfloat16 its convolutions and dense layers hold bfloat16 copies of their weights. All are cast at once by `cast`
     (one fused kernel on CUDA instead of one a layer), and their gradients by `collect`; the arithmetic is that of
     autocast, under which forward passes still run. Batch norm does not count batches on the device; on leaving, the
-    counts are as if it had. On a CPU the parts of a gradient that oneDNN leaves unwritten are 0 (`unseen`); on CUDA
-    batch norm and max pooling are our own kernels (`gpu_layers`).
+    counts are as if it had. On a CPU convolutions over small maps are matrix products (`matmul_conv`), and the parts of
+    other layers' gradients that oneDNN leaves unwritten are 0 (`unseen`); on CUDA batch norm and max pooling are our
+    own kernels (`gpu_layers`).
 
     Args:
         network: in its memory format already; its parameters are the optimiser's.
-        bf16: whether its forward passes run under autocast to bfloat16.
+        form: its format; if bfloat16, its forward passes run under autocast.
     """
 
-    def __init__(self, network: nn.Module, *, bf16: bool) -> None:
+    def __init__(self, network: nn.Module, form: Format) -> None:
+        self._network, self._form = network, form
         # a momentum of None needs the count: the mean over batches
         self._norms = [
             module
@@ -41,7 +46,7 @@ class Lean:
         self._counts: list[Tensor] = []
         self._places = [
             (module, name, weight, nn.Parameter(weight.detach().bfloat16(), weight.requires_grad))
-            for module, name, weight in (_cast_alone(network) if bf16 else [])
+            for module, name, weight in (_cast_alone(network) if form.bf16 else [])
         ]
         self._weights: list[Tensor] = [weight for _, _, weight, _ in self._places]
         self._copies: list[Tensor] = [copy for _, _, _, copy in self._places]
@@ -52,9 +57,10 @@ class Lean:
             module: gradient
             for (module, name, weight, _), gradient in zip(self._places, self._gradients, strict=True)
             if isinstance(module, nn.Conv2d) and name == "weight" and weight.device.type == "cpu"
+            if not form.computes(module)
         }
         self._hooks: list[RemovableHandle] = []
-        self._own = _own_layers(network) if bf16 else []
+        self._own = _own_layers(network) if form.bf16 else []
         self.steps = 0  # taken in this epoch
 
     def __enter__(self) -> Lean:
@@ -67,6 +73,8 @@ class Lean:
         for module, forward in self._own:
             module.forward = forward  # type: ignore[method-assign]
         self._hooks = [module.register_forward_pre_hook(self._look) for module in self._fresh]
+        self._products = self._form.products(self._network)
+        self._products.__enter__()
         return self
 
     def _look(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -78,6 +86,7 @@ class Lean:
             self._unseen += [gradient[:, :, row] for row in rows] + [gradient[..., column] for column in columns]
 
     def __exit__(self, *error: object) -> None:
+        self._products.__exit__(None, None, None)
         for norm, count in zip(self._norms, self._counts, strict=True):
             norm.num_batches_tracked = count
         for module, name, weight, _ in self._places:
@@ -152,10 +161,10 @@ def unseen(layer: nn.Conv2d, size: Sequence[int]) -> tuple[list[int], list[int]]
         return [], []
 
     def of(axis: int) -> list[int]:
-        length, kernel, stride = size[axis], layer.kernel_size[axis], layer.stride[axis]
+        kernel = layer.kernel_size[axis]
         padding, dilation = int(layer.padding[axis]), layer.dilation[axis]
-        starts = range(-padding, length + padding - dilation * (kernel - 1), stride)
-        return [at for at in range(kernel) if not any(0 <= start + dilation * at < length for start in starts)]
+        seen = matmul_conv.seeing(size[axis], kernel, layer.stride[axis], padding, dilation)
+        return sorted({*range(kernel)} - {*seen})
 
     return of(0), of(1)
 

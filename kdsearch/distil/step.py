@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch import networks
+from kdsearch.networks import matmul_conv
 from kdsearch.records import Precision
 from kdsearch.system import machine
 
@@ -38,6 +39,14 @@ class Format:
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         # torch's autocast, even disabled, costs a small student on a CPU a twentieth of its step
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def products(self, network: nn.Module) -> AbstractContextManager[object]:
+        """Return a context in which convolutions over small maps are matrix products, where the layout allows it."""
+        return matmul_conv.products(network) if self.memory is torch.channels_last else nullcontext()
+
+    def computes(self, module: nn.Module) -> bool:
+        """Return whether `products` computes a layer where its maps are small."""
+        return self.memory is torch.channels_last and matmul_conv.fits(module)
 
     def lay_out(self, images: Tensor) -> Tensor:
         """Return a network's input, (batch, channels, height, width), in the memory format."""

@@ -177,7 +177,7 @@ class Run(Iterator[EpochRecord]):
         self._form = format_for(network, self._device, lesson.precision)
         self._asking = 0.0  # seconds of asking the teacher before the last epoch
         self._network = network.to(memory_format=self._form.memory)  # type: ignore[call-overload]
-        self._lean = Lean(network, bf16=self._form.bf16)
+        self._lean = Lean(network, self._form)
         self._optimizer = make_optimizer(network, recipe, lesson.batch_size, lesson.companion)
         self._epoch = torch.zeros((), device=self._device)
         self._total = torch.zeros((), device=self._device)

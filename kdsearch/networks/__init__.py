@@ -1,6 +1,6 @@
 """Networks: one file a family, and the registry of students and teachers.
 
-Others use `custom`.
+Others use `custom` and `matmul_conv`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kdsearch.distil import lean
 from kdsearch.distil.lean import own_kernels
+from kdsearch.distil.step import Format
 from tests.distil.test_step import RECIPES, outcome
 
 triton = pytest.importorskip("triton")
@@ -90,7 +91,7 @@ def test_a_step_with_them_is_near_that_with_torchs_layers(name, monkeypatch):
             monkeypatch.setattr(lean, "own_kernels", lambda device: None)
         torch.manual_seed(0)
         network = student(config).cuda().to(memory_format=torch.channels_last).train()
-        with lean.Lean(network, bf16=True) as steps, torch.autocast("cuda", torch.bfloat16):
+        with lean.Lean(network, Format(True, torch.channels_last)) as steps, torch.autocast("cuda", torch.bfloat16):
             assert len(steps._own) == (sum(type(each) in (nn.BatchNorm2d, nn.MaxPool2d) for each in network.modules())
                                        if own else 0)  # fmt: skip
             steps.cast()

@@ -15,6 +15,7 @@ from kdsearch import networks
 from kdsearch.data import ImageSet
 from kdsearch.distil.lean import Lean, unseen
 from kdsearch.distil.optimizer import make_optimizer
+from kdsearch.distil.step import Format
 from kdsearch.distil.train import Lesson, Run
 from kdsearch.spec import Recipe
 
@@ -88,7 +89,7 @@ def test_what_needs_its_count_or_is_shared_or_may_use_its_weight_otherwise_stays
     last.weight = first.weight
     mean = nn.BatchNorm2d(4, momentum=None)
     network = nn.Sequential(Own(3, 4, 1), mean, nn.BatchNorm2d(4), nn.Flatten(), first, last)
-    with Lean(network, bf16=True) as lean:
+    with Lean(network, Format(True, torch.channels_last)) as lean:
         lean.steps = 2
         assert mean.num_batches_tracked is not None
         assert network[2].num_batches_tracked is None
@@ -100,7 +101,7 @@ def test_what_needs_its_count_or_is_shared_or_may_use_its_weight_otherwise_stays
 
 def test_a_weight_that_a_step_does_not_use_has_no_gradient():
     network = nn.ModuleDict({"used": nn.Linear(4, 2), "other": nn.Linear(4, 2)})
-    with Lean(network, bf16=True) as lean, torch.autocast("cpu", torch.bfloat16):
+    with Lean(network, Format(True, torch.channels_last)) as lean, torch.autocast("cpu", torch.bfloat16):
         lean.cast()
         network["used"](torch.ones(1, 4)).sum().backward()
         lean.collect()
@@ -128,7 +129,7 @@ def test_parts_of_a_kernel_that_see_padding_alone_have_no_gradient(kernel, strid
 
 def test_what_onednn_leaves_unwritten_is_no_gradient():
     network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(8, 2))
-    lean = Lean(network, bf16=True)
+    lean = Lean(network, Format(True, torch.contiguous_format))
     with lean:
         lean.cast()
         with torch.autocast("cpu", torch.bfloat16):

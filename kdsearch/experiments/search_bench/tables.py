@@ -30,8 +30,8 @@ from kdsearch.spec import Dimension, Range
 from kdsearch.system import files, machine
 
 Row = dict[str, Any]
-"""`config`, `ratio` (with `low` and `high`), `parameters`, `accuracy` (validation, one an epoch), `seconds` (one an
-epoch, training alone); `failed` where the training failed."""
+"""`config`, `ratio` (with `low` and `high`), `parameters`; one an epoch `accuracy` (validation), `test` (not in the
+tables of digits and MNIST) and `seconds` (training alone); `failed` where the training failed."""
 
 FOLDER = Path(__file__).parent / "data"
 

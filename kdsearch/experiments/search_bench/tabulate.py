@@ -52,10 +52,11 @@ def _begin(asked: Request) -> None:
 def _row(index: int, config: Config, seed: int) -> tuple[int, Row]:
     own = machine.derive_seed("table", seed, index)
     student = _workshop.build(config, own)
-    row: Row = {"config": config, "parameters": networks.parameters(student), "accuracy": [], "seconds": []}
+    row: Row = {"config": config, "parameters": networks.parameters(student), "accuracy": [], "test": [], "seconds": []}
     try:
         for record in _workshop.teach(student, config, own):
             row["accuracy"].append(round(record.accuracy, ACCURACY_DIGITS))
+            row["test"].append(round(_workshop.test(student), ACCURACY_DIGITS))
             row["seconds"].append(round(record.seconds, SECONDS_DIGITS))
     except TrialError as error:
         row["failed"] = str(error)

@@ -63,14 +63,16 @@ def test_a_table_goes_on_where_it_stopped_and_comes_out_alike(tmp_path, teacher)
     assert tabulate.tabulate(whole, asked, workers=1, progress=first, **options) == whole
     table = tables.load(str(whole))
     assert (table.accuracy.shape, table.epochs) == ((3, 2), 2)
-    assert ((table.accuracy > 0) & (table.accuracy <= 1)).all()
+    for accuracy in (table.accuracy, table.test):
+        assert ((accuracy > 0) & (accuracy <= 1)).all()
+    assert (table.accuracy != table.test).any()  # of other images
     assert table.provenance["seed"] == 1
     assert table.provenance["images"]["train"] == 200
     assert table.provenance["environment"]["device"] == "cpu"
     assert not list(tmp_path.glob("*.partial"))
     begun = tabulate.Partial(cut, {key: table.provenance[key] for key in ("study_file", "epochs", "seed")})
     kept = {"config": table.configs[1], "ratio": 5.0, "low": 5.0, "high": 5.0, "parameters": 1,
-            "accuracy": [0.25, 0.5], "seconds": [1.0, 1.0]}  # fmt: skip
+            "accuracy": [0.25, 0.5], "test": [0.25, 0.5], "seconds": [1.0, 1.0]}  # fmt: skip
     begun.add(1, kept)
     tabulate.tabulate(cut, asked, workers=2, progress=second, **options)
     again = tables.load(str(cut))

@@ -1,0 +1,228 @@
+"""Convolutions over small feature maps on a CPU as matrix products: torch's numbers, but for rounding.
+
+oneDNN, which computes torch's convolutions, works along a map's rows, and slows down where rows are short: so in the
+last stages of a ResNet on 32x32 images. There the product of what each place sees (im2col; Chellapilla, Puri, Simard
+2006) with the weight is up to a hundred times as fast, also because taps that see nothing but padding are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdsearch.system import machine
+
+# Measured with torch 2.14.1 at batches of 16 to 512, with AMX and with oneDNN limited to AVX-512 and to AVX2.
+FEW_PLACES = 4  # of an output map: then all three products are faster, if the weight is large; with one place always
+FEW_PLACES_AMX = 16  # in bfloat16 with AMX: then the product to the weight's gradient is faster, forward is as fast
+LARGE, LARGE_AMX = 2**19, 2**16  # values of a weight
+
+
+class Axis(NamedTuple):
+    """One axis of a convolution.
+
+    Attributes:
+        size, out: lengths of the input and of the output.
+        stride, padding: of the layer.
+        first, end: the kernel's taps that see any input lie in range(first, end); others see padding alone.
+    """
+
+    size: int
+    out: int
+    stride: int
+    padding: int
+    first: int
+    end: int
+
+    @property
+    def taps(self) -> int:
+        return self.end - self.first
+
+    @property
+    def inside(self) -> bool:
+        """Whether these taps never see padding."""
+        return self.padding <= self.first and self.stride * (self.out - 1) + self.end <= self.size + self.padding
+
+    @property
+    def patch(self) -> bool:
+        """Whether the output has one place, which sees each place of the input by one tap."""
+        return self.out == 1 and self.inside and self.taps == self.size
+
+    def met(self, tap: int) -> slice:
+        """Return the places of the padded input that a tap meets, one for each place of the output."""
+        return slice(tap, tap + self.stride * (self.out - 1) + 1, self.stride)
+
+
+def seeing(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> list[int]:
+    """Return the taps of a kernel, along one axis, that see any of an input of this size."""
+    starts = range(-padding, size + padding - dilation * (kernel - 1), stride)
+    return [tap for tap in range(kernel) if any(0 <= start + dilation * tap < size for start in starts)]
+
+
+@cache
+def axis(size: int, kernel: int, stride: int, padding: int) -> Axis:
+    """Return an axis of a convolution; without taps where there is no output."""
+    out = max(0, (size + 2 * padding - kernel) // stride + 1)
+    taps = seeing(size, kernel, stride, padding) or [0]
+    return Axis(size, out, stride, padding, taps[0], taps[-1] + 1)
+
+
+def _columns(images: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """Return what each place of the output sees: (batch * places, taps * channels)."""
+    spread, top, left = images.permute(0, 2, 3, 1), rows.first, columns.first
+    if rows.inside and columns.inside:
+        top, left = top - rows.padding, left - columns.padding
+    else:
+        spread = F.pad(spread, (0, 0, columns.padding, columns.padding, rows.padding, rows.padding))
+    batch, row, column, channel = spread.stride()
+    seen = spread.as_strided(
+        (len(images), rows.out, columns.out, rows.taps, columns.taps, images.shape[1]),
+        (batch, row * rows.stride, column * columns.stride, row, column, channel),
+        spread.storage_offset() + top * row + left * column,
+    )
+    return seen.reshape(len(images) * rows.out * columns.out, -1)
+
+
+def _gathered(seen: Tensor, channels: int, rows: Axis, columns: Axis) -> Tensor:
+    """Return (batch, channels, height, width): the sum at each place of the input; `_columns` transposed."""
+    if rows.patch and columns.patch:
+        return seen.view(-1, rows.size, columns.size, channels).permute(0, 3, 1, 2)
+    parts = seen.view(-1, rows.out, columns.out, rows.taps, columns.taps, channels)
+    padded = (len(parts), rows.size + 2 * rows.padding, columns.size + 2 * columns.padding, channels)
+    total = seen.new_zeros(padded, dtype=torch.promote_types(seen.dtype, torch.float32))
+    for row in range(rows.taps):
+        for column in range(columns.taps):
+            met = total[:, rows.met(rows.first + row), columns.met(columns.first + column)]
+            met += parts[:, :, :, row, column]
+    inner = total[:, rows.padding : rows.padding + rows.size, columns.padding : columns.padding + columns.size]
+    return inner.to(seen.dtype).permute(0, 3, 1, 2)
+
+
+def _taps(weight: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """Return a view of the taps that see any input: (output channels, rows, columns, input channels)."""
+    return weight.permute(0, 2, 3, 1)[:, rows.first : rows.end, columns.first : columns.end]
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution without bias; forward and to the input as products where `few`, to the weight always."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, images: Tensor, weight: Tensor, rows: Axis, columns: Axis, few: bool
+    ) -> Tensor:
+        ctx.axes, ctx.few = (rows, columns), few
+        if not few:
+            ctx.save_for_backward(images, weight)
+            strides, paddings = (rows.stride, columns.stride), (rows.padding, columns.padding)
+            return F.conv2d(images, weight, stride=strides, padding=paddings)
+        seen = _columns(images, rows, columns)
+        ctx.save_for_backward(seen, weight)
+        flat = seen @ _taps(weight, rows, columns).reshape(len(weight), -1).t()
+        return flat.view(-1, rows.out, columns.out, len(weight)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        kept, weight = ctx.saved_tensors
+        rows, columns = ctx.axes
+        flat = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))
+        to_images = to_weight = None
+        if ctx.needs_input_grad[0] and ctx.few:
+            seen = flat @ _taps(weight, rows, columns).reshape(len(weight), -1)
+            to_images = _gathered(seen, weight.shape[1], rows, columns)
+        elif ctx.needs_input_grad[0]:
+            strides, paddings = (rows.stride, columns.stride), (rows.padding, columns.padding)
+            to_images = torch.ops.aten.convolution_backward(
+                gradient, kept, weight, None, strides, paddings, (1, 1), False, (0, 0), 1, (True, False, False)
+            )[0]
+        if ctx.needs_input_grad[1]:
+            seen = kept if ctx.few else _columns(kept, rows, columns)
+            taps = (flat.t() @ seen).view(len(weight), rows.taps, columns.taps, -1)
+            height, width = weight.shape[2:]
+            if taps.shape[1:3] != (height, width):  # what sees padding alone has no gradient
+                taps = F.pad(taps, (0, 0, columns.first, width - columns.end, rows.first, height - rows.end))
+            to_weight = taps.permute(0, 3, 1, 2)
+        return to_images, to_weight, None, None, None
+
+
+@cache
+def _has_amx() -> bool:
+    return "amx_bf16" in machine.bf16_instructions()
+
+
+def conv2d(images: Tensor, weight: Tensor, rows: Axis, columns: Axis) -> Tensor | None:
+    """Convolve images on a CPU as matrix products; None where torch's convolution is expected to be as fast.
+
+    Args:
+        images: (batch, channels, height, width).
+        weight: (output channels, channels, *kernel), of the same type.
+        rows, columns: of the convolution.
+
+    Returns:
+        (batch, output channels, rows.out, columns.out), channels last.
+    """
+    places, values = rows.out * columns.out, weight.numel()
+    if images.dtype != weight.dtype or min(images.numel(), places, values) == 0:
+        return None
+    amx = images.dtype == torch.bfloat16 and _has_amx()
+    unseen = (rows.taps, columns.taps) != tuple(weight.shape[2:])
+    few = unseen or places == 1 or (places <= FEW_PLACES and values >= (LARGE_AMX if amx else LARGE))
+    learns = torch.is_grad_enabled() and weight.requires_grad
+    if not few and not (learns and amx and places <= FEW_PLACES_AMX and values >= LARGE_AMX):
+        return None
+    result: Tensor = _Convolution.apply(images, weight, rows, columns, few)
+    return result
+
+
+def _forward(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    """Compute a layer's output, with the types that autocast gives it."""
+    result = None
+    if images.ndim == 4:
+        size, weight = images.shape[-2:], layer.weight
+        if torch.is_autocast_enabled("cpu"):
+            kind = torch.get_autocast_dtype("cpu")
+            images, weight = images.to(kind), weight.to(kind)
+        rows, columns = (
+            axis(*one)  # type: ignore[arg-type]
+            for one in zip(size, layer.kernel_size, layer.stride, layer.padding, strict=True)
+        )
+        result = conv2d(images, weight, rows, columns)
+    if result is None:
+        return nn.Conv2d.forward(layer, images)
+    return result if layer.bias is None else result + layer.bias.to(result.dtype)[:, None, None]
+
+
+def fits(module: nn.Module) -> bool:
+    """Return whether `products` computes a layer."""
+    return (
+        type(module) is nn.Conv2d  # a subclass may use its weight otherwise
+        and "forward" not in vars(module)
+        and module.weight.device.type == "cpu"
+        and module.groups == 1
+        and module.dilation == (1, 1)
+        and not isinstance(module.padding, str)
+        and module.padding_mode == "zeros"
+    )
+
+
+@contextmanager
+def products(network: nn.Module) -> Iterator[None]:
+    """Compute a network's convolutions over small maps as matrix products, on a CPU, within a context.
+
+    Networks on other devices, and layers with groups, dilation or other padding than zeros, stay as they are. Never
+    around a timing: a ratio is that of the plain network.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d) and fits(module)]
+    for layer in layers:
+        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdsearch import networks
+from kdsearch.networks import matmul_conv
+from kdsearch.networks.matmul_conv import _Convolution, axis, conv2d, products
+
+
+def maps(*shape: int, seed: int = 0, kind: torch.dtype = torch.float64) -> Tensor:
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return made.to(kind, memory_format=torch.channels_last)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 6), st.integers(1, 6)), kernels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)), paddings=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    few=st.booleans(), last=st.booleans(),
+)  # fmt: skip
+def test_a_convolution_and_its_gradients_are_those_of_torch(sizes, kernels, strides, paddings, few, last):
+    assume(all(size + 2 * padding >= kernel for size, kernel, padding in zip(sizes, kernels, paddings, strict=True)))
+    images, weight = maps(2, 3, *sizes), maps(4, 3, *kernels, seed=1)
+    if not last:
+        images = images.contiguous()
+    rows, columns = (axis(*one) for one in zip(sizes, kernels, strides, paddings, strict=True))
+    results = []
+    for convolve in (
+        lambda *given: _Convolution.apply(*given, rows, columns, few),
+        lambda *given: F.conv2d(*given, stride=strides, padding=paddings),
+    ):
+        inputs = [images.clone().requires_grad_(), weight.clone().requires_grad_()]
+        output = convolve(*inputs)
+        output.backward(maps(*output.shape, seed=2))
+        results.append([output.detach(), *(each.grad for each in inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_products_are_for_small_maps_and_large_weights_alone(monkeypatch, amx):
+    monkeypatch.setattr(matmul_conv, "_has_amx", lambda: amx)
+
+    def taken(channels: int, size: int, kernel: int = 3, kind: torch.dtype = torch.bfloat16) -> bool:
+        one = axis(size, kernel, 1, kernel // 2)
+        with torch.no_grad():
+            return conv2d(maps(1, channels, size, size, kind=kind), maps(channels, channels, kernel, kernel, kind=kind),
+                          one, one) is not None  # fmt: skip
+
+    assert taken(4, 1)  # one place
+    assert taken(4, 1, kind=torch.float32)
+    assert taken(256, 2)
+    assert taken(256, 2, kind=torch.float32)
+    assert taken(96, 2) is amx
+    assert not taken(96, 2, kind=torch.float32)
+    assert not taken(16, 2)
+    assert not taken(256, 4)  # without gradients
+    wide = axis(4, 3, 1, 1)
+    weight = maps(128, 128, 3, 3, kind=torch.bfloat16).requires_grad_()
+    assert (conv2d(maps(1, 128, 4, 4, kind=torch.bfloat16), weight, wide, wide) is not None) is amx
+
+
+def test_a_network_computes_the_same_within_and_is_as_before_after():
+    torch.manual_seed(0)
+    plain = networks.student_family("resnet").build({"width": 32, "blocks": [1, 1, 1, 1], "stride": 4}, (3, 16, 16), 4)
+    plain.stages.append(nn.Conv2d(256, 8, 1))  # with a bias
+    plain.classifier = nn.Linear(8, 4)
+    ours = copy.deepcopy(plain)
+    images = maps(6, 3, 16, 16, kind=torch.float32)
+    with products(ours):
+        inside = [module for module in ours.modules() if "forward" in vars(module)]
+        ours(images).square().mean().backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            low = ours(images)
+    plain(images).square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain(images)
+    assert low.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected.float(), rtol=0.05, atol=0.05)
+    assert len(inside) == sum(isinstance(module, nn.Conv2d) for module in plain.modules())
+    assert not any("forward" in vars(module) for module in ours.modules())
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_another_kind_stay_as_they_are():
+    class Own(nn.Conv2d):
+        pass
+
+    others = [
+        Own(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv1d(4, 4, 1),
+    ]  # fmt: skip
+    network = nn.ModuleList([*others, nn.Conv2d(4, 4, 3)])
+    with products(network):
+        assert [module for module in network if "forward" in vars(module)] == [network[-1]]
+        with pytest.raises(RuntimeError, match=r"must match|should be the same|expected"):
+            network[-1](torch.ones(1, 4, 3, 3, dtype=torch.float64))  # torch's own error
+        assert network[-1](torch.ones(4, 3, 3)).shape == (4, 1, 1)
+        assert network[-1](torch.ones(0, 4, 3, 3)).shape == (0, 4, 1, 1)
+
+
+def test_a_context_that_fails_leaves_the_layers_as_they_were():
+    network = nn.Sequential(nn.Conv2d(4, 4, 3))
+    with pytest.raises(ValueError, match="no"), products(network):
+        raise ValueError("no")
+    assert "forward" not in vars(network[0])
