@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -55,6 +56,33 @@ def test_the_optimizer_is_the_recipes():
     adam = make_optimizer(network(), Recipe(lr=0.1, lr_batch=25, weight_decay=0.01), 100)
     assert isinstance(adam, torch.optim.Adam)
     assert [adam.param_groups[0][key] for key in ("lr", "weight_decay")] == [0.2, 0.01]
+
+
+def laid(tensor: Tensor) -> list[bool]:
+    return [tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last), tensor.is_contiguous()]
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
+def test_steps_on_weights_laid_out_channels_last_are_those_of_torch(name, theirs):
+    recipe = Recipe(optimizer=name, lr=0.1, momentum=0.9 if name == "sgd" else 0.0, weight_decay=1e-3)
+    layers = nn.Conv2d(8, 16, 3), nn.Conv2d(3, 3, 3), nn.Conv2d(8, 4, 1), nn.Linear(4, 2)
+    ours = nn.ModuleList(layers).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(ours)
+    options = {"lr": 0.1, "weight_decay": 1e-3} | ({"momentum": 0.9} if name == "sgd" else {"eps": recipe.epsilon})
+    optimizers = make_optimizer(ours, recipe, 100), theirs(plain.parameters(), **options)
+    for step in range(4):
+        for network, optimizer in zip((ours, plain), optimizers, strict=True):
+            for place, weight in enumerate(network.parameters()):
+                drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(10 * step + place))
+                weight.grad = None if step == 1 and place == 0 else torch.empty_like(weight).copy_(drawn)
+            optimizer.step()
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert laid(one) == laid(other) == laid(one.grad)
+        kept = optimizers[0].state[one]
+        for key, value in optimizers[1].state[other].items():
+            torch.testing.assert_close(kept[key], value, rtol=1e-5, atol=1e-6)
+            assert laid(kept[key]) == laid(value)
 
 
 @given(

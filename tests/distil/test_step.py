@@ -75,7 +75,7 @@ def test_no_step_waits_for_its_device(device, recipe, monkeypatch):
         monkeypatch.setattr("kdsearch.distil.lean.own_kernels", lambda device: None)  # fake tensors have no addresses
         monkeypatch.setattr(Tensor, "backward", lambda self: None)
         for optimizer in (torch.optim.SGD, torch.optim.Adam):
-            monkeypatch.setattr(optimizer, "step", lambda self: None)
+            monkeypatch.setattr(optimizer, "step", lambda self, *_: None)
     with FakeTensorMode(allow_non_fake_inputs=False):
         training = Run(student(device), lesson(recipe, device, make=torch.empty), recipe)
         batch = torch.empty(16, dtype=torch.int64, device=device)
