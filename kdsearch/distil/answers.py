@@ -53,7 +53,7 @@ def logits_and_embedding(network: nn.Module, images: Tensor, form: Format) -> tu
 
     Embeddings have no features if the network has no classifier.
     """
-    with form.autocast(images.device), form.products(network):
+    with form.autocast(images.device), form.faster(network):
         if networks.has_layer(network, nn.Linear):
             logits, embedding = networks.with_embedding(network, form.lay_out(images))
             return logits.float(), embedding.float()

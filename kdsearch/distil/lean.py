@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kdsearch.distil.step import Format
-from kdsearch.networks import matmul_conv
+from kdsearch.networks import cpu_layers
 
 CAST = (nn.Conv2d, nn.Linear)  # exact types: autocast casts their weights, and a subclass may use them otherwise
 Norm = nn.modules.batchnorm._BatchNorm
@@ -25,9 +25,8 @@ class Lean:
     In bfloat16 its convolutions and dense layers hold bfloat16 copies of their weights. All are cast at once by `cast`
     (one fused kernel on CUDA instead of one a layer), and their gradients by `collect`; the arithmetic is that of
     autocast, under which forward passes still run. Batch norm does not count batches on the device; on leaving, the
-    counts are as if it had. On a CPU convolutions over small maps are matrix products (`matmul_conv`), and the parts of
-    other layers' gradients that oneDNN leaves unwritten are 0 (`unseen`); on CUDA batch norm and max pooling are our
-    own kernels (`gpu_layers`).
+    counts are as if it had. On a CPU layers are computed as in `cpu_layers`, and the parts of gradients that oneDNN
+    leaves unwritten are 0 (`unseen`); on CUDA batch norm and max pooling are our own kernels (`gpu_layers`).
 
     Args:
         network: in its memory format already; its parameters are the optimiser's.
@@ -73,8 +72,8 @@ class Lean:
         for module, forward in self._own:
             module.forward = forward  # type: ignore[method-assign]
         self._hooks = [module.register_forward_pre_hook(self._look) for module in self._fresh]
-        self._products = self._form.products(self._network)
-        self._products.__enter__()
+        self._faster = self._form.faster(self._network)
+        self._faster.__enter__()
         return self
 
     def _look(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -86,7 +85,7 @@ class Lean:
             self._unseen += [gradient[:, :, row] for row in rows] + [gradient[..., column] for column in columns]
 
     def __exit__(self, *error: object) -> None:
-        self._products.__exit__(None, None, None)
+        self._faster.__exit__(None, None, None)
         for norm, count in zip(self._norms, self._counts, strict=True):
             norm.num_batches_tracked = count
         for module, name, weight, _ in self._places:
@@ -163,7 +162,7 @@ def unseen(layer: nn.Conv2d, size: Sequence[int]) -> tuple[list[int], list[int]]
     def of(axis: int) -> list[int]:
         kernel = layer.kernel_size[axis]
         padding, dilation = int(layer.padding[axis]), layer.dilation[axis]
-        seen = matmul_conv.seeing(size[axis], kernel, layer.stride[axis], padding, dilation)
+        seen = cpu_layers.seeing(size[axis], kernel, layer.stride[axis], padding, dilation)
         return sorted({*range(kernel)} - {*seen})
 
     return of(0), of(1)

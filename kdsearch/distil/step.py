@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch import networks
-from kdsearch.networks import matmul_conv
+from kdsearch.networks import cpu_layers
 from kdsearch.records import Precision
 from kdsearch.system import machine
 
@@ -40,13 +40,13 @@ class Format:
         # torch's autocast, even disabled, costs a small student on a CPU a twentieth of its step
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def products(self, network: nn.Module) -> AbstractContextManager[object]:
-        """Return a context in which convolutions over small maps are matrix products, where the layout allows it."""
-        return matmul_conv.products(network) if self.memory is torch.channels_last else nullcontext()
+    def faster(self, network: nn.Module) -> AbstractContextManager[object]:
+        """Return a context in which a network's layers on a CPU are computed faster, where the layout allows it."""
+        return cpu_layers.faster(network) if self.memory is torch.channels_last else nullcontext()
 
     def computes(self, module: nn.Module) -> bool:
-        """Return whether `products` computes a layer where its maps are small."""
-        return self.memory is torch.channels_last and matmul_conv.fits(module)
+        """Return whether `faster` computes a convolution where its maps are small."""
+        return self.memory is torch.channels_last and cpu_layers.fits(module)
 
     def lay_out(self, images: Tensor) -> Tensor:
         """Return a network's input, (batch, channels, height, width), in the memory format."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.data import Images, ImageSet
-from kdsearch.networks import matmul_conv
+from kdsearch.networks import cpu_layers
 
 BATCH = 500
 PIXELS = 2**21  # upper limit of a batch: a layer of 64 channels at full image size then takes 512 MB
@@ -32,7 +32,7 @@ def logits(network: nn.Module, images: Images, prepare: Callable[[Tensor], Tenso
         (count, classes), float32.
     """
     network.eval()
-    with torch.inference_mode(), matmul_conv.products(network):
+    with torch.inference_mode(), cpu_layers.faster(network):
         parts = [network(prepare(part)) for part in images.split(batch_of(images))]
     return torch.cat(parts).clone()
 

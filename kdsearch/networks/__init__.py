@@ -1,6 +1,6 @@
 """Networks: one file a family, and the registry of students and teachers.
 
-Others use `custom` and `matmul_conv`.
+Others use `custom` and `cpu_layers`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,16 @@ from kdsearch.networks import Family, Shape
 DIMENSIONS = ("width", "blocks", "stride")
 
 
+class _Stem(nn.Sequential):
+    """Convolution, batch norm, ReLU and max-pool."""
+
+    def on_cpu(self, images: Tensor) -> Tensor:
+        """Return the output with ReLU last, on a fourth of the values: it and its gradients are the same bit by bit."""
+        convolution, norm, relu, pool = self
+        output: Tensor = relu(pool(norm(convolution(images))))
+        return output
+
+
 def _stem(channels: int, width: int) -> nn.Conv2d:
     """Return the ImageNet stem's convolution adapted to 32x32 input: 3x3 with stride 1; the max-pool after it stays."""
     return nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
@@ -33,7 +43,7 @@ class StudentResNet(nn.Module):
 
     def __init__(self, channels: int, classes: int, *, width: int, blocks: Sequence[int], stride: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
+        self.stem = _Stem(
             _stem(channels, width),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),

@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -129,8 +128,7 @@ def step_of(network: nn.Module, recipe: spec.Recipe, batch_size: int, *, taught:
         precision="bfloat16",
     )
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.forward = partial(nn.Conv2d.forward, module)  # type: ignore[method-assign]  # as on CUDA
+        module.forward = module.forward  # type: ignore[method-assign]  # so `cpu_layers` leaves it as it is on CUDA
     plain = recipe.model_copy(update={"augment": spec.Augment(), "averaging": None})
     take = train.Run(network, lesson, plain).sample()
     take()  # the optimiser creates its states

@@ -107,7 +107,7 @@ def test_the_optimisers_are_those_of_the_recipe(mnist: School, cifar10: School) 
         recipe = school.deck.student.recipe
         theirs = plain_loop.optimizer_for(network, recipe, BATCH)
         ours = make_optimizer(network, recipe, BATCH)
-        assert type(theirs) is type(ours)
+        assert isinstance(ours, type(theirs))
         assert theirs.defaults | {"fused": True} == ours.defaults
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdsearch import networks
-from kdsearch.networks import matmul_conv
-from kdsearch.networks.matmul_conv import _Convolution, axis, conv2d, products
+from kdsearch.networks import cpu_layers
+from kdsearch.networks.cpu_layers import _Convolution, axis, conv2d, faster
 
 
 def maps(*shape: int, seed: int = 0, kind: torch.dtype = torch.float64) -> Tensor:
@@ -46,7 +46,7 @@ def test_a_convolution_and_its_gradients_are_those_of_torch(sizes, kernels, stri
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_products_are_for_small_maps_and_large_weights_alone(monkeypatch, amx):
-    monkeypatch.setattr(matmul_conv, "_has_amx", lambda: amx)
+    monkeypatch.setattr(cpu_layers, "_has_amx", lambda: amx)
 
     def taken(channels: int, size: int, kernel: int = 3, kind: torch.dtype = torch.bfloat16) -> bool:
         one = axis(size, kernel, 1, kernel // 2)
@@ -74,7 +74,7 @@ def test_a_network_computes_the_same_within_and_is_as_before_after():
     plain.classifier = nn.Linear(8, 4)
     ours = copy.deepcopy(plain)
     images = maps(6, 3, 16, 16, kind=torch.float32)
-    with products(ours):
+    with faster(ours):
         inside = [module for module in ours.modules() if "forward" in vars(module)]
         ours(images).square().mean().backward()
         with torch.autocast("cpu", torch.bfloat16):
@@ -84,7 +84,7 @@ def test_a_network_computes_the_same_within_and_is_as_before_after():
         expected = plain(images)
     assert low.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), expected.float(), rtol=0.05, atol=0.05)
-    assert len(inside) == sum(isinstance(module, nn.Conv2d) for module in plain.modules())
+    assert len(inside) == 1 + sum(isinstance(module, nn.Conv2d) for module in plain.modules())  # and the stem
     assert not any("forward" in vars(module) for module in ours.modules())
     for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
@@ -99,7 +99,7 @@ def test_layers_of_another_kind_stay_as_they_are():
         nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv1d(4, 4, 1),
     ]  # fmt: skip
     network = nn.ModuleList([*others, nn.Conv2d(4, 4, 3)])
-    with products(network):
+    with faster(network):
         assert [module for module in network if "forward" in vars(module)] == [network[-1]]
         with pytest.raises(RuntimeError, match=r"must match|should be the same|expected"):
             network[-1](torch.ones(1, 4, 3, 3, dtype=torch.float64))  # torch's own error
@@ -109,6 +109,23 @@ def test_layers_of_another_kind_stay_as_they_are():
 
 def test_a_context_that_fails_leaves_the_layers_as_they_were():
     network = nn.Sequential(nn.Conv2d(4, 4, 3))
-    with pytest.raises(ValueError, match="no"), products(network):
+    with pytest.raises(ValueError, match="no"), faster(network):
         raise ValueError("no")
     assert "forward" not in vars(network[0])
+
+
+def test_a_stem_that_pools_before_relu_gives_the_same_bit_by_bit():
+    torch.manual_seed(0)
+    stem = (
+        networks.student_family("resnet").build({"width": 16, "blocks": [1, 0, 0, 0], "stride": 1}, (3, 8, 8), 4).stem
+    )
+    results = []
+    for step in (stem, stem.on_cpu):
+        stem.zero_grad()
+        images = maps(4, 3, 8, 8, kind=torch.float32).round().requires_grad_()  # with ties
+        output = step(images)
+        output.backward(maps(*output.shape, seed=1, kind=torch.float32))
+        results.append([output.detach(), images.grad, *(weight.grad for weight in stem.parameters())])
+    for plain, ours in zip(*results, strict=True):
+        assert torch.equal(plain, ours)
+        assert plain.any()
