@@ -198,6 +198,10 @@ def _forward(layer: nn.Conv2d, images: Tensor) -> Tensor:
     return result if layer.bias is None else result + layer.bias.to(result.dtype)[:, None, None]
 
 
+def _on_cpu(module: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in module.parameters())
+
+
 def fits(module: nn.Module) -> bool:
     """Return whether a layer's convolutions over small maps may be matrix products."""
     return (
@@ -239,7 +243,3 @@ def faster(network: nn.Module) -> Iterator[None]:
     finally:
         for layer, _ in quick:
             del layer.forward
-
-
-def _on_cpu(module: nn.Module) -> bool:
-    return all(parameter.device.type == "cpu" for parameter in module.parameters())

@@ -145,7 +145,7 @@ def tabulate(
         KdsearchError: as in `make_plan`; or the rows of an earlier run have other options.
     """
     plan = make_plan(asked)
-    workshop = Workshop.open(plan)
+    workshop = Workshop.open(plan, progress)
     wanted = {"study_file": plan.spec.model_dump(mode="json", exclude={"anchors"}), "epochs": epochs, "seed": seed}
     partial = Partial(out, wanted)
     configs = configurations(plan, count=count, epochs=epochs, seed=seed)
