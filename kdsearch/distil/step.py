@@ -40,6 +40,10 @@ class Format:
         # torch's autocast, even disabled, costs a small student on a CPU a twentieth of its step
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
+    def choosing(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of passes whose accuracy chooses and is not reported: on a CPU autocast as in training."""
+        return self.autocast(device) if device.type == "cpu" else nullcontext()
+
     def faster(self, network: nn.Module) -> AbstractContextManager[object]:
         """Return a context in which a network's layers on a CPU are computed faster, where the layout allows it."""
         return cpu_layers.faster(network) if self.memory is torch.channels_last else nullcontext()

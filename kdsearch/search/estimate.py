@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from kdsearch.data import views
 from kdsearch.distil import answers, lesson, teacher, train
 from kdsearch.distil.loss import distillation_loss
-from kdsearch.distil.step import EAGER_STEPS
+from kdsearch.distil.step import EAGER_STEPS, format_for
 from kdsearch.measure import ONNX, latency
 from kdsearch.measure.accuracy import BATCH
 from kdsearch.records import Config, TeacherFacts
@@ -222,9 +222,11 @@ def measure(plan: Plan, configs: Sequence[Config], sizes: Callable[[Config], Siz
         size, batch = sizes(config), min(int(config["batch_size"]), len(plan.split.train))
         batch = affordable(batch, size, plan.device)
         student = build_student(plan.spec, plan.split, config).to(plan.device)
+        form = format_for(student, plan.device, plan.precision.name)
         with machine.threads(plan.spec.student.threads):
             steps.append((size, batch, step_seconds(student, plan, batch, plan.spec.student.recipe)))
-            once = call_seconds(partial(student.eval(), plan.split.example(passed)), plan.device)
+            with form.choosing(plan.device), form.faster(student):
+                once = call_seconds(partial(student.eval(), plan.split.example(passed)), plan.device)
             scores.append((size, passed, once))
     return Paces(Pace.fitted(steps), Pace.fitted(scores))
 

@@ -56,7 +56,7 @@ def _row(index: int, config: Config, seed: int) -> tuple[int, Row]:
     try:
         for record in _workshop.teach(student, config, own):
             row["accuracy"].append(round(record.accuracy, ACCURACY_DIGITS))
-            row["test"].append(round(_workshop.test(student), ACCURACY_DIGITS))
+            row["test"].append(round(_workshop.glance(student, _workshop.split.test), ACCURACY_DIGITS))
             row["seconds"].append(round(record.seconds, SECONDS_DIGITS))
     except TrialError as error:
         row["failed"] = str(error)
