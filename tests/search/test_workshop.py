@@ -10,15 +10,16 @@ from kdsearch.search.workshop import Workshop
 
 
 class Told(nn.Module):
-    """A classifier by its first pixel that notes the types of its layers' outputs."""
+    """A classifier of one layer that notes the types of its outputs, and whether `cpu_layers` computed them."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self.kinds = layer, set[torch.dtype]()
+        self.layer, self.kinds, self.faster = layer, set[torch.dtype](), set[bool]()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         output = self.layer(images)
         self.kinds.add(output.dtype)
+        self.faster.add("forward" in vars(self.layer))
         return output.flatten(1)[:, :10].float()
 
 
@@ -39,3 +40,12 @@ def test_validation_is_in_the_precision_of_training_and_the_test_in_float32(work
     tested = ours.test(student)
     assert student.kinds == {torch.float32}
     assert ours.glance(student, ours.split.test) == pytest.approx(tested, abs=0.03)
+
+
+def test_a_ratio_is_timed_with_torchs_own_layers(workshop: Workshop):
+    timed, student = dataclasses.replace(workshop, cost="latency"), Told(nn.Conv2d(1, 10, 8))
+    timed.validate(student)
+    assert student.faster == {True}
+    student.faster.clear()
+    timed.measure(student)
+    assert student.faster == {False}
