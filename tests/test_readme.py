@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from kdsearch.cli import app
@@ -100,6 +103,34 @@ def test_every_link_leads_to_a_file() -> None:
     found = linked()
     assert ("reports/README.md", "bench-search.html") in found
     assert [f"{page}: {address}" for page, address in found if not ((TOP / page).parent / address).exists()] == []
+
+
+def options() -> set[str]:
+    """Every option of every command."""
+    found = set()
+
+    def look(command: Any) -> None:
+        found.update(option for each in command.params for option in (*each.opts, *each.secondary_opts))
+        for part in getattr(command, "commands", {}).values():
+            look(part)
+
+    for name, (module, _) in app.COMMANDS.items():
+        command = getattr(import_module(f"kdsearch.cli.{module}"), name)
+        if not isinstance(command, typer.Typer):
+            own = typer.Typer()
+            own.command(name)(command)
+            command = own
+        look(typer.main.get_command(command))
+    return found
+
+
+def test_every_option_that_a_page_names_is_one_of_a_command() -> None:
+    ours, others = options(), {"--help", "--provider", "--threads"}  # the latter two: of a device's script
+    assert {"--resume-trials", "--dry-run", "--rows"} <= ours
+    assert [option for option in ours if "_" in option] == []
+    pages = [*PAGES, (TOP / "CHANGELOG.md").read_text(encoding="utf-8")]
+    named = {option for page in pages for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", page)}
+    assert named - ours - others == set()
 
 
 @pytest.mark.parametrize("words", named(), ids=" ".join)

@@ -64,7 +64,7 @@ def takes(*kinds: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
 def _parameter(kind: type[Any], field: dataclasses.Field[Any]) -> inspect.Parameter:
     said = field.metadata
     wanted = get_type_hints(kind)[field.name]
-    names = [f"--{field.name}"] if wanted is bool else []  # without its --no-
+    names = [f"--{field.name.replace('_', '-')}"] if wanted is bool else []  # without its --no-
     annotation: Any = Annotated[wanted, typer.Option(*names, help=said["help"], min=said["least"], envvar=said["env"])]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
 
