@@ -26,30 +26,37 @@ class _InMemoryOrder(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        turned = [
-            weight
-            for group in self.param_groups
-            for weight in group["params"]
-            if weight.grad is not None and weight.ndim == 4 and weight.device.type == "cpu"
-            if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-        ]
-        for weight in turned:
-            self._turn(weight, (0, 2, 3, 1))
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        turned: list[Tensor] = []
         try:
-            return super().step(closure)
+            for group in self.param_groups:
+                for weight in filter(_lies_otherwise, group["params"]):
+                    self._turn(weight, (0, 2, 3, 1))
+                    turned.append(weight)
+            super().step()
         finally:
             for weight in turned:
                 self._turn(weight, (0, 3, 1, 2))
+        return loss
 
     def _turn(self, weight: Tensor, order: tuple[int, ...]) -> None:
         gradient, shape = weight.grad, weight.shape
-        assert gradient is not None
         weight.grad = None  # it must have the weight's shape
         weight.data, state = weight.data.permute(order), self.state[weight]
-        weight.grad = gradient.permute(order)
+        weight.grad = None if gradient is None else gradient.permute(order)
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == shape:
                 state[name] = value.permute(order)
+
+
+def _lies_otherwise(weight: Tensor) -> bool:
+    """Return whether a weight that has a gradient lies on a CPU, and channels last."""
+    if weight.grad is None or weight.ndim != 4 or weight.device.type != "cpu":
+        return False
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Sgd(_InMemoryOrder, torch.optim.SGD):

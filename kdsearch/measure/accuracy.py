@@ -33,7 +33,7 @@ def logits(network: nn.Module, images: Images, prepare: Callable[[Tensor], Tenso
     """
     network.eval()
     with torch.inference_mode(), cpu_layers.faster(network):
-        parts = [network(prepare(part)) for part in images.split(batch_of(images))]
+        parts = [network(prepare(part)).float() for part in images.split(batch_of(images))]
     return torch.cat(parts).clone()
 
 

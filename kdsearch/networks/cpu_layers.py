@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from kdsearch.system import machine
 FEW_PLACES = 4  # of an output map: then all three products are faster, if the weight is large; with one place always
 FEW_PLACES_AMX = 16  # in bfloat16 with AMX: then the product to the weight's gradient is faster, forward is as fast
 LARGE, LARGE_AMX = 2**19, 2**16  # values of a weight
+KINDS = (torch.float32, torch.bfloat16)
 
 
 class Axis(NamedTuple):
@@ -123,8 +124,11 @@ class _Convolution(torch.autograd.Function):
             return F.conv2d(images, weight, stride=strides, padding=paddings)
         seen = _columns(images, rows, columns)
         ctx.save_for_backward(seen, weight)
-        flat = seen @ _taps(weight, rows, columns).reshape(len(weight), -1).t()
-        return flat.view(-1, rows.out, columns.out, len(weight)).permute(0, 3, 1, 2)
+        shape = len(images), len(weight), rows.out, columns.out
+        maps = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)  # no view: it may be changed
+        flat = maps.permute(0, 2, 3, 1).view(-1, len(weight))
+        torch.mm(seen, _taps(weight, rows, columns).reshape(len(weight), -1).t(), out=flat)
+        return maps
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -168,10 +172,12 @@ def conv2d(images: Tensor, weight: Tensor, rows: Axis, columns: Axis) -> Tensor 
         (batch, output channels, rows.out, columns.out), channels last.
     """
     places, values = rows.out * columns.out, weight.numel()
-    if images.dtype != weight.dtype or min(images.numel(), places, values) == 0:
+    if min(images.numel(), places, values) == 0:
         return None
+    unseen = (rows.taps, columns.taps) != weight.shape[2:]
+    if unseen and places > FEW_PLACES_AMX:
+        return _cropped(images, weight, rows, columns)
     amx = images.dtype == torch.bfloat16 and _has_amx()
-    unseen = (rows.taps, columns.taps) != tuple(weight.shape[2:])
     few = unseen or places == 1 or (places <= FEW_PLACES and values >= (LARGE_AMX if amx else LARGE))
     learns = torch.is_grad_enabled() and weight.requires_grad
     if not few and not (learns and amx and places <= FEW_PLACES_AMX and values >= LARGE_AMX):
@@ -180,21 +186,33 @@ def conv2d(images: Tensor, weight: Tensor, rows: Axis, columns: Axis) -> Tensor 
     return result
 
 
-def _forward(layer: nn.Conv2d, images: Tensor) -> Tensor:
+def _cropped(images: Tensor, weight: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """Return torch's convolution with the taps that see any input: oneDNN leaves the others' gradients unwritten."""
+    high, wide = weight.shape[2:]
+    ends = (columns.first, wide - columns.end), (rows.first, high - rows.end)
+    around = [one.padding - cut for one, cuts in zip((columns, rows), ends, strict=True) for cut in cuts]
+    seeing = weight[:, :, rows.first : rows.end, columns.first : columns.end]
+    return F.conv2d(F.pad(images, around), seeing, stride=(rows.stride, columns.stride))
+
+
+def _lie_last(images: Tensor) -> bool:
+    """Return whether images or a weight are laid out channels last, and not channels first as well."""
+    return not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+
+
+def _forward(layer: nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
     """Compute a layer's output, with the types that autocast gives it."""
-    result = None
-    if images.ndim == 4:
-        size, weight = images.shape[-2:], layer.weight
-        if torch.is_autocast_enabled("cpu"):
-            kind = torch.get_autocast_dtype("cpu")
-            images, weight = images.to(kind), weight.to(kind)
-        rows, columns = (
-            axis(*one)  # type: ignore[arg-type]
-            for one in zip(size, layer.kernel_size, layer.stride, layer.padding, strict=True)
-        )
-        result = conv2d(images, weight, rows, columns)
+    weight, result = layer.weight, None
+    autocast = torch.is_autocast_enabled("cpu")
+    kind = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
+    if input.ndim == 4 and {input.dtype, weight.dtype, kind} <= {*KINDS} and (autocast or input.dtype == kind):
+        sizes = zip(input.shape[-2:], weight.shape[2:], layer.stride, layer.padding, strict=True)
+        rows, columns = (axis(*one) for one in sizes)  # type: ignore[arg-type]
+        # channels first torch's output is so, too, and a network may view it so; a map of one place is both
+        if rows.out * columns.out == 1 or _lie_last(input) or _lie_last(weight):
+            result = conv2d(input.to(kind), weight.to(kind), rows, columns)
     if result is None:
-        return nn.Conv2d.forward(layer, images)
+        return nn.Conv2d.forward(layer, input)
     return result if layer.bias is None else result + layer.bias.to(result.dtype)[:, None, None]
 
 
@@ -210,17 +228,18 @@ def fits(module: nn.Module) -> bool:
         and _on_cpu(module)
         and module.groups == 1
         and module.dilation == (1, 1)
-        and not isinstance(module.padding, str)
+        and isinstance(module.stride, tuple)
+        and isinstance(module.padding, tuple)  # not "same", and no number that its user set
         and module.padding_mode == "zeros"
     )
 
 
-@runtime_checkable
-class OnCpu(Protocol):
-    """A module that has a faster way to compute the numbers of its forward pass and their gradients on a CPU."""
+class OnCpu:
+    """Base of modules that have a faster way to compute the numbers of their forward pass, and gradients, on a CPU."""
 
     def on_cpu(self, images: Tensor) -> Tensor:
         """Return what the forward pass does."""
+        raise NotImplementedError
 
 
 @contextmanager
@@ -228,7 +247,7 @@ def faster(network: nn.Module) -> Iterator[None]:
     """Compute a network's layers faster within a context, where they are on a CPU: the same numbers but for rounding.
 
     Convolutions over small maps become matrix products, but for those with groups, dilation or other padding than
-    zeros. Never around a timing: a ratio is that of the plain network.
+    zeros. Never around a timing: a ratio is that of the plain network. A copy made within keeps the faster layers.
     """
     quick: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
     for module in network.modules():
@@ -242,4 +261,4 @@ def faster(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer, _ in quick:
-            del layer.forward
+            vars(layer).pop("forward", None)

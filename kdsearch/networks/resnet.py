@@ -10,11 +10,12 @@ from torchvision.models import resnet50
 from torchvision.models.resnet import BasicBlock
 
 from kdsearch.networks import Family, Shape
+from kdsearch.networks.cpu_layers import OnCpu
 
 DIMENSIONS = ("width", "blocks", "stride")
 
 
-class _Stem(nn.Sequential):
+class _Stem(OnCpu, nn.Sequential):
     """Convolution, batch norm, ReLU and max-pool."""
 
     def on_cpu(self, images: Tensor) -> Tensor:

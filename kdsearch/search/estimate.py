@@ -30,6 +30,7 @@ from kdsearch.distil.loss import distillation_loss
 from kdsearch.distil.step import EAGER_STEPS, format_for
 from kdsearch.measure import ONNX, latency
 from kdsearch.measure.accuracy import BATCH
+from kdsearch.networks import cpu_layers
 from kdsearch.records import Config, TeacherFacts
 from kdsearch.search import space
 from kdsearch.search.budget import Budget
@@ -225,7 +226,7 @@ def measure(plan: Plan, configs: Sequence[Config], sizes: Callable[[Config], Siz
         form = format_for(student, plan.device, plan.precision.name)
         with machine.threads(plan.spec.student.threads):
             steps.append((size, batch, step_seconds(student, plan, batch, plan.spec.student.recipe)))
-            with form.choosing(plan.device), form.faster(student):
+            with form.choosing(plan.device), cpu_layers.faster(student):
                 once = call_seconds(partial(student.eval(), plan.split.example(passed)), plan.device)
             scores.append((size, passed, once))
     return Paces(Pace.fitted(steps), Pace.fitted(scores))

@@ -85,6 +85,31 @@ def test_steps_on_weights_laid_out_channels_last_are_those_of_torch(name, theirs
             assert laid(kept[key]) == laid(value)
 
 
+def test_a_step_returns_its_closures_loss_and_one_that_fails_leaves_the_weights_as_they_were(monkeypatch):
+    layer = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(layer, Recipe(optimizer="sgd", lr=1e-3, momentum=0.9), 100)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = layer(torch.ones(1, 4, 3, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert optimizer.step(closure) < first
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "_fused_sgd_", fail)
+    before = layer.weight.detach().clone()
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.shape == layer.weight.grad.shape == (8, 4, 3, 3)
+    assert optimizer.state[layer.weight]["momentum_buffer"].shape == (8, 4, 3, 3)
+
+
 @given(
     places=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12),
     power=st.floats(0, 20),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_layers_of_another_kind_stay_as_they_are():
         assert [module for module in network if "forward" in vars(module)] == [network[-1]]
         with pytest.raises(RuntimeError, match=r"must match|should be the same|expected"):
             network[-1](torch.ones(1, 4, 3, 3, dtype=torch.float64))  # torch's own error
-        assert network[-1](torch.ones(4, 3, 3)).shape == (4, 1, 1)
+        assert network[-1](input=torch.ones(4, 3, 3)).shape == (4, 1, 1)
         assert network[-1](torch.ones(0, 4, 3, 3)).shape == (0, 4, 1, 1)
 
 
@@ -129,3 +130,92 @@ def test_a_stem_that_pools_before_relu_gives_the_same_bit_by_bit():
     for plain, ours in zip(*results, strict=True):
         assert torch.equal(plain, ours)
         assert plain.any()
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_an_output_may_be_changed_in_place(learns):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, padding=1, bias=False).requires_grad_(learns)
+    results = []
+    for context in (faster(layer), nullcontext()):
+        layer.zero_grad()
+        images = maps(2, 8, 1, 1, kind=torch.float32).requires_grad_()
+        with context:
+            output = layer(images)
+            output += images
+            output.relu_().sum().backward()
+        results.append([output.detach(), images.grad, *([layer.weight.grad] if learns else [])])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def changed(layer: nn.Conv2d, **attributes: object) -> nn.Conv2d:
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        changed(nn.Conv2d(4, 4, 1), weight=nn.Parameter(torch.ones(4, 4, 3, 3))),  # other than its kernel_size
+        changed(nn.Conv2d(4, 4, 3, padding=1), stride=1, padding=1),
+        nn.Conv2d(4, 4, (1, 7), padding=(0, 3)),
+        nn.Conv2d(4, 4, (7, 2), padding=(3, 1), stride=(3, 2)),
+        nn.Conv2d(4, 4, 3, padding=1, dtype=torch.complex64),
+    ],
+    ids=["weight", "numbers", "wide", "uneven", "complex"],
+)
+@pytest.mark.parametrize("size", [(1, 3), (1, 40), (4, 4)])
+@pytest.mark.parametrize("last", [True, False])
+def test_unusual_layers_compute_what_torch_does(layer, size, last):
+    results = []
+    for context in (faster(layer), nullcontext()):
+        layer.zero_grad()
+        images = maps(2, 4, *size, kind=torch.float32).to(layer.weight.dtype)
+        images = images.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        if (
+            any(one + 2 < kernel for one, kernel in zip(size, layer.weight.shape[2:], strict=True))
+            and not layer.padding
+        ):
+            pytest.skip("no output")
+        images.requires_grad_()
+        try:
+            with context:
+                output = layer(images)
+        except RuntimeError as error:
+            results.append(str(error))
+            continue
+        output.abs().sum().backward()
+        results.append([output.detach(), images.grad, layer.weight.grad.clone()])
+    ours, theirs = results
+    if isinstance(theirs, str):
+        assert ours == theirs  # torch's own error
+        return
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert ours[0].shape[1] == 1 or last or ours[0].is_contiguous()
+
+
+def test_a_network_that_views_its_maps_channels_first_still_can():
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 256, 1, stride=4), nn.Conv2d(256, 256, 3, padding=1)
+
+        def forward(self, images):
+            return self.second(self.first(images)).view(len(images), -1)
+
+    network, images = Viewing(), torch.rand(2, 3, 8, 8)
+    expected = network(images)
+    with faster(network):
+        torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_with_a_name_like_ours_keeps_its_own_forward():
+    class Theirs(nn.Linear):
+        on_cpu = True
+
+    network = Theirs(2, 2)
+    with faster(network):
+        assert "forward" not in vars(network)

@@ -107,7 +107,7 @@ def load(name: str) -> Table:
             accuracy=_column(rows, "accuracy"),
             ratio=_column(rows, "ratio"),
             seconds=_column(rows, "seconds"),
-            test=_column(rows, "test") if rows and "test" in rows[0] else None,
+            test=_column(rows, "test") if rows and all("test" in row for row in rows) else None,
         )
     except FileNotFoundError:
         remedy = f"choose one of {', '.join(shipped())}, or give the path of a table (*.json.gz)"

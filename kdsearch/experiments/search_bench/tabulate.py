@@ -88,6 +88,12 @@ class Partial:
                     self.ratios[found.pop("timed")] = found
                 else:
                     self.rows[found.pop("index")] = found
+        if any("test" not in row and "failed" not in row for row in self.rows.values()):
+            raise KdsearchError(
+                "a table that was begun must hold test accuracies to go on",
+                got=self.path if lines else out,
+                remedy="remove that file to start over, or give another --out",
+            )
         out.parent.mkdir(parents=True, exist_ok=True)
         written = [wanted, *({"timed": key, **ratio} for key, ratio in self.ratios.items()),
                    *({"index": index, **row} for index, row in self.rows.items())]  # fmt: skip

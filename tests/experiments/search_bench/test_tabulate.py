@@ -24,13 +24,13 @@ def test_configurations_are_different_follow_the_seed_and_are_as_long_as_asked(p
 def test_finished_rows_are_kept_but_not_a_line_cut_in_its_middle(tmp_path):
     out, wanted = tmp_path / "t.json.gz", {"epochs": 2}
     partial = tabulate.Partial(out, wanted)
-    partial.add(3, {"ratio": 1.0})
-    partial.add(1, {"ratio": 2.0})
+    partial.add(3, {"test": [], "ratio": 1.0})
+    partial.add(1, {"test": [], "ratio": 2.0})
     with partial.path.open("a") as file:
         file.write('{"index": 5, "ra')
     again = tabulate.Partial(out, wanted)
-    assert again.rows == {3: {"ratio": 1.0}, 1: {"ratio": 2.0}}
-    again.add(5, {"ratio": 3.0})
+    assert again.rows == {3: {"test": [], "ratio": 1.0}, 1: {"test": [], "ratio": 2.0}}
+    again.add(5, {"failed": "no", "ratio": 3.0})
     assert tabulate.Partial(out, wanted).rows == again.rows
 
 
@@ -53,6 +53,12 @@ def test_rows_of_other_options_are_refused(tmp_path):
     tabulate.Partial(tmp_path / "t.json.gz", {"epochs": 2})
     with pytest.raises(KdsearchError, match="same options"):
         tabulate.Partial(tmp_path / "t.json.gz", {"epochs": 3})
+
+
+def test_rows_without_test_accuracies_are_refused(tmp_path):
+    tables.save(tmp_path / "t.json.gz", {"epochs": 2}, [{"accuracy": [0.5, 0.6]}])
+    with pytest.raises(KdsearchError, match="test accuracies"):
+        tabulate.Partial(tmp_path / "t.json.gz", {"epochs": 2})
 
 
 @pytest.mark.slow
