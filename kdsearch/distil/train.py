@@ -248,7 +248,7 @@ class Run(Iterator[EpochRecord]):
         self._epoch.fill_(epoch)
         self._total.zero_()
         steps = lesson.steps
-        with self._lean:
+        with self._lean, machine.denormals_flushed():
             for step, inputs in enumerate(self._batches(order, drawn)):
                 done = (epoch - 1) * steps + step
                 lesson.on_step(done)
@@ -300,7 +300,7 @@ class Run(Iterator[EpochRecord]):
         inputs = self._ready(chosen, torch.zeros_like(chosen))
 
         def take() -> None:
-            with self._lean:
+            with self._lean, machine.denormals_flushed():
                 self._network.train()
                 self._step(*inputs)
 

@@ -52,6 +52,20 @@ def test_a_shorter_training_is_the_beginning_of_a_longer_one(noise):
     assert long[:2] == short
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush denormals")
+def test_numbers_too_small_for_the_exponent_are_zero_in_a_step_and_only_there(noise):
+    seen: list[bool] = []
+
+    def look(*_: object) -> bool:
+        seen.append(bool((torch.full((64,), 1e-40) * 1.0).any()))
+        return True
+
+    list(Run(network(), lesson(noise, on_step=look), Recipe(), validate=lambda _: 0.5))
+    assert set(seen) == {False}
+    assert look()
+    assert seen[-1]
+
+
 def test_an_epoch_is_trained_when_it_is_asked_for(noise):
     student, steps = network(), []
     epochs = Run(student, lesson(noise, on_step=steps.append), Recipe(), validate=lambda _: 0.5)

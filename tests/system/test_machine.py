@@ -98,6 +98,27 @@ def test_folders_come_from_the_argument_then_the_environment(monkeypatch, tmp_pa
     assert machine.data_folder("here") == Path("here")
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_within_and_as_before_after(before: bool):
+    def flushed() -> bool:
+        return not (torch.full((64,), 1e-40) * 1.0).any().item()
+
+    if not torch.set_flush_denormal(before):
+        pytest.skip("this CPU cannot")
+    try:
+        with machine.denormals_flushed():
+            assert flushed()
+            with machine.denormals_flushed():
+                assert flushed()
+            assert flushed()
+        assert flushed() == before
+        with pytest.raises(ValueError, match="no"), machine.denormals_flushed():
+            raise ValueError("no")
+        assert flushed() == before
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_by_the_process():
     code = """
