@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import torch
 
 from kdsearch.experiments.train_bench.loops import TOLERANCES
-from kdsearch.experiments.train_bench.run import Measured
+from kdsearch.experiments.train_bench.run import WARM_UPS, Measured
 from kdsearch.reporting import formatting
 from kdsearch.reporting.figures import style
 from kdsearch.reporting.pages import document
@@ -206,8 +206,8 @@ def _facts(found: dict[str, Any], measured: Sequence[Measured]) -> list[str]:
         *([] if load is None else [f"Load average of the machine before the start: {load:.2f}."]),
         *(
             f"{row.name}: convolutions of ours in {row.precision}{_against(row)}; {row.steps} steps a sample, "
-            f"{_counted(len(row.seconds['ours']), 'round')} after one that warms up; threads {row.threads[0]} in ours "
-            f"and in the student alone, {row.threads[1]} in the plain loop and the teacher; "
+            f"{_counted(len(row.seconds['ours']), 'round')} after {WARM_UPS} that warm up; threads {row.threads[0]} in "
+            f"ours and in the student alone, {row.threads[1]} in the plain loop and the teacher; "
             f"{_counted(row.workers, 'worker')} in the plain loop's DataLoader."
             for row in measured
         ),

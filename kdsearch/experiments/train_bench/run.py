@@ -28,6 +28,7 @@ STEPS: dict[tuple[str, Dataset], int] = {
     ("cuda", "mnist"): 500,
 }  # of a sample: long enough to amortise the start of an epoch, short enough for all samples
 
+WARM_UPS = 2  # rounds that do not count: on a CPU ours took twice its time in the second one
 QUIET = 0.5  # largest load average of an idle machine
 
 
@@ -39,7 +40,7 @@ class Options:
     device: str = "auto"
     data_dir: str | None = None
     steps: int | None = None  # of a sample; None: `STEPS`
-    samples: int = 7  # rounds that count, after a warm-up round
+    samples: int = 7  # rounds that count, after `WARM_UPS`
     batch: int | None = None  # images a step; None: the row's
     workers: int | None = None  # of the plain loop's loader; None: one for two cores
     precision: str = "auto"  # of our convolutions: "float32", "bfloat16" or "auto", as in `optimize`
@@ -174,7 +175,7 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
     Args:
         name, settings: of the row.
         school: images, of which an epoch is one sample; teacher; recipe.
-        samples: rounds that count, after a warm-up round.
+        samples: rounds that count, after `WARM_UPS`.
         workers: of the plain loop's loader.
 
     Raises:
@@ -183,9 +184,9 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
     agreement = loops.check(school, settings)
     device, steps = school.split.train.labels.device, max(1, len(school.split.train) // settings.batch_size)
     student = school.build(settings, SEED)
-    calls = loops.calls(school, settings, student, rounds=samples + 1, steps=steps, workers=workers)
+    calls = loops.calls(school, settings, student, rounds=samples + WARM_UPS, steps=steps, workers=workers)
     seconds: dict[str, list[float]] = {which: [] for which in calls}
-    for _ in range(samples + 1):
+    for _ in range(samples + WARM_UPS):
         for which, call in calls.items():
             seconds[which].append(_seconds(call, device) / steps)
     threads = torch.get_num_threads()
@@ -196,7 +197,7 @@ def measure_row(name: str, school: School, settings: Settings, *, samples: int, 
         steps=steps,
         threads=(school.deck.student.threads or threads, threads),
         workers=workers,
-        seconds={which: spent[1:] for which, spent in seconds.items()},
+        seconds={which: spent[WARM_UPS:] for which, spent in seconds.items()},
         agreement=agreement,
         precision=precisions.trained_in(student, device, school.precision),
     )
