@@ -41,7 +41,7 @@ HOW = (
     "A round times both and their parts in turn, a sample each; the speed-up is the median of the ratios of a round. "
     "Ceiling: (teacher + student) / student where the plain loop asks the teacher, else plain / student; student is a "
     "step of our optimiser on batches that are ready on the device, on CUDA replayed as "
-    "a graph like ours, but with torch's batch norm and max pooling, for which ours has kernels of its own there; "
+    "a graph like ours, but with torch's own layers, of which ours computes some faster; "
     "teacher a forward pass for inference. Reading "
     "images and waiting for workers cost the plain loop on CIFAR-10 time beyond the ceiling's, so more than 100 % of "
     "it is possible.",
