@@ -6,12 +6,10 @@ import os
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from kdsearch.cli import app
@@ -114,13 +112,8 @@ def options() -> set[str]:
         for part in getattr(command, "commands", {}).values():
             look(part)
 
-    for name, (module, _) in app.COMMANDS.items():
-        command = getattr(import_module(f"kdsearch.cli.{module}"), name)
-        if not isinstance(command, typer.Typer):
-            own = typer.Typer()
-            own.command(name)(command)
-            command = own
-        look(typer.main.get_command(command))
+    for name in app.COMMANDS:
+        look(app.loaded(name))
     return found
 
 

@@ -59,17 +59,22 @@ COMMANDS = {
 """Each command's module in `kdsearch.cli`, and its help's first line."""
 
 
+def loaded(name: str) -> Any:
+    """Import a command's module and return the command, with its options."""
+    found = getattr(import_module(f"kdsearch.cli.{COMMANDS[name][0]}"), name)
+    if not isinstance(found, typer.Typer):
+        own = typer.Typer(add_completion=False)
+        own.command(name)(found)
+        found = own
+    return typer.main.get_command(found)
+
+
 class _Deferred(TyperCommand):
     """A command whose module is imported when it is called, or asked for its own help."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         assert self.name is not None
-        found = getattr(import_module(f"kdsearch.cli.{COMMANDS[self.name][0]}"), self.name)
-        if not isinstance(found, typer.Typer):
-            own = typer.Typer(add_completion=False)
-            own.command(self.name)(found)
-            found = own
-        return typer.main.get_command(found).make_context(info_name, args, parent=parent, **extra)
+        return loaded(self.name).make_context(info_name, args, parent=parent, **extra)
 
 
 class _Commands(TyperGroup):

@@ -18,6 +18,7 @@ from kdsearch.data import ImageSet, fingerprint, views
 from kdsearch.distil.step import Format, format_for
 from kdsearch.errors import KdsearchError
 from kdsearch.measure.accuracy import batch_of
+from kdsearch.networks import cpu_layers
 from kdsearch.records import Precision
 from kdsearch.spec import Augment
 from kdsearch.system import files, machine
@@ -53,7 +54,7 @@ def logits_and_embedding(network: nn.Module, images: Tensor, form: Format) -> tu
 
     Embeddings have no features if the network has no classifier.
     """
-    with form.autocast(images.device), form.faster(network):
+    with form.autocast(images.device), cpu_layers.faster(network):
         if networks.has_layer(network, nn.Linear):
             logits, embedding = networks.with_embedding(network, form.lay_out(images))
             return logits.float(), embedding.float()

@@ -34,7 +34,6 @@ class Lean:
     """
 
     def __init__(self, network: nn.Module, form: Format) -> None:
-        self._network, self._form = network, form
         # a momentum of None needs the count: the mean over batches
         self._norms = [
             module
@@ -52,14 +51,16 @@ class Lean:
         # written in place: a captured step's optimiser reads these addresses
         self._gradients = [torch.empty_like(weight) for weight in self._weights]
         self._unseen: list[Tensor] = []  # the parts of gradients that stay 0
+        quick = cpu_layers.quick(network) if form.memory is torch.channels_last else []
+        self._own = [*quick, *(_own_layers(network) if form.bf16 else [])]
+        taken = {module for module, _ in quick}  # these leave no part unwritten
         self._fresh = {  # gradients of layers whose input has not been seen yet
             module: gradient
             for (module, name, weight, _), gradient in zip(self._places, self._gradients, strict=True)
             if isinstance(module, nn.Conv2d) and name == "weight" and weight.device.type == "cpu"
-            if not form.computes(module)
+            if module not in taken
         }
         self._hooks: list[RemovableHandle] = []
-        self._own = _own_layers(network) if form.bf16 else []
         self.steps = 0  # taken in this epoch
 
     def __enter__(self) -> Lean:
@@ -72,8 +73,6 @@ class Lean:
         for module, forward in self._own:
             module.forward = forward  # type: ignore[method-assign]
         self._hooks = [module.register_forward_pre_hook(self._look) for module in self._fresh]
-        self._faster = self._form.faster(self._network)
-        self._faster.__enter__()
         return self
 
     def _look(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -85,7 +84,6 @@ class Lean:
             self._unseen += [gradient[:, :, row] for row in rows] + [gradient[..., column] for column in columns]
 
     def __exit__(self, *error: object) -> None:
-        self._faster.__exit__(None, None, None)
         for norm, count in zip(self._norms, self._counts, strict=True):
             norm.num_batches_tracked = count
         for module, name, weight, _ in self._places:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdsearch import networks
+from kdsearch.networks import cpu_layers
 from kdsearch.spec import Recipe
 
 ONE_CYCLE_START = 0.04  # share of the peak rate at the first step
@@ -56,7 +57,7 @@ def _lies_otherwise(weight: Tensor) -> bool:
     """Return whether a weight that has a gradient lies on a CPU, and channels last."""
     if weight.grad is None or weight.ndim != 4 or weight.device.type != "cpu":
         return False
-    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    return cpu_layers.lie_last(weight)
 
 
 class _Sgd(_InMemoryOrder, torch.optim.SGD):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch import networks
-from kdsearch.networks import cpu_layers
 from kdsearch.records import Precision
 from kdsearch.system import machine
 
@@ -43,14 +42,6 @@ class Format:
     def choosing(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of passes whose accuracy chooses and is not reported: on a CPU autocast as in training."""
         return self.autocast(device) if device.type == "cpu" else nullcontext()
-
-    def faster(self, network: nn.Module) -> AbstractContextManager[object]:
-        """Return a context in which a network's layers on a CPU are computed faster, where the layout allows it."""
-        return cpu_layers.faster(network) if self.memory is torch.channels_last else nullcontext()
-
-    def computes(self, module: nn.Module) -> bool:
-        """Return whether `faster` computes a convolution where its maps are small."""
-        return self.memory is torch.channels_last and cpu_layers.fits(module)
 
     def lay_out(self, images: Tensor) -> Tensor:
         """Return a network's input, (batch, channels, height, width), in the memory format."""

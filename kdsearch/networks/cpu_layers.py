@@ -7,6 +7,7 @@ last stages of a ResNet on 32x32 images. There the product of what each place se
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -195,7 +196,7 @@ def _cropped(images: Tensor, weight: Tensor, rows: Axis, columns: Axis) -> Tenso
     return F.conv2d(F.pad(images, around), seeing, stride=(rows.stride, columns.stride))
 
 
-def _lie_last(images: Tensor) -> bool:
+def lie_last(images: Tensor) -> bool:
     """Return whether images or a weight are laid out channels last, and not channels first as well."""
     return not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
 
@@ -209,7 +210,7 @@ def _forward(layer: nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 -- torch'
         sizes = zip(input.shape[-2:], weight.shape[2:], layer.stride, layer.padding, strict=True)
         rows, columns = (axis(*one) for one in sizes)  # type: ignore[arg-type]
         # channels first torch's output is so, too, and a network may view it so; a map of one place is both
-        if rows.out * columns.out == 1 or _lie_last(input) or _lie_last(weight):
+        if rows.out * columns.out == 1 or lie_last(input) or lie_last(weight):
             result = conv2d(input.to(kind), weight.to(kind), rows, columns)
     if result is None:
         return nn.Conv2d.forward(layer, input)
@@ -220,7 +221,7 @@ def _on_cpu(module: nn.Module) -> bool:
     return all(parameter.device.type == "cpu" for parameter in module.parameters())
 
 
-def fits(module: nn.Module) -> bool:
+def _fits(module: nn.Module) -> bool:
     """Return whether a layer's convolutions over small maps may be matrix products."""
     return (
         type(module) is nn.Conv2d  # a subclass may use its weight otherwise
@@ -234,31 +235,40 @@ def fits(module: nn.Module) -> bool:
     )
 
 
-class OnCpu:
+class OnCpu(ABC):
     """Base of modules that have a faster way to compute the numbers of their forward pass, and gradients, on a CPU."""
 
+    @abstractmethod
     def on_cpu(self, images: Tensor) -> Tensor:
         """Return what the forward pass does."""
-        raise NotImplementedError
+
+
+def quick(network: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """Return a network's layers that are faster by another forward pass, with it, where they are on a CPU.
+
+    Those are convolutions, which over small maps become matrix products, but for those with groups, dilation or other
+    padding than zeros, and modules that are `OnCpu`. The numbers are the same but for rounding.
+    """
+    found: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and _fits(module):
+            found.append((module, partial(_forward, module)))
+        elif isinstance(module, OnCpu) and "forward" not in vars(module) and _on_cpu(module):
+            found.append((module, module.on_cpu))
+    return found
 
 
 @contextmanager
 def faster(network: nn.Module) -> Iterator[None]:
-    """Compute a network's layers faster within a context, where they are on a CPU: the same numbers but for rounding.
+    """Compute a network's `quick` layers so within a context.
 
-    Convolutions over small maps become matrix products, but for those with groups, dilation or other padding than
-    zeros. Never around a timing: a ratio is that of the plain network. A copy made within keeps the faster layers.
+    Never around a timing: a ratio is that of the plain network. A copy made within keeps the faster layers.
     """
-    quick: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and fits(module):
-            quick.append((module, partial(_forward, module)))
-        elif isinstance(module, OnCpu) and "forward" not in vars(module) and _on_cpu(module):
-            quick.append((module, module.on_cpu))
-    for layer, forward in quick:
+    layers = quick(network)
+    for layer, forward in layers:
         layer.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for layer, _ in quick:
+        for layer, _ in layers:
             vars(layer).pop("forward", None)

@@ -174,11 +174,6 @@ def test_unusual_layers_compute_what_torch_does(layer, size, last):
         layer.zero_grad()
         images = maps(2, 4, *size, kind=torch.float32).to(layer.weight.dtype)
         images = images.to(memory_format=torch.channels_last if last else torch.contiguous_format)
-        if (
-            any(one + 2 < kernel for one, kernel in zip(size, layer.weight.shape[2:], strict=True))
-            and not layer.padding
-        ):
-            pytest.skip("no output")
         images.requires_grad_()
         try:
             with context:
