@@ -20,7 +20,7 @@ class Attr:
     CURVE = "curve"  # {"1": [validation accuracy, ratio], ...} keyed by epoch (see pruning.pruner)
     TRIAL = "trial"  # number of the trial with this curve: Optuna's retry callback copies attributes to the next trial
     EXEMPT = "exempt"  # any value but None: never pruned or stopped
-    PROPOSED_BY = "proposed_by"  # "model" or "sampler" (see search.sampling.proposals)
+    PROPOSED_BY = "proposed_by"  # "model", "sampler", "random" or "resumed" (see search.sampling.proposals)
     AUDIT = "audit"  # {"never_pruned": why, "would_end": step or None} of a trial drawn to check the pruner
     CONFIG = "config"  # the whole configuration, fixed dimensions included
     SEED = "seed"  # of the student's initialisation and training

@@ -16,6 +16,7 @@ FEWEST = 2  # trials that trained further, required for a forecast
 RECENT_SHARE, RECENT_LEAST = 1 / 3, 8  # of the ended trials: the recent ones, whose gain is the study's present pace
 STAND_IN_MOST = 15.0  # upper limit of the ended trials that one audited trial stands for
 PACE_LEAST = 3  # ended trials required for a pace
+STILL = 0.005  # of the hypervolume: a study whose recent trials gained less than this per whole training stands still
 TREND_LEAST = 3  # trials seen to their end, required for a trend
 UNKNOWN = 0.5  # least deviation of a trial's exponent, as a share of it, where one trial trained further
 SPREAD = np.array([-1.0, 0.0, 1.0]) * np.sqrt(1.5)  # of equal weight: mean and variance are a normal variable's
@@ -266,3 +267,12 @@ def pace(history: History, scale: Scale) -> float:
     before = pareto.volume(older[pareto.members(older)], scale.reference) if len(older) else 0.0
     steps = np.exp(log_steps(ended.last[-recent:], history.grid)).sum()
     return (now - before) / max(float(steps), 1.0)
+
+
+def stands_still(history: History, scale: Scale) -> bool:
+    """Return whether the study's recent trials gained next to nothing, as `STILL` says."""
+    points = scale.transform(history.ended.points[history.ended.feasible])
+    if len(points) < RECENT_LEAST:
+        return False
+    volume = pareto.volume(points[pareto.members(points)], scale.reference)
+    return pace(history, scale) * (int(history.grid[-1]) - origin(history.grid)) < STILL * volume

@@ -272,6 +272,10 @@ class ParetoPruner(BasePruner):
                 said = self._said[trial.number] = (step, self._audited(study, trial, step))
         return said[1]
 
+    def audits(self, number: int) -> bool:
+        """Return whether the trial of that number was drawn for the audit, before it starts."""
+        return drawn(number, self._audit, self._seed)
+
     def _audited(self, study: Study, trial: BaseTrial, step: int) -> Verdict:
         """Return the verdict; store with a trial that is never pruned that it would have been ended."""
         if trial.number not in self._audits:
@@ -291,7 +295,7 @@ class ParetoPruner(BasePruner):
             return dict(stored)
         curves = self._history.curves()
         enough = curves.last[curves.audited].sum() > AUDIT_MOST * int(curves.last.sum())
-        if enough or continued(trial) is not None or not drawn(trial.number, self._audit, self._seed):
+        if enough or continued(trial) is not None or not self.audits(trial.number):
             return {}
         audit = {"trial": trial.number, "never_pruned": "drawn at random to check the pruner", "would_end": None}
         self._store_audit(study, trial, audit)

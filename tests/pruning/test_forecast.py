@@ -258,6 +258,20 @@ def test_the_pace_does_not_depend_on_whether_steps_are_counted_from_zero_or_one(
     assert forecast.pace(zero, scale_of(zero)) == pytest.approx(forecast.pace(one, scale_of(one)))
 
 
+def test_a_study_stands_still_where_recent_trials_gained_next_to_nothing():
+    start, idle = [([0.2, 0.4, 0.5, 0.6], 2.0)] * 3, ([0.1, 0.2], 1.0)
+    for last, expected in ((0.5, True), (0.605, True), (0.63, False), (0.9, False)):
+        history = history_of(*start, *[idle] * 7, ([last], 2.0), idle, state=PRUNED)
+        assert forecast.stands_still(history, scale_of(history)) == expected, last
+
+
+def test_a_study_does_not_stand_still_before_eight_trials_ended():
+    for count, expected in ((0, False), (7, False), (17, True)):
+        history = history_of(*[([0.5, 0.6], 2.0)] * count, ([0.5, 0.6], 2.0), state=PRUNED)
+        scale = make_scale(np.array([[0.6, 2.0]]), np.ones(2), 0, lowest=0.5)
+        assert forecast.stands_still(history, scale) == expected, count
+
+
 def test_quantiles_are_weighted():
     found = forecast.Forecast(np.array([9]), np.array([[0.0], [1.0], [2.0]]), np.array([0.25, 0.5, 0.25]))
     assert [found.quantile(level)[0] for level in (0.0, 0.5, 1.0)] == [0.0, 1.0, 2.0]

@@ -18,6 +18,7 @@ from kdsearch import pareto
 from kdsearch.pruning import forecast
 from kdsearch.pruning.forecast import log_steps
 from kdsearch.pruning.history import Floats, History, Stack
+from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.pruning.scale import Scale, make_scale
 from kdsearch.records import Attr, Config
 from kdsearch.search import resuming
@@ -29,7 +30,7 @@ from kdsearch.system import machine
 
 NEAR = 1 / 3  # of the candidates: moves from members of the front
 MOVE, CHANGED = 0.1, 0.4  # standard deviation of a move as a share of the range, and probability that a parameter moves
-MODEL, SAMPLER, RESUMED = "model", "sampler", "resumed"  # values of the attribute `proposed_by`
+MODEL, SAMPLER, RANDOM, RESUMED = "model", "sampler", "random", "resumed"  # values of the attribute `proposed_by`
 LATELY = 30  # latest trials whose gains decide the shares of the two proposers
 MODEL_SHARE = 0.75  # until anything was gained
 LEAST_SHARE = 0.1  # of the trials, for each of the two
@@ -120,8 +121,10 @@ class ProposalSampler(WrappedSampler):
     trials. A third of the candidates are members of the front moved slightly.
 
     The inner sampler's own draw competes with this choice: each proposes a share of the trials that follows the gain
-    per step of its latest ones, so that the worse of the two costs little. The attribute `proposed_by` names a trial's
-    proposer. A sampler may be used by one thread only.
+    per step of its latest ones, so that the worse of the two costs little. Where the study's recent trials gained next
+    to nothing, the trials that the pruner audits are drawn at random: of trials like those of the front, audits cannot
+    show what pruning and choice overlook elsewhere. The attribute `proposed_by` names a trial's proposer. A sampler may
+    be used by one thread only.
 
     Args:
         inner: draws one of the candidates, and trials while there is nothing to choose by.
@@ -199,8 +202,12 @@ class ProposalSampler(WrappedSampler):
             return None
         random = np.random.default_rng(machine.derive_seed("proposals", self._seed, trial.number))
         if self._compete:
-            by = MODEL if random.random() < self._share_of_model(study, seen) else SAMPLER
+            by = self._proposer(study, trial, seen, random)
             study._storage.set_trial_user_attr(trial._trial_id, Attr.PROPOSED_BY, by)
+            if by == RANDOM:
+                draft = Draft(self._random, study, trial)
+                self._draw(draft)
+                return draft
             if by == SAMPLER:
                 return None
         drafts = [Draft(self._inner, study, trial), *self._moves(study, trial, seen, random)]
@@ -218,6 +225,15 @@ class ProposalSampler(WrappedSampler):
         costs = self._expected_costs(study, parameters)
         best = int(np.argmax(gains / costs))
         return self._resumed(study, trial, scale, gains[best] / steps[best]) or drafts[possible[best]]
+
+    def _proposer(self, study: Study, trial: FrozenTrial, seen: Stack, random: Generator) -> str:
+        """Return who proposes a trial."""
+        model = random.random() < self._share_of_model(study, seen)
+        if isinstance(study.pruner, ParetoPruner) and study.pruner.audits(trial.number):
+            scale = _scale(self._history, seen, seen.points, self._units)
+            if forecast.stands_still(self._history, scale):
+                return RANDOM
+        return MODEL if model else SAMPLER
 
     def _resumed(self, study: Study, trial: FrozenTrial, scale: Scale, best: float) -> FrozenTrial | None:
         """Return an ended trial that is to go on instead of the best candidate, of that expected gain per step."""

@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState, create_trial
 
-from kdsearch import pareto, report
+from kdsearch import ParetoPruner, pareto, report
 from kdsearch.pruning.history import History
 from kdsearch.pruning.scale import make_scale
 from kdsearch.records import Attr
@@ -348,6 +348,28 @@ def test_who_gained_lately_proposes_more(good, low, high):
     sampler = proposing(compete=True)
     sampler._history.update(study)
     assert low <= sampler._share_of_model(study, sampler._history.curves()) <= high
+
+
+def asked(pruner, last):
+    """The next trial of a study of 24 trials, of which eleven gained nothing and the last one had this accuracy."""
+    study = optuna.create_study(directions=MAX2, sampler=proposing(compete=True), pruner=pruner)
+    study.optimize(objective, n_trials=12)
+    for accuracy in [0.01] * 11 + [last]:
+        curve = {"0": [None, 3.0], "1": [accuracy, 3.0]}
+        study.add_trial(create_trial(values=[accuracy, 3.0], user_attrs={Attr.CURVE: curve}))
+    trial = study.ask()
+    suggest(trial)
+    return study.trials[trial.number]
+
+
+def test_audits_of_a_study_that_stands_still_are_drawn_at_random(monkeypatch):
+    pruners = [ParetoPruner(seed=seed) for seed in range(99)]
+    audits, not_this = (next(one for one in pruners if one.audits(24) == wanted) for wanted in (True, False))
+    assert asked(audits, 0.01).user_attrs[Attr.PROPOSED_BY] == "random"
+    for other in (asked(not_this, 0.01), asked(audits, 0.99), asked(optuna.pruners.NopPruner(), 0.01)):
+        assert other.user_attrs[Attr.PROPOSED_BY] in ("model", "sampler")
+    monkeypatch.setattr(proposals, "FEWEST", 99)
+    assert Attr.PROPOSED_BY not in asked(audits, 0.01).user_attrs
 
 
 class Shelf:
