@@ -14,7 +14,7 @@ from scipy.stats import rankdata, wilcoxon
 
 from kdsearch import stats
 from kdsearch.experiments.search_bench.replay import Steps
-from kdsearch.experiments.search_bench.run import DEFAULT, PEERS, RIVAL, Measured
+from kdsearch.experiments.search_bench.run import DEFAULT, PEERS, RIVALS, Measured
 
 BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 METRICS = ("checkpoints", "best_trials", "by_truth")  # the first one decides
@@ -29,7 +29,8 @@ BARS = (
     ("ours against no pruning, random draws", "random/all/pruner", "random/all/none", "end"),
     ("the default against plain TPE", DEFAULT.key, TPE, "all"),
     ("the default against MO-ASHA, random draws", DEFAULT.key, "random/all/moasha", "all"),
-    ("the default against MO-ASHA with our proposals", DEFAULT.key, RIVAL.key, "all"),
+    ("the default against MO-ASHA with our proposals", DEFAULT.key, RIVALS[0].key, "all"),
+    ("the default against same-epoch dominance with our proposals", DEFAULT.key, RIVALS[1].key, "all"),
     ("the pruner against MO-ASHA, random draws", "random/all/pruner", "random/all/moasha", "all"),
     ("the pruner with pace=1 against MO-ASHA, random draws", "random/all/pruner-pace-1", "random/all/moasha", "all"),
     ("the default against NePS's PriMO", DEFAULT.key, PEERS["primo"].key, "all"),

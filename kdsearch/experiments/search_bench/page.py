@@ -51,6 +51,7 @@ METHODS = {
     "proposals": "the choice of candidates by the model, in competition with the sampler's own draws; no pruning",
     "ours": "both; under TPE with sampled epochs this is what `kdsearch optimize` does",
     "moasha+proposals": "MO-ASHA, with our proposals",
+    "dominance+proposals": "`dominance`, with our proposals",
     "resume": "`ours`, and a trial that was ended may go on where that promises more an epoch (`--resume-trials`)",
     "primo": "PriMO as NePS ships it (`neural-pipeline-search`), without priors",
     "syne-moasha": "MOASHA as Syne Tune ships it, with random configurations",

@@ -133,6 +133,7 @@ METHODS: dict[str, tuple[Callable[[Problem, int | str], BasePruner], bool]] = {
     "ours": (_pareto, True),
     "resume": (_pareto, True),
     "moasha+proposals": (lambda problem, _: MOASHA(problem.epochs), True),
+    "dominance+proposals": (lambda *_: SameEpochDominance(), True),
     "oracle": (Oracle, False),
 }
 """Methods mapped to their pruner, of a problem and the steps of a trial or the parameter that holds them, and whether

@@ -31,7 +31,9 @@ from kdsearch.system import machine, signals
 TRAININGS = 30  # full trainings whose epochs are the default budget of a replay
 RULES = ("none", "dominance", "moasha", "hub", "pruner", "pruner-pace-1", "oracle")
 CHOICES = ("none", "pruner", "proposals", "ours")  # neither, pruning only, proposals only, both
-RIVAL = Arm("tpe", ALL, "moasha+proposals")  # the strongest: another rule with our proposals
+RIVALS = [
+    Arm("tpe", ALL, f"{rule}+proposals") for rule in ("moasha", "dominance")
+]  # the strongest: other rules with ours
 DEFAULT = Arm("tpe", ALL, "ours")  # `kdsearch optimize` where every trial may have all epochs
 SHIPPED = Arm("tpe", SAMPLED, "ours")  # and where the number of epochs is a dimension, as in the shipped study files
 PEERS = {method: Arm("own", ALL, method) for method in peers.PACKAGES}
@@ -44,7 +46,7 @@ FAMILY, LCBENCH, TUNING = "family:", "lcbench:", "lcbench-tuning:"
 def arms(*, full: bool, sampled: bool) -> list[Arm]:
     """Return the arms to compare: all rules with random draws, rule x proposals in full with random draws and TPE.
 
-    The strongest rival is among them: MO-ASHA with our proposals.
+    The strongest rivals are among them: MO-ASHA and same-epoch dominance with our proposals.
 
     Args:
         full: whether to add NSGA-II, GP (with log-EHVI), resumed trials and four workers.
@@ -52,7 +54,7 @@ def arms(*, full: bool, sampled: bool) -> list[Arm]:
             else the peers that are installed are.
     """
     found = [Arm("random", ALL, method) for method in dict.fromkeys((*RULES, *CHOICES))]
-    found += [*(Arm("tpe", ALL, method) for method in CHOICES), RIVAL]
+    found += [*(Arm("tpe", ALL, method) for method in CHOICES), *RIVALS]
     found += [SHIPPED] if sampled else [PEERS[method] for method in peers.installed()]
     if full:
         found += [Arm(sampler, ALL, method) for sampler in ("nsga2", "gp") for method in ("none", "ours")]
