@@ -263,8 +263,7 @@ def pace(history: History, scale: Scale) -> float:
     points = scale.transform(ended.points)
     older = points[:-recent][ended.feasible[:-recent]]
     points = points[ended.feasible]
-    now = pareto.volume(points[pareto.members(points)], scale.reference)
-    before = pareto.volume(older[pareto.members(older)], scale.reference) if len(older) else 0.0
+    now, before = _volume(points, scale), _volume(older, scale)
     steps = np.exp(log_steps(ended.last[-recent:], history.grid)).sum()
     return (now - before) / max(float(steps), 1.0)
 
@@ -274,5 +273,10 @@ def stands_still(history: History, scale: Scale) -> bool:
     points = scale.transform(history.ended.points[history.ended.feasible])
     if len(points) < RECENT_LEAST:
         return False
-    volume = pareto.volume(points[pareto.members(points)], scale.reference)
-    return pace(history, scale) * (int(history.grid[-1]) - origin(history.grid)) < STILL * volume
+    steps = int(history.grid[-1]) - origin(history.grid)  # of a whole training
+    return pace(history, scale) * steps < STILL * _volume(points, scale)
+
+
+def _volume(points: Floats, scale: Scale) -> float:
+    """Return the hypervolume of (points, objectives), transformed; 0 if there are none."""
+    return pareto.volume(points[pareto.members(points)], scale.reference) if len(points) else 0.0
