@@ -181,8 +181,9 @@ class ParetoPruner(BasePruner):
     Args:
         optimism: quantile, 0 to 1, of the neighbours' progress that is the optimistic case.
         neighbours: number of similar trials used.
-        pace: share of the study's present gain per step that a trial must promise; 0: any gain is enough. The default
-            is cautious; 1 ends more trials, for a study that is limited by steps or seconds and not by trials.
+        pace: share of the study's present gain per step that a trial must promise in the long run; 0: any gain is
+            enough, from the start. The default is cautious; 1 ends more trials, for a study that is limited by steps or
+            seconds and not by trials.
         max_steps: steps of a whole trial, or the name of the parameter that holds them; None: the longest curve seen.
         log: indices of the objectives on a log scale; None: none, and a known objective most of whose values lie near
             one end of its range is compared by rank.
@@ -328,7 +329,7 @@ class ParetoPruner(BasePruner):
         hope = forecast.forecast(history, scale, last_step=last_step, neighbours=self._neighbours)
         if hope is None:
             return GO
-        bar = self._pace * forecast.pace(history, scale)
+        bar = forecast.demanded(history, self._pace) * forecast.pace(history, scale)
         mistaken = forecast.mistaken(history, scale, bar)
         optimistic = hope.quantile(1 - (1 - self._optimism) * (1 - mistaken))
         everyone = scale.transform(np.vstack([others.points[others.feasible], point]))

@@ -258,6 +258,15 @@ def test_the_pace_does_not_depend_on_whether_steps_are_counted_from_zero_or_one(
     assert forecast.pace(zero, scale_of(zero)) == pytest.approx(forecast.pace(one, scale_of(one)))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_demanded_share_of_the_pace_falls_while_the_first_ten_whole_trials_are_spent(first):
+    for count, expected in ((1, 0.9), (5, 0.5), (9, 0.1), (20, 0.1)):
+        history = history_of(*[([0.2, 0.4, 0.6], 2.0)] * count, ([0.1], 1.0), steps=range(first, 9), state=PRUNED)
+        assert forecast.demanded(history, 0.1) == pytest.approx(expected), count
+        assert forecast.demanded(history, 2.0) == 2.0
+        assert forecast.demanded(history, 0.0) == 0.0  # any gain is enough
+
+
 def test_a_study_stands_still_where_recent_trials_gained_next_to_nothing():
     start, idle = [([0.2, 0.4, 0.5, 0.6], 2.0)] * 3, ([0.1, 0.2], 1.0)
     for last, expected in ((0.5, True), (0.605, True), (0.63, False), (0.9, False)):
