@@ -16,7 +16,7 @@ FEWEST = 2  # trials that trained further, required for a forecast
 RECENT_SHARE, RECENT_LEAST = 1 / 3, 8  # of the ended trials: the recent ones, whose gain is the study's present pace
 STAND_IN_MOST = 15.0  # upper limit of the ended trials that one audited trial stands for
 PACE_LEAST = 3  # ended trials required for a pace
-EAGER = 10.0  # whole trials, in steps spent, over which the share of the pace that a trial must promise falls
+EAGER = 10.0  # whole trials' steps (of mean length) over which the share of the pace that a trial must promise falls
 STILL = 0.005  # of the hypervolume: a study whose recent trials gained less than this per whole training stands still
 TREND_LEAST = 3  # trials seen to their end, required for a trend
 UNKNOWN = 0.5  # least deviation of a trial's exponent, as a share of it, where one trial trained further
@@ -273,9 +273,10 @@ def demanded(history: History, least: float) -> float:
     """Return the share of the study's pace that a trial must promise: 1 at first, falling to `least`; 0 if it is 0."""
     if least == 0:
         return 0.0
-    start = origin(history.grid)
-    spent = (history.curves().last - start).sum() / max(int(history.grid[-1]) - start, 1)
-    return max(least, 1.0 - float(spent) / EAGER)
+    start, curves = origin(history.grid), history.curves()
+    steps, whole = curves.last - start, curves.whole
+    length = steps[whole].mean() if whole.any() else int(history.grid[-1]) - start
+    return max(least, 1.0 - float(steps.sum() / max(length, 1)) / EAGER)
 
 
 def stands_still(history: History, scale: Scale) -> bool:

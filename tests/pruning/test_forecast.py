@@ -267,6 +267,12 @@ def test_the_demanded_share_of_the_pace_falls_while_the_first_ten_whole_trials_a
         assert forecast.demanded(history, 0.0) == 0.0  # any gain is enough
 
 
+def test_the_demanded_share_counts_whole_trials_of_mean_length():
+    long, short, ended = [0.2] * 8, [0.2] * 2, ([0.2], 1.0)
+    history = history_of(*[(long, 2.0), (short, 2.0)] * 2, ended, state=TrialState.COMPLETE)  # whole: 20 steps
+    assert forecast.demanded(history, 0.1) == pytest.approx(1 - (20 / 5) / 10)
+
+
 def test_a_study_stands_still_where_recent_trials_gained_next_to_nothing():
     start, idle = [([0.2, 0.4, 0.5, 0.6], 2.0)] * 3, ([0.1, 0.2], 1.0)
     for last, expected in ((0.5, True), (0.605, True), (0.63, False), (0.9, False)):
