@@ -36,6 +36,7 @@ class Gate:
         self.paused = 0.0
         self._device = device
         self._next = 0.0
+        self._shares = False  # whether this process is within `working`
         self._files: dict[str, int] = {}
         folder = folder or Path(tempfile.gettempdir()) / f"kdsearch-{os.getuid()}"
         # the index of a GPU depends on CUDA_VISIBLE_DEVICES
@@ -53,11 +54,16 @@ class Gate:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Run the body, which calls `step` regularly, while no process times."""
+        """Run the body, which calls `step` regularly, while no process times; within another one, just the body."""
+        if self._shares:
+            yield
+            return
         self._enter()
+        self._shares = True
         try:
             yield
         finally:
+            self._shares = False
             self._lock("busy", "UN")
 
     def _enter(self) -> None:
@@ -68,9 +74,12 @@ class Gate:
         self.paused += time.monotonic() - begin
 
     def step(self) -> None:
-        """Pause for a process that waits to time; called between two batches."""
+        """Pause for a process that waits to time; called between two batches, and without effect outside `working`.
+
+        Outside it nothing would release the lock that is taken after a pause.
+        """
         now = time.monotonic()
-        if now < self._next or "busy" not in self._files:
+        if not self._shares or now < self._next or "busy" not in self._files:
             return
         self._next = now + EVERY
         try:

@@ -163,13 +163,14 @@ def taught_to(
     """
     student = workshop.build(config, seed)
     seconds = 0.0
-    for record in workshop.teach(student, config, seed):
-        seconds += record.seconds
-        if best is not None:
-            best.see(record, student)
-        on_epoch(record)
-        if record.epoch == last:
-            break
+    with workshop.gate.working():
+        for record in workshop.teach(student, config, seed):
+            seconds += record.seconds
+            if best is not None:
+                best.see(record, student)
+            on_epoch(record)
+            if record.epoch == last:
+                break
     return student, seconds
 
 

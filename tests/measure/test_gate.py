@@ -78,3 +78,40 @@ def test_a_folder_that_cannot_be_had_keeps_nobody_waiting(tmp_path: Path) -> Non
     thread.start()
     thread.join(timeout=10)
     assert done == ["a step beside a timing", "two timings"]
+
+
+def test_a_step_outside_working_leaves_no_lock_behind(tmp_path: Path) -> None:
+    idle, timer = Gate(CPU, tmp_path), Gate(CPU, tmp_path)
+    done: list[str] = []
+
+    def both() -> None:
+        with timer.alone():
+            idle.step()  # of a training that does not take part: it neither waits nor comes to hold a lock
+        with timer.alone():
+            done.append("timed again")
+
+    thread = threading.Thread(target=both, daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert done == ["timed again"]
+
+
+def test_working_within_working_holds_until_the_outer_one_ends(tmp_path: Path) -> None:
+    gate = Gate(CPU, tmp_path)
+    spans: list[float] = []
+
+    def measure() -> None:
+        with Gate(CPU, tmp_path).alone():
+            spans.append(time.monotonic())
+
+    with gate.working():
+        with gate.working():
+            pass
+        thread = threading.Thread(target=measure, daemon=True)
+        thread.start()
+        time.sleep(0.1)
+        end = time.monotonic()
+        assert not spans  # the timing waits still
+    thread.join(timeout=10)
+    assert spans
+    assert spans[0] >= end

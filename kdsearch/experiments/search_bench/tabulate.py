@@ -54,10 +54,11 @@ def _row(index: int, config: Config, seed: int) -> tuple[int, Row]:
     student = _workshop.build(config, own)
     row: Row = {"config": config, "parameters": networks.parameters(student), "accuracy": [], "test": [], "seconds": []}
     try:
-        for record in _workshop.teach(student, config, own):
-            row["accuracy"].append(round(record.accuracy, ACCURACY_DIGITS))
-            row["test"].append(round(_workshop.glance(student, _workshop.split.test), ACCURACY_DIGITS))
-            row["seconds"].append(round(record.seconds, SECONDS_DIGITS))
+        with _workshop.gate.working():
+            for record in _workshop.teach(student, config, own):
+                row["accuracy"].append(round(record.accuracy, ACCURACY_DIGITS))
+                row["test"].append(round(_workshop.glance(student, _workshop.split.test), ACCURACY_DIGITS))
+                row["seconds"].append(round(record.seconds, SECONDS_DIGITS))
     except TrialError as error:
         row["failed"] = str(error)
     return index, row
