@@ -233,7 +233,7 @@ def slides(
 
 
 def claims(
-    dataset: Annotated[str, typer.Option(help="digits (ten minutes) or mnist (hours).")] = "digits",
+    dataset: Annotated[str, typer.Option(help="digits (half an hour) or mnist (hours).")] = "digits",
     seeds: Annotated[int, typer.Option(help="Paired trainings of each arm and teacher, at least 5.")] = 5,
     teachers: Annotated[int, typer.Option(help="Teachers that differ in their seed; each teaches every seed.")] = 5,
     only: Annotated[str | None, typer.Option(help="Claims with commas between, as 1,4 (default: all nine).")] = None,

@@ -199,7 +199,7 @@ class ViewAnswers:
     Processes that share the folder share the answers.
 
     Attributes:
-        logits: (count, views, classes), float16: 14 MB for CIFAR-10 with pools of 15 views, 162 MB with all views of
+        logits: (count, views, classes), float16: 14 MB for CIFAR-10 with pools of 15 views, 146 MB with all views of
             flips and shifts of 4 pixels. The second axis is the place in the pool, if there are pools.
         norms: (count, views), float32, norms of the embeddings.
         known: (count, views), bool: which views have been asked.

@@ -259,7 +259,7 @@ class History:
         self._curves: list[Curve] = []
         self._passed: set[int] = set()
         self._continued: set[int] = set()  # trials that an ended one resumed
-        self.ended = self.running = self._all = self._stack([])
+        self.ended = self.running = self._all = self._others = self._stack([])
 
     def update(self, study: Study, number: int | None = None) -> None:
         """Read new data from the storage, with `number` that of the trial in question.
@@ -309,6 +309,7 @@ class History:
         self.running = self._stack(running)
         left_out |= self._continued
         self.ended = self._all.where(~np.isin(self._all.number, list(left_out))) if left_out else self._all
+        self._others = self.ended.joined(self.running)
 
     def _read(self, trial: FrozenTrial, observed: int) -> Curve:
         curve = read(trial, self.sign, observed, constrained=self._constrained)
@@ -354,11 +355,12 @@ class History:
         found = copy.copy(self)
         found.own = next(curve for curve in self._curves if curve.number == number)
         found.ended = self.ended.where(self.ended.number != number)
+        found._others = found.ended.joined(found.running)
         return found
 
     def curves(self) -> Stack:
         """Return all curves but that of the trial in question."""
-        return self.ended.joined(self.running)
+        return self._others
 
 
 def _has_constraints(study: Study, trials: Sequence[FrozenTrial]) -> bool:

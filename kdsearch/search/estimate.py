@@ -52,7 +52,7 @@ MOST_OPERATIONS = 4e10  # of a timed batch's forward pass on a CPU: more would t
 ASKED = {"cpu": 100, "cuda": BATCH}  # images in the timed passes of teacher and students
 FRONT = 10  # approximate number of front members that are timed again
 SLOW_CALL = 0.3  # seconds of a teacher's call, from which a sitting's length is known without taking one
-TRIAL_SECONDS, EPOCH_SECONDS = 0.4, 0.04  # search and storage per trial and per epoch (MNIST's 100 trials: 91 s)
+TRIAL_SECONDS, EPOCH_SECONDS = 0.4, 0.04  # search and storage per trial and per epoch (MNIST's 100 trials: 56 s)
 # of the planned training, saved by pruning in 100 trials: where promise counts by the epoch, and where by the second
 # (epochs weighted by operations: trainings that cost most are given up soonest; 48 % on a CPU, 46 % on a GPU)
 PRUNED_SHARE = {False: 344 / 897, True: 0.47}
@@ -321,10 +321,10 @@ def _weights(configs: Sequence[Config], candidates: int, by_seconds: bool) -> li
 
     Where promise counts by the second, the choice among candidates prefers trainings of many epochs: those of
     CIFAR-10's 100 trials planned 1.29 and 1.30 times the operations of uniform draws, on a CPU and on a GPU; weights in
-    proportion to the epochs would give 1.3. Elsewhere it prefers trainings of many steps. Of 1 to 10 epochs, MNIST's
-    100 trials had 7.5 on average; of 1 to 30, those of digits' 20 and 50 trials had 18 and 23. An epoch of digits' 20
-    trials had 42 steps, one of a uniform draw 21. Weights in proportion to the steps would give 7.0 and 20.3 epochs,
-    and 43 steps per epoch.
+    proportion to the epochs would give 1.3. Elsewhere it prefers trainings of many steps. Of 1 to 10 epochs, two
+    studies of MNIST's 100 trials had 7.5 and 9.0 on average; of 1 to 30, those of digits' 20 and 50 trials had 18
+    and 23. An epoch of digits' 20 trials had 42 steps, one of a uniform draw 21. Weights in proportion to the steps
+    would give 7.0 and 20.3 epochs, and 43 steps per epoch.
     """
     often = [
         config["epochs"] / (1 if by_seconds else config["batch_size"]) if candidates > 1 else 1.0 for config in configs

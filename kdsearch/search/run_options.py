@@ -73,7 +73,8 @@ class Options:
     )
     pruner: str = option("pareto", "pareto or none.")
     resume_trials: bool = option(
-        False, "A trial that the pruner ended may go on from its checkpoint where that promises more than a new one."
+        False,
+        "A trial that the pruner ended may go on from its checkpoint where that promises twice as much as a new one.",
     )
     seed: int | None = option(None, "Makes trials repeatable, with --cost flops the study.")
 

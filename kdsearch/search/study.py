@@ -174,8 +174,8 @@ def optimize(
             own draw.
         pruner: `pareto` or `none`.
         cost: `latency` (measured in torch), `onnx` (in ONNX Runtime on the CPU) or `flops` (counted: deterministic).
-        resume_trials: whether a trial that the pruner ended may go on from its checkpoint, where that promises more
-            hypervolume an epoch than a new one.
+        resume_trials: whether a trial that the pruner ended may go on from its checkpoint, where that promises twice
+            as much hypervolume an epoch as a new one.
         seed: with the trial's number, seeds each trial's sampling and training.
         train_size, max_epochs: upper limits, for a first look with less work.
         timeout: seconds after which no new trial starts, and the running one ends after its epoch (an anchor is trained

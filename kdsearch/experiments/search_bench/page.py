@@ -52,7 +52,7 @@ METHODS = {
     "ours": "both; under TPE with sampled epochs this is what `kdsearch optimize` does",
     "moasha+proposals": "MO-ASHA, with our proposals",
     "dominance+proposals": "`dominance`, with our proposals",
-    "resume": "`ours`, and a trial that was ended may go on where that promises more an epoch (`--resume-trials`)",
+    "resume": "`ours`, and an ended trial may go on where that promises twice as much an epoch (`--resume-trials`)",
     "primo": "PriMO as NePS ships it (`neural-pipeline-search`), without priors",
     "syne-moasha": "MOASHA as Syne Tune ships it, with random configurations",
     "oracle": "hindsight: goes on only while a checkpoint to come would grow the hypervolume",

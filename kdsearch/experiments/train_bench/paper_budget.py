@@ -155,7 +155,7 @@ def forward_of(network: nn.Module, batch_size: int, *, bf16: bool) -> list[Op]:
 def parts() -> list[tuple[str, str, float]]:
     """Print a line on each counted step, and return the parts of the study: name, how it was counted, least seconds.
 
-    Each trial that is no anchor is taken as a c5 of the space's mean number of epochs, and none as pruned.
+    Each trial, anchors included, is taken as a c5 of the space's mean number of epochs, and none as pruned.
     """
     shipped = spec.load(spec.shipped("cifar10"))
     recipe, teacher_recipe = shipped.student.recipe, shipped.teacher.recipe

@@ -138,8 +138,8 @@ class ProposalSampler(WrappedSampler):
             NeurIPS 2012).
         candidates: number drawn per trial.
         compete: whether some trials are the inner sampler's own draws.
-        paused: trials that the pruner ended and that may be resumed instead, where that promises more per step than the
-            best candidate; such a trial's number is the attribute `resumes`. None: none.
+        paused: trials that the pruner ended and that may be resumed instead, where that promises twice as much per step
+            as the best candidate; such a trial's number is the attribute `resumes`. None: none.
         seed: of the moves and of the choice of proposer; None: a fresh one.
         log, ideal: see `scale.make_scale`.
     """
