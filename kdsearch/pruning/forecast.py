@@ -157,9 +157,9 @@ def _trend(
         (chosen,) each; 0 where too few trials were seen to their end.
     """
     clock = log_steps(history.grid, history.grid)
-    whole = further.where(further.whole)
-    end = np.searchsorted(history.grid, np.minimum(whole.last, last_step), side="right") - 1
-    whole, end = whole.where(end > column), end[end > column]
+    end = np.searchsorted(history.grid, np.minimum(further.last, last_step), side="right") - 1
+    used = further.whole & (end > column)
+    whole, end = further.where(used), end[used]
     if len(whole) < TREND_LEAST:
         return np.zeros(len(chosen)), np.zeros(len(chosen))
     ends = whole.best[np.arange(len(whole)), end]

@@ -270,7 +270,8 @@ class History:
             KdsearchError: the objective observed step by step is ambiguous (see `Evidence`).
         """
         trials = study.get_trials(deepcopy=False)
-        new = [trial for trial in trials if trial.number not in self._passed and trial.state != TrialState.WAITING]
+        unread = sorted(set(range(len(trials))) - self._passed)  # a trial's number is its place
+        new = [trials[number] for number in unread if trials[number].state != TrialState.WAITING]
         for trial in new:
             self._evidence.see(trial.number, stored_curve(trial))
         observed = self._evidence.observed()
