@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from dataclasses import MISSING, asdict, astuple, dataclass, fields
+from dataclasses import MISSING, asdict, astuple, dataclass, field, fields
 from typing import Any, Literal
 
 # of convolutions in training and when a teacher is asked; weights and losses are float32
@@ -122,6 +124,16 @@ class TeacherFacts:
     bytes: int
     seconds: float  # wall-clock seconds of its training; 0 if weights were given
     precision: Precision | Literal[""] = ""  # of its training; empty if weights were given, or before this was stored
+    # its logits of two images of noise, one image after the other, by which a change of its code is noticed; empty if
+    # the user did not bring it
+    probe: list[float] = field(default_factory=list)
+
+    @property
+    def answers_name(self) -> str:
+        """Name of its answers in the cache: the fingerprint, and what else its code has a part in."""
+        if not self.probe:
+            return self.fingerprint
+        return f"{self.fingerprint}-{hashlib.blake2b(json.dumps(self.probe).encode(), digest_size=8).hexdigest()}"
 
 
 def was_handed_back(user_attrs: dict[str, Any]) -> bool:

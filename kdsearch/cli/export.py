@@ -58,6 +58,14 @@ def export(
     if int8 and kind != "onnx":
         raise KdsearchError("--int8 is for ONNX", got=f"--format {kind}", remedy="leave one of them out")
     kind = formats.INT8 if int8 else kind
+    given = [key for key, value in vars(wish).items() if value != getattr(Wish(), key)]
+    if trial is not None and given:
+        named = ", ".join("--" + key.replace("_", "-") for key in given)
+        raise KdsearchError(
+            "--trial names the student, so requirements have no part in it",
+            got=f"--trial {trial} with {named}",
+            remedy="leave out one of them",
+        )
     study = find_study(storage, name)
     if trial is None:
         trial = picking.choose(collect.collect(study, storage_url=storage), wish).number

@@ -16,10 +16,10 @@ from kdsearch import storage as storages
 from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, lazy_imports, takes
 from kdsearch.cli.output import command_line, file_name, find_study, print_plan, show_result, write_report
 from kdsearch.cli.progress import ConsoleProgress, stdout_to_stderr
-from kdsearch.errors import RunError, shown
+from kdsearch.errors import KdsearchError, RunError, shown
 from kdsearch.search.run_options import Options, Request
 from kdsearch.storage import DEFAULT_STORAGE
-from kdsearch.system import signals
+from kdsearch.system import files, signals
 
 with lazy_imports():
     from kdsearch.reporting import collect, confirmation, controls, formatting, verdict
@@ -77,6 +77,7 @@ def optimize(
 ) -> None:
     """Search for students worth deploying; run it again and it goes on where it stopped."""
     search.check_options(options)
+    _check_report(report, request.study)
     with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
         planned = plans.make_plan(request)
         work = {}
@@ -96,6 +97,14 @@ def optimize(
             raise
         data, path = write_report(optuna_study, planned.url, report)
     show_result(data, path, as_json=as_json, progress=progress)
+
+
+def _check_report(report: Path | None, study_file: Path | None) -> None:
+    if report is None:
+        return
+    files.check_no_database(report)
+    if study_file is not None and report.resolve() == study_file.resolve():
+        raise KdsearchError("--report must not replace the study file", got=report, remedy="name another file")
 
 
 def train(

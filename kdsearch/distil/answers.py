@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kdsearch import networks
 from kdsearch.data import ImageSet, fingerprint, views
 from kdsearch.distil.step import Format, format_for
-from kdsearch.errors import KdsearchError
+from kdsearch.errors import KdsearchError, TeacherError
 from kdsearch.measure.accuracy import batch_of
 from kdsearch.networks import cpu_layers
 from kdsearch.records import Precision
@@ -142,12 +142,24 @@ def ask(
             sums.index_add_(0, labels, embedding.double())
             parts.append((logits, torch.linalg.vector_norm(embedding, dim=1)))
     assert sums is not None, "there must be images"
+    _check_finite([logits for logits, _ in parts])
     # the direction of a mean is that of the sum; clones, as tensors made in inference mode cannot be trained with
     return Answers(
         logits=torch.cat([logits for logits, _ in parts]).clone(),
         norms=torch.cat([norms for _, norms in parts]).clone(),
         centres=F.normalize(sums, dim=1).float().clone(),
     )
+
+
+def _check_finite(parts: list[Tensor]) -> None:
+    """Refuse logits of (images, classes) that no loss can be taken of."""
+    wrong = sum(int((~part.isfinite()).any(1).sum()) for part in parts)
+    if wrong:
+        raise TeacherError(
+            "the teacher's logits must be finite",
+            got=f"NaN or infinite ones for {wrong:,} of {sum(map(len, parts)):,} images",
+            remedy="correct the network; for a class that it excludes let it return a low number, such as -100",
+        )
 
 
 def _stem(name: str, network: nn.Module, data: ImageSet, precision: Precision | None) -> str:
@@ -285,6 +297,7 @@ class ViewAnswers:
         with torch.no_grad():
             images = views.make(self._data.images[indices], which, self._augment)
             logits, embedding = self._ask(self._prepare(images))
+            _check_finite([logits])
             self.logits[indices, wanted] = logits.half()
             self.norms[indices, wanted] = torch.linalg.vector_norm(embedding, dim=1)
         self.known[indices, wanted] = True

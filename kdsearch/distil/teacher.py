@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from kdsearch.stats import proportion_interval
 from kdsearch.system import files, machine
 
 FACTS = "facts"
+PROBE_TOLERANCE = 0.01  # of the largest logit: more is another network, not another machine's rounding
 NETWORK = ("family", "build", "options", "mean", "std", "size")  # keys of [teacher] that decide the computation
 
 
@@ -57,7 +59,7 @@ class Teacher:
         if views.count(augment) == 1:
             return self.answers(data)
         return answers.ViewAnswers(
-            self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.fingerprint,
+            self.network, data, self.prepare, augment, folder=_folder("answers"), name=self.facts.answers_name,
             precision=self.precision, begins=begins,
         )  # fmt: skip
 
@@ -72,7 +74,7 @@ class Teacher:
         Raises:
             KdsearchError: the cache cannot be written.
         """
-        name = f"{self.facts.fingerprint}-{kind}" if kind else self.facts.fingerprint
+        name = f"{self.facts.answers_name}-{kind}" if kind else self.facts.answers_name
         changed = network is not None  # by quantisation, which folding would undo
         return answers.obtain(
             network or self.network, data, self.prepare, folder=_folder("answers"), name=name,
@@ -81,7 +83,7 @@ class Teacher:
 
     def hits(self, data: ImageSet) -> Tensor:
         """Return which images it classifies rightly in float32: (images,), bool; from the cache if possible."""
-        return _hits(self.network, data, self.prepare, self.facts.fingerprint)
+        return _hits(self.network, data, self.prepare, self.facts.answers_name)
 
 
 def fingerprint(spec: TeacherSpec, split: Split) -> str:
@@ -132,6 +134,8 @@ def obtain(
         teacher = _from_cache(spec, split, path, progress)
         if teacher is None:
             teacher = _make(spec, split, precision, progress)
+            if spec.brought:
+                check_accuracy(teacher.facts, split)  # before it is kept: what is wrong may be its code
             facts = json.dumps(dataclasses.asdict(teacher.facts))
             files.save_tensors(path, teacher.network.state_dict(), {FACTS: facts})
             if spec.weights is None:
@@ -155,6 +159,12 @@ def has_answered(
     if views.count(augment) > 1:
         return False  # a table of views is filled as they are drawn
     name = fingerprint(spec, split)
+    if spec.brought:
+        try:
+            _, metadata = files.load_tensors(cached_file(spec, split), torch.device("cpu"))
+            name = TeacherFacts(**json.loads(metadata[FACTS])).answers_name
+        except (OSError, KeyError, TypeError, ValueError):
+            return False  # the teacher is not kept, so neither are its answers
     return answers.kept_file(network, split.train, precision, folder=_folder("answers"), name=name).is_file()
 
 
@@ -208,23 +218,63 @@ def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress
     else:
         trained = format_for(network, split.train.labels.device, precision).precision
         seconds = _train(network, spec, split, precision, progress)
-    name = fingerprint(spec, split)
-
-    def accuracy(data: ImageSet) -> float:
-        return _hits(network, data, split.prepare, name).double().mean().item()
-
     facts = TeacherFacts(
         family=spec.title,
-        fingerprint=name,
-        accuracy=accuracy(split.test),
-        validation_accuracy=accuracy(split.validation) if len(split.validation) else None,
+        fingerprint=fingerprint(spec, split),
+        accuracy=math.nan,
+        validation_accuracy=None,
         parameters=networks.parameters(network),
         bytes=networks.size_bytes(network),
         seconds=seconds,
         precision=trained,
+        probe=_probe(network, split) if spec.brought else [],
     )
+
+    def accuracy(data: ImageSet) -> float:
+        return _hits(network, data, split.prepare, facts.answers_name).double().mean().item()
+
+    validation = accuracy(split.validation) if len(split.validation) else None
+    facts = dataclasses.replace(facts, accuracy=accuracy(split.test), validation_accuracy=validation)
     progress.teacher_finished(facts.accuracy, seconds)
     return Teacher(network.eval().requires_grad_(False), split.prepare, facts)
+
+
+def _probe(network: nn.Module, split: Split) -> list[float]:
+    """Return a network's logits of two images of noise; numbers that are not finite as 0."""
+    network.eval()
+    with torch.no_grad():
+        logits = network(custom.noise(split.shape).to(split.train.labels.device))
+    found: list[float] = logits.float().nan_to_num(posinf=0.0, neginf=0.0).flatten().tolist()
+    return found
+
+
+def check_same(facts: TeacherFacts, stored: TeacherFacts, *, given: bool) -> str | None:
+    """Refuse a teacher that computes something else than the study's; return a warning where training may differ.
+
+    Args:
+        facts, stored: of the teacher at hand, and as the study has them.
+        given: whether its weights are given, so that only its code can have changed.
+
+    Raises:
+        TeacherError: it does, though its weights are the same.
+    """
+    if not stored.probe or _same(facts.probe, stored.probe):
+        return None
+    if given:
+        raise TeacherError(
+            "a study's teacher must stay the same: with the same weights its code computes something else now",
+            got=facts.family,
+            remedy="put its code back, or choose another --name",
+        )
+    return (
+        f"{facts.family} was made again and is not the teacher of the study's earlier trials; another --name keeps both"
+    )
+
+
+def _same(probe: list[float], kept: list[float]) -> bool:
+    """Return whether two probes are of one network, but for the rounding of another machine or library."""
+    apart = max((abs(a - b) for a, b in zip(probe, kept, strict=False)), default=0.0)
+    return len(probe) == len(kept) and apart <= PROBE_TOLERANCE * max(map(abs, kept), default=0.0)
 
 
 def _hits(network: nn.Module, data: ImageSet, prepare: answers.Prepare, name: str) -> Tensor:
@@ -284,7 +334,11 @@ def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress)
         facts = TeacherFacts(**json.loads(metadata[FACTS]))
         network = untrained(spec, split)
         networks.load_state(network, state)
+        if facts.probe and not _same(_probe(network, split), facts.probe):
+            raise ValueError("its code computes something else than when it was kept")
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        progress.warning(f"the kept teacher is broken and is made again ({path}: {' '.join(str(error).split())[:120]})")
+        progress.warning(
+            f"the kept teacher does not fit and is made again ({path}: {' '.join(str(error).split())[:120]})"
+        )
         return None
     return Teacher(network.eval().requires_grad_(False), split.prepare, facts)

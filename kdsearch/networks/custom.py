@@ -73,8 +73,12 @@ def core(network: nn.Module) -> nn.Module:
     return network
 
 
+FAILURES = (Exception, SystemExit)  # of a user's code: a script that ends the program must not end kdsearch
+
+
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    ends = "it ends the program, " if isinstance(error, SystemExit) else ""
+    return f"{ends}{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def find(build: str) -> Any:
@@ -88,10 +92,15 @@ def find(build: str) -> Any:
     if here not in sys.path:
         sys.path.append(here)  # last, so that it shadows no installed package
     remedy = "correct [teacher] build, or install what it needs"
+    arguments, sys.argv = sys.argv, [module]  # which are not the module's to parse
     try:
         found: Any = import_module(module)
-    except Exception as error:
+    except FAILURES as error:
+        if isinstance(error, SystemExit):
+            remedy = 'put the part of the module that runs as a script under `if __name__ == "__main__":`'
         raise TeacherError(f"teacher.build must be importable: {_reason(error)}", got=build, remedy=remedy) from None
+    finally:
+        sys.argv = arguments
     for name in path.split("."):
         if not hasattr(found, name):
             raise TeacherError(f"teacher.build must name what {module} holds", got=build, remedy=remedy)
@@ -114,7 +123,7 @@ def construct(spec: TeacherSpec) -> nn.Module:
     given = ", ".join(f"{key} = {value!r}" for key, value in spec.options.items()) or "no options"
     try:
         network = function(**spec.options)
-    except Exception as error:
+    except FAILURES as error:
         raise TeacherError(
             f"teacher.build must take the teacher's options: {_reason(error)}",
             got=f"{spec.build} with {given}",
@@ -134,6 +143,11 @@ def adapted(network: nn.Module, spec: TeacherSpec, given: tuple[float, float]) -
     return network if spec.mean is None and spec.size is None else Adapted(network, spec, given)
 
 
+def noise(shape: tuple[int, int, int]) -> Tensor:
+    """Return two images of noise, the same each time, on which a network is tried."""
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
 def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Check that a network makes `classes` logits of each image of a batch; wrap one with a softmax in a `Logarithm`.
 
@@ -146,8 +160,8 @@ def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], cla
     try:
         with torch.no_grad():
             # noise: black images may give logits that are all 0
-            logits = network(torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device))
-    except Exception as error:
+            logits = network(noise(shape).to(device))
+    except FAILURES as error:
         raise TeacherError(
             f"the teacher must take the study's images, {images}: {_reason(error)}",
             got=title,

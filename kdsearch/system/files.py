@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DIGEST = "digest"  # in the metadata of tensors: safetensors detects a short file, but not a changed byte
+SQLITE = b"SQLite format 3\0"  # how such a file begins
 STALE_SECONDS = 3600  # age from which a temporary file is no longer being written
 
 
@@ -34,8 +35,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: `write` writes a temporary file beside it, which is renamed; missing folders are made.
 
     Raises:
-        KdsearchError: it cannot be written; the old file stays.
+        KdsearchError: it cannot be written, or would replace a database; the old file stays.
     """
+    check_no_database(path)
     with _writable("file", path, "free space or choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -54,6 +56,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             _sweep(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_no_database(path: Path) -> None:
+    """Refuse to replace a sqlite database, such as a storage of studies named by mistake.
+
+    Raises:
+        KdsearchError: the file is one.
+    """
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(SQLITE))
+    except OSError:  # none there, or none that can be read
+        return
+    if begins == SQLITE:
+        raise KdsearchError(
+            "an output must not replace a database", got=path, remedy="name another file; this one may hold studies"
+        )
 
 
 def check_folder(path: Path) -> None:

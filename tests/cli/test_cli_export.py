@@ -62,4 +62,6 @@ def test_an_unknown_format_and_no_wish_at_all_are_refused(kdsearch: Run, filled:
     refused(said, "--format must be known", "tflite", "onnx, pt2, safetensors")
     said = kdsearch("export", "--trial", "0", "--format", "pt2", "--int8", "--out", "out", "--storage", filled)
     refused(said, "--int8 is for ONNX", "--format pt2", "leave one of them out")
+    said = kdsearch("export", "--trial", "0", "--min-accuracy", "99", "--out", "out", "--storage", filled)
+    refused(said, "--trial names the student", "--trial 0 with --min-accuracy", "leave out one of them")
     refused(kdsearch("export", "--out", "out", "--storage", filled), "--within needs test accuracies", "--knee")

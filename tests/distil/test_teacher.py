@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from helpers.recording import Recorder
 from helpers.trainings import damaged, equal, with_recipe
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from kdsearch import networks
 from kdsearch.distil import teacher as teachers
 from kdsearch.distil.teacher import Teacher, cached_file, fingerprint, obtain
 from kdsearch.errors import TeacherError
@@ -161,3 +166,82 @@ def test_which_test_images_it_classifies_rightly_is_asked_once(plan: Plan, quick
         plain = made.network(plan.split.prepare(plan.split.test.images)).argmax(1) == plan.split.test.labels
     assert torch.equal(found, plain)
     assert found.double().mean().item() == pytest.approx(made.facts.accuracy)
+
+
+class Mine(nn.Module):
+    """A user's network, whose code says what becomes of its logits."""
+
+    def __init__(self, plan: Plan, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner = networks.build_teacher("cnn", plan.split.shape, len(plan.split.classes))
+        self._end = end
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._end(self.inner(images))
+
+
+Brought = Callable[[Callable[[Tensor], Tensor]], TeacherSpec]
+
+
+@pytest.fixture
+def brought(plan: Plan, teacher: Teacher, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Brought:
+    """Return a function that changes the user's code and returns the study's `[teacher]`, always the same."""
+    save_file({f"inner.{key}": value for key, value in teacher.network.state_dict().items()}, tmp_path / "mine.st")
+    module = ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+
+    def change(end: Callable[[Tensor], Tensor]) -> TeacherSpec:
+        module.build = lambda: Mine(plan, end)  # type: ignore[attr-defined]
+        return TeacherSpec.model_validate({"build": "mine:build", "weights": str(tmp_path / "mine.st")})
+
+    return change
+
+
+def plain(logits: Tensor) -> Tensor:
+    return logits
+
+
+def rolled(logits: Tensor) -> Tensor:
+    return logits.roll(1, 1)
+
+
+def test_a_changed_code_is_noticed_and_has_answers_of_its_own(plan: Plan, teacher: Teacher, brought: Brought):
+    first = obtain(brought(plain), plan.split)
+    before = first.answers(plan.split.train).logits
+    heard = Recorder()
+    second = obtain(brought(lambda logits: 2 * logits), plan.split, progress=heard)
+    torch.testing.assert_close(second.answers(plan.split.train).logits, 2 * before)
+    assert "its code computes something else than when it was kept" in " ".join(heard.warnings)
+    assert second.facts.fingerprint == first.facts.fingerprint
+    again = Recorder()
+    assert obtain(brought(lambda logits: 2 * logits), plan.split, progress=again).facts == second.facts
+    assert again.warnings == []
+
+
+def test_a_code_that_was_wrong_and_was_mended_is_taken(plan: Plan, teacher: Teacher, brought: Brought):
+    with pytest.raises(TeacherError, match="better than naming the most frequent class"):
+        obtain(brought(rolled), plan.split)
+    assert obtain(brought(plain), plan.split).facts.accuracy == teacher.facts.accuracy
+    with pytest.raises(TeacherError, match="better than naming the most frequent class"):
+        obtain(brought(rolled), plan.split)
+
+
+def test_a_study_keeps_its_teacher(plan: Plan, brought: Brought):
+    kept = obtain(brought(plain), plan.split).facts
+    changed = obtain(brought(lambda logits: 2 * logits), plan.split).facts
+    assert teachers.check_same(kept, kept, given=True) is None
+    assert teachers.check_same(changed, dataclasses.replace(kept, probe=[]), given=True) is None  # of an older version
+    rounded = dataclasses.replace(kept, probe=[value * 1.001 for value in kept.probe])
+    assert teachers.check_same(rounded, kept, given=True) is None
+    with pytest.raises(TeacherError, match=r"must stay the same.*put its code back, or choose another --name"):
+        teachers.check_same(changed, kept, given=True)
+    assert "is not the teacher of the study's earlier trials" in str(teachers.check_same(changed, kept, given=False))
+
+
+@pytest.mark.parametrize("wrong", [-torch.inf, torch.nan])
+def test_logits_that_are_not_finite_are_refused(plan: Plan, brought: Brought, wrong: float):
+    def masked(logits: Tensor) -> Tensor:
+        return torch.where(torch.arange(10) == 3, wrong, logits)
+
+    with pytest.raises(TeacherError, match=r"logits must be finite \(got NaN or infinite ones for \d+ of \d+ images"):
+        obtain(brought(masked), plan.split)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -27,6 +30,33 @@ def test_a_function_that_is_none_is_refused_in_one_line(build: str, options: dic
     with pytest.raises(TeacherError, match=words) as caught:
         custom.construct(wanted(build, options=options))
     assert "\n" not in str(caught.value)
+
+
+SCRIPT = """
+import argparse, sys
+argparse.ArgumentParser().parse_args()  # sees no argument of kdsearch's command
+def build():
+    raise SystemExit(4)
+if {ends}:
+    sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [(True, r'must be importable: it ends the program, SystemExit: 0 .*if __name__ == "__main__"'),
+     (False, "must take the teacher's options: it ends the program, SystemExit: 4")],
+)  # fmt: skip
+def test_a_script_that_ends_the_program_is_refused(
+    ends: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"script_that_ends_{ends}"
+    (tmp_path / f"{name}.py").write_text(SCRIPT.format(ends=ends))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.argv", ["kdsearch", "optimize", "--study", "mine.toml"])
+    with pytest.raises(TeacherError, match=words):
+        custom.construct(wanted(f"{name}:build"))
+    assert sys.argv[1] == "optimize"
 
 
 def test_another_number_of_classes_is_refused() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdsearch.errors import KdsearchError
-from kdsearch.system.files import save_tensors, write_whole
+from kdsearch.system.files import save_tensors, write_text, write_whole
 
 
 def test_missing_folders_are_made_and_nothing_else_is_left(tmp_path: Path):
@@ -70,3 +72,13 @@ def test_tensors_on_a_full_disk_leave_the_old_file(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert torch.equal(load_file(path)["a"], torch.ones(3))
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_database_is_not_replaced(tmp_path: Path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as database:
+        database.execute("create table kept (number)")
+        database.commit()
+    before = (tmp_path / "studies.db").read_bytes()
+    with pytest.raises(KdsearchError, match=r"must not replace a database \(got .*studies.db\)"):
+        write_text(tmp_path / "studies.db", "<html>")
+    assert (tmp_path / "studies.db").read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import time
@@ -22,22 +23,37 @@ from kdsearch.search import space
 from kdsearch.search.plan import Plan, make_plan
 from kdsearch.search.run_options import Request
 from kdsearch.search.workshop import Workshop
-from kdsearch.system import machine, signals
+from kdsearch.system import files, machine, signals
 
 TOLD = 20  # architectures timed between two lines of progress
+FRUITLESS, FRUITLESS_EACH = 200, 20  # draws in a row without a new configuration that end it, and more for each found
 ACCURACY_DIGITS, SECONDS_DIGITS = 5, 4  # more would be noise and enlarge the file
 
 _workshop: Workshop  # of a worker process
 
 
 def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Config]:
-    """Return distinct configurations drawn at random from a study's space, all of them `epochs` long."""
+    """Return distinct configurations drawn at random from a study's space, all of them `epochs` long.
+
+    Raises:
+        KdsearchError: the space holds fewer, as far as many draws show.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=seed))
     drawn: dict[str, Config] = {}
-    while len(drawn) < count:
+    last = 0  # draw that gave a new one
+    for draw in itertools.count():
+        if len(drawn) == count:
+            break
+        if draw - last > FRUITLESS + len(drawn) * FRUITLESS_EACH:
+            raise KdsearchError(
+                "--count must be at most the number of different configurations in the study's space",
+                got=f"{count}; {len(drawn)} were found",
+                remedy="lower it, or widen [space]",
+            )
         config = space.draw(study.ask(), plan.spec) | {"epochs": epochs}
-        drawn.setdefault(json.dumps(config, sort_keys=True), config)
+        if drawn.setdefault(json.dumps(config, sort_keys=True), config) is config:
+            last = draw
     return list(drawn.values())
 
 
@@ -95,7 +111,7 @@ class Partial:
                 got=self.path if lines else out,
                 remedy="remove that file to start over, or give another --out",
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
+        files.check_folder(out.parent)
         written = [wanted, *({"timed": key, **ratio} for key, ratio in self.ratios.items()),
                    *({"index": index, **row} for index, row in self.rows.items())]  # fmt: skip
         self.path.write_text("".join(json.dumps(line) + "\n" for line in written), encoding="utf-8")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from helpers.recording import Recorder
 from kdsearch.errors import KdsearchError
 from kdsearch.experiments.search_bench import tables, tabulate
 from kdsearch.search.run_options import Request
+from kdsearch.spec import StudySpec
 
 TINY = {"train_size": 200, "max_epochs": 2, "device": "cpu", "cost": "flops"}  # the session's teacher was trained so
 
@@ -19,6 +21,15 @@ def test_configurations_are_different_follow_the_seed_and_are_as_long_as_asked(p
     assert made == tabulate.configurations(plan, count=20, epochs=7, seed=1)
     assert made[:10] == tabulate.configurations(plan, count=10, epochs=7, seed=1)
     assert made != tabulate.configurations(plan, count=20, epochs=7, seed=2)
+
+
+def test_a_space_with_fewer_configurations_than_asked_is_refused(plan):
+    few = {"width": [8, 16], "loss_weight": 1.0, "temperature": 4.0, "epochs": 3, "batch_size": 64}
+    spec = StudySpec.model_validate(plan.spec.model_dump() | {"space": few, "anchors": {}})
+    small = dataclasses.replace(plan, spec=spec)
+    assert len(tabulate.configurations(small, count=2, epochs=3, seed=0)) == 2
+    with pytest.raises(KdsearchError, match=r"--count must be at most .*\(got 3; 2 were found\)"):
+        tabulate.configurations(small, count=3, epochs=3, seed=0)
 
 
 def test_finished_rows_are_kept_but_not_a_line_cut_in_its_middle(tmp_path):
