@@ -15,9 +15,9 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import BaseTrial, FrozenTrial
 
 from kdsearch import pareto
-from kdsearch.pruning import forecast
+from kdsearch.pruning import forecast, settings
 from kdsearch.pruning.history import Curve, Floats, History, Stack, continued, stored_curve
-from kdsearch.pruning.scale import Scale, make_scale
+from kdsearch.pruning.scale import LEAST_ERROR, Scale, make_scale
 from kdsearch.records import FOREIGN, Attr
 
 
@@ -38,6 +38,7 @@ class Verdict:
 
 
 GO = Verdict("go")
+NAMED_BY = 10  # ended trials, by which one should have the parameter that `max_steps` names
 AUDIT_MOST = 1 / 3  # of all steps, by audited trials: beyond it no more are begun
 NOTHING = 1e-12  # of the hypervolume: a gain per step within the rounding error of sums of products
 
@@ -65,11 +66,13 @@ def report(trial: BaseTrial, values: Sequence[float | None], step: int, *, prefi
         prefix: of the attributes' names; empty in `kdsearch`'s own studies.
 
     Raises:
+        KdsearchError: the study has one objective.
         ValueError: the number of values is not that of the objectives, or the step is not a whole number.
     """
     study = getattr(trial, "study", None)
     if study is None:
         return
+    settings.refuse_one_objective(study)
     expected = len(study.directions)
     if len(values) != expected:
         raise ValueError(f"values must hold one for each of the {expected} objectives (got {len(values)})")
@@ -108,7 +111,7 @@ def should_prune(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
     (FrozenTrial, FixedTrial). `prefix` is that of `report`.
 
     Raises:
-        KdsearchError: several objectives change from step to step.
+        KdsearchError: several objectives change from step to step, or the study has one and a `ParetoPruner`.
     """
     found = _verdict(trial)
     if found.action == "prune" and found.reason is not None:
@@ -124,7 +127,7 @@ def should_stop(trial: BaseTrial, *, prefix: str = FOREIGN) -> bool:
     trial without a study. `prefix` is that of `report`.
 
     Raises:
-        KdsearchError: several objectives change from step to step.
+        KdsearchError: several objectives change from step to step, or the study has one and a `ParetoPruner`.
     """
     found = _verdict(trial)
     if found.action == "stop" and found.reason is not None:
@@ -149,6 +152,8 @@ def _verdict(trial: BaseTrial) -> Verdict:
 def _warn_of_pruner(study: Study) -> None:
     """Warn that Optuna's own pruners need intermediate values, which studies with several objectives do not have."""
     kind = type(study.pruner)
+    if len(study.directions) < 2:
+        return
     if isinstance(study.pruner, NopPruner) or not kind.__module__.startswith("optuna.pruners"):
         return
     _warn_once(
@@ -204,7 +209,7 @@ class ParetoPruner(BasePruner):
     from NaN before. Infeasible trials (Optuna's constraints) do not count as rivals.
 
     Raises:
-        ValueError: a number is outside its range.
+        ValueError: a setting is not a number or outside its range.
     """
 
     def __init__(
@@ -224,15 +229,16 @@ class ParetoPruner(BasePruner):
     ) -> None:
         if not 0 <= optimism <= 1:
             raise ValueError(f"optimism must be a quantile from 0 to 1 (got {optimism})")
+        neighbours = settings.whole("neighbours", neighbours)
         if neighbours < 1 or not pace >= 0:
             raise ValueError(f"neighbours must be at least 1 and pace at least 0 (got {neighbours} and {pace})")
         if not 0 <= audit <= 1:
             raise ValueError(f"audit must be a share from 0 to 1 (got {audit})")
         self._optimism, self._neighbours, self._pace = optimism, neighbours, pace
-        self._max_steps = max_steps
-        self._units: dict[str, Any] = {"log": log, "reference": reference, "ideal": ideal}
+        self._max_steps = settings.length(max_steps)
+        self._units: dict[str, Any] = settings.units(log, reference, ideal)
         self._exempt = prefix + Attr.EXEMPT if exempt is None else exempt
-        self._audit, self._seed, self._prefix = audit, seed, prefix
+        self._audit, self._seed, self._prefix = audit, settings.whole("seed", seed), prefix
         self._lock = threading.Lock()  # for study.optimize(n_jobs=...)
         self._forget(None)
 
@@ -258,14 +264,17 @@ class ParetoPruner(BasePruner):
         """Decide whether the trial goes on, and if not, why.
 
         Raises:
-            KdsearchError: several objectives change from step to step.
+            KdsearchError: several objectives change from step to step, or the study has one.
+            ValueError: `log` or `reference` does not fit the study's objectives.
         """
+        settings.refuse_one_objective(study)
         curve = stored_curve(trial)
         if trial.user_attrs.get(self._exempt) is not None or not curve:
             return GO
         step = max(map(int, curve))
         with self._lock:
             if study is not self._study:
+                settings.check_fit(len(study.directions), self._units["log"], self._units["reference"])
                 self._forget(study)
             said = self._said.get(trial.number)
             if said is None or said[0] != step:
@@ -283,8 +292,8 @@ class ParetoPruner(BasePruner):
             self._audits[trial.number] = self._begin_audit(study, trial)
         audit = self._audits[trial.number]
         if not audit:
-            return self._judge(step)
-        if audit["would_end"] is None and self._judge(step).action != "go":
+            return self._judge(study, step)
+        if audit["would_end"] is None and self._judge(study, step).action != "go":
             audit["would_end"] = step
             self._store_audit(study, trial, audit)
         return GO
@@ -309,7 +318,7 @@ class ParetoPruner(BasePruner):
         else:
             trial.set_user_attr(name, dict(audit))
 
-    def _judge(self, step: int) -> Verdict:
+    def _judge(self, study: Study, step: int) -> Verdict:
         history, own = self._history, self._history.own
         others, observed = history.curves(), history.observed
         if own is None or observed is None or not others.feasible.any():
@@ -325,6 +334,7 @@ class ParetoPruner(BasePruner):
         lowest = float(min(np.nanmin(others.best), own.best[0]))
         points = np.vstack([others.points, point])
         scale = make_scale(points, history.sign, observed, lowest=lowest, **self._units)
+        self._warn_of_ideal(study, scale, others, own)
         last_step = self._length(own, others)
         hope = forecast.forecast(history, scale, last_step=last_step, neighbours=self._neighbours)
         if hope is None:
@@ -332,19 +342,70 @@ class ParetoPruner(BasePruner):
         bar = forecast.demanded(history, self._pace) * forecast.pace(history, scale)
         mistaken = forecast.mistaken(history, scale, bar)
         optimistic = hope.quantile(1 - (1 - self._optimism) * (1 - mistaken))
-        everyone = scale.transform(np.vstack([others.points[others.feasible], point]))
+        seen = np.vstack([others.points[others.feasible], point])
+        everyone = scale.transform(seen)
         front = everyone[pareto.members(everyone)]
         nothing = NOTHING * pareto.volume(front, scale.reference)
-        if forecast.promise(history, scale, hope, front, optimistic) > max(bar * (1 - mistaken), nothing):
+        ends = not forecast.promise(history, scale, hope, front, optimistic) > max(bar * (1 - mistaken), nothing)
+        self._warn_of_length(study, own, others, ends=ends)
+        if not ends:
             return GO
+        self._warn_of_reference(study, scale, seen, everyone)
         point[observed] = max(float(optimistic.max()), own.reported)
         return _no_hope(scale, others, own, point, int(hope.steps[-1]), step)
 
     def _length(self, own: Curve, others: Stack) -> int:
-        longest = max(int(others.last.max()), int(own.steps[-1]))
+        longest = _longest(own, others)
         if isinstance(self._max_steps, str):
             return int(own.params.get(self._max_steps, longest))
         return longest if self._max_steps is None else self._max_steps
+
+    def _warn_of_length(self, study: Study, own: Curve, others: Stack, *, ends: bool) -> None:
+        """Warn of a name in `max_steps` that no trial has, not before that matters: other trials may have it."""
+        name = self._max_steps
+        if not isinstance(name, str) or name in self._history.distributions:
+            return
+        if ends or len(self._history.ended) >= NAMED_BY:
+            _warn_once(
+                study,
+                "max_steps",
+                f"max_steps must be the trials' last step or name a parameter that holds it (got {name!r}, which no "
+                f"trial has so far), else the longest curve seen is used instead (now up to step "
+                f"{_longest(own, others)}); correct the name, or give a number",
+            )
+
+    def _warn_of_ideal(self, study: Study, scale: Scale, others: Stack, own: Curve) -> None:
+        """Warn of an `ideal` that a reported value is better than, by more than rounding."""
+        told = self._units["ideal"]
+        if told is None:
+            return
+        best = max(float(others.reported[:, scale.observed].max()), own.reported)
+        if best - scale.ideal > LEAST_ERROR * scale.unit:
+            _warn_once(
+                study,
+                "ideal",
+                f"ideal must be the best possible value of the observed objective (got {told}, and a trial reported "
+                f"{scale.sign[scale.observed] * best}), else good trials are ended; give a value that none can "
+                "pass, or leave it out",
+            )
+
+    def _warn_of_reference(self, study: Study, scale: Scale, seen: Floats, everyone: Floats) -> None:
+        """Warn, when a trial is ended, of a `reference` that none of the points (as reported, transformed) beats."""
+        told = self._units["reference"]
+        if told is None or (everyone > scale.reference).all(axis=1).any():
+            return
+        best = ", ".join(f"{value:g}" for value in scale.sign * seen.max(axis=0))
+        _warn_once(
+            study,
+            "reference",
+            f"reference must be worse than some trial in every objective (got {', '.join(f'{v:g}' for v in told)}, and "
+            f"the best value seen of each is {best}), else no trial counts and most are ended; give the worst values "
+            "that still matter, or leave it out",
+        )
+
+
+def _longest(own: Curve, others: Stack) -> int:
+    return max(int(others.last.max()), int(own.steps[-1]))
 
 
 def drawn(number: int, share: float, seed: int) -> bool:

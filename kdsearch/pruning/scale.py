@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kdsearch.pruning import settings
+
 Floats = NDArray[np.float64]
 
 LOPSIDED = 0.25  # of the range: a known objective whose median is nearer to an end is compared by rank
@@ -83,10 +85,10 @@ def make_scale(
         ideal: of the observed objective; None: the best seen plus a quarter of the span.
 
     Raises:
-        ValueError: an objective on a log scale, or its reference, is not positive; the reference has another length.
+        ValueError: an objective on a log scale, or its reference, is not positive; the reference has another length;
+            `log` holds something that is not an objective's index.
     """
-    if reference is not None and len(reference) != len(sign):
-        raise ValueError(f"reference must hold one for each of the {len(sign)} objectives (got {len(reference)})")
+    settings.check_fit(len(sign), log, reference)
     logs = np.isin(np.arange(len(sign)), [] if log is None else list(log))
     _check_positive((sign * points)[:, logs])
     by_rank = log is None and reference is None

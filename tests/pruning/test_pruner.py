@@ -4,6 +4,7 @@ import math
 import pickle
 import sys
 import threading
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kdsearch import pareto, report, should_prune, should_stop
 from kdsearch.errors import KdsearchError
 from kdsearch.pruning import forecast
 from kdsearch.pruning.history import History
-from kdsearch.pruning.pruner import ParetoPruner, drawn
+from kdsearch.pruning.pruner import NAMED_BY, ParetoPruner, drawn
 from kdsearch.pruning.scale import make_scale
 from kdsearch.records import Attr
 from kdsearch.search.sampling import samplers
@@ -463,6 +464,104 @@ def test_a_pruner_can_be_pickled_and_still_works():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ParetoPruner(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"log": [2]}, r"2 objectives, 0 to 1 \(got 2\)"), ({"reference": [0.0]}, r"each of the 2 objectives \(got 1\)")],
+)
+def test_options_that_do_not_fit_the_study_are_refused_at_the_first_decision(options, message):
+    pruner = ParetoPruner(**options)
+    study = optuna.create_study(directions=MAX2, pruner=pruner)
+    trial = asked(study, 0.1, 5.0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            should_prune(trial)
+
+
+def test_options_may_be_numbers_of_numpy():
+    study = study_of(*LEARNS, ([0.1], 5.0))
+    plain = {"log": [1], "reference": [0.0, 1.0], "ideal": 1.0, "max_steps": 3, "neighbours": 2, "seed": 1}
+    others = {name: np.array(value) if isinstance(value, list) else np.int64(value) for name, value in plain.items()}
+    assert verdict(study, **others) == verdict(study, **plain)
+
+
+def warnings_of(study, **options):
+    """What a pruner that is asked about every trial twice warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        actions(study, **options)
+        actions(study, **options)
+    return [str(one.message) for one in caught]
+
+
+def test_a_name_that_no_trial_has_as_a_parameter_is_warned_of_once():
+    study = study_of(*LEARNS, ([0.1], 5.0))
+    [text] = warnings_of(study, max_steps="epochz")
+    assert "(got 'epochz', which no trial has so far), else the longest curve seen is used instead" in text
+    assert "(now up to step 4); correct the name" in text
+    assert verdict(study, max_steps="epochz") == verdict(study)
+
+
+def test_a_name_that_no_trial_has_is_warned_of_though_nothing_is_ended():
+    ended = [([0.5, 0.7], 10.0 + i) for i in range(NAMED_BY)]
+    few, many = (study_of(*ended[:count], state=COMPLETE) for count in (NAMED_BY - 1, NAMED_BY))
+    for study in (few, many):
+        add(study, [0.6], 99.0)
+        assert len(warnings_of(study, max_steps="epochz")) == (study is many)
+
+
+def test_a_parameter_that_some_trials_lack_is_not_warned_of():
+    study = study_of(*LEARNS, ([0.1], 5.0))
+    add(study, [0.1], 5.0, epochs=3)
+    assert not warnings_of(study, max_steps="epochs")
+    study = study_of(*LEARNS, ([0.52], 10.0))  # none has it yet, but nothing is ended
+    assert not warnings_of(study, max_steps="epochs")
+
+
+def lower_is_better(*trials):
+    """A study that minimises the first objective, of values 1 less each."""
+    return study_of(*[([1 - a for a in curve], known) for curve, known in trials], directions=["minimize", "maximize"])
+
+
+def test_an_ideal_that_a_value_passes_is_warned_of_once():
+    trials = *LEARNS, ([0.1], 5.0)
+    [text] = warnings_of(study_of(*trials), ideal=0.25)
+    assert "(got 0.25, and a trial reported 0.85), else good trials are ended; give a value that none can pass" in text
+    [text] = warnings_of(lower_is_better(*trials), ideal=0.75)
+    assert "(got 0.75, and a trial reported 0.15" in text
+    assert not warnings_of(study_of(*trials), ideal=0.85)
+    assert not warnings_of(lower_is_better(*trials), ideal=0.15)
+    assert not warnings_of(study_of(*trials), ideal=0.85 - 1e-9)  # rounding
+
+
+def test_a_reference_that_no_trial_beats_is_warned_of_once():
+    trials = *LEARNS, ([0.1], 5.0)
+    [text] = warnings_of(study_of(*trials), reference=[1, 100])
+    assert "(got 1, 100, and the best value seen of each is 0.85, 10), else no trial counts" in text
+    [text] = warnings_of(lower_is_better(*trials), reference=[0.0, 1.0])
+    assert "(got 0, 1, and the best value seen of each is 0.15, 10)" in text
+    assert len(warnings_of(study_of(*trials), reference=[0.2, 100])) == 1  # it is worse in one objective alone
+    assert not warnings_of(study_of(*trials), reference=[0.2, 1])
+    assert not warnings_of(study_of(*trials), reference=[0.2, 1], log=[1])
+
+
+def test_a_study_of_one_objective_is_refused():
+    line = r"two or more objectives \(got 1\); use one of Optuna's own pruners with `trial.report`"
+    study = optuna.create_study(pruner=ParetoPruner())
+    trial = study.ask()
+    for ask in (should_prune, should_stop, lambda trial: report(trial, (0.5,), 1), optuna.Trial.should_prune):
+        with pytest.raises(KdsearchError, match=line):
+            ask(trial)
+    assert not trial.user_attrs
+
+
+def test_in_a_study_of_one_objective_another_pruner_is_asked_as_usual(recwarn):
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0.5))
+    trial = study.ask()
+    trial.report(0.9, 1)
+    assert should_prune(trial)
+    assert not recwarn.list
 
 
 def test_a_higher_pace_asks_for_more():

@@ -56,6 +56,12 @@ def test_the_reference_of_an_objective_on_a_log_scale_must_be_positive(value):
         scale_of([[0.5, 1.0], [0.9, 10.0]], log=[1], reference=[0.0, value])
 
 
+@pytest.mark.parametrize("index", [-1, 2, 0.5, "ratio"])
+def test_an_index_that_no_objective_has_is_refused(index):
+    with pytest.raises(ValueError, match=rf"log must hold indices of .*objectives.*\(got {index!r}\)"):
+        scale_of([[0.5, 1.0], [0.9, 10.0]], log=[index])
+
+
 def test_a_logarithm_keeps_its_direction():
     scale = scale_of([[0.5, -1.0], [0.9, -100.0]], sign=[1.0, -1.0], log=[1])  # to be minimised, so told as negatives
     assert scale.log.tolist() == [False, True]
