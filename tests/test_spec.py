@@ -118,6 +118,7 @@ EPOCHS = "epochs = { low = 1, high = 30 }"
         ("m1 = { width = 50, ", "m1 = { width = 50, depth = 2, ", "anchors.m1 must not have depth", "every dimension"),
         ("batch_size = 32 }\nm2", TYPO_IN_ANCHOR, "anchors.m1 must not have publishd", "every dimension"),
         ("batch_size = 32 }\nm2", 'batch_size = "32" }\nm2', "anchors.m1.batch_size", "widen space.batch_size"),
+        ("batch_size = 32 }\nm2", "batch_size = 32.0 }\nm2", "anchors.m1.batch_size", "widen space.batch_size"),
         ('family = "cnn"\n', "", "teacher: family is missing", "add it"),
         ("batch_size = [16, 32, 64, 128, 256, 512]\n", "", "batch_size is missing", "give it a range"),
         ("batch_size = [16, 32, 64, 128, 256, 512]\n", "batch_size = []\n", "space.batch_size", "correct it"),
@@ -125,6 +126,8 @@ EPOCHS = "epochs = { low = 1, high = 30 }"
         ("lr = 2e-3", "lr = -2e-3", "teacher.recipe.lr", "correct it"),
         ("validation = 0.25", "validation = 1.0", "data.validation", "correct it"),
         ("split_seed = 0", "split_seed = 0.5", "data.split_seed", "correct it"),
+        ("split_seed = 0", "split_seed = -1", "data.split_seed", "correct it"),
+        ("split_seed = 0", "split_seed = 4294967296", "data.split_seed", "correct it"),
         ("threads = 1", "threads = 0", "student.threads", "correct it"),
         ("threads = 1", "threads = true", "student.threads", "correct it"),
         ('optimizer = "adam"', 'optimizer = "adamw"', "teacher.recipe.optimizer", "correct it"),
@@ -208,13 +211,18 @@ def test_the_rate_is_scaled_with_the_batch_for_sgd_and_with_its_root_for_adam():
 @pytest.mark.parametrize(
     ("dimension", "inside", "outside"),
     [
-        (Range(low=1, high=3), [1, 3, 2.0], [0, 4, 1.5, "2", True, None, [2]]),
+        (Range(low=1, high=3), [1, 3], [0, 4, 1.5, 2.0, "2", True, None, [2]]),
         (Range(low=0.0, high=1.0), [0, 0.3, 1.0], [-0.1, 1.1, float("nan")]),
         (Range(low=0.0, high=1.0, step=0.05), [0.15, 0.35, 0.95, 1.0], [0.07, 0.951]),
         (Range(low=2, high=8, step=3), [2, 5, 8], [3, 4, 7]),
         (Range(low=1.0, high=20.0, log=True), [1, 3.5, 20], [0.5, 20.5]),
-        ([16, 32, 64], [16, 64], [17, "16", 48]),
-        (7, [7], [8]),
+        ([16, 32, 64], [16, 64], [17, "16", 48, 16.0]),
+        ([1.0, 2.0], [1, 2.0], [True, 3]),
+        ([1, 2], [1, 2], [True, 1.0]),
+        (["a", "b"], ["a"], ["c", 1]),
+        (7, [7], [8, 7.0]),
+        (0.0, [0, 0.0], [False]),
+        (Stages(low=0, high=3, stages=2), [[1, 0], (2, 3)], [[True, 0], [1.0, 0]]),
     ],
 )
 def test_a_dimension_holds_what_may_come_from_it(dimension, inside, outside):
@@ -314,3 +322,9 @@ def test_what_the_report_asks_is_checked(digits_text):
     assert (found.report.within, found.report.floor) == (0.5, None)
     with pytest.raises(StudyFileError, match=r"report\.within"):
         spec.parse(digits_text + "\n[report]\nwithin = 0\n", source="x")
+
+
+def test_a_stored_study_keeps_anchors_that_were_once_taken(digits_text):
+    stored = spec.parse(digits_text, source="x").model_dump(mode="json")
+    stored["anchors"]["m1"]["batch_size"] = 32.0
+    assert spec.from_dict(stored).anchors["m1"].config["batch_size"] == 32

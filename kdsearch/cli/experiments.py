@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import typer
 
 from kdsearch.cli.options import DataDir, Device, Json, PlotlyJs, Precision, Storage, lazy_imports, takes
 from kdsearch.cli.output import command_line
-from kdsearch.cli.progress import ConsoleProgress
+from kdsearch.cli.progress import ConsoleProgress, stdout_to_stderr
 from kdsearch.errors import KdsearchError
 from kdsearch.search.run_options import Request, Source
 from kdsearch.storage import DEFAULT_STORAGE
@@ -159,12 +161,13 @@ def recipes(
 ) -> None:
     """Compare recipes that may stop at any epoch with a one-cycle rate planned for each length."""
     way = assets.checked(plotlyjs)
-    lengths = [int(number) for number in _numbers("--epochs", epochs)]
-    plan = plans.make_plan(Request(**vars(source)))
+    lengths, multiples = _whole_numbers("--epochs", epochs), _numbers("--rates", rates)
+    with stdout_to_stderr():  # reading the data and the teacher's module runs others' code
+        plan = plans.make_plan(Request(**vars(source)))
     options = compared.Options(
         config=compared.student_config(plan.spec, student),
         lengths=sorted(set(lengths)),
-        rates=_numbers("--rates", rates),
+        rates=multiples,
         seeds=list(range(seeds)),
     )
     with ConsoleProgress() as progress:
@@ -176,12 +179,18 @@ def recipes(
 
 
 def _numbers(option: str, given: str) -> list[float]:
-    try:
-        return [float(number) for number in given.split(",") if number.strip()]
-    except ValueError:
-        raise KdsearchError(
-            f"{option} must be numbers with commas between", got=given, remedy="write them as 1,2,4"
-        ) from None
+    with contextlib.suppress(ValueError):
+        numbers = [float(number) for number in given.split(",") if number.strip()]
+        if all(map(math.isfinite, numbers)):
+            return numbers
+    raise KdsearchError(f"{option} must be numbers with commas between", got=given, remedy="write them as 1,2,4")
+
+
+def _whole_numbers(option: str, given: str) -> list[int]:
+    numbers = _numbers(option, given)
+    if not all(number.is_integer() for number in numbers):
+        raise KdsearchError(f"{option} must be whole numbers", got=given, remedy="write them as 1,2,4")
+    return [int(number) for number in numbers]
 
 
 Out = Annotated[Path, typer.Option(help="Folder of the page, the Markdown and the JSON.")]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     """Prints what `search.estimate` found."""
     if as_json:
-        print(json.dumps(plan))
+        print(json.dumps(plan, allow_nan=False))
         return
     images, seconds = plan["images"], plan["seconds"]
     limits = {"finished trials": plan["trials"], "epochs": plan["epochs_budget"], "s": plan["timeout"]}

@@ -56,6 +56,9 @@ def report(
     """Write the report of a study, from its storage alone."""
     form = text.checked(form)
     if compare:
+        if watch or form != "html":
+            given = "--watch" if watch else f"--format {form}"
+            raise KdsearchError("--compare must stand alone: it writes one page", got=given, remedy=f"drop {given}")
         _compare(storage, name, compare, report, plotlyjs, as_json=as_json)
         return
     if watch:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from kdsearch.errors import StudyFileError
 from kdsearch.networks.custom import construct, find
 from kdsearch.records import DISTILLATION, OPTIONAL
-from kdsearch.spec import StudySpec, TeacherSpec, choices, is_whole
+from kdsearch.spec import Stages, StudySpec, TeacherSpec, choices, is_whole, largest
 from kdsearch.system import plugins
 
+TOP = 10**6  # of whole numbers: a layer of more channels has 10^12 weights, 4 TB
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
@@ -39,7 +40,7 @@ class StudentFamily(Protocol):
     weights from torch's global generator only, and accept any number of classes; the network maps (batch, *shape) to
     (batch, classes).
 
-    Optional attributes are those of `Family`: `whole`, `names`, `optional`, `conditional`, `check`.
+    Optional attributes are those of `Family`: `whole`, `names`, `stages`, `optional`, `conditional`, `check`.
     """
 
     @property
@@ -58,8 +59,9 @@ class Family:
     Attributes:
         dimensions: names in the search space that determine an architecture.
         build: builds a network.
-        whole: those of the dimensions that are whole numbers.
+        whole: those of the dimensions that are whole numbers, each at most `TOP`.
         names: those that are names.
+        stages: those that are lists of whole numbers, one a stage; None: not said, so nothing is checked.
         optional: those that a space may leave out; `build` then gets no value of them.
         conditional: those that affect only some architectures, with the condition on the values of the other
             dimensions: where it does not hold, they are not sampled, and `build` gets no value of them.
@@ -71,6 +73,7 @@ class Family:
     build: Build
     whole: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    stages: tuple[str, ...] | None = None
     optional: frozenset[str] = frozenset()
     conditional: Mapping[str, Condition] = field(default_factory=dict)
     check: Check | None = None
@@ -153,19 +156,44 @@ def check_families(spec: StudySpec) -> None:
             )
 
 
-def check_whole(spec: StudySpec) -> None:
-    """Refuse fractions in dimensions that are whole numbers: they would be truncated but reported as given.
+def check_stages(spec: StudySpec) -> None:
+    """Refuse stages where the family takes none, and anything else where it does: no student could be built.
 
     Raises:
-        StudyFileError: a value is fractional; the message names the key.
+        StudyFileError: a dimension is of the wrong kind; the message names the key.
+    """
+    family = student_family(spec.student.family)
+    stages: tuple[str, ...] | None = getattr(family, "stages", None)
+    if stages is None:
+        return
+    for key in sorted(set(family.dimensions) & set(spec.space)):
+        if isinstance(spec.space[key], Stages) == (key in stages):
+            continue
+        raise StudyFileError(
+            f"space.{key} must {'' if key in stages else 'not '}be stages in this student family",
+            got=spec.space[key],
+            remedy="write it as { low = 0, high = 3, stages = 4 }" if key in stages else "drop its key stages",
+        )
+
+
+def check_whole(spec: StudySpec) -> None:
+    """Refuse fractions in dimensions that are whole numbers, which would be truncated but reported as given, and more
+    than `TOP`.
+
+    Raises:
+        StudyFileError: a value is fractional or too large; the message names the key.
     """
     for key in getattr(student_family(spec.student.family), "whole", ()):  # optional in another package's family
-        if key in spec.space and not is_whole(spec.space[key]):
+        if key not in spec.space:
+            continue
+        if not is_whole(spec.space[key]):
             raise StudyFileError(
                 f"space.{key} must be whole numbers in this student family",
                 got=spec.space[key],
                 remedy="drop the decimal points",
             )
+        if largest(spec.space[key]) > TOP:
+            raise StudyFileError(f"space.{key} must be at most {TOP}", got=spec.space[key], remedy="lower it")
 
 
 def conditions(family: str) -> Mapping[str, Condition]:

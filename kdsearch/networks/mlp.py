@@ -18,4 +18,4 @@ def build(architecture: Mapping[str, Any], shape: Shape, classes: int) -> nn.Mod
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, classes))
 
 
-FAMILY = Family(dimensions=("width",), build=build, whole=("width",))
+FAMILY = Family(dimensions=("width",), build=build, whole=("width",), stages=())

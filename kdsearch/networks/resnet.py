@@ -91,4 +91,4 @@ def build_resnet50(shape: Shape, classes: int) -> nn.Module:
     return network
 
 
-FAMILY = Family(DIMENSIONS, build, whole=DIMENSIONS)
+FAMILY = Family(DIMENSIONS, build, whole=DIMENSIONS, stages=("blocks",))

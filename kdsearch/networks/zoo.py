@@ -290,8 +290,9 @@ def _family(zoo: Zoo, *dimensions: str) -> Family:
     optional = frozenset(dimensions) - {"name"}
     conditional = {"width_mult": takes_width} if "width_mult" in dimensions else {}
     return Family(
-        dimensions, zoo.build, names=("name", "weights"), optional=optional, conditional=conditional, check=zoo.check
-    )
+        dimensions, zoo.build, names=("name", "weights"), stages=(), optional=optional, conditional=conditional,
+        check=zoo.check,
+    )  # fmt: skip
 
 
 TORCHVISION = _family(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,15 +54,16 @@ class Budget:
         seconds: of this run, from `start` on.
 
     Raises:
-        KdsearchError: a limit is below 1 (seconds: below 0).
+        KdsearchError: a limit is below 1 (seconds: below 0 or not finite).
     """
 
     def __init__(self, *, trials: int | None = None, epochs: int | None = None, seconds: float | None = None) -> None:
         for option, value in {"--trials": trials, "--epochs-budget": epochs}.items():
             if value is not None and value < 1:
                 raise KdsearchError(f"{option} must be at least 1", got=value, remedy="give a whole number above 0")
-        if seconds is not None and not seconds >= 0:
-            raise KdsearchError("--timeout must be at least 0", got=seconds, remedy="give seconds")
+        if seconds is not None and not 0 <= seconds < math.inf:
+            rule = "--timeout must be finite" if seconds == math.inf else "--timeout must be at least 0"
+            raise KdsearchError(rule, got=seconds, remedy="give seconds, or leave it out")
         self.trials = DEFAULT_TRIALS if trials is None and epochs is None and seconds is None else trials
         self.epochs = epochs
         self.seconds = seconds

@@ -95,11 +95,14 @@ def _make(backend: BaseStorage, name: str, wanted: dict[str, Any]) -> Study:
 
 
 def _stored(study: Study) -> dict[str, Any] | None:
-    """Return a study's definition; wait a moment if another process has just created the study."""
+    """Return a study's definition; None for another program's study, whose attribute of that name may be anything.
+
+    Wait a moment if another process has just created the study.
+    """
     end = time.monotonic() + BEING_MADE
     while (found := study.user_attrs.get(StudyAttr.DEFINITION)) is None and time.monotonic() < end:
         time.sleep(BEING_MADE / 10)
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
@@ -115,7 +118,7 @@ def check(study: Study, wanted: dict[str, Any], *, remedy: str = "") -> None:
             got=study.study_name,
             remedy="choose another --name",
         )
-    if isinstance(stored, dict) and "precision" not in stored:  # made before precision was stored; `begun` handles it
+    if "precision" not in stored:  # made before precision was stored; `begun` handles it
         wanted = {key: value for key, value in wanted.items() if key != "precision"}
     changed = differences(comparable(stored), comparable(wanted))
     if changed:
@@ -134,7 +137,7 @@ def begun(backend: BaseStorage, name: str, choice: Choice, device: torch.device)
         DefinitionError: `choice` names another precision than that of a study made before precision was stored.
     """
     stored = _stored(storage.load_study(backend, name)) if name in storage.study_names(backend) else None
-    if not isinstance(stored, dict):
+    if stored is None:
         return None
     if choice.given and choice.name != (own := kept_by(stored, device).name):
         raise DefinitionError(

@@ -17,7 +17,7 @@ from torch import nn
 from kdsearch import data, networks, spec
 from kdsearch.distil import precision as precisions
 from kdsearch.distil.precision import Choice
-from kdsearch.errors import DefinitionError, KdsearchError
+from kdsearch.errors import DefinitionError, KdsearchError, StudyFileError
 from kdsearch.measure import COSTS, ONNX, onnx
 from kdsearch.measure import cost as find_cost
 from kdsearch.records import Config, StudyAttr, architecture
@@ -63,6 +63,7 @@ def read_spec(dataset: str | None, study: str | Path | None) -> spec.StudySpec:
         loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"name": dataset})})
     data.check_name(loaded.data.name)
     networks.check_families(loaded)
+    networks.check_stages(loaded)
     networks.check_whole(loaded)
     return loaded
 
@@ -134,9 +135,20 @@ def choose_precision(wanted: str, loaded: spec.StudySpec, split: data.Split, dev
 
 
 def build_student(loaded: spec.StudySpec, split: data.Split, config: Config) -> nn.Module:
-    """Return an untrained student on the default device, of any weights: to be counted or timed."""
+    """Return an untrained student on the default device, of any weights: to be counted or timed.
+
+    Raises:
+        StudyFileError: it does not fit in memory.
+    """
     family = networks.student_family(loaded.student.family)
-    return family.build(architecture(config), split.shape, len(split.classes))
+    try:
+        return family.build(architecture(config), split.shape, len(split.classes))
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise StudyFileError(
+            "a student must fit in memory", got=architecture(config), remedy="lower these dimensions of [space]"
+        ) from None
 
 
 def as_begun(plan: Plan, stored: Mapping[str, Any]) -> Plan:

@@ -1,6 +1,6 @@
 """Study files (TOML): read, checked and frozen; data, recipes, search space, anchors."""
 
-from kdsearch.spec.dimensions import Dimension, Range, Stages, choices, dimension_holds, ends, is_whole
+from kdsearch.spec.dimensions import Dimension, Range, Stages, choices, dimension_holds, ends, is_whole, largest
 from kdsearch.spec.study_file import (
     Anchor,
     Augment,
@@ -22,5 +22,5 @@ from kdsearch.spec.study_file import (
 __all__ = [
     "Anchor", "Augment", "DataSpec", "Dimension", "LatencySpec", "Published", "Range", "Recipe", "ReportSpec", "Stages",
     "StudentSpec", "StudySpec", "TeacherSpec", "choices", "dimension_holds", "ends", "from_dict",
-    "is_whole", "load", "parse", "shipped", "studies_folder",
+    "is_whole", "largest", "load", "parse", "shipped", "studies_folder",
 ]  # fmt: skip

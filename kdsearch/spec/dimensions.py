@@ -54,7 +54,7 @@ class Range(Model):
     def holds(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
-        if self.integer and value != int(value):
+        if self.integer and not isinstance(value, int):
             return False
         steps = (value - self.low) / self.step if self.step else 0.0
         return abs(steps - round(steps)) < 1e-9
@@ -79,7 +79,7 @@ class Stages(Model):
     def holds(self, value: object) -> bool:
         if not isinstance(value, list | tuple) or len(value) != self.stages or not value[0]:
             return False
-        inside = all(isinstance(v, int) and (self.low <= v <= self.high) for v in value)
+        inside = all(type(v) is int and self.low <= v <= self.high for v in value)
         return inside and all(b == 0 or a > 0 for a, b in itertools.pairwise(value))
 
 
@@ -107,10 +107,15 @@ Dimension = Annotated[
 
 
 def dimension_holds(dimension: Dimension, value: object) -> bool:
-    """Return whether a value may come from a dimension of the search space."""
+    """Return whether a value may come from a dimension of the search space; neither 32.0 nor true are whole numbers."""
     if isinstance(dimension, Range | Stages):
         return dimension.holds(value)
-    return value in dimension if isinstance(dimension, list) else value == dimension
+    return any(_same(value, choice) for choice in (dimension if isinstance(dimension, list) else [dimension]))
+
+
+def _same(value: object, choice: object) -> bool:
+    """Return whether a value is a choice, or the whole number that equals it."""
+    return value == choice and (type(value) is type(choice) or type(value) is int)
 
 
 def ends(dimension: Dimension) -> Iterator[Number]:
@@ -128,6 +133,11 @@ def choices(dimension: Dimension) -> list[Number | str]:
     if isinstance(dimension, list):
         return list(dimension)
     return [dimension] if isinstance(dimension, str) else list(ends(dimension))
+
+
+def largest(dimension: Dimension) -> Number:
+    """Return the largest number of a dimension, for stages that of one; 0 for names."""
+    return dimension.high if isinstance(dimension, Stages) else max(ends(dimension), default=0)
 
 
 def is_whole(dimension: Dimension) -> bool:

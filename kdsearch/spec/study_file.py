@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kdsearch.errors import StudyFileError
 from kdsearch.records import OPTIONAL, Config
 from kdsearch.spec.dimensions import KINDS, Dimension, Model, Number, capped, dimension_holds, ends, nearest_below
 
+STORED = "stored"  # context of a study that was checked when it began
 Positive = Annotated[Number, Field(gt=0)]
 
 
@@ -162,7 +163,7 @@ class DataSpec(Model):
     name: str
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] | None = None
-    split_seed: int = 0
+    split_seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     image_size: Annotated[int, Field(ge=4)] | None = None
     train_size: Annotated[int, Field(ge=1)] | None = None
 
@@ -276,7 +277,7 @@ class StudySpec(Model):
         return raw | {"anchors": filled}
 
     @model_validator(mode="after")
-    def _anchors_inside(self) -> Self:
+    def _anchors_inside(self, info: ValidationInfo) -> Self:
         for name, anchor in self.anchors.items():
             config = anchor.config
             expected = set(self.space) - ({"temperature"} if config.get("loss_weight") == 0 else set())
@@ -284,7 +285,7 @@ class StudySpec(Model):
                 word = "lacks" if key in expected else "must not have"
                 raise ValueError(f"anchors.{name} {word} {key}; an anchor sets every dimension that has an effect")
             for key, value in config.items():
-                if not dimension_holds(self.space[key], value):
+                if info.context != STORED and not dimension_holds(self.space[key], value):
                     raise ValueError(
                         f"anchors.{name}.{key} lies outside the space (got {value}); widen space.{key} or move it"
                     )
@@ -403,5 +404,8 @@ def load(path: Path | str) -> StudySpec:
 
 
 def from_dict(data: dict[str, Any]) -> StudySpec:
-    """Return the study from `StudySpec.model_dump(mode="json")` of this version or an older one."""
-    return StudySpec.model_validate({"distillation": 1} | data)
+    """Return the study from `StudySpec.model_dump(mode="json")` of this version or an older one.
+
+    Older ones took anchors such as 32.0 among [16, 32], so what an anchor holds is not checked again.
+    """
+    return StudySpec.model_validate({"distillation": 1} | data, context=STORED)

@@ -103,6 +103,15 @@ def test_a_bad_study_file_is_refused_by_its_key(
     refused(kdsearch("optimize", "--study", "study.toml"), "study.toml", expected)
 
 
+@pytest.mark.parametrize("width", ["[8, 1000000000]", "{ low = 1, high = 3, stages = 2 }"])
+def test_students_that_cannot_be_built_are_refused_before_any_work(kdsearch: Run, tmp_path: Path, width: str) -> None:
+    kdsearch("init")
+    file = tmp_path / "study.toml"
+    text = file.read_text().partition("[anchors]")[0]
+    file.write_text(re.sub(r"(?m)^width = .*$", f"width = {width}", text))
+    refused(kdsearch("optimize", "--study", "study.toml", "--dry-run"), "space.width must")
+
+
 def test_broken_folders_are_refused(kdsearch: Run, tmp_path: Path) -> None:
     for part in ("train", "test"):
         (tmp_path / "pictures" / part / "cat").mkdir(parents=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.commands import refused
+from helpers.commands import PHOTOS_STUDY, refused
 
 from kdsearch.experiments.search_bench import tables
 
@@ -106,3 +106,29 @@ def test_train_prints_json_alone_and_writes_reports(kdsearch, tmp_path):
     assert json.loads((tmp_path / "reports" / "bench-train.json").read_text()) == found
     assert "report: reports/bench-train.html" in err
     assert "--steps 3" in (tmp_path / "reports" / "bench-train.md").read_text()
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "1,-inf", "x"])
+@pytest.mark.parametrize("option", ["--epochs", "--rates"])
+def test_recipes_takes_finite_numbers_alone(kdsearch, option, given):
+    line = refused(kdsearch("bench", "recipes", option, given))
+    assert line == f"{option} must be numbers with commas between (got {given}); write them as 1,2,4"
+
+
+def test_recipes_takes_whole_epochs_alone(kdsearch):
+    line = refused(kdsearch("bench", "recipes", "--epochs", "1,1.9"))
+    assert line == "--epochs must be whole numbers (got 1,1.9); write them as 1,2,4"
+
+
+def test_a_teacher_that_prints_leaves_the_output_of_recipes_alone(kdsearch, photos, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a_printing_teacher.py").write_text("print('imported')\ndef network(): pass\n")
+    (tmp_path / "f.toml").write_text(
+        PHOTOS_STUDY.replace('family = "cnn"', 'build = "a_printing_teacher:network"').replace(
+            '"folder"', '"folder:photos"'
+        )
+    )
+    result = kdsearch("bench", "recipes", "--study", "f.toml", "--student", "none", "--device", "cpu", "--json")
+    assert (result.code, result.out) == (1, "")
+    assert "imported" in result.err
+    assert "--student must be an anchor" in result.err

@@ -44,6 +44,12 @@ def test_an_unknown_format_and_a_comparison_of_one_are_refused(kdsearch: Run, st
     refused(kdsearch("report", "--storage", url, "--compare", "b"), "--compare must make two studies or more (got b)")
 
 
+@pytest.mark.parametrize("words", [("--format", "csv"), ("--watch",)])
+def test_a_comparison_takes_no_option_that_it_would_ignore(kdsearch: Run, studies, url: str, words: tuple[str, ...]):
+    result = kdsearch("report", "--storage", url, "--name", "a", "--compare", "b", *words)
+    refused(result, f"--compare must stand alone: it writes one page (got {' '.join(words)}); drop {' '.join(words)}")
+
+
 def test_studies_are_compared_in_one_page(kdsearch: Run, studies, url: str):
     result = kdsearch("report", "--storage", url, "--name", "a", "--compare", "b", "--plotlyjs", "cdn", "--json")
     found = json.loads(result.out)

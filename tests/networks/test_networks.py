@@ -8,6 +8,7 @@ from torch import nn
 
 from kdsearch import networks, spec
 from kdsearch.errors import StudyFileError
+from kdsearch.networks import mlp
 
 MNIST = (1, 28, 28)
 
@@ -74,6 +75,39 @@ def of_widths(digits: spec.StudySpec, width: object) -> spec.StudySpec:
 def test_fractions_of_a_whole_number_are_refused(digits: spec.StudySpec, width):
     with pytest.raises(StudyFileError, match=r"space.width must be whole numbers .*drop the decimal points"):
         networks.check_whole(of_widths(digits, width))
+
+
+@pytest.mark.parametrize("width", [[8, 10**9], 10**6 + 1, {"low": 8, "high": 10**20}])
+def test_whole_numbers_that_no_layer_can_have_are_refused(digits: spec.StudySpec, width):
+    with pytest.raises(StudyFileError, match=r"space.width must be at most 1000000 .*lower it"):
+        networks.check_whole(of_widths(digits, width))
+
+
+STAGES = {"low": 0, "high": 2, "stages": 2}
+
+
+def resnet_of(digits: spec.StudySpec, **dimensions: object) -> spec.StudySpec:
+    made = digits.model_dump(mode="json") | {"student": {"family": "resnet"}, "anchors": {}}
+    return spec.from_dict(made | {"space": made["space"] | {"width": 8, "blocks": STAGES, "stride": 1} | dimensions})
+
+
+@pytest.mark.parametrize("blocks", [[1, 2], 1, {"low": 1, "high": 2}])
+def test_what_is_not_stages_is_refused_where_a_family_takes_stages(digits: spec.StudySpec, blocks):
+    networks.check_stages(resnet_of(digits))
+    with pytest.raises(StudyFileError, match=r"space.blocks must be stages .*stages = 4"):
+        networks.check_stages(resnet_of(digits, blocks=blocks))
+
+
+def test_stages_are_refused_where_a_family_takes_none(digits: spec.StudySpec):
+    for made in (of_widths(digits, STAGES), resnet_of(digits, width=STAGES)):
+        with pytest.raises(StudyFileError, match=r"space.width must not be stages .*drop its key stages"):
+            networks.check_stages(made)
+
+
+def test_a_family_that_does_not_say_where_it_takes_stages_may_take_them_anywhere(digits, monkeypatch):
+    monkeypatch.setattr(networks, "student_family", lambda _: networks.Family(("width",), build=mlp.build))
+    networks.check_stages(of_widths(digits, STAGES))
+    networks.check_stages(of_widths(digits, 8))
 
 
 @pytest.mark.parametrize("width", [[8, 16.0], 8, {"low": 8, "high": 16, "step": 4}])

@@ -62,6 +62,7 @@ def test_another_limit_lifts_the_usual_number_of_trials(given, trials):
         ({"epochs": 0}, r"--epochs-budget must be at least 1 \(got 0\)"),
         ({"seconds": -0.1}, r"--timeout must be at least 0 \(got -0.1\)"),
         ({"seconds": math.nan}, r"--timeout must be at least 0 \(got nan\)"),
+        ({"seconds": math.inf}, r"--timeout must be finite \(got inf\)"),
     ],
 )
 def test_a_limit_that_is_none_is_refused(given, line):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import optuna
 import pytest
 
 from kdsearch.errors import DefinitionError
@@ -20,3 +21,11 @@ def test_a_study_is_found_again_by_its_definition(url):
     assert open_defined(backend, "one", {"a": 1})._study_id == first._study_id
     with pytest.raises(DefinitionError, match=r"must stay the same \(a: 1 -> 2\) \(got one\); choose another --name"):
         open_defined(backend, "one", {"a": 2})
+
+
+def test_another_programs_attribute_of_that_name_is_no_definition(url):
+    backend = open_storage(url)
+    study = optuna.create_study(storage=backend, study_name="one", directions=["maximize"] * 2)
+    study.set_user_attr("definition", "a text")
+    with pytest.raises(DefinitionError, match=r"must have been made by kdsearch \(got one\); choose another --name"):
+        open_defined(backend, "one", {"a": 1})

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from kdsearch.distil import answers, precision
-from kdsearch.errors import DefinitionError, KdsearchError
+from kdsearch.errors import DefinitionError, KdsearchError, StudyFileError
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import confirm, retrain
-from kdsearch.search.plan import as_begun, make_plan
+from kdsearch.search.plan import Plan, as_begun, build_student, make_plan
 from kdsearch.search.run_options import Request
 from kdsearch.search.study import join, optimize
 from kdsearch.storage import open_storage
@@ -54,6 +54,11 @@ def convolutional(tmp_path: Path, digits_text: str) -> Path:
     path = tmp_path / "convolutional.toml"
     path.write_text(digits_text.partition("[student]")[0] + STUDENT, encoding="utf-8")
     return path
+
+
+def test_a_student_that_does_not_fit_in_memory_is_one_line(plan: Plan):
+    with pytest.raises(StudyFileError, match=r"must fit in memory \(got {'width': 1000000000000}\); lower"):
+        build_student(plan.spec, plan.split, {"width": 10**12})
 
 
 def run(study: Path, url: str, **changes) -> optuna.Study:

@@ -12,7 +12,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.experiments.claims.arms import EXPERIMENTS, percent
 from kdsearch.experiments.claims.findings import Finding, corrected, effect
 from kdsearch.experiments.claims.lab import MARGIN, SEEDS, Lab
-from kdsearch.experiments.slides.run import stored
+from kdsearch.experiments.slides.run import KIND, stored
 from kdsearch.records import Attr, StudyAttr
 
 
@@ -34,14 +34,17 @@ def choose(only: str | None) -> list[int]:
 
 
 def slides_of_cifar10(url: str) -> Study | None:
-    """Return the study that `kdsearch slides --dataset cifar10` stored, if it exists.
+    """Return the study that `kdsearch slides --dataset cifar10` stored, if it exists; a search of that name is none.
 
     Raises:
         StorageError: the storage cannot be reached.
     """
     backend = storage.open_storage(url, log=False)
     name = "slides-cifar10"
-    return storage.load_study(backend, name) if name in storage.study_names(backend) else None
+    if name not in storage.study_names(backend):
+        return None
+    study = storage.load_study(backend, name)
+    return study if study.user_attrs.get(StudyAttr.KIND) == KIND else None
 
 
 def run(lab: Lab, numbers: Sequence[int], *, cifar10_rows: Study | None) -> list[Finding]:

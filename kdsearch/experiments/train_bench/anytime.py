@@ -34,6 +34,7 @@ SCHEDULE_FREE, ONE_CYCLE = "schedule-free", "one-cycle"
 POWER = 8.0  # exponent of the weight average: its window is about the last ninth of the steps
 # schedule-free SGD's rate is that of its inner iterate, without momentum's factor of 1 / (1 - 0.9)
 SCHEDULE_FREE_FACTOR = 10.0
+LIMITS = {"--epochs": (1, 10**6), "--rates": (1e-9, 1e100)}  # larger multiples of a rate are not finite
 RECIPES: dict[str, dict[str, Any]] = {
     "last weights": {"schedule": "constant"},
     "averaged": {"schedule": "constant", "averaging": POWER},
@@ -91,7 +92,8 @@ def student_config(spec: StudySpec, given: str | None) -> Config:
         given: an anchor's name or a JSON object of keys that replace the first anchor's; None: the first anchor.
 
     Raises:
-        KdsearchError: the anchor does not exist, the text is no JSON object, or a value is outside the space.
+        KdsearchError: the anchor does not exist, the text is no JSON object, a value is outside the space, or one that
+            has an effect is missing.
     """
     anchors = {name: anchor.config for name, anchor in spec.anchors.items()}
     usual = next(iter(anchors.values()), None)
@@ -113,6 +115,13 @@ def student_config(spec: StudySpec, given: str | None) -> Config:
             raise KdsearchError(
                 "--student must lie in the study's space", got=f"{key} = {value}", remedy=f"see space.{key}"
             )
+    needed = set(spec.space) - {"epochs"} - ({"temperature"} if config.get("loss_weight") == 0 else set())
+    if lacking := sorted(needed - set(config)):
+        raise KdsearchError(
+            "--student must set every dimension that has an effect",
+            got=f"no {', '.join(lacking)}",
+            remedy="give every key of the space",
+        )
     return config
 
 
@@ -129,11 +138,14 @@ def measure(plan: Plan, options: Options, progress: Progress | None = None) -> l
     """Train the student by every recipe, at every rate, from every seed.
 
     Raises:
-        KdsearchError: lengths, rates or seeds are empty, or one is below 1 (rates: not above 0).
+        KdsearchError: lengths, rates or seeds are empty, or one is below 1 (rates: not above 0) or above `LIMITS`.
     """
-    for option, values, low in (("--epochs", options.lengths, 1), ("--rates", options.rates, 1e-9)):
+    for option, values in {"--epochs": options.lengths, "--rates": options.rates}.items():
+        low, high = LIMITS[option]
         if not values or min(values) < low:
             raise KdsearchError(f"{option} must be numbers above 0", got=list(values), remedy="give 1,2,4 for instance")
+        if max(values) > high:
+            raise KdsearchError(f"{option} must be at most {high:g}", got=max(values), remedy="give 1,2,4 for instance")
     progress = progress or Progress()
     taught = Workshop.open(plan, progress).answers if lesson.needs_teacher(options.config) else None
     jobs = list(_jobs(options))

@@ -15,6 +15,7 @@ from kdsearch.experiments.claims import lab as labs
 from kdsearch.experiments.claims.lab import Arm, Lab, describe
 from kdsearch.records import Attr, Progress
 from kdsearch.reporting.pages.document import escaped
+from kdsearch.storage import open_storage
 
 
 def accuracies(lab: Lab, arm: Arm, **about) -> list[float]:
@@ -183,6 +184,15 @@ def test_on_cifar10_the_slides_rows_decide():
     assert gain.effects[0].interval.mean == pytest.approx(1.9)
     assert more.effects[0].interval.mean == pytest.approx(5.2 - 1.9)
     assert (gain.verdict, more.verdict) == ("confirmed", "confirmed")
+
+
+def test_a_search_of_the_name_of_the_slides_rows_holds_none(url):
+    import optuna
+
+    study = optuna.create_study(storage=open_storage(url), study_name="slides-cifar10", directions=["maximize"] * 2)
+    assert run.slides_of_cifar10(url) is None
+    study.set_user_attr("kind", "slides")
+    assert run.slides_of_cifar10(url).study_name == "slides-cifar10"
 
 
 @pytest.mark.parametrize("changes", [{"repeats": 4}, {"width": 8}, {"max_epochs": 1}, {"data": {"train_size": 500}}])

@@ -102,11 +102,25 @@ def test_a_student_that_is_none_is_refused(plan, given, rule):
         anytime.student_config(plan.spec, given)
 
 
+def test_a_student_without_anchors_has_every_key_that_has_an_effect(plan):
+    bare = plan.spec.model_copy(update={"anchors": {}})
+    with pytest.raises(KdsearchError, match=r"every dimension .*\(got no batch_size, loss_weight, temperature\)"):
+        anytime.student_config(bare, '{"width": 50}')
+    plain = {"width": 50, "batch_size": 32, "loss_weight": 0.0}
+    assert anytime.student_config(bare, json.dumps(plain)) == plain
+
+
 def test_students_are_anchors_or_change_one(plan):
     first = next(iter(plan.spec.anchors.values())).config
     assert anytime.student_config(plan.spec, None) == first
     assert anytime.student_config(plan.spec, "m2") == plan.spec.anchors["m2"].config
     assert anytime.student_config(plan.spec, '{"width": 8}') == {**first, "width": 8}
+
+
+@pytest.mark.parametrize("changes", [{"lengths": [10**9]}, {"rates": [1e300]}])
+def test_more_than_a_training_can_take_is_refused(plan, options, changes):
+    with pytest.raises(KdsearchError, match=r"must be at most 1e\+"):
+        anytime.measure(plan, Options(**{**vars(options), **changes}))
 
 
 @pytest.mark.parametrize("changes", [{"lengths": []}, {"lengths": [0, 1]}, {"rates": [-1.0]}])
