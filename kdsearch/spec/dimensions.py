@@ -107,15 +107,13 @@ Dimension = Annotated[
 
 
 def dimension_holds(dimension: Dimension, value: object) -> bool:
-    """Return whether a value may come from a dimension of the search space; neither 32.0 nor true are whole numbers."""
+    """Return whether a value may come from a dimension of the search space; 32.0 and true are no whole numbers."""
     if isinstance(dimension, Range | Stages):
         return dimension.holds(value)
-    return any(_same(value, choice) for choice in (dimension if isinstance(dimension, list) else [dimension]))
-
-
-def _same(value: object, choice: object) -> bool:
-    """Return whether a value is a choice, or the whole number that equals it."""
-    return value == choice and (type(value) is type(choice) or type(value) is int)
+    options = dimension if isinstance(dimension, list) else [dimension]
+    fractions = any(isinstance(option, float) for option in options)  # then 1 and 1.0 are both meant as numbers
+    kinds = {int, float} if fractions else {int, *map(type, options)}
+    return value in options and type(value) in kinds | {str}
 
 
 def ends(dimension: Dimension) -> Iterator[Number]:
