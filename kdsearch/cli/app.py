@@ -113,6 +113,8 @@ def main() -> None:
         reason = trouble(error)
         if reason is None:
             raise
+        if "malformed" in reason:  # sqlite's word for a damaged file
+            fail(f"the storage must be whole: {reason}; restore a copy, or save the rest with `sqlite3 FILE .recover`")
         fail(f"the storage must stay reachable: {reason}; run the same command again: finished trials are kept")
 
 

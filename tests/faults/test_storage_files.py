@@ -153,6 +153,18 @@ def test_several_processes_may_make_the_same_file_at_once(tmp_path: Path):
     assert count(tmp_path / "kd.db") == 10
 
 
+def test_a_damaged_file_is_not_said_to_keep_its_trials(kdsearch: Run, tmp_path: Path):
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/kd.db", directions=["maximize"] * 2, study_name="mine")
+    for number in range(20):
+        study.add_trial(optuna.trial.create_trial(values=[number, 1.0], user_attrs={"curve": "x" * 1500}))
+    study._storage.remove_session()
+    whole = (tmp_path / "kd.db").read_bytes()
+    kept = len(whole) * 17 // 20
+    (tmp_path / "kd.db").write_bytes(whole[:kept] + b"A" * (len(whole) - kept))
+    said = kdsearch("status", "--storage", f"sqlite:///{tmp_path}/kd.db")
+    refused(said, "the storage must be whole", "malformed", "restore a copy")
+
+
 @pytest.mark.slow
 def test_a_folder_that_may_only_be_read(kdsearch: Run, tmp_path: Path):
     folder = tmp_path / "archive"
