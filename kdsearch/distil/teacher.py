@@ -240,12 +240,12 @@ def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress
 
 
 def _probe(network: nn.Module, split: Split) -> list[float]:
-    """Return a network's logits of two images of noise; numbers that are not finite as 0."""
+    """Return a network's logits of two images of noise, those that are not finite as 0; none if they are random."""
     network.eval()
+    images = custom.noise(split.shape).to(split.train.labels.device)
     with torch.no_grad():
-        logits = network(custom.noise(split.shape).to(split.train.labels.device))
-    found: list[float] = logits.float().nan_to_num(posinf=0.0, neginf=0.0).flatten().tolist()
-    return found
+        twice = [network(images).float().nan_to_num(posinf=0.0, neginf=0.0).flatten().tolist() for _ in range(2)]
+    return twice[0] if _same(*twice) else []
 
 
 def check_same(facts: TeacherFacts, stored: TeacherFacts, *, given: bool) -> str | None:

@@ -218,6 +218,16 @@ def test_a_changed_code_is_noticed_and_has_answers_of_its_own(plan: Plan, teache
     assert again.warnings == []
 
 
+def test_a_network_of_random_answers_is_not_made_again_each_time(plan: Plan, brought: Brought):
+    def random(logits: Tensor) -> Tensor:
+        return logits * (1 + torch.rand(1))
+
+    first = obtain(brought(random), plan.split)
+    heard = Recorder()
+    assert obtain(brought(random), plan.split, progress=heard).facts == first.facts
+    assert heard.warnings == []
+
+
 def test_a_code_that_was_wrong_and_was_mended_is_taken(plan: Plan, teacher: Teacher, brought: Brought):
     with pytest.raises(TeacherError, match="better than naming the most frequent class"):
         obtain(brought(rolled), plan.split)
