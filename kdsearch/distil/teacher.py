@@ -30,6 +30,7 @@ from kdsearch.system import files, machine
 
 FACTS = "facts"
 PROBE_TOLERANCE = 0.01  # of the largest logit: more is another network, not another machine's rounding
+AGAIN_TOLERANCE = 1e-4  # the same for two passes in one process: more is a network of random answers
 NETWORK = ("family", "build", "options", "mean", "std", "size")  # keys of [teacher] that decide the computation
 
 
@@ -245,7 +246,8 @@ def _probe(network: nn.Module, split: Split) -> list[float]:
     images = custom.noise(split.shape).to(split.train.labels.device)
     with torch.no_grad():
         twice = [network(images).float().nan_to_num(posinf=0.0, neginf=0.0).flatten().tolist() for _ in range(2)]
-    return twice[0] if _same(*twice) else []
+    first, second = twice
+    return first if _same(first, second, AGAIN_TOLERANCE) else []
 
 
 def check_same(facts: TeacherFacts, stored: TeacherFacts, *, given: bool) -> str | None:
@@ -271,10 +273,10 @@ def check_same(facts: TeacherFacts, stored: TeacherFacts, *, given: bool) -> str
     )
 
 
-def _same(probe: list[float], kept: list[float]) -> bool:
+def _same(probe: list[float], kept: list[float], tolerance: float = PROBE_TOLERANCE) -> bool:
     """Return whether two probes are of one network, but for the rounding of another machine or library."""
     apart = max((abs(a - b) for a, b in zip(probe, kept, strict=False)), default=0.0)
-    return len(probe) == len(kept) and apart <= PROBE_TOLERANCE * max(map(abs, kept), default=0.0)
+    return len(probe) == len(kept) and apart <= tolerance * max(map(abs, kept), default=0.0)
 
 
 def _hits(network: nn.Module, data: ImageSet, prepare: answers.Prepare, name: str) -> Tensor:

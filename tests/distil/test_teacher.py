@@ -220,7 +220,7 @@ def test_a_changed_code_is_noticed_and_has_answers_of_its_own(plan: Plan, teache
 
 def test_a_network_of_random_answers_is_not_made_again_each_time(plan: Plan, brought: Brought):
     def random(logits: Tensor) -> Tensor:
-        return logits * (1 + torch.rand(1))
+        return logits + torch.rand_like(logits)
 
     first = obtain(brought(random), plan.split)
     heard = Recorder()
