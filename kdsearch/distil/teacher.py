@@ -162,8 +162,7 @@ def has_answered(
     name = fingerprint(spec, split)
     if spec.brought:
         try:
-            _, metadata = files.load_tensors(cached_file(spec, split), torch.device("cpu"))
-            name = TeacherFacts(**json.loads(metadata[FACTS])).answers_name
+            name = _kept(cached_file(spec, split), torch.device("cpu"))[1].answers_name
         except (OSError, KeyError, TypeError, ValueError):
             return False  # the teacher is not kept, so neither are its answers
     return answers.kept_file(network, split.train, precision, folder=_folder("answers"), name=name).is_file()
@@ -328,12 +327,16 @@ def _train(
     return seconds
 
 
+def _kept(path: Path, device: torch.device) -> tuple[dict[str, Tensor], TeacherFacts]:
+    state, metadata = files.load_tensors(path, device)
+    return state, TeacherFacts(**json.loads(metadata[FACTS]))
+
+
 def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress) -> Teacher | None:
     if not path.is_file():
         return None
     try:
-        state, metadata = files.load_tensors(path, split.train.labels.device)
-        facts = TeacherFacts(**json.loads(metadata[FACTS]))
+        state, facts = _kept(path, split.train.labels.device)
         network = untrained(spec, split)
         networks.load_state(network, state)
         if facts.probe and not _same(_probe(network, split), facts.probe):

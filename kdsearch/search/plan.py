@@ -21,7 +21,7 @@ from kdsearch.errors import DefinitionError, KdsearchError, StudyFileError
 from kdsearch.measure import COSTS, ONNX, onnx
 from kdsearch.measure import cost as find_cost
 from kdsearch.records import Config, StudyAttr, architecture
-from kdsearch.search import space
+from kdsearch.search import failures, space
 from kdsearch.search.run_options import Request
 from kdsearch.storage import DEFAULT_STORAGE
 from kdsearch.system import machine, plugins
@@ -144,7 +144,7 @@ def build_student(loaded: spec.StudySpec, split: data.Split, config: Config) -> 
     try:
         return family.build(architecture(config), split.shape, len(split.classes))
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if failures.cause(error) != failures.MEMORY:
             raise
         raise StudyFileError(
             "a student must fit in memory", got=architecture(config), remedy="lower these dimensions of [space]"

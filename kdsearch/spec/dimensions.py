@@ -113,7 +113,7 @@ def dimension_holds(dimension: Dimension, value: object) -> bool:
     options = dimension if isinstance(dimension, list) else [dimension]
     fractions = any(isinstance(option, float) for option in options)  # then 1 and 1.0 are both meant as numbers
     kinds = {int, float} if fractions else {int, *map(type, options)}
-    return value in options and type(value) in kinds | {str}
+    return value in options and type(value) in kinds
 
 
 def ends(dimension: Dimension) -> Iterator[Number]:

@@ -276,11 +276,15 @@ class StudySpec(Model):
         filled = {name: usual | anchor if isinstance(anchor, dict) else anchor for name, anchor in named.items()}
         return raw | {"anchors": filled}
 
+    def effective(self, config: Config) -> set[str]:
+        """Return the dimensions that have an effect in a configuration: without a teacher temperature has none."""
+        return set(self.space) - ({"temperature"} if config.get("loss_weight") == 0 else set())
+
     @model_validator(mode="after")
     def _anchors_inside(self, info: ValidationInfo) -> Self:
         for name, anchor in self.anchors.items():
             config = anchor.config
-            expected = set(self.space) - ({"temperature"} if config.get("loss_weight") == 0 else set())
+            expected = self.effective(config)
             for key in sorted(expected ^ set(config)):
                 word = "lacks" if key in expected else "must not have"
                 raise ValueError(f"anchors.{name} {word} {key}; an anchor sets every dimension that has an effect")

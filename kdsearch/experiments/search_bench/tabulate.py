@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import multiprocessing
 import time
@@ -41,19 +40,17 @@ def configurations(plan: Plan, *, count: int, epochs: int, seed: int) -> list[Co
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=optuna.samplers.RandomSampler(seed=seed))
     drawn: dict[str, Config] = {}
-    last = 0  # draw that gave a new one
-    for draw in itertools.count():
-        if len(drawn) == count:
-            break
-        if draw - last > FRUITLESS + len(drawn) * FRUITLESS_EACH:
+    fruitless = 0  # draws since the last new one
+    while len(drawn) < count:
+        if fruitless >= FRUITLESS + len(drawn) * FRUITLESS_EACH:
             raise KdsearchError(
                 "--count must be at most the number of different configurations in the study's space",
                 got=f"{count}; {len(drawn)} were found",
                 remedy="lower it, or widen [space]",
             )
         config = space.draw(study.ask(), plan.spec) | {"epochs": epochs}
-        if drawn.setdefault(json.dumps(config, sort_keys=True), config) is config:
-            last = draw
+        new = drawn.setdefault(json.dumps(config, sort_keys=True), config) is config
+        fruitless = 0 if new else fruitless + 1
     return list(drawn.values())
 
 

@@ -115,8 +115,7 @@ def student_config(spec: StudySpec, given: str | None) -> Config:
             raise KdsearchError(
                 "--student must lie in the study's space", got=f"{key} = {value}", remedy=f"see space.{key}"
             )
-    needed = set(spec.space) - {"epochs"} - ({"temperature"} if config.get("loss_weight") == 0 else set())
-    if lacking := sorted(needed - set(config)):
+    if lacking := sorted(spec.effective(config) - {"epochs"} - set(config)):
         raise KdsearchError(
             "--student must set every dimension that has an effect",
             got=f"no {', '.join(lacking)}",
