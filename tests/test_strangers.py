@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from helpers.commands import PHOTOS_STUDY, Run, refused
+from safetensors.torch import save_file
 
 import kdsearch as package
+from kdsearch.search import run_options
 from kdsearch.search.definition import comparable, differences
-from kdsearch.storage import open_storage
+from kdsearch.storage import load_study, open_storage
 
 LOUD = """
 import torch
@@ -24,6 +29,15 @@ class Loud(torch.nn.Sequential):
 def network():
     print("built")
     return Loud(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+"""
+COLOURED = """
+import torch
+FACTOR = 1.0
+class Coloured(torch.nn.Linear):
+    def forward(self, images):
+        return FACTOR * super().forward(images.mean((2, 3)))
+def network():
+    return Coloured(3, 3)
 """
 OPTIONS = ("--study", "f.toml", "--cost", "flops", "--seed", "0", "--device", "cpu", "--storage", "journal:k.log")
 
@@ -64,6 +78,39 @@ def test_a_teacher_that_prints_leaves_json_alone(
     plan = kdsearch("optimize", "--dataset", "folder:photos", "--trials", "1", "--json", "--dry-run", *OPTIONS)
     assert json.loads(plan.out)["data"] == ["photos holds 120 training images and 30 test images of 3 classes; "
                                            "skipped: nothing"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_teacher_whose_code_changed_serves_none_of_its_studys_commands(
+    kdsearch: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "coloured.py").write_text(COLOURED)
+    channels = torch.eye(3).flip(0).contiguous()  # the classes are blue, green, red
+    save_file({"weight": 9 * channels, "bias": torch.zeros(3)}, "c.safetensors")
+    given = 'build = "coloured:network"\nweights = "c.safetensors"\n'
+    before, after = PHOTOS_STUDY.split("[teacher.recipe]")
+    text = before.replace('family = "cnn"\n', given) + "[student]" + after.partition("[student]")[2]
+    (tmp_path / "f.toml").write_text(text)
+    assert kdsearch("optimize", "--dataset", "folder:photos", "--trials", "2", *OPTIONS).code == 0
+    stored = ("--name", "photos", "--storage", "journal:k.log")
+    commands = (
+        ("confirm", "--repeats", "1"),
+        ("train", "--trial", "0"),
+        ("export", "--trial", "0", "--out", "shipped"),
+        ("worker",),
+    )
+    study = load_study(open_storage("journal:k.log"), "photos")
+    dataclasses.replace(run_options.stored(study), trials=3).store(study)  # so that the worker has something to do
+    monkeypatch.setattr(sys.modules["coloured"], "FACTOR", 2.0)
+    for words in commands:
+        ran = kdsearch(*words, *stored)
+        assert (ran.code, ran.out) == (1, ""), words
+        assert "a study's teacher must stay the same" in ran.err
+    monkeypatch.setattr(sys.modules["coloured"], "FACTOR", 1.0)
+    for words in commands:
+        ran = kdsearch(*words, *stored)
+        assert ran.code == 0, ran.err
 
 
 @pytest.mark.parametrize("names", [None, ["recall", "speed"]])

@@ -50,16 +50,10 @@ def ready(network: nn.Module, example: Tensor, precision: Precision | None = Non
 
 
 def logits_and_embedding(network: nn.Module, images: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """Return a network's float32 logits, (batch, classes), and embeddings, (batch, features).
-
-    Embeddings have no features if the network has no classifier.
-    """
+    """Return a network's float32 logits, (batch, classes), and embeddings, (batch, features) (see `with_embedding`)."""
     with form.autocast(images.device), cpu_layers.faster(network):
-        if networks.has_layer(network, nn.Linear):
-            logits, embedding = networks.with_embedding(network, form.lay_out(images))
-            return logits.float(), embedding.float()
-        logits = network(form.lay_out(images)).float()
-    return logits, logits.new_zeros(len(logits), 0)
+        logits, embedding = networks.with_embedding(network, form.lay_out(images))
+    return logits.float(), embedding.float()
 
 
 def folded(network: nn.Module, example: Tensor) -> nn.Module:

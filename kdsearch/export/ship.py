@@ -84,7 +84,7 @@ def opened(
     files.check_folder(out)
     plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
     check_data(study, plan)
-    shop = Workshop.open(plan, progress)
+    shop = Workshop.rejoin(study, plan, progress)
     student = shop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
     try:
         networks.load_state(student, weights.load(url, study.study_name, trial))

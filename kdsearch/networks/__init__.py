@@ -266,16 +266,21 @@ def classifier(network: nn.Module) -> nn.Linear:
 def with_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits, (batch, classes), and the embedding, which is the classifier's input, (batch, features).
 
-    Raises:
-        StudyFileError: the network has no classifier.
+    The embedding has no features if the network has no classifier, or never calls it on vectors (a ViT's attention
+    applies its layers by their weights, other networks theirs to maps).
     """
     seen: list[Tensor] = []
-    handle = classifier(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = None
+    if has_layer(network, nn.Linear):
+        handle = classifier(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         logits = network(images)
     finally:
-        handle.remove()
-    return logits, seen[-1]
+        if handle is not None:
+            handle.remove()
+    if seen and seen[-1].ndim == 2 and len(seen[-1]) == len(logits):
+        return logits, seen[-1]
+    return logits, logits.new_zeros(len(logits), 0)
 
 
 def glorot_(network: nn.Module) -> None:

@@ -186,7 +186,7 @@ def confirm(
     for key, number in {job.key: job.trial.number for job in todo}.items():
         if changes := _changes(study.user_attrs.get(key), environment):
             progress.warning(f"trial {number}: earlier runs are kept, of other versions ({'; '.join(changes)})")
-    workshop = Workshop.open(plan, progress)
+    workshop = Workshop.rejoin(study, plan, progress)
     about = {"environment": environment, "command": command}
     _fix(study, planned, repeats, progress)
     _run_all(study, todo, (workshop, workshop.undivided()), about, total, progress)

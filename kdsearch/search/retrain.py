@@ -122,7 +122,7 @@ def retrain(
     trial = find_finished(study, number) if whole else find_trial(study, number)
     plan = rejoin(study, url="", data_dir=data_dir, device=device, precision=precision)
     check_data(study, plan)
-    workshop = Workshop.open(plan, progress, cost="flops")
+    workshop = Workshop.rejoin(study, plan, progress, cost="flops")
     config, seed = trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED]
     progress.study_started(0, 1)
     progress.trial_started(number, trial.user_attrs.get(Attr.ANCHOR), config)

@@ -251,12 +251,8 @@ def run_plan(
     # check a user's teacher first: the definition stores its fingerprint, and a wrong one would stay there
     workshop = Workshop.open(plan, progress) if plan.spec.teacher.brought else None
     study = open_study(plan, backend)
-    if workshop is not None and StudyAttr.TEACHER in study.user_attrs:
-        stored_facts = TeacherFacts(**study.user_attrs[StudyAttr.TEACHER])
-        given = plan.spec.teacher.weights is not None
-        changed = teacher.check_same(workshop.teacher.facts, stored_facts, given=given)
-        if changed is not None:
-            progress.warning(changed)
+    if workshop is not None:
+        workshop.check_teacher(study, progress)
     options.store(study)
     study.pruner = PRUNERS[options.pruner](plan)
     skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]
@@ -398,7 +394,7 @@ def join(
     warn_of_slowness(plan, progress)
     for note in precisions.warnings(plan.precision, plan.device):
         progress.warning(note)
-    workshop = Workshop.open(plan, progress)
+    workshop = Workshop.rejoin(study, plan, progress)
     try:
         with live_view.kept(study, publish, progress) as between:
             work(study, plan, workshop, found, budget=budget, progress=progress, between=between)

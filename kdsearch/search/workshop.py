@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from optuna import Study
 from torch import Tensor, nn
 
 from kdsearch.data import ImageSet, Split
@@ -24,7 +25,16 @@ from kdsearch.distil.train import Run, State
 from kdsearch.errors import KdsearchError
 from kdsearch.measure import ONNX, accuracy, checked, cost, hits, onnx
 from kdsearch.measure.gate import Gate
-from kdsearch.records import AgainstTeacher, Config, Precision, Progress, Timing, architecture
+from kdsearch.records import (
+    AgainstTeacher,
+    Config,
+    Precision,
+    Progress,
+    StudyAttr,
+    TeacherFacts,
+    Timing,
+    architecture,
+)  # fmt: skip
 from kdsearch.search import failures
 from kdsearch.search.plan import Plan
 from kdsearch.spec import StudySpec
@@ -53,6 +63,26 @@ class Workshop:
         """
         obtained = teacher.obtain(plan.spec.teacher, plan.split, precision=plan.precision.name, progress=progress)
         return cls(plan.spec, plan.split, obtained, cost or plan.cost, plan.precision.name)
+
+    @classmethod
+    def rejoin(cls, study: Study, plan: Plan, progress: Progress, *, cost: str | None = None) -> Workshop:
+        """Open data and teacher of an existing study (see `open`, `check_teacher`)."""
+        workshop = cls.open(plan, progress, cost=cost)
+        workshop.check_teacher(study, progress)
+        return workshop
+
+    def check_teacher(self, study: Study, progress: Progress) -> None:
+        """Refuse a teacher whose code computes something else than the study's did; warn if it was trained again.
+
+        Raises:
+            TeacherError: it does, though its weights are the same.
+        """
+        if StudyAttr.TEACHER not in study.user_attrs:
+            return  # no run of the study has begun its trials
+        stored = TeacherFacts(**study.user_attrs[StudyAttr.TEACHER])
+        changed = teacher.check_same(self.teacher.facts, stored, given=self.spec.teacher.weights is not None)
+        if changed is not None:
+            progress.warning(changed)
 
     @property
     def device(self) -> torch.device:

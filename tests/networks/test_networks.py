@@ -140,3 +140,41 @@ def test_the_classifier_makes_the_logits_from_the_embedding(family):
         logits, embedding = networks.with_embedding(network, images)
         torch.testing.assert_close(networks.classifier(network)(embedding), logits)
         torch.testing.assert_close(network(images), logits)
+
+
+class Mean(nn.Linear):
+    """A classifier of an image's mean colour."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """A network whose only linear layer, the attention's, is applied by its weights and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = images.flatten(1, 2)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+
+
+class OnMaps(nn.Linear):
+    """A network whose linear layer sees a map's places, one after another."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images).mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    "network", [Mean(3, 10), Attention(), OnMaps(4, 10), nn.Sequential(nn.Conv2d(3, 10, 4), nn.Flatten())]
+)
+def test_a_network_without_a_vector_before_its_classifier_has_an_embedding_without_features(network: nn.Module):
+    network.eval()
+    images = torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        logits, embedding = networks.with_embedding(network, images)
+        torch.testing.assert_close(network(images), logits)
+    assert embedding.shape == (2, 0)
