@@ -329,3 +329,9 @@ def test_a_stored_study_keeps_anchors_that_were_once_taken(digits_text):
     stored = spec.parse(digits_text, source="x").model_dump(mode="json")
     stored["anchors"]["m1"]["batch_size"] = 32.0
     assert spec.from_dict(stored).anchors["m1"].config["batch_size"] == 32
+
+
+def test_nesterov_needs_a_momentum():
+    with pytest.raises(ValueError, match="nesterov needs a momentum"):
+        spec.Recipe(optimizer="sgd", nesterov=True)
+    assert spec.Recipe(optimizer="sgd", nesterov=True, momentum=0.9).nesterov

@@ -174,7 +174,7 @@ def confirm(
             chosen = confirming.choose(study, trials, band=True)
             confirming.confirm(
                 study, chosen, repeats=repeats, control=control, data_dir=data_dir, device=device, precision=precision,
-                command=command_line(storage), progress=progress,
+                url=storage, command=command_line(storage), progress=progress,
             )  # fmt: skip
         finally:
             storages.fold(backend)

@@ -30,6 +30,7 @@ Ask = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 EXACT = 1e-3  # tolerance of a folded network's outputs, relative to the largest one
 EXAMPLES = 8  # images on which a folded network is checked
+LARGEST = torch.finfo(torch.half).max
 KEEP_SECONDS = 300.0  # between two writes of a table of up to 200 MB, if little was asked meanwhile
 ASKED_SECONDS = 10.0  # of asking that must not be lost or repeated by another worker: then the table is written
 WRITE_SHARE = 20.0  # seconds of asking before the next write, as a multiple of the last write's duration
@@ -292,7 +293,7 @@ class ViewAnswers:
             images = views.make(self._data.images[indices], which, self._augment)
             logits, embedding = self._ask(self._prepare(images))
             _check_finite([logits])
-            self.logits[indices, wanted] = logits.half()
+            self.logits[indices, wanted] = logits.clamp(-LARGEST, LARGEST).half()  # a class masked by -1e9 stays finite
             self.norms[indices, wanted] = torch.linalg.vector_norm(embedding, dim=1)
         self.known[indices, wanted] = True
         self._asked = True

@@ -131,7 +131,7 @@ def _foreign(path: Path, error: Exception) -> TeacherError:
 def _unwrapped(state: Any, own: set[str]) -> tuple[Any, list[str]]:
     """Return a checkpoint's state dict without the prefixes that wrappers add to the `own` keys, and what was done."""
     notes = []
-    while isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
+    while isinstance(state, Mapping):  # tensors may stand beside the wrapped ones: the best accuracy so far, say
         inside = next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None)
         if inside is None:
             break

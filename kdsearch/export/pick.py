@@ -183,5 +183,6 @@ def result(data: StudyData, choice: Choice) -> dict[str, Any]:
     found = {"study": data.name, "trial": choice.number, **{name: row[name] for name in names}}
     if choice.standing is not None:
         of = choice.standing
+        found |= {name: of.row[name] for name in ("test_accuracy", *TIMED) if name in of.row}
         found |= {"below_teacher": of.below, "below_bound": of.bound, "paired": of.paired, "seeds": of.seeds}
     return {key: plain(value) for key, value in (found | {"params": configuration(row), "why": choice.why}).items()}

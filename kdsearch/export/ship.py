@@ -20,6 +20,7 @@ from kdsearch.export import formats, model_card
 from kdsearch.measure import onnx
 from kdsearch.records import Attr, Progress, StudyAttr
 from kdsearch.search import weights
+from kdsearch.search.confirm import to_ship
 from kdsearch.search.plan import check_choice, rejoin
 from kdsearch.search.retrain import check_data, find_trial, retrain
 from kdsearch.search.workshop import Workshop
@@ -69,6 +70,9 @@ def opened(
 ) -> tuple[FrozenTrial, Workshop, nn.Module, str]:
     """Return the trial, its workshop with the teacher, its student on the CPU, and the source of the student's weights.
 
+    The student of a confirmed trial is that of its first confirmation run, trained on training and validation images:
+    it is what the confirmed figures describe.
+
     Arguments as in `export`.
 
     Raises:
@@ -85,14 +89,19 @@ def opened(
     plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
     check_data(study, plan)
     shop = Workshop.rejoin(study, plan, progress)
-    student = shop.build(trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED])
+    seed, kept, of = trial.user_attrs[Attr.SEED], weights.named(trial), "of the search"
+    confirmed = to_ship(study, trial)
+    if confirmed is not None:
+        seed, kept, of = *confirmed, "of the first confirmation run"
+    student = shop.build(trial.user_attrs[Attr.CONFIG], seed)
     try:
-        networks.load_state(student, weights.load(url, study.study_name, trial))
+        networks.load_state(student, weights.load(url, study.study_name, kept))
     except (KdsearchError, RuntimeError) as error:
         progress.warning(f"trial {trial.number} is trained again: {error}")
-        again = retrain(study, trial.number, data_dir=data_dir, device="cpu", progress=progress)
-        return trial, shop, again.network, "trained again"
-    return trial, shop, student, "kept weights"
+        whole = confirmed is not None
+        again = retrain(study, number, whole=whole, seed=seed, data_dir=data_dir, device="cpu", progress=progress)
+        return trial, shop, again.network, f"trained again, {of}"
+    return trial, shop, student, f"kept weights, {of}"
 
 
 def about(study: Study, number: int, split: Split) -> dict[str, Any]:

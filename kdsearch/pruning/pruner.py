@@ -197,8 +197,8 @@ class ParetoPruner(BasePruner):
         ideal: the best possible value of the observed objective; None: slightly better than the best seen.
         exempt: name of a user attribute; trials that have it (with any value but None) are never pruned or stopped;
             None: `kdsearch:exempt`.
-        audit: share of trials that are never pruned, twice that at the start; none are drawn while audited trials have
-            taken more than a third of all steps. 0: none.
+        audit: share of trials that are never pruned, one in each round(1 / share), twice that at the start; none are
+            drawn while audited trials have taken more than a third of all steps. 0: none.
         seed: of the audit's draws.
         prefix: of the names of the attributes that the pruner writes.
 

@@ -58,9 +58,10 @@ def ship(data: StudyData, *, within: float | None = None, rows: Sequence[Row] | 
     limit = data.within if within is None else within
     eligible = data.trials["on_front"].astype(bool) | data.trials["number"].isin(list(data.runs))
     members = records(data.trials[eligible]) if rows is None else list(rows)
-    members.sort(key=lambda row: (-row["ratio"], -row["accuracy"], row["number"]))
+    pace = {row["number"]: (row | _confirmed(data, row))["ratio"] for row in members}
+    members.sort(key=lambda row: (-pace[row["number"]], -row["accuracy"], row["number"]))
     theirs = number((data.teacher or {}).get("validation_accuracy"))
-    faster = [row for row in members if (row | _confirmed(data, row))["ratio"] > 1]
+    faster = [row for row in members if pace[row["number"]] > 1]
     reach = [row for row in faster if not 100 * (theirs - row["accuracy"]) > limit + EXACT]
     looks = 0
     for found in filter(None, (standing(data, row) for row in reach)):

@@ -60,7 +60,7 @@ def overall(found: Sequence[Gain]) -> Interval | None:
     """Return the mean gain over these students with a 95 % interval over seeds; the students are taken as fixed.
 
     The variance of the mean is the sum of the variances of the students' means, with Welch-Satterthwaite degrees of
-    freedom. None where a student has a single seed, or there is no student.
+    freedom. None where a student has a single seed, no seeds differ, or there is no student.
     """
     if not found or any(len(gain.values) < 2 for gain in found):
         return None
@@ -68,7 +68,7 @@ def overall(found: Sequence[Gain]) -> Interval | None:
     parts = [(variance(gain.values) / len(gain.values), len(gain.values)) for gain in found]
     whole = sum(part for part, _ in parts)
     if whole == 0:
-        return Interval(mean, mean, mean, len(found))
+        return None
     degrees = whole**2 / sum(part**2 / (count - 1) for part, count in parts)
     half = student_t(max(1, math.floor(degrees))) * math.sqrt(whole) / len(found)
     return Interval(mean, mean - half, mean + half, len(found))
@@ -87,7 +87,8 @@ def sentence(data: StudyData) -> str:
     mean = overall(chosen)
     if mean is None:
         average = 100 * fmean(fmean(gain.values) for gain in chosen)
-        return f"Over {where} distillation gained {average:+.2f} points; one seed each shows no spread."
+        why = "one seed each shows" if any(len(gain.values) < 2 for gain in chosen) else "these few seeds show"
+        return f"Over {where} distillation gained {average:+.2f} points; {why} no spread."
     said = "made no difference that these seeds can tell"
     if mean.low > 0:
         said = "gained accuracy"

@@ -10,16 +10,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
+from torch import nn
 
 from kdsearch import sittings
 from kdsearch.distil import precision as precisions
 from kdsearch.distil.lesson import needs_teacher
 from kdsearch.errors import KdsearchError, StorageError, TrialError
 from kdsearch.records import Attr, Config, ConfirmedRun, Progress, StudyAttr, confirmed_runs
+from kdsearch.search import weights
 from kdsearch.search.definition import check, definition, differences
 from kdsearch.search.plan import check_own, rejoin
 from kdsearch.search.retrain import find_finished, taught_to
@@ -46,6 +49,11 @@ class Job:
         return machine.derive_seed("confirm", self.trial.user_attrs[Attr.SEED], self.trial.number, self.repeat)
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether it is the run whose student is exported: the first, so that no test accuracy chooses it."""
+        return self.repeat == 0 and not self.control
+
+    @property
     def key(self) -> str:
         """Name of the study attribute that holds the trial's runs."""
         return f"{StudyAttr.CONTROL if self.control else StudyAttr.CONFIRMED}{self.trial.number}"
@@ -55,6 +63,15 @@ class Job:
         """The student's configuration, without the teacher for a control."""
         config: Config = self.trial.user_attrs[Attr.CONFIG]
         return labels_only(config) if self.control else config
+
+
+def to_ship(study: Study, trial: FrozenTrial) -> tuple[int, weights.Reference] | None:
+    """Return seed and kept weights of a confirmed trial's run to export; None if the trial has no such run."""
+    first = Job(trial, 0)
+    stored = study.user_attrs.get(first.key)
+    if all(run.seed != first.seed for run in confirmed_runs(stored)):
+        return None
+    return first.seed, weights.reference(stored.get("weights") if isinstance(stored, dict) else None)
 
 
 def labels_only(config: Config) -> Config:
@@ -142,10 +159,14 @@ def confirm(
     data_dir: str | None = None,
     device: str = "auto",
     precision: str = "auto",
+    url: str = "",
     command: str = "",
     progress: Progress | None = None,
 ) -> None:
     """Train students again and store each run with the study as soon as it is complete; resumes where it stopped.
+
+    The weights of each student's first run are kept, and exported in place of the search's: they are what the figures
+    of the confirmation describe.
 
     A run trains on training and validation images together, to the epoch that the search chose, with a seed of its own.
     The test set is scored after that epoch only, and the ratio is timed anew.
@@ -158,6 +179,7 @@ def confirm(
         control: whether each student is also trained without the teacher.
         data_dir, device: see `optimize`.
         precision: of convolutions in training; "auto": the study's.
+        url: of the study's storage, beside which weights are kept; "": none are.
         command: command line to store with the runs.
         progress: receives the events.
 
@@ -189,7 +211,8 @@ def confirm(
     workshop = Workshop.rejoin(study, plan, progress)
     about = {"environment": environment, "command": command}
     _fix(study, planned, repeats, progress)
-    _run_all(study, todo, (workshop, workshop.undivided()), about, total, progress)
+    place = weights.folder(url, study.study_name) if url else None
+    _run_all(study, todo, (workshop, workshop.undivided()), about, total, place, progress)
 
 
 def _fix(study: Study, planned: list[int], repeats: int, progress: Progress) -> None:
@@ -208,6 +231,7 @@ def _run_all(
     workshops: tuple[Workshop, Workshop],
     about: dict[str, Any],
     total: int,
+    place: Path | None,
     progress: Progress,
 ) -> None:
     progress.study_started(total - len(todo), total, "runs")
@@ -216,17 +240,25 @@ def _run_all(
             number = job.trial.number
             name = f"repeat {job.repeat + 1}" + (", labels alone" if job.control else "")
             progress.trial_started(number, name, job.config)
-            run = _run(study, job, *workshops, progress)
+            run, student = _run(study, job, *workshops, progress)
+            said: weights.Reference = {}
+            if place is not None and job.is_shipped:
+                try:
+                    said = weights.keep(place, f"confirmed-{number}", student.state_dict(), job.config)
+                except KdsearchError as error:
+                    progress.warning(f"the weights of trial {number} were not kept: {error}")
             with signals.shield():
-                _keep(study, job, run, about)
+                _keep(study, job, run, about | ({"weights": said} if said else {}))
             text = f"test accuracy {run.test_accuracy:.2%}, ratio {run.ratio:.4g}, {run.seconds:.1f} s"
             progress.trial_finished(number, "COMPLETE", text, counted=True)
     finally:
         workshops[1].keep(now=True, told=progress.warning)
 
 
-def _run(study: Study, job: Job, divided: Workshop, whole: Workshop, progress: Progress) -> ConfirmedRun:
-    """Time a student before its training, as the search does; then train and score it.
+def _run(
+    study: Study, job: Job, divided: Workshop, whole: Workshop, progress: Progress
+) -> tuple[ConfirmedRun, nn.Module]:
+    """Time a student before its training, as the search does; then train and score it; return it, too.
 
     A control takes the ratio of its pair: the same network with other weights.
     """
@@ -248,7 +280,7 @@ def _run(study: Study, job: Job, divided: Workshop, whole: Workshop, progress: P
         raise KdsearchError(
             f"the training of trial {job.trial.number} must stay finite: {error}", remedy="leave it out with --trials"
         ) from None
-    return ConfirmedRun(job.seed, test, *ratio, seconds, counts)
+    return ConfirmedRun(job.seed, test, *ratio, seconds, counts), student
 
 
 def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> None:
@@ -256,13 +288,14 @@ def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> N
     before = study.user_attrs.get(job.key)
     runs = [*confirmed_runs(before), run]
     changes = _changes(before, about["environment"])
-    told = before.get("changes", []) if isinstance(before, dict) else []
+    before = before if isinstance(before, dict) else {}
     stored = {
+        **{key: before[key] for key in ("weights",) if key in before},
         "trial": job.trial.number,
         "epochs": job.trial.user_attrs[Attr.BEST_EPOCH],
         "runs": [each.stored() for each in runs],
         **about,
-        "changes": [*told, *changes],
+        "changes": [*before.get("changes", []), *changes],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     study.set_user_attr(job.key, stored)

@@ -100,6 +100,7 @@ def retrain(
     number: int,
     *,
     whole: bool = False,
+    seed: int | None = None,
     data_dir: str | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -111,6 +112,7 @@ def retrain(
         study: made by kdsearch.
         number: of the trial.
         whole: whether to train on the validation images too, to the epoch that the search chose.
+        seed: of the student and its training; None: the trial's own.
         data_dir, device: see `optimize`.
         precision: of convolutions in training; "auto": the study's.
         progress: receives the epochs.
@@ -123,7 +125,8 @@ def retrain(
     plan = rejoin(study, url="", data_dir=data_dir, device=device, precision=precision)
     check_data(study, plan)
     workshop = Workshop.rejoin(study, plan, progress, cost="flops")
-    config, seed = trial.user_attrs[Attr.CONFIG], trial.user_attrs[Attr.SEED]
+    config: Config = trial.user_attrs[Attr.CONFIG]
+    seed = trial.user_attrs[Attr.SEED] if seed is None else seed
     progress.study_started(0, 1)
     progress.trial_started(number, trial.user_attrs.get(Attr.ANCHOR), config)
 

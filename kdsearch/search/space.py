@@ -129,7 +129,7 @@ def enqueue_missing(
     seen = Counter(
         (trial.user_attrs.get(Attr.ANCHOR), trial.state)
         for trial in (study.get_trials(deepcopy=False) if trials is None else trials)
-        if not was_handed_back(trial.user_attrs)
+        if trial.state != TrialState.FAIL or not was_handed_back(trial.user_attrs)
     )
     lacking = [
         name

@@ -255,6 +255,8 @@ def run_plan(
         workshop.check_teacher(study, progress)
     options.store(study)
     study.pruner = PRUNERS[options.pruner](plan)
+    if options.resume_trials and (options.candidates == 1 or options.pruner == "none"):
+        progress.warning("--resume-trials has no effect without proposals (--candidates 1) or pruning (--pruner none)")
     skipped = [] if budget.trials is None else list(plan.spec.anchors)[budget.trials :]
     if skipped:
         progress.warning(f"--trials {budget.trials} is fewer than the anchors: {', '.join(skipped)} will not run")
@@ -321,7 +323,8 @@ def work(
     """
     counted = Clock()
     place = folder(plan.url, plan.name)
-    paused = PausedTrials(place / "paused", progress.warning) if options.resume_trials else None
+    resumes = options.resume_trials and options.candidates > 1  # proposals choose what is resumed
+    paused = PausedTrials(place / "paused", progress.warning) if resumes else None
     inner = make_sampler(
         options.sampler, workshop, candidates=options.candidates, seed=options.seed,
         by_time=counts_seconds(plan, budget), paused=paused,

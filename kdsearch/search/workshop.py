@@ -140,7 +140,8 @@ class Workshop:
     def checkpoint(self, config: Config, seed: int, warn: Callable[[str], object]) -> Checkpoint:
         """Return the checkpoint of a student's training, named by all that determines it; it skips short epochs."""
         student = self.spec.student.model_dump(mode="json", exclude={"threads"})
-        name = checkpoint.digest(config, seed, student, self.teacher.facts.answers_name, self.precision)
+        mix = self.spec.distillation
+        name = checkpoint.digest(config, seed, student, mix, self.teacher.facts.answers_name, self.precision)
         return Checkpoint(f"student-{name}", warn, least=checkpoint.SLOW_EPOCH)
 
     def undivided(self) -> Workshop:

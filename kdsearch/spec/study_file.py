@@ -78,7 +78,9 @@ class Recipe(Model):
         return self.lr * (scale**0.5 if self.optimizer == "adam" else scale)
 
     @model_validator(mode="after")
-    def _schedule_free(self) -> Self:
+    def _fits(self) -> Self:
+        if self.optimizer == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum (got 0); 0.9 is usual")
         if self.optimizer != "schedulefree":
             return self
         if self.schedule != "constant" or self.averaging is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,10 @@ def _sweep(path: Path) -> None:
     """Remove temporary files of this file that killed writers left behind."""
     now = path.stat().st_mtime  # the file system's clock, which may differ from this machine's
     for beside in path.parent.iterdir():
-        if beside.name.startswith(f".{path.name}.") and now - beside.stat().st_mtime > STALE_SECONDS:
-            beside.unlink(missing_ok=True)
+        if beside.name.startswith(f".{path.name}."):
+            with suppress(OSError):  # another writer has just renamed its own
+                if now - beside.stat().st_mtime > STALE_SECONDS:
+                    beside.unlink()
 
 
 @contextmanager
@@ -125,6 +128,8 @@ def write_text(path: Path, text: str) -> None:
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors, by name and on any device, as safetensors, atomically; their digest is added to the metadata.
 
+    Tensors that share memory, as tied weights do, are written once each, for the format refuses shared memory.
+
     Raises:
         KdsearchError: it cannot be written; the old file stays.
     """
@@ -132,6 +137,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     from safetensors.torch import save_file
 
     plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    owners = Counter(value.untyped_storage().data_ptr() for value in plain.values())
+    plain = {k: v.clone() if owners[v.untyped_storage().data_ptr()] > 1 else v for k, v in plain.items()}
 
     def save(beside: Path) -> None:
         try:

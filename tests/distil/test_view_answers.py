@@ -252,3 +252,16 @@ def test_answers_of_another_precision_are_others(noise, tmp_path):
         found.fill(*FIRST)
         found.keep(now=True)
     assert sorted("bfloat16" in path.name for path in tmp_path.glob("*.safetensors")) == [False, True]
+
+
+def test_a_class_that_a_teacher_masks_stays_finite(noise: ImageSet, tmp_path: Path):
+    class Masked(Asked):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images).masked_fill(torch.tensor([False, True]), -1e9)
+
+    found = table(Masked().eval(), noise, tmp_path)
+    order, drawn = draw(noise, 0)
+    found.fill(order, drawn)
+    shown = found.logits[order, drawn].float()
+    assert shown.isfinite().all()
+    assert (shown.softmax(1)[:, 1] == 0).all()

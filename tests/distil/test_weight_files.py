@@ -71,6 +71,7 @@ def test_a_part_that_was_compiled_is_undone(tmp_path: Path, taught: nn.Module):
 def test_a_state_dict_inside_a_checkpoint_is_taken_out(tmp_path: Path, taught: nn.Module, key: str):
     optimizer = torch.optim.SGD(taught.parameters(), lr=0.1)
     beside = {"epoch": 3, "optimizer": optimizer.state_dict(), "best_acc1": np.float64(81.5),
+              "best_acc5": torch.tensor(96.0),
               "args": argparse.Namespace(arch="resnet18"), "arch": "resnet18"}  # fmt: skip
     network, notes = loaded(tmp_path, {key: prefixed(taught.state_dict(), "module."), **beside})
     assert same(network, taught)

@@ -7,11 +7,12 @@ import sys
 import optuna
 import pytest
 from helpers.commands import Run, refused
+from helpers.elsewhere import confirmed
 from optuna.trial import TrialState, create_trial
 
 from kdsearch import storage
 from kdsearch.errors import KdsearchError
-from kdsearch.export.pick import Wish, choose
+from kdsearch.export.pick import Wish, choose, result
 from kdsearch.records import Attr, StudyAttr
 from kdsearch.reporting.collect import StudyData, collect
 
@@ -102,6 +103,20 @@ def test_the_default_is_the_fastest_shown_to_be_near_the_teacher(kdsearch: Run, 
     assert "The test set bounds each, the fastest first; it was looked at for 2 of them" in found["why"]
     small = json.loads(kdsearch("pick", "--within", "50", "--max-parameters", "350", "--storage", filled, "--json").out)
     assert small["trial"] == 3
+
+
+def test_the_fastest_and_its_figures_are_by_the_confirmed_ratios(filled: str):
+    study = storage.load_study(storage.open_storage(filled), "s")
+    study.set_user_attr(StudyAttr.TEACHER, {"accuracy": 0.97, "validation_accuracy": 0.975})
+    for trial, ratio in ((1, 100.0), (2, 60.0)):  # in the search trial 2 was the faster
+        study.set_user_attr(f"{StudyAttr.CONFIRMED}{trial}", confirmed(trial, [0.965] * 3, [ratio] * 3))
+    data = collect(study, storage_url=filled)
+    choice = choose(data, Wish(within=6))
+    assert choice.number == 1
+    study.set_user_attr(f"{StudyAttr.CONFIRMED}2", confirmed(2, [0.965] * 3, [160.0] * 3))
+    found = result(data := collect(study, storage_url=filled), choose(data, Wish(within=6)))
+    assert (found["trial"], found["test_accuracy"], found["ratio"]) == (2, pytest.approx(0.965), pytest.approx(160.0))
+    assert found["test_accuracy"] + found["below_teacher"] == pytest.approx(0.97)
 
 
 def test_a_study_without_a_complete_trial(url: str, kdsearch: Run):

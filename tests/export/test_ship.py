@@ -9,13 +9,17 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from helpers.recording import Recorder
 from optuna import Study
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdsearch.data import repeated
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card, ship
-from kdsearch.records import Progress, StudyAttr
+from kdsearch.records import Attr, Progress, StudyAttr, confirmed_runs
+from kdsearch.search import weights
+from kdsearch.search.confirm import confirm
 from kdsearch.search.study import optimize
 from kdsearch.search.workshop import Workshop
 
@@ -39,7 +43,7 @@ def test_a_file_scores_as_torch_does_and_a_corrupt_one_is_not_left(
     study: Study, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
     found = export(study, url, tmp_path / "out", kind)
-    assert found["weights"] == "kept weights"
+    assert found["weights"] == "kept weights, of the search"
     lost = found["search_test_accuracy"] - found["test_accuracy"]
     assert lost <= formats.INT8_POINTS if kind == formats.INT8 else abs(lost) <= formats.POINTS
     assert found["format"] == kind
@@ -87,6 +91,28 @@ def test_the_card_says_what_the_files_reached_and_leaves_out_what_is_not_theirs(
         f"## File `trial-{number}.{kind}`" for kind in ("pt2", "safetensors")
     ]
     assert "mean test accuracy: 50.00 %" in text
+
+
+def test_what_was_confirmed_is_what_is_exported(study: Study, url: str, tmp_path: Path):
+    (trial,) = [trial for trial in study.trials if trial.number == 1]
+    confirm(study, [trial], repeats=2, device="cpu", url=url)
+    first, _ = confirmed_runs(study.user_attrs[f"{StudyAttr.CONFIRMED}1"])
+    assert first.test_accuracy != trial.user_attrs[Attr.TEST_ACCURACY]
+
+    def shipped(progress: Progress) -> dict[str, Any]:
+        return ship.export(study, 1, kind="safetensors", out=tmp_path, url=url, data_dir=None, progress=progress)
+
+    found = shipped(Progress())
+    assert found["weights"] == "kept weights, of the first confirmation run"
+    assert found["test_accuracy"] == pytest.approx(first.test_accuracy)
+    kept = load_file(found["file"])
+    (path,) = weights.folder(url, study.study_name).glob("confirmed-1-*.safetensors")
+    path.unlink()
+    again = shipped(heard := Recorder())
+    assert "trial 1 is trained again" in heard.warnings[0]
+    assert again["weights"] == "trained again, of the first confirmation run"
+    for name, tensor in load_file(again["file"]).items():
+        assert torch.equal(tensor, kept[name])
 
 
 @pytest.mark.parametrize("kind", ["pt2", "safetensors"])

@@ -42,11 +42,20 @@ def test_who_leaves_the_front_leaves_the_folder(study: optuna.Study, url: str):
     end(study, keeper, (0.85, 20.0))
     keeper.sweep(study)
     assert kept(place) == {1, 3}
-    assert weights.load(url, "s", study.trials[3])["w"].tolist() == pytest.approx([0.85, 20.0])
+    assert weights.load(url, "s", weights.named(study.trials[3]))["w"].tolist() == pytest.approx([0.85, 20.0])
     with pytest.raises(KdsearchError, match="No such file"):
-        weights.load(url, "s", study.trials[0])
-    with pytest.raises(KdsearchError, match="names none"):
-        weights.load(url, "s", study.trials[2])
+        weights.load(url, "s", weights.named(study.trials[0]))
+    with pytest.raises(KdsearchError, match="none were kept"):
+        weights.load(url, "s", weights.named(study.trials[2]))
+
+
+def test_whom_later_sittings_may_bring_to_the_front_stays(study: optuna.Study, url: str):
+    place = weights.folder(url, "s")
+    keeper = weights.Keeper(place, Progress())
+    for values in [(0.9, 10.0), (0.8, 9.0), (0.8, 7.9), (0.95, 1.0)]:
+        end(study, keeper, values)
+    keeper.sweep(study)
+    assert kept(place) == {0, 1, 3}  # 9 times 1.25 may exceed 10, 7.9 times 1.25 does not
 
 
 def test_a_killed_workers_file_goes_and_a_running_ones_stays(study: optuna.Study, url: str):
@@ -67,16 +76,16 @@ def test_weights_of_another_digest_are_refused(study: optuna.Study, url: str):
     (path,) = weights.folder(url, "s").iterdir()
     files.save_tensors(path, {"w": torch.zeros(2)}, {})  # whole, and another network's
     with pytest.raises(KdsearchError, match="not the trial's"):
-        weights.load(url, "s", study.trials[0])
+        weights.load(url, "s", weights.named(study.trials[0]))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(KdsearchError, match="must be there and whole"):
-        weights.load(url, "s", study.trials[0])
+        weights.load(url, "s", weights.named(study.trials[0]))
 
 
 def test_a_trial_cannot_name_a_file_elsewhere(url: str):
     trial = create_trial(values=[1, 1], user_attrs={Attr.WEIGHTS: {"file": "../../x", "digest": "0"}})
     with pytest.raises(KdsearchError) as error:
-        weights.load(url, "s", trial)
+        weights.load(url, "s", weights.named(trial))
     assert str(error.value.got) == str(weights.folder(url, "s") / "x")
 
 
@@ -103,8 +112,8 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_study_keeps_exactly_its_front_and_scores_alike(study_file: Path, url: str):
+def test_a_study_keeps_its_front(study_file: Path, url: str):
     found = optimize(study=study_file, trials=6, storage=url, train_size=200, max_epochs=2, cost="flops", device="cpu")
-    assert kept(weights.folder(url, "digits")) == {trial.number for trial in found.best_trials}
+    assert kept(weights.folder(url, "digits")) >= {trial.number for trial in found.best_trials}
     for trial in found.best_trials:
-        assert weights.load(url, "digits", trial)
+        assert weights.load(url, "digits", weights.named(trial))

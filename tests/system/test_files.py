@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdsearch.errors import KdsearchError
-from kdsearch.system.files import save_tensors, write_text, write_whole
+from kdsearch.system.files import load_tensors, save_tensors, write_text, write_whole
 
 
 def test_missing_folders_are_made_and_nothing_else_is_left(tmp_path: Path):
@@ -82,3 +82,16 @@ def test_a_database_is_not_replaced(tmp_path: Path):
     with pytest.raises(KdsearchError, match=r"must not replace a database \(got .*studies.db\)"):
         write_text(tmp_path / "studies.db", "<html>")
     assert (tmp_path / "studies.db").read_bytes() == before
+
+
+def test_tensors_that_share_memory_are_written(tmp_path: Path):
+    tied = torch.arange(6.0)
+    save_tensors(tmp_path / "w.safetensors", {"a": tied, "b": tied, "c": tied[2:4]}, {})
+    found, _ = load_tensors(tmp_path / "w.safetensors", torch.device("cpu"))
+    assert {key: value.tolist() for key, value in found.items()} == {"a": [*range(6)], "b": [*range(6)], "c": [2, 3]}
+
+
+def test_another_writers_file_that_is_gone_is_no_trouble(tmp_path: Path):
+    (tmp_path / ".a.txt.other").symlink_to(tmp_path / "renamed meanwhile")
+    write_text(tmp_path / "a.txt", "whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"

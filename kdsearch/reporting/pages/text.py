@@ -14,6 +14,7 @@ from kdsearch.reporting.formatting import plain, records
 from kdsearch.reporting.verdict import picks, verdict
 
 Format = Literal["html", "md", "csv", "json"]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula may begin
 HIDDEN = ("why", "saved", "against_teacher")  # columns that repeat `reason`, or serve other figures
 
 
@@ -29,11 +30,15 @@ def checked(form: str) -> Format:
 
 
 def as_csv(data: StudyData) -> str:
-    """Return a row per trial: accuracies as fractions, six digits, the configuration in columns `config.KEY`."""
+    """Return a row per trial: accuracies as fractions, six digits, the configuration in columns `config.KEY`.
+
+    An apostrophe stands before text that a spreadsheet would take for a formula: anyone may write to a storage.
+    """
     frame = data.trials.drop(columns=list(HIDDEN))
     for key in frame.columns:
         if key.startswith(CONFIG):
             frame[key] = frame[key].map(lambda value: json.dumps(value) if isinstance(value, list) else value)
+    frame = frame.map(lambda value: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value)
     return str(frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
 
 

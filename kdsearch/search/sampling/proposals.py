@@ -25,7 +25,7 @@ from kdsearch.search import resuming
 from kdsearch.search.resuming import Paused
 from kdsearch.search.run_options import CANDIDATES
 from kdsearch.search.sampling.samplers import WrappedSampler
-from kdsearch.search.sampling.surrogate import GaussianProcess
+from kdsearch.search.sampling.surrogate import Bools, GaussianProcess
 from kdsearch.system import machine
 
 NEAR = 1 / 3  # of the candidates: moves from members of the front
@@ -313,9 +313,9 @@ class ProposalSampler(WrappedSampler):
         history = self._history
         front = scale.transform(seen.points[seen.feasible])
         front = front[pareto.members(front)]
-        row, column = learnt(history, seen)
+        row, column, used = learnt(history, seen)
         inputs = np.column_stack([seen.features[row], self._clock(history.grid[column])])
-        self._model.fit(inputs, scale.errors(seen.best[row, column]))
+        self._model.fit(inputs, scale.errors(seen.best[row, column]), used)
         mean, deviation = self._model.predict(np.column_stack([history.features(params), self._clock(np.array(steps))]))
         values = scale.values(mean[:, None] + deviation[:, None] * QUANTILES)  # (candidates, quantiles)
         hoped = np.repeat(scale.transform(points), len(QUANTILES), axis=0)
@@ -331,8 +331,12 @@ class ProposalSampler(WrappedSampler):
         return clock
 
 
-def learnt(history: History, seen: Stack) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the checkpoints that the surrogate learns from, trial by trial: their rows and columns of `seen.best`."""
+def learnt(history: History, seen: Stack) -> tuple[NDArray[np.int64], NDArray[np.int64], Bools]:
+    """Return the checkpoints that a surrogate may learn from, trial by trial, and which of them its regression uses.
+
+    Returns:
+        Their rows and columns of `seen.best`, and whether each is of the latest trials or of the front.
+    """
     start = forecast.origin(history.grid)
     steps = (seen.last[:, None] - start) // np.array(SHARES) + start  # (trials, shares), ascending
     column = np.searchsorted(history.grid, steps, side="right") - 1
@@ -340,8 +344,8 @@ def learnt(history: History, seen: Stack) -> tuple[NDArray[np.int64], NDArray[np
     kept[:, :-1] &= seen.whole[:, None] & (column[:, :-1] < column[:, 1:])
     latest = np.cumsum(kept.sum(axis=1)[::-1])[::-1] <= MOST
     latest[pareto.members(seen.points)] = True
-    row, share = np.nonzero(kept & latest[:, None])
-    return row, column[row, share]
+    row, share = np.nonzero(kept)
+    return row, column[row, share], latest[row]
 
 
 def _scale(history: History, seen: Stack, candidates: Floats, units: Mapping[str, Any]) -> Scale:

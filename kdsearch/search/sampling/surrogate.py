@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from optuna import Study
 from optuna.trial import TrialState
 from scipy.linalg import solve_triangular
@@ -20,6 +21,8 @@ from kdsearch.records import Attr, Config
 from kdsearch.search.failures import is_exhausted
 from kdsearch.search.space import architecture_key
 from kdsearch.search.workshop import Workshop
+
+Bools = NDArray[np.bool_]
 
 LENGTHS = (0.2, 0.35, 0.7, 1.4, 3.0, 10.0)  # of the kernel, relative to a parameter's whole range of 1
 START = 0.7
@@ -37,8 +40,8 @@ class GaussianProcess:
     Rasmussen and Williams, "Gaussian processes for machine learning", 2006, chapters 2 and 5. Of a few lengths per
     column (an irrelevant one gets a long one) and a few noises the likeliest are chosen column by column, with the
     scale integrated out. The regression is exact, as a study has only hundreds of trials. Lengths and noise are chosen
-    again whenever the observations have grown by a sixth, from those up to that point: so a model fitted incrementally
-    and one fitted once to the same observations agree.
+    again whenever the observations have grown by a sixth, from those up to that point, whether or not the regression
+    still uses them: so a model fitted incrementally and one fitted once to the same observations agree.
     """
 
     def __init__(self) -> None:
@@ -46,23 +49,25 @@ class GaussianProcess:
         self._noise = NOISES[1]
         self._chosen_at = 0  # number of observations at the last choice
 
-    def fit(self, inputs: Floats, targets: Floats) -> None:
+    def fit(self, inputs: Floats, targets: Floats, used: Bools | None = None) -> None:
         """Fit the model to observations.
 
         Args:
-            inputs: (observations, columns), each column within about 0 to 1.
+            inputs: (observations, columns), each column within about 0 to 1; earlier calls' come first.
             targets: (observations,).
+            used: (observations,), those of the regression; None: all.
         """
-        self._mean, self._unit = float(targets.mean()), float(targets.std()) or 1.0
-        scaled = (targets - self._mean) / self._unit
         settled = _settled(len(targets))
         if settled != self._chosen_at or len(self._lengths) != inputs.shape[1]:
             early = slice(max(0, settled - LEARN_FROM), settled)
             few = targets[early]
             self._choose(inputs[early], (few - few.mean()) / (float(few.std()) or 1.0))
             self._chosen_at = settled
+        if used is not None:
+            inputs, targets = inputs[used], targets[used]
+        self._mean, self._unit = float(targets.mean()), float(targets.std()) or 1.0
         self._inputs = inputs
-        self._solve(inputs, scaled, self._lengths, self._noise)
+        self._solve(inputs, (targets - self._mean) / self._unit, self._lengths, self._noise)
 
     def _choose(self, inputs: Floats, scaled: Floats) -> None:
         """Choose lengths and noise one after the other, each the likeliest with the others fixed."""

@@ -218,7 +218,9 @@ def test_an_unknown_way_to_get_plotly_is_refused(data: StudyData):
 
 
 def test_the_csv_holds_every_trial(data: StudyData):
+    data.trials.loc[0, "reason"] = "=1+2"
     frame = pd.read_csv(io.StringIO(text.as_csv(data)))
+    assert frame["reason"][0] == "'=1+2"
     assert [*frame["number"]] == [*range(7)]
     assert frame["config.blocks"][4] == "[2, 2, 0, 0]"
     assert frame["test_accuracy"][3] == 0.969

@@ -226,8 +226,8 @@ def learnt(*curves):
     study.add_trial(create_trial(state=TrialState.RUNNING))
     history = History()
     history.update(study, len(curves))
-    rows, columns = proposals.learnt(history, history.curves())
-    return [(int(row), int(history.grid[column])) for row, column in zip(rows, columns, strict=True)]
+    rows, columns, used = proposals.learnt(history, history.curves())
+    return [(int(row), int(history.grid[column])) for row, column in zip(rows[used], columns[used], strict=True)]
 
 
 def test_of_whole_trials_the_model_learns_earlier_checkpoints_too():
@@ -242,6 +242,15 @@ def test_the_model_learns_from_the_latest_trials_and_from_the_front(monkeypatch)
     monkeypatch.setattr(proposals, "MOST", 7)
     whole, best = (TrialState.COMPLETE, 1, 4), (TrialState.COMPLETE, 1, 8)
     assert {number for number, _ in learnt(whole, best, whole, whole, whole)} == {1, 3, 4}
+
+
+@pytest.mark.slow
+def test_a_sampler_made_anew_goes_on_alike_though_early_trials_are_left_out(monkeypatch):
+    monkeypatch.setattr(proposals, "MOST", 40)
+    whole, halved = study_of(proposing(), 60), study_of(proposing(), 41)
+    halved.sampler = proposing()
+    halved.optimize(objective, n_trials=19)
+    assert parameters(halved) == parameters(whole)
 
 
 def test_a_study_may_be_told_other_parameters_on_the_way():

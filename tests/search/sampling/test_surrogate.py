@@ -216,3 +216,15 @@ def test_a_guess_learns_from_each_timing(workshop: Workshop):
     assert before is not None
     assert after is not None
     assert before[0] < 7.9 < after[0] < 8.0
+
+
+@pytest.mark.parametrize("stages", [(10, 20, 30), (27, 30)])
+def test_what_the_regression_no_longer_uses_still_decides_the_lengths(stages):
+    inputs, unseen = sample(30), sample(20, seed=1)
+    targets = smooth(inputs) + np.random.default_rng(0).normal(size=30) * 0.3
+    model, once = GaussianProcess(), GaussianProcess()
+    for count in stages:
+        model.fit(inputs[:count], targets[:count], np.arange(count) >= count - 8)
+    once.fit(inputs, targets, np.arange(30) >= 22)
+    for one, other in zip(model.predict(unseen), once.predict(unseen), strict=True):
+        assert one.tolist() == other.tolist()
