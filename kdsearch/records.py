@@ -59,6 +59,7 @@ class Attr:
     INT8 = "int8"  # of an int8 row: accuracy in training, seconds and bytes of the same student in float
 
 
+FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 # prefix of the failure reason of a trial whose worker was killed or interrupted: its parameters are run again
 HANDED_BACK = "handed back: "
 INTERRUPTED = f"{HANDED_BACK}interrupted"

@@ -237,9 +237,7 @@ def mean_upper_margin(values: Sequence[float]) -> float:
     """Return the distance from a mean to its one-sided 95 % upper bound by Student's t; 0 for a single value."""
     if len(values) < 2:
         return 0.0
-    from scipy.stats import t
-
-    return float(t.ppf(CONFIDENCE, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return student_t(len(values) - 1, TWO_TESTS) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 @dataclass(frozen=True)

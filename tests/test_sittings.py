@@ -106,3 +106,12 @@ def test_the_front_is_of_the_ratios_over_all_sittings_and_lacks_what_was_timed_t
         sittings.add(found, "a", timing(100.0))
     lacking = sittings.lacking(found.trials, found.user_attrs)
     assert {key: (member.number, len(seen)) for key, (member, seen) in lacking.items()} == {"c": (2, 1)}
+
+
+def test_one_sitting_is_no_surer_than_its_own_pairs():
+    first = timing(100.0, width=0.2)
+    found = study(*(trial(key, 0.9, dataclasses.asdict(first)) for key in ("a", "b")))
+    for _ in range(2):
+        sittings.add(found, "a", timing(100.0001))
+    once = ratios(found)["b"]
+    assert (once.low, once.high) == pytest.approx((first.low, first.high))

@@ -285,7 +285,9 @@ def test_the_unpaired_bound_covers_what_is_paired():
 
 @given(st.integers(2, 60_000), st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
 def test_the_fewest_cases_of_shares_divide_their_true_number(count, hits):
-    found = count_of([hit % (count + 1) / count for hit in hits])
+    shares = [hit % (count + 1) / count for hit in hits]
+    found = count_of(shares)
+    assert (found is None) == all(share in (0, 1) for share in shares)
     assert found is None or count % found == 0
     assert count_of([1 / count, 0.5 / count + 1e-9 * math.pi]) is None
     assert count_of([1.0, 0.0, math.nan]) is None
@@ -348,3 +350,11 @@ def test_holms_values_are_those_of_the_steps(values):
     assert min(found) == pytest.approx(min(1.0, len(values) * min(values)))
     assert sorted(found) == [found[i] for i in sorted(range(len(values)), key=lambda i: values[i])]
     assert holm(values, tests=len(values) + 3)[0] >= found[0]
+
+
+def test_the_interval_of_two_one_sided_tests_is_the_narrower_one():
+    found = crossed([[0.1, 0.4, 0.2, 0.6]])
+    wide, narrow = found.interval(), found.interval(0.9)
+    assert (narrow.high - narrow.mean) / (wide.high - wide.mean) == pytest.approx(
+        stats.t.ppf(0.95, 3) / stats.t.ppf(0.975, 3)
+    )

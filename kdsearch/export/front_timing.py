@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from kdsearch.distil import lesson, teacher
 from kdsearch.export import formats
 from kdsearch.measure import latency, onnx
 from kdsearch.measure.gate import Gate
-from kdsearch.records import Attr, Config, Progress, Timing, architecture
+from kdsearch.records import Attr, Config, Progress, Timing
 from kdsearch.reporting import runtimes
 from kdsearch.reporting.collect import StudyData
 from kdsearch.reporting.formatting import plain
@@ -30,6 +29,7 @@ from kdsearch.reporting.measured import HERE, Measured, frame
 from kdsearch.search.confirm import choose
 from kdsearch.search.plan import rejoin
 from kdsearch.search.retrain import check_data
+from kdsearch.search.space import architecture_key
 from kdsearch.spec import StudySpec
 from kdsearch.stats import spread
 from kdsearch.system import machine
@@ -134,8 +134,7 @@ def alike(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
     """Group trials of equal architecture."""
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        key = json.dumps(architecture(trial.user_attrs[Attr.CONFIG]), sort_keys=True)
-        groups.setdefault(key, []).append(trial)
+        groups.setdefault(architecture_key(trial.user_attrs[Attr.CONFIG]), []).append(trial)
     return list(groups.values())
 
 

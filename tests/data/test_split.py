@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kdsearch import data
-from kdsearch.data.base import Dataset, ImageSet, fingerprint
+from kdsearch.data.base import Dataset, ImageSet, fingerprint, stratified
 from kdsearch.errors import DataError
 from kdsearch.spec import DataSpec
 
@@ -135,3 +137,15 @@ def test_a_data_set_of_another_package_is_checked():
         with pytest.raises(DataError, match=rule) as caught:
             data.check(dataset, "theirs")
         assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(2, 8), min_size=2, max_size=5), st.integers(0, 40), st.integers(0, 99))
+def test_a_draw_and_its_rest_hold_every_class(counts, more, seed):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    count = min(len(counts) + more, len(labels) - len(counts))
+    drawn, rest = stratified(labels, count, seed, "a part")
+    assert len(drawn) == count
+    assert sorted([*drawn.tolist(), *rest.tolist()]) == [*range(len(labels))]
+    for part in (drawn, rest):
+        assert labels[part].unique().tolist() == [*range(len(counts))]

@@ -202,3 +202,14 @@ def test_what_makes_no_recipe_is_refused(recipe, rule):
     assert text != digits
     with pytest.raises(StudyFileError, match=rule):
         spec.parse(text, source="it")
+
+
+def test_batch_norms_statistics_are_averaged_too():
+    student = network()
+    averaged = Averaged(student, 0.0, 1)
+    norm = student[2]
+    for value in (1.0, 3.0):
+        norm.running_mean.fill_(value)
+        averaged.step()
+    averaged.show()
+    assert norm.running_mean.tolist() == pytest.approx([2.0] * 8)

@@ -15,6 +15,7 @@ from kdsearch.search import estimate
 from kdsearch.search.budget import Budget
 from kdsearch.search.estimate import Pace, Paces, Size
 from kdsearch.search.plan import Plan
+from kdsearch.sittings import LEAST as SITTINGS
 from kdsearch.spec import Augment
 
 ANCHORS = [{"epochs": 10}, {"epochs": 3}]
@@ -111,6 +112,20 @@ def test_the_time_is_that_of_whichever_limit_comes_first(plan, limits, seconds):
     assert found["seconds"] == seconds
     names = ("trials", "epochs_budget", "timeout")
     assert [found[name] for name in names] == [limits.get(name) for name in ("trials", "epochs", "seconds")]
+
+
+@pytest.mark.usefixtures("priced")
+def test_the_fronts_students_are_timed_again_where_time_is_measured(plan):
+    found = estimate.parts(dataclasses.replace(plan, cost="latency"), Budget(trials=2))
+    assert found["timing"] == 2 * SITTINGS  # two architectures
+
+
+def test_an_epoch_is_whole_batches_and_the_rest(plan):
+    pace, size = Pace((0.0, 0.0, 1.0, 0.0)), Size(1, 1, 1.0, 0.0)  # a second an image
+    images = len(plan.split.train)
+    for batch in (7, images, 10 * images):
+        told = estimate.training_seconds(plan, {"batch_size": batch, "epochs": 3}, pace, size)
+        assert told == 3 * (images - (images % batch == 1 and batch < images))
 
 
 @pytest.mark.usefixtures("priced")

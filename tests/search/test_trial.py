@@ -257,3 +257,12 @@ def test_a_trial_may_learn_features(plan: Plan, workshop: Workshop):
     assert without[Attr.LOSSES] == run(workshop, CONFIG).trials[0].user_attrs[Attr.LOSSES]
     assert with_features[Attr.LOSSES] != without[Attr.LOSSES]
     assert with_features[Attr.PARAMETERS] == without[Attr.PARAMETERS]
+
+
+@pytest.mark.parametrize(("accuracy", "nothing"), [(0.89, True), (0.9, True), (0.91, False)])
+def test_a_resumed_trial_that_is_no_better_than_its_complete_self_adds_nothing(accuracy: float, nothing: bool):
+    study = optuna.create_study(directions=["maximize"] * 2)
+    study.add_trial(optuna.trial.create_trial(values=[0.9, 2.0]))
+    trial = study.ask()
+    assert objective._adds_nothing(trial, study.trials[0], Best(accuracy)) == nothing
+    assert (Attr.PRUNED_BY in trial.user_attrs) == nothing

@@ -67,7 +67,12 @@ def test_a_killed_workers_file_goes_and_a_running_ones_stays(study: optuna.Study
         keeper.keep(trial, {"w": torch.ones(1)}, (0.9, 1.0))
     study.tell(killed, state=TrialState.FAIL)
     files.save_tensors(place / f"trial-7-{'0' * 32}.safetensors", {"w": torch.ones(1)}, {})  # of a study of that name
+    done = end(study, keeper, (0.95, 2.0))
+    files.save_tensors(place / f"trial-{done}-{'0' * 32}.safetensors", {"w": torch.ones(1)}, {})  # and of that number
     keeper.sweep(study)
+    assert len([*place.glob(f"trial-{done}-*")]) == 1
+    for path in place.glob(f"trial-{done}-*"):
+        path.unlink()
     assert kept(place) == {running.number}
 
 

@@ -20,7 +20,7 @@ from kdsearch.pruning.forecast import log_steps
 from kdsearch.pruning.history import Floats, History, Stack
 from kdsearch.pruning.pruner import ParetoPruner
 from kdsearch.pruning.scale import Scale, make_scale
-from kdsearch.records import Attr, Config
+from kdsearch.records import FIXED, Attr, Config
 from kdsearch.search import resuming
 from kdsearch.search.resuming import Paused
 from kdsearch.search.run_options import CANDIDATES
@@ -34,7 +34,6 @@ MODEL, SAMPLER, RANDOM, RESUMED = "model", "sampler", "random", "resumed"  # val
 LATELY = 30  # latest trials whose gains decide the shares of the two proposers
 MODEL_SHARE = 0.75  # until anything was gained
 LEAST_SHARE = 0.1  # of the trials, for each of the two
-FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 FEWEST = 5  # trials with a checkpoint, required for a choice
 MOST = 400  # checkpoints from which the surrogate learns: those of the latest trials, and of the front
 SHARES = (16, 8, 4, 2, 1)  # of a trial seen to its end, the surrogate learns this part of its steps

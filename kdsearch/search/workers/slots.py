@@ -28,11 +28,10 @@ from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kdsearch.records import HANDED_BACK, Attr
+from kdsearch.records import FIXED, HANDED_BACK, Attr
 from kdsearch.search.budget import is_finished
 from kdsearch.system import signals
 
-FIXED = "fixed_params"  # Optuna's system attribute of an enqueued trial
 BEAT = 10  # seconds between two beats of a running trial
 MISSED = 6  # beats, after which the trial counts as abandoned
 
