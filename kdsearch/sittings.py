@@ -129,6 +129,12 @@ def _joined(timings: Sequence[Timing], pooled: Spread) -> Ratio:
     )
 
 
+def ratio_of(trial: FrozenTrial, found: Mapping[str, Ratio]) -> float:
+    """Return a complete trial's ratio over all sittings (`found`, from `ratios`), its own value where there is none."""
+    over_all = found.get(str(trial.user_attrs.get(Attr.TIMING_KEY)))
+    return over_all.ratio if over_all else float(trial.values[1])
+
+
 def front(trials: Sequence[FrozenTrial], found: Mapping[str, Ratio]) -> list[FrozenTrial]:
     """Return the non-dominated complete trials, by validation accuracy and the ratio over all sittings.
 
@@ -137,11 +143,7 @@ def front(trials: Sequence[FrozenTrial], found: Mapping[str, Ratio]) -> list[Fro
         found: from `ratios`; a trial that is not in it keeps its own value.
     """
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    known = [found.get(str(trial.user_attrs.get(Attr.TIMING_KEY))) for trial in complete]
-    points = [
-        (trial.values[0], ratio.ratio if ratio else float(trial.values[1]))
-        for trial, ratio in zip(complete, known, strict=True)
-    ]
+    points = [(trial.values[0], ratio_of(trial, found)) for trial in complete]
     return [complete[index] for index in pareto.front(points)]
 
 

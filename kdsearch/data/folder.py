@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from pathlib import Path
@@ -218,6 +219,7 @@ def load(spec: DataSpec, folder: Path) -> Dataset:
     if "test" not in parts:
         parts["training"], parts["test"], note = _held_out(parts["training"], layout, spec.test or TEST_SHARE)
         notes.append(note)
+    notes += _leaks(parts, spec.name)
     return Dataset(
         name=spec.name, classes=classes, train=parts["training"], test=parts["test"], mean=0.5, std=0.5,
         notes=tuple(notes), validation=parts.get("validation"), summary=layout.summary(), scale=scale,
@@ -246,6 +248,24 @@ def _held_out(whole: ImageSet, layout: Layout, share: float) -> tuple[ImageSet, 
         f"([data] test = {share:g})"
     )
     return whole.subset(rest), whole.subset(test), note
+
+
+def _leaks(parts: Mapping[str, ImageSet], name: str) -> Iterator[str]:
+    """Warn of images of another part that the study, at its size, cannot tell from a training image."""
+    known = set(_digests(parts["training"]))
+    for part in sorted(set(parts) - {"training"}):
+        count = sum(digest in known for digest in _digests(parts[part]))
+        if count:
+            yield (
+                f"{count:,} of {len(parts[part]):,} {part} images equal a training image, which flatters what learnt "
+                f"it by heart: remove them from one part (`kdsearch doctor --dataset {shlex.quote(name)}` names the files)"
+            )
+
+
+def _digests(part: ImageSet) -> Iterator[bytes]:
+    for images in part.images.split(256):  # at a time, for memory
+        for image in images.cpu().contiguous().numpy():
+            yield hashlib.blake2b(image.data, digest_size=16).digest()
 
 
 def _unevenness(counts: dict[str, int]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from kdsearch.reporting.figures.style import BLUE, ORANGE, layout, padded, round
 from kdsearch.reporting.formatting import plain
 from kdsearch.stats import Interval, student_t
 
+CHOSEN = "Both train with the architecture, epochs and batch size that the search chose for learning from the teacher."
 OLD_MIX = "In this study, begun by an older version, the loss weight also changed the size of a step: read gains so."
 
 
@@ -101,10 +102,10 @@ def sentence(data: StudyData) -> str:
 
 
 def note(data: StudyData) -> str:
-    """Say what the comparison does not control for; empty where it controls for everything."""
+    """Say what the comparison does not control for."""
     old = data.study_file and data.study_file.get("distillation", 1) == 1
     recipe = (data.study_file.get("student") or {}).get("recipe") or {}
-    return OLD_MIX if old and recipe.get("optimizer") in ("sgd", "schedulefree") else ""
+    return f"{CHOSEN} {OLD_MIX}" if old and recipe.get("optimizer") in ("sgd", "schedulefree") else CHOSEN
 
 
 COLUMNS = ("trial", "ratio", "distilled", "labels alone", "gain, points", "95 % over seeds", "seeds")

@@ -93,22 +93,26 @@ def choose(study: Study, text: str | None = None, *, band: bool = False) -> list
     """
     check_own(study)
     if text is None:
-        trials = study.get_trials(deepcopy=False)
-        timed = sittings.ratios(sittings.by_architecture(trials, study.user_attrs))
-        numbers = {trial.number for trial in sittings.front(trials, timed)}
+        numbers = near_front(study) if band else {trial.number for trial in _front(study)[0]}
         if not numbers:
             raise StorageError(
                 "the study must have a front: a complete trial at least",
                 got=study.study_name,
                 remedy="run `kdsearch optimize` first",
             )
-        numbers |= near_front(study) if band else set()
     else:
         words = [word.strip() for word in text.split(",")]
         if not all(word.isascii() and word.isdigit() for word in words):
             raise KdsearchError("--trials must be numbers with commas between", got=text, remedy="write it as 3,7,9")
         numbers = set(map(int, words))
     return [find_finished(study, number) for number in sorted(numbers)]
+
+
+def _front(study: Study) -> tuple[list[FrozenTrial], dict[str, sittings.Ratio]]:
+    """Return the front by the ratios over all sittings, and these, by timing key."""
+    trials = study.get_trials(deepcopy=False)
+    timed = sittings.ratios(sittings.by_architecture(trials, study.user_attrs))
+    return sittings.front(trials, timed), timed
 
 
 def near_front(study: Study) -> set[int]:
@@ -119,14 +123,15 @@ def near_front(study: Study) -> set[int]:
     Trees (1984).
     If the number of validation images cannot be derived from the accuracies, this is the front alone.
     """
-    front = study.best_trials
+    front, timed = _front(study)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     images = count_of(trial.values[0] for trial in complete)
     numbers = {trial.number for trial in front}
     if not images:
         return numbers
     for trial in complete:
-        ahead = max((other.values[0] for other in front if other.values[1] >= trial.values[1]), default=-math.inf)
+        as_fast = (other for other in front if sittings.ratio_of(other, timed) >= sittings.ratio_of(trial, timed))
+        ahead = max((other.values[0] for other in as_fast), default=-math.inf)
         error = math.sqrt(max(0.0, ahead * (1 - ahead)) / images)
         if ahead - trial.values[0] <= error and isinstance(trial.user_attrs.get(Attr.BEST_EPOCH), int):
             numbers.add(trial.number)

@@ -195,9 +195,9 @@ def optimize(
     given = dict(locals())
     options = Options(**_of(Options, given))
     check_options(options)
-    plan = make_plan(Request(**_of(Request, given)))
     before = optuna.logging.get_verbosity()
     try:
+        plan = make_plan(Request(**_of(Request, given)))
         return run_plan(plan, options, workers=workers, command=command, progress=progress or Progress())
     finally:
         optuna.logging.set_verbosity(before)  # restore the level of the caller's own studies

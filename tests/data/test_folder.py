@@ -168,6 +168,14 @@ def test_without_a_test_folder_the_test_set_is_a_share_by_class(tmp_path: Path):
     assert "4 of its 20 images" in first.notes[0]
 
 
+def test_test_images_that_were_trained_on_are_told(root: Path):
+    for name in ("cat", "dog"):
+        paint(root / "test" / name / "0.png", (1, 2, 3))
+    assert not any("equal a training image" in note for note in load(root).notes)
+    shutil.copy(root / "train" / "dog" / "1.png", root / "test" / "dog" / "again.png")
+    assert any("1 of 3 test images equal a training image" in note for note in load(root).notes)
+
+
 def test_uneven_classes_are_told(root: Path):
     for number in range(5):
         paint(root / "train" / "cat" / f"more{number}.png", 0)

@@ -64,12 +64,12 @@ def test_without_controls_the_command_is_shown(data):
 
 def test_an_old_mix_under_sgd_is_said(typical, gather):
     data = gather(typical)
-    assert controls.note(data) == ""  # adam does not feel the size of a loss
+    assert controls.note(data) == controls.CHOSEN  # adam does not feel the size of a loss
     file = data.study_file | {"student": {"family": "resnet", "recipe": {"optimizer": "sgd"}}}
     typical.set_user_attr(StudyAttr.STUDY_FILE, file | {"distillation": 1})
     assert "older version" in controls.note(gather(typical))
     typical.set_user_attr(StudyAttr.STUDY_FILE, file | {"distillation": 2})
-    assert controls.note(gather(typical)) == ""
+    assert controls.note(gather(typical)) == controls.CHOSEN
 
 
 @given(st.lists(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=6), min_size=1, max_size=6), st.floats(-0.1, 0.1))
