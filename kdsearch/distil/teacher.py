@@ -133,6 +133,11 @@ def obtain(
     path = cached_file(spec, split)
     with files.locked(path):
         teacher = _from_cache(spec, split, path, progress)
+        if teacher is not None and spec.brought and spec.weights is None:
+            progress.note(
+                f"teacher {spec.title}: kept from an earlier study, test accuracy {teacher.facts.accuracy:.2%}; a "
+                "change of its code is noticed only where the same weights give other logits"
+            )
         if teacher is None:
             teacher = _make(spec, split, precision, progress)
             if spec.brought:
@@ -141,6 +146,11 @@ def obtain(
             files.save_tensors(path, teacher.network.state_dict(), {FACTS: facts})
             if spec.weights is None:
                 _checkpoint(spec, split, precision, progress).remove()
+    if spec.brought and not _probe(teacher.network, split):
+        progress.warning(
+            f"{spec.title} returns other logits each time it is asked (dropout that stays on?): its accuracy and its "
+            "answers are of one draw"
+        )
     if isinstance(teacher.network, custom.Logarithm):
         progress.warning(f"{spec.title} ends in a softmax (its outputs sum to 1): their logarithms are its logits here")
     try:
@@ -200,11 +210,11 @@ def untrained(spec: TeacherSpec, split: Split) -> nn.Module:
     """
     with machine.seeded(machine.derive_seed("teacher", spec.seed), torch.device("cpu")):
         network = networks.teacher_network(spec, split.shape, len(split.classes))
+        network = custom.adapted(network, spec, (split.mean, split.std))
+        if spec.brought or isinstance(network, custom.Adapted):  # it also draws the weights of lazy layers
+            network = custom.with_logits(network, spec.title, split.shape, len(split.classes))
         if spec.recipe is not None and spec.recipe.init == "glorot":
             networks.glorot_(network)
-    network = custom.adapted(network, spec, (split.mean, split.std))
-    if spec.brought:
-        network = custom.with_logits(network, spec.title, split.shape, len(split.classes))
     return network.to(split.train.labels.device)
 
 
@@ -217,7 +227,16 @@ def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress
             progress.note(note)
     else:
         trained = format_for(network, split.train.labels.device, precision).precision
-        seconds = _train(network, spec, split, precision, progress)
+        try:
+            seconds = _train(network, spec, split, precision, progress)
+        except (AttributeError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            if not spec.brought or isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+                raise
+            raise TeacherError(
+                f"the teacher's network must train: {custom.reason(error)}",
+                got=spec.title,
+                remedy="correct it, or give its [teacher] weights",
+            ) from error
     facts = TeacherFacts(
         family=spec.title,
         fingerprint=fingerprint(spec, split),
@@ -236,17 +255,17 @@ def _make(spec: TeacherSpec, split: Split, precision: Precision | None, progress
     validation = accuracy(split.validation) if len(split.validation) else None
     facts = dataclasses.replace(facts, accuracy=accuracy(split.test), validation_accuracy=validation)
     progress.teacher_finished(facts.accuracy, seconds)
-    return Teacher(network.eval().requires_grad_(False), split.prepare, facts)
+    return Teacher(networks.frozen(network), split.prepare, facts)
 
 
 def _probe(network: nn.Module, split: Split) -> list[float]:
     """Return a network's logits of two images of noise, those that are not finite as 0; none if they are random."""
     network.eval()
-    images = custom.noise(split.shape).to(split.train.labels.device)
-    with torch.no_grad():
-        twice = [network(images).float().nan_to_num(posinf=0.0, neginf=0.0).flatten().tolist() for _ in range(2)]
-    first, second = twice
-    return first if _same(first, second, AGAIN_TOLERANCE) else []
+    device = split.train.labels.device
+    with torch.no_grad():  # noise is drawn for each pass, which may change its input in place
+        first, second = (network(custom.noise(split.shape).to(device)).float() for _ in range(2))
+    same = custom.alike(first, second, AGAIN_TOLERANCE)
+    return first.nan_to_num(posinf=0.0, neginf=0.0).flatten().tolist() if same else []
 
 
 def check_same(facts: TeacherFacts, stored: TeacherFacts, *, given: bool) -> str | None:
@@ -272,10 +291,10 @@ def check_same(facts: TeacherFacts, stored: TeacherFacts, *, given: bool) -> str
     )
 
 
-def _same(probe: list[float], kept: list[float], tolerance: float = PROBE_TOLERANCE) -> bool:
+def _same(probe: list[float], kept: list[float]) -> bool:
     """Return whether two probes are of one network, but for the rounding of another machine or library."""
     apart = max((abs(a - b) for a, b in zip(probe, kept, strict=False)), default=0.0)
-    return len(probe) == len(kept) and apart <= tolerance * max(map(abs, kept), default=0.0)
+    return len(probe) == len(kept) and apart <= PROBE_TOLERANCE * max(map(abs, kept), default=0.0)
 
 
 def _hits(network: nn.Module, data: ImageSet, prepare: answers.Prepare, name: str) -> Tensor:
@@ -346,4 +365,4 @@ def _from_cache(spec: TeacherSpec, split: Split, path: Path, progress: Progress)
             f"the kept teacher does not fit and is made again ({path}: {' '.join(str(error).split())[:120]})"
         )
         return None
-    return Teacher(network.eval().requires_grad_(False), split.prepare, facts)
+    return Teacher(networks.frozen(network), split.prepare, facts)

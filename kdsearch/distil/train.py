@@ -309,7 +309,7 @@ class Run(Iterator[EpochRecord]):
     def _forward(self, images: Tensor, labels: Tensor, targets: Tensor | None, norms: Tensor | None) -> Batch:
         with self._form.autocast(self._device):
             if norms is None:
-                return Batch(self._network(images).float(), labels, targets, self._epoch)
+                return Batch(networks.main_logits(self._network(images)).float(), labels, targets, self._epoch)
             logits, embedding = networks.with_embedding(self._network, images)
         return Batch(logits.float(), labels, targets, self._epoch, embedding.float(), norms)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -40,7 +41,10 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
     Raises:
         TeacherError: the file cannot be read or does not fit the network.
     """
-    state, notes = _unwrapped(_read(path), set(network.state_dict()))
+    own = network.state_dict()
+    state, notes = _unwrapped(_read(path), set(own))
+    if isinstance(state, Mapping):
+        state = {**_tied(own, state), **state}
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
@@ -51,6 +55,18 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
             remedy="give weights of this very network, with this number of classes",
         ) from None
     return notes
+
+
+def _tied(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the missing tensors that a network shares with present ones: safetensors' `save_model` leaves them out."""
+    there = {(own[key].data_ptr(), own[key].shape): state[key] for key in own if key in state and _is_real(own[key])}
+    missing = [key for key in own if key not in state and _is_real(own[key])]
+    found = {key: there.get((own[key].data_ptr(), own[key].shape)) for key in missing}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 0
 
 
 @contextmanager
@@ -84,10 +100,16 @@ def _read(path: Path) -> Any:
     except (SafetensorError, EOFError, OSError) as error:
         raise _broken(path, error) from None
     except RuntimeError as error:
-        kind = _broken if head.startswith(b"PK") else _foreign  # PK: of a zip file, as torch writes
+        whole = zipfile.is_zipfile(path) and _is_another(path)
+        kind = _broken if head.startswith(b"PK") and not whole else _foreign  # PK: of a zip file, as torch writes
         raise kind(path, error) from None
     except Exception as error:  # unpickling may raise anything
         raise _foreign(path, error) from None
+
+
+def _is_another(path: Path) -> bool:
+    """Return whether a zip file is of TorchScript or numpy."""
+    return any(name.endswith(("constants.pkl", ".npy")) for name in zipfile.ZipFile(path).namelist())
 
 
 def _check_download(head: bytes, path: Path) -> None:

@@ -263,6 +263,19 @@ def classifier(network: nn.Module) -> nn.Linear:
     return layers[-1]
 
 
+def main_logits(output: Any) -> Tensor:
+    """Return an output's logits: torchvision's networks with auxiliary heads return a tuple in training."""
+    return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """Return a network, a ScriptModule too, in evaluation mode and without gradients."""
+    network.eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
+
+
 def with_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits, (batch, classes), and the embedding, which is the classifier's input, (batch, features).
 
@@ -274,7 +287,7 @@ def with_embedding(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     if has_layer(network, nn.Linear):
         handle = classifier(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        logits = network(images)
+        logits = main_logits(network(images))
     finally:
         if handle is not None:
             handle.remove()

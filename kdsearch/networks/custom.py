@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -74,9 +76,23 @@ def core(network: nn.Module) -> nn.Module:
 
 
 FAILURES = (Exception, SystemExit)  # of a user's code: a script that ends the program must not end kdsearch
+ALIKE = 0.01  # of the largest logit: two passes that differ by more do so not by rounding
 
 
-def _reason(error: BaseException) -> str:
+@contextmanager
+def _contained() -> Iterator[None]:
+    """Undo what a user's code changes of this process: torch's default type and gradients, the current folder."""
+    kind, gradients, here = torch.get_default_dtype(), torch.is_grad_enabled(), os.getcwd()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(kind)
+        torch.set_grad_enabled(gradients)
+        os.chdir(here)
+
+
+def reason(error: BaseException) -> str:
+    """Say in a line why a user's code failed."""
     ends = "it ends the program, " if isinstance(error, SystemExit) else ""
     return f"{ends}{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -94,11 +110,12 @@ def find(build: str) -> Any:
     remedy = "correct [teacher] build, or install what it needs"
     arguments, sys.argv = sys.argv, [module]  # which are not the module's to parse
     try:
-        found: Any = import_module(module)
+        with _contained():
+            found: Any = import_module(module)
     except FAILURES as error:
         if isinstance(error, SystemExit):
             remedy = 'put the part of the module that runs as a script under `if __name__ == "__main__":`'
-        raise TeacherError(f"teacher.build must be importable: {_reason(error)}", got=build, remedy=remedy) from None
+        raise TeacherError(f"teacher.build must be importable: {reason(error)}", got=build, remedy=remedy) from None
     finally:
         sys.argv = arguments
     for name in path.split("."):
@@ -122,10 +139,11 @@ def construct(spec: TeacherSpec) -> nn.Module:
     function = find(spec.build)
     given = ", ".join(f"{key} = {value!r}" for key, value in spec.options.items()) or "no options"
     try:
-        network = function(**spec.options)
+        with _contained():
+            network = function(**spec.options)
     except FAILURES as error:
         raise TeacherError(
-            f"teacher.build must take the teacher's options: {_reason(error)}",
+            f"teacher.build must take the teacher's options: {reason(error)}",
             got=f"{spec.build} with {given}",
             remedy="correct [teacher.options]",
         ) from None
@@ -135,6 +153,8 @@ def construct(spec: TeacherSpec) -> nn.Module:
             got=f"{spec.build}, which returns a {type(network).__name__}",
             remedy="name a function that returns one",
         )
+    if any(parameter.dtype == torch.float64 for parameter in network.parameters()):
+        network.float()
     return network
 
 
@@ -152,18 +172,22 @@ def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], cla
     """Check that a network makes `classes` logits of each image of a batch; wrap one with a softmax in a `Logarithm`.
 
     Raises:
-        TeacherError: the network fails on images of that shape, or its output has another form.
+        TeacherError: the network fails on images of that shape, its output has another form, or what it returns for an
+            image depends on the rest of the batch.
     """
-    network.eval()
+    if network.eval() is not network:
+        raise TeacherError(
+            "the teacher's train() must return the network, as torch's does", got=title, remedy="end it by return self"
+        )
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     images = "x".join(map(str, shape))
     try:
         with torch.no_grad():
-            # noise: black images may give logits that are all 0
-            logits = network(noise(shape).to(device))
+            # noise: black images may give logits that are all 0; drawn for each pass, which may change it in place
+            logits, again, alone = (network(noise(shape)[:count].to(device)) for count in (2, 2, 1))
     except FAILURES as error:
         raise TeacherError(
-            f"the teacher must take the study's images, {images}: {_reason(error)}",
+            f"the teacher must take the study's images, {images}: {reason(error)}",
             got=title,
             remedy="set [teacher] size, and mean and std of as many channels as it takes",
         ) from None
@@ -180,7 +204,25 @@ def with_logits(network: nn.Module, title: str, shape: tuple[int, int, int], cla
             got=f"{logits.shape[1]} from {title}",
             remedy=f"set it, often as num_classes = {classes} in [teacher.options]",
         )
+    if alone.shape != logits[:1].shape:
+        raise TeacherError(
+            "the teacher must make logits, (1, classes), of one image, too",
+            got=f"{tuple(alone.shape)} from {title}",
+            remedy="see where its forward() squeezes or flattens",
+        )
+    if alike(logits, again) and not alike(logits[:1], alone):
+        raise TeacherError(
+            "a teacher's logits of an image must not depend on the rest of the batch",
+            got=title,
+            remedy="normalise by statistics of the training set (track_running_stats = True), not of the batch",
+        )
     return Logarithm(network) if _are_probabilities(logits) else network
+
+
+def alike(logits: Tensor, others: Tensor, tolerance: float = ALIKE) -> bool:
+    """Return whether two passes' logits are the same but for rounding, relative to the largest finite one."""
+    first, second = (each.detach().float().nan_to_num(posinf=0.0, neginf=0.0) for each in (logits, others))
+    return bool((first - second).abs().max() <= tolerance * second.abs().max())
 
 
 def _are_probabilities(outputs: Tensor) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.trainings import equal
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -166,3 +166,25 @@ def test_a_file_that_is_cut_short_is_to_be_downloaded_again(
 def test_a_whole_pickled_network_is_refused_with_its_class_and_the_remedy(tmp_path: Path, taught: nn.Module):
     with pytest.raises(TeacherError, match=r"it holds torch.nn.*could run code.*save the network's state_dict"):
         loaded(tmp_path, taught)
+
+
+def test_tied_weights_that_are_stored_once_are_taken(tmp_path: Path):
+    def tied() -> nn.Module:
+        network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        network[1].weight = network[0].weight
+        return network
+
+    first, second = tied(), tied()
+    save_model(first, str(tmp_path / "w.safetensors"))
+    load_weights(second, tmp_path / "w.safetensors")
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_files_of_torchscript_and_numpy_are_not_called_damaged(tmp_path: Path, taught: nn.Module):
+    torch.jit.script(taught).save(str(tmp_path / "script.pt"))
+    np.savez(tmp_path / "arrays.npz", a=np.ones(3))
+    for name in ("script.pt", "arrays.npz"):
+        with pytest.raises(TeacherError, match="must be safetensors or a state dict"):
+            load_weights(taught, tmp_path / name)

@@ -9,7 +9,7 @@ class Recorder(Progress):
     """Keeps every call.
 
     Attributes:
-        warnings: their texts.
+        warnings, notes: their texts.
         teachers: (family, epochs) of each teacher whose training began.
         shares: of the teacher's training that were over.
         totals: (done, total, unit) of each start of a study.
@@ -21,6 +21,7 @@ class Recorder(Progress):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.notes: list[str] = []
         self.teachers: list[tuple[str, int]] = []
         self.shares: list[float] = []
         self.totals: list[tuple[int, int | None, str]] = []
@@ -31,6 +32,9 @@ class Recorder(Progress):
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def teacher_started(self, family: str, epochs: int) -> None:
         self.teachers.append((family, epochs))
