@@ -28,8 +28,9 @@ SYSTEM = {  # names that operating systems and tools leave in folders; those tha
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
     "desktop.ini", "__pycache__",
 }  # fmt: skip
-HIDDEN, NO_IMAGE, NOTHING, OUTSIDE, BESIDE = (
-    "hidden", "no image that Pillow reads", "a link to nothing", "in no class folder", "in no part that is used",
+HIDDEN, NO_IMAGE, NOTHING, BACK, OUTSIDE, BESIDE = (
+    "hidden", "no image that Pillow reads", "a link to nothing", "a link to a folder above or another class",
+    "in no class folder", "in no part that is used",
 )  # fmt: skip
 SHOWN = 3  # names in a line
 LOOKED_AT = 2_000  # files, evenly over the set, where a sample is enough
@@ -90,7 +91,7 @@ class Layout:
 
 def _reasons(skipped: Sequence[Skipped]) -> Iterator[str]:
     """Describe what was skipped for each reason: "3 hidden (._1.png, ...)"."""
-    for reason in (HIDDEN, NO_IMAGE, NOTHING, OUTSIDE, BESIDE):
+    for reason in (HIDDEN, NO_IMAGE, NOTHING, BACK, OUTSIDE, BESIDE):
         paths = [path for path, why in skipped if why == reason]
         if not paths:
             continue
@@ -119,13 +120,19 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         ) from None
 
 
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
+
+
 def _walk(folder: Path, seen: frozenset[Path], skipped: list[Skipped]) -> Iterator[Path]:
     """Yield the image files of a class folder and its subfolders, following links but no cycles.
 
-    The real paths of the folders above are `seen`; entries that are not used are appended to `skipped`.
+    Folders whose real path is in `seen`, those above and other classes', are not entered; entries that are not used are
+    appended to `skipped`.
     """
-    real = Path(os.path.realpath(folder))
+    real = _real(folder)
     if real in seen:
+        skipped.append((folder, BACK))
         return
     for entry in _entries(folder):
         path = folder / entry.name
@@ -170,13 +177,18 @@ def list_classes(root: Path) -> Listing:
             got=f"{len(folders)} in {root}",
             remedy="add a folder for each class",
         )
-    files = {
-        name: [f for folder in same for f in _walk(folder, frozenset(), skipped)] for name, same in folders.items()
-    }
-    for name, images in files.items():
-        if not images:
+    above = {_real(root), *_real(root).parents}
+    places = {folder: _real(folder) for folder in chain.from_iterable(folders.values())}
+
+    def images(folder: Path) -> Iterator[Path]:
+        others = set(places.values()) - {places[folder]}  # a class folder may be a link to another one
+        return _walk(folder, frozenset(above | others), skipped)
+
+    files = {name: [*chain.from_iterable(map(images, same))] for name, same in folders.items()}
+    for name, found in files.items():
+        if not found:
             folder = folders[name][0]
-            why = "; ".join(_reasons([entry for entry in skipped if folder in entry[0].parents]))
+            why = "; ".join(_reasons([entry for entry in skipped if folder in (entry[0], *entry[0].parents)]))
             got = f"{folder}: {why}" if why else folder
             raise DataError("a class folder must hold images", got=got, remedy="add images or remove the folder")
     return Listing(files, tuple(skipped))

@@ -143,6 +143,25 @@ def test_links_to_folders_are_followed_and_not_in_a_circle(root: Path):
     assert listing.list_folder(root).train.counts["cat"] == 3
 
 
+@pytest.mark.parametrize("target", ["..", "../..", "../dog"])
+def test_a_link_to_a_folder_above_or_another_class_is_not_entered(root: Path, target: str):
+    (root / "train" / "cat" / "back").symlink_to(target)
+    outside = paint(root.parent / f"{root.name}-around" / "0.png").parent
+    (outside / "back").symlink_to(root / "train" / "dog")
+    (root / "train" / "cat" / "more").symlink_to(outside)
+    layout = listing.list_folder(root)
+    assert layout.train.counts == {"cat": 3, "dog": 2}
+    assert "2 a link to a folder above or another class (back)" in layout.summary()
+
+
+def test_class_folders_may_be_links(root: Path):
+    (root / "train").rename(root / "pool")
+    (root / "train").mkdir()
+    for name in ("cat", "dog"):
+        (root / "train" / name).symlink_to(root / "pool" / name)
+    assert listing.list_folder(root).train.counts == {"cat": 2, "dog": 2}
+
+
 def test_a_folder_without_permission_is_named(root: Path):
     closed = root / "train" / "cat" / "closed"
     closed.mkdir(mode=0)
