@@ -120,6 +120,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         ) from None
 
 
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS or pictures.is_image(path)
+
+
 def _real(folder: Path) -> Path:
     return Path(os.path.realpath(folder))
 
@@ -142,7 +146,7 @@ def _walk(folder: Path, seen: frozenset[Path], skipped: list[Skipped]) -> Iterat
             yield from _walk(path, seen | {real}, skipped)
         elif not path.exists():
             skipped.append((path, NOTHING))
-        elif entry.is_file() and (path.suffix.lower() in ENDINGS or pictures.is_image(path)):
+        elif entry.is_file() and _is_picture(path):
             yield path
         else:
             skipped.append((path, NO_IMAGE))
@@ -212,7 +216,11 @@ def list_folder(root: Path) -> Layout:
 
 
 def _parts(root: Path) -> tuple[dict[str, Path], list[Skipped]]:
-    """Return the folders of the parts by name, and what is beside them."""
+    """Return the folders of the parts by name, and what is beside them.
+
+    Raises:
+        DataError: a part is there twice or train is missing, or train may be a class.
+    """
     if not root.is_dir():
         return {"train": root}, []  # `list_classes` reports the error
     folders: dict[str, Path] = {}
@@ -231,6 +239,7 @@ def _parts(root: Path) -> tuple[dict[str, Path], list[Skipped]]:
         else:
             folders[part] = path
     if "train" in folders:
+        _check_is_part(folders, [path for path, reason in beside if reason == BESIDE])
         return folders, beside
     if folders:
         raise DataError(
@@ -244,6 +253,27 @@ def _parts(root: Path) -> tuple[dict[str, Path], list[Skipped]]:
                 "a folder of images must hold train itself", got=root, remedy=f"give --dataset folder:{path}"
             )
     return {"train": root}, []  # class folders: `list_classes` lists the entries
+
+
+def _check_is_part(folders: dict[str, Path], beside: Sequence[Path]) -> None:
+    """Refuse folders of images beside a train that stands alone or holds no folders: all may be classes."""
+    train = folders["train"]
+    if len(folders) > 1 and any(entry.is_dir() and not _is_hidden(entry.name) for entry in _entries(train)):
+        return
+    alike = [path.name for path in beside if path.is_dir() and _holds_pictures(path)]
+    if alike:
+        more = ", ..." if len(alike) > SHOWN else ""
+        raise DataError(
+            f"it must be clear whether {train.name} holds the training images or is one of the classes",
+            got=f"folders of images beside it in {train.parent}: {', '.join(alike[:SHOWN])}{more}",
+            remedy=f"move the classes below {train.parent / 'train'}, or rename the class {train.name}",
+        )
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether a folder itself, not one inside it, holds an image."""
+    files = (folder / entry.name for entry in _entries(folder) if entry.is_file() and not _is_hidden(entry.name))
+    return any(map(_is_picture, files))
 
 
 def _check_alike(train: tuple[str, ...], other: tuple[str, ...], part: str) -> None:
