@@ -266,7 +266,8 @@ def _check_is_part(folders: dict[str, Path], beside: Sequence[Path]) -> None:
         raise DataError(
             f"it must be clear whether {train.name} holds the training images or is one of the classes",
             got=f"folders of images beside it in {train.parent}: {', '.join(alike[:SHOWN])}{more}",
-            remedy=f"move the classes below {train.parent / 'train'}, or rename the class {train.name}",
+            remedy=f"if it is a class, rename it or move all classes below {train.parent / 'train'}; "
+            "if not, move the others elsewhere",
         )
 
 

@@ -119,7 +119,7 @@ def test_a_class_named_train_is_refused(tmp_path: Path, name: str, inner: str):
     for path in ("bus/0", "car/0", f"{name}/{inner}/0", f"{name}/{inner and 'blue'}/1"):
         paint(tmp_path / f"{path}.png")
     with pytest.raises(
-        DataError, match=rf"{name} holds .* one of the classes \(got .*: bus, car\); move .*, or rename"
+        DataError, match=rf"{name} holds .* one of the classes \(got .*: bus, car\); if it is a class, rename it"
     ):
         listing.list_folder(tmp_path)
 
