@@ -74,9 +74,14 @@ def export(
     if as_json:
         print(json.dumps(found))
         return
+    there = (
+        f"not timed: {shown(found[formats.UNTIMED])}; ratio"
+        if found["ratio"] is None
+        else f"ratio there {found['ratio']:.4g} ({found['low']:.4g} to {found['high']:.4g}),"
+    )
     print(
-        f"{shown(found['file'])}: {found['test_accuracy']:.2%} test accuracy in {found['runtime']}, ratio there "
-        f"{found['ratio']:.4g} ({found['low']:.4g} to {found['high']:.4g}), in the search {found['search_ratio']:.4g}"
+        f"{shown(found['file'])}: {found['test_accuracy']:.2%} test accuracy in {found['runtime']}, {there} "
+        f"in the search {found['search_ratio']:.4g}"
     )
 
 

@@ -28,8 +28,9 @@ SYSTEM = {  # names that operating systems and tools leave in folders; those tha
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
     "desktop.ini", "__pycache__",
 }  # fmt: skip
-HIDDEN, NO_IMAGE, NOTHING, OUTSIDE, BESIDE = (
-    "hidden", "no image that Pillow reads", "a link to nothing", "in no class folder", "in no part that is used",
+HIDDEN, NO_IMAGE, NOTHING, BACK, OUTSIDE, BESIDE = (
+    "hidden", "no image that Pillow reads", "a link to nothing", "a link to a folder above or another class",
+    "in no class folder", "in no part that is used",
 )  # fmt: skip
 SHOWN = 3  # names in a line
 LOOKED_AT = 2_000  # files, evenly over the set, where a sample is enough
@@ -90,7 +91,7 @@ class Layout:
 
 def _reasons(skipped: Sequence[Skipped]) -> Iterator[str]:
     """Describe what was skipped for each reason: "3 hidden (._1.png, ...)"."""
-    for reason in (HIDDEN, NO_IMAGE, NOTHING, OUTSIDE, BESIDE):
+    for reason in (HIDDEN, NO_IMAGE, NOTHING, BACK, OUTSIDE, BESIDE):
         paths = [path for path, why in skipped if why == reason]
         if not paths:
             continue
@@ -119,13 +120,23 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         ) from None
 
 
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS or pictures.is_image(path)
+
+
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
+
+
 def _walk(folder: Path, seen: frozenset[Path], skipped: list[Skipped]) -> Iterator[Path]:
     """Yield the image files of a class folder and its subfolders, following links but no cycles.
 
-    The real paths of the folders above are `seen`; entries that are not used are appended to `skipped`.
+    Folders whose real path is in `seen`, those above and other classes', are not entered; entries that are not used are
+    appended to `skipped`.
     """
-    real = Path(os.path.realpath(folder))
+    real = _real(folder)
     if real in seen:
+        skipped.append((folder, BACK))
         return
     for entry in _entries(folder):
         path = folder / entry.name
@@ -135,7 +146,7 @@ def _walk(folder: Path, seen: frozenset[Path], skipped: list[Skipped]) -> Iterat
             yield from _walk(path, seen | {real}, skipped)
         elif not path.exists():
             skipped.append((path, NOTHING))
-        elif entry.is_file() and (path.suffix.lower() in ENDINGS or pictures.is_image(path)):
+        elif entry.is_file() and _is_picture(path):
             yield path
         else:
             skipped.append((path, NO_IMAGE))
@@ -170,13 +181,18 @@ def list_classes(root: Path) -> Listing:
             got=f"{len(folders)} in {root}",
             remedy="add a folder for each class",
         )
-    files = {
-        name: [f for folder in same for f in _walk(folder, frozenset(), skipped)] for name, same in folders.items()
-    }
-    for name, images in files.items():
-        if not images:
+    above = {_real(root), *_real(root).parents}
+    places = {folder: _real(folder) for folder in chain.from_iterable(folders.values())}
+
+    def images(folder: Path) -> Iterator[Path]:
+        others = set(places.values()) - {places[folder]}  # a class folder may be a link to another one
+        return _walk(folder, frozenset(above | others), skipped)
+
+    files = {name: [*chain.from_iterable(map(images, same))] for name, same in folders.items()}
+    for name, found in files.items():
+        if not found:
             folder = folders[name][0]
-            why = "; ".join(_reasons([entry for entry in skipped if folder in entry[0].parents]))
+            why = "; ".join(_reasons([entry for entry in skipped if folder in (entry[0], *entry[0].parents)]))
             got = f"{folder}: {why}" if why else folder
             raise DataError("a class folder must hold images", got=got, remedy="add images or remove the folder")
     return Listing(files, tuple(skipped))
@@ -200,7 +216,11 @@ def list_folder(root: Path) -> Layout:
 
 
 def _parts(root: Path) -> tuple[dict[str, Path], list[Skipped]]:
-    """Return the folders of the parts by name, and what is beside them."""
+    """Return the folders of the parts by name, and what is beside them.
+
+    Raises:
+        DataError: a part is there twice or train is missing, or train may be a class.
+    """
     if not root.is_dir():
         return {"train": root}, []  # `list_classes` reports the error
     folders: dict[str, Path] = {}
@@ -219,6 +239,7 @@ def _parts(root: Path) -> tuple[dict[str, Path], list[Skipped]]:
         else:
             folders[part] = path
     if "train" in folders:
+        _check_is_part(folders, [path for path, reason in beside if reason == BESIDE])
         return folders, beside
     if folders:
         raise DataError(
@@ -232,6 +253,28 @@ def _parts(root: Path) -> tuple[dict[str, Path], list[Skipped]]:
                 "a folder of images must hold train itself", got=root, remedy=f"give --dataset folder:{path}"
             )
     return {"train": root}, []  # class folders: `list_classes` lists the entries
+
+
+def _check_is_part(folders: dict[str, Path], beside: Sequence[Path]) -> None:
+    """Refuse folders of images beside a train that stands alone or holds no folders: all may be classes."""
+    train = folders["train"]
+    if len(folders) > 1 and any(entry.is_dir() and not _is_hidden(entry.name) for entry in _entries(train)):
+        return
+    alike = [path.name for path in beside if path.is_dir() and _holds_pictures(path)]
+    if alike:
+        more = ", ..." if len(alike) > SHOWN else ""
+        raise DataError(
+            f"it must be clear whether {train.name} holds the training images or is one of the classes",
+            got=f"folders of images beside it in {train.parent}: {', '.join(alike[:SHOWN])}{more}",
+            remedy=f"if it is a class, rename it or move all classes below {train.parent / 'train'}; "
+            "if not, move the others elsewhere",
+        )
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether a folder itself, not one inside it, holds an image."""
+    files = (folder / entry.name for entry in _entries(folder) if entry.is_file() and not _is_hidden(entry.name))
+    return any(map(_is_picture, files))
 
 
 def _check_alike(train: tuple[str, ...], other: tuple[str, ...], part: str) -> None:

@@ -53,7 +53,9 @@ def write(
             predicts something else in ONNX Runtime.
     """
     onnx.require("kdsearch measure")
-    _, shop, student, _ = ship.opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
+    _, shop, student, _ = ship.opened(
+        study, number, out=out, url=url, data_dir=data_dir, progress=progress, with_teacher="kdsearch measure"
+    )
     how, told = shop.spec.latency, {"study": study.study_name, "trial": number}
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, **told, "batch": how.batch, "threads": how.threads}
     with tempfile.TemporaryDirectory() as name:

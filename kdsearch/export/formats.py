@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdsearch import networks
 from kdsearch.data import Images, Split, repeated
-from kdsearch.errors import KdsearchError
+from kdsearch.errors import KdsearchError, TeacherError
 from kdsearch.measure import latency, onnx
 from kdsearch.measure.accuracy import batch_of
 from kdsearch.measure.gate import Gate
@@ -33,6 +33,7 @@ BATCH = 64
 POINTS = 0.001  # accuracy, a fraction: largest difference of a file from the network in torch
 INT8_POINTS = 0.01  # largest loss of accuracy of an int8 file, a fraction; its predictions may differ
 TIE = 1e-3  # predictions may differ where the two largest logits are this close, relative to the largest
+UNTIMED = "untimed"  # key of the reason why a file was not timed
 ENDINGS = {kind: kind for kind in FORMATS} | {INT8: "int8.onnx"}
 
 Run = Callable[[Tensor], Tensor]
@@ -117,6 +118,8 @@ def _quantise(path: Path, images: Tensor) -> None:
 def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[str, Any]:
     """Load a file, score it on the whole test set against torch and time it against the teacher exported alike.
 
+    If the teacher cannot be exported, the timing's fields are None, and `UNTIMED` says why.
+
     Raises:
         KdsearchError: the file does not load, its predictions or its accuracy differ, or an int8 file loses more than
             `INT8_POINTS` or computes in float.
@@ -142,13 +145,18 @@ def verify(shop: Workshop, student: nn.Module, kind: str, path: Path) -> dict[st
             _check_int8(path, test.images, scores)
         else:
             _check_same(wanted, logits, scores)
-        timing = timed(shop, kind, run)
+        try:
+            timing = dataclasses.asdict(timed(shop, kind, run))
+        except TeacherError as error:  # the student's file is good all the same
+            timing = dict.fromkeys(field.name for field in dataclasses.fields(Timing)) | {
+                UNTIMED: f"{error.rule}: {error.got}"
+            }
     return {
         "test_accuracy": scores[1],
         "torch_test_accuracy": scores[0],
         "test_images": len(test),
         "changed": int((wanted.argmax(1) != logits.argmax(1)).sum()),
-        **dataclasses.asdict(timing),
+        **timing,
     }
 
 
@@ -180,14 +188,20 @@ def _check_same(wanted: Tensor, logits: Tensor, scores: list[float]) -> None:
 
 
 def timed(shop: Workshop, kind: str, student: Run) -> Timing:
-    """Time a loaded student against the teacher, exported alike but never in int8, on the search's images."""
+    """Time a loaded student against the teacher, exported alike but never in int8, on the search's images.
+
+    Raises:
+        TeacherError: the teacher cannot be exported.
+    """
     how, split = shop.spec.latency, shop.split
     alike = "onnx" if kind == INT8 else kind
     batch = repeated(split.validation.images, how.batch)
     with tempfile.TemporaryDirectory() as folder, machine.threads(how.threads), torch.inference_mode():
         path = Path(folder) / f"teacher.{alike}"
-        write(shop.teacher.network, split, alike, path, {})
-        run = load(path, split, alike, threads=how.threads, blank=copy.deepcopy(shop.teacher.network))
+        with onnx.exporting("the teacher cannot be exported"):
+            write(shop.teacher.network, split, alike, path, {})
+            run = load(path, split, alike, threads=how.threads, blank=copy.deepcopy(shop.teacher.network))
+            run(batch)
         with Gate(torch.device("cpu")).alone():
             return latency.several(
                 lambda: latency.compare(lambda: run(batch), lambda: student(batch), batch=len(batch), kind=kind)

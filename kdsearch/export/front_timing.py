@@ -90,6 +90,7 @@ def measure(study: Study, trials: str | None, *, data_dir: str | None, progress:
     plan = rejoin(study, url="", data_dir=data_dir, device="cpu")
     check_data(study, plan)
     network = teacher.untrained(plan.spec.teacher, plan.split).eval()
+    onnx.check_teacher(network, plan.split, "kdsearch measure", remedy=onnx.REWRITE)
     progress.study_started(0, SITTINGS * len(groups), "timings")
     found: dict[str, Measured] = {}
     taken: Taken = {}

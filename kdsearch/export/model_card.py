@@ -11,7 +11,7 @@ from optuna import Study
 
 from kdsearch.data import Split
 from kdsearch.data.pictures import PAPER, Scale
-from kdsearch.export.formats import ENDINGS, INT8, KINDS
+from kdsearch.export.formats import ENDINGS, INT8, KINDS, UNTIMED
 from kdsearch.records import StudyAttr
 from kdsearch.reporting import formatting
 from kdsearch.reporting.collect import StudyData, collect
@@ -100,15 +100,21 @@ def _file(found: Mapping[str, Any], data: StudyData, row: Mapping[str, Any]) -> 
         ("test accuracy there", f"{mean} ({low} to {high})"),
         ("predictions that are not torch's", f"{found['changed']} of {found['test_images']:,}"),
         ("test accuracy in the search", formatting.percent(row["test_accuracy"])),
-        (
-            "ratio there",
-            f"{formatting.interval(found['ratio'], found['low'], found['high'])}, batch {found['batch']}, CPU",
-        ),
+        *_timing(found),
         ("ratio in the search", f"{formatting.interval(row['ratio'], row['ratio_low'], row['ratio_high'])} ({what})"),
-        ("seconds a batch, teacher and student", f"{found['teacher_seconds']:.3g}, {found['student_seconds']:.3g}"),
         ("weights from", found["weights"]),
         ("size", formatting.size(found["bytes"])),
         ("SHA-256", found["sha256"]),
+    ]
+
+
+def _timing(found: Mapping[str, Any]) -> list[tuple[str, object]]:
+    if found["ratio"] is None:
+        return [("ratio there", f"not timed: {found[UNTIMED]}")]
+    ratio = formatting.interval(found["ratio"], found["low"], found["high"])
+    return [
+        ("ratio there", f"{ratio}, batch {found['batch']}, CPU"),
+        ("seconds a batch, teacher and student", f"{found['teacher_seconds']:.3g}, {found['student_seconds']:.3g}"),
     ]
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from kdsearch import networks
 from kdsearch.data import Split
+from kdsearch.distil import teacher
 from kdsearch.errors import KdsearchError
 from kdsearch.export import formats, model_card
 from kdsearch.measure import onnx
@@ -56,6 +57,8 @@ def export(
     trial, shop, student, source = opened(study, number, out=out, url=url, data_dir=data_dir, progress=progress)
     path = out / f"trial-{number}.{formats.ENDINGS[kind]}"
     found = _written(path, student, shop, kind, about(study, number, shop.split))
+    if formats.UNTIMED in found:
+        progress.warning(f"not timed: {found[formats.UNTIMED]}")
     found |= {"trial": number, "format": kind, "weights": source}
     found |= {"device": machine.cpu_model(), "threads": shop.spec.latency.threads}
     found |= {"search_ratio": trial.values[1], "search_test_accuracy": trial.user_attrs[Attr.TEST_ACCURACY]}
@@ -66,17 +69,25 @@ def export(
 
 
 def opened(
-    study: Study, number: int, *, out: Path, url: str, data_dir: str | None, progress: Progress
+    study: Study,
+    number: int,
+    *,
+    out: Path,
+    url: str,
+    data_dir: str | None,
+    progress: Progress,
+    with_teacher: str | None = None,
 ) -> tuple[FrozenTrial, Workshop, nn.Module, str]:
     """Return the trial, its workshop with the teacher, its student on the CPU, and the source of the student's weights.
 
     The student of a confirmed trial is that of its first confirmation run, trained on training and validation images:
     it is what the confirmed figures describe.
 
-    Arguments as in `export`.
+    Arguments as in `export`; `with_teacher` names the command that exports the teacher, too.
 
     Raises:
-        KdsearchError: the trial is not complete, the folder cannot be written, or data differ from the study's.
+        KdsearchError: the trial is not complete, the folder cannot be written, data differ from the study's, or the
+            teacher must be exported and cannot.
     """
     trial = find_trial(study, number)
     if trial.state != TrialState.COMPLETE:
@@ -88,6 +99,9 @@ def opened(
     files.check_folder(out)
     plan = rejoin(study, url=url, data_dir=data_dir, device="cpu")
     check_data(study, plan)
+    if with_teacher is not None:
+        network = teacher.untrained(plan.spec.teacher, plan.split)
+        onnx.check_teacher(network, plan.split, with_teacher, remedy=onnx.REWRITE)
     shop = Workshop.rejoin(study, plan, progress)
     seed, kept, of = trial.user_attrs[Attr.SEED], weights.named(trial), "of the search"
     confirmed = to_ship(study, trial)

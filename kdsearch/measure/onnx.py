@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from kdsearch.data import Split, repeated
-from kdsearch.errors import KdsearchError
+from kdsearch.errors import KdsearchError, TeacherError
 from kdsearch.measure import latency
 from kdsearch.measure.accuracy import batch_of
 from kdsearch.records import Timing
@@ -32,6 +34,8 @@ if TYPE_CHECKING:  # of an extra: functions import it and `onnx`
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 FLOAT_PRODUCTS = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
 ERRORS_ONLY = 3
+REWRITE = "write its forward in torch operations, without branches on values"
+LONGEST = 200  # characters of an exporter's error
 
 
 def require(what: str) -> None:
@@ -47,6 +51,41 @@ def require(what: str) -> None:
             got=f"no {', '.join(missing)}",
             remedy="pip install 'kdsearch[onnx]'",
         )
+
+
+@contextmanager
+def exporting(rule: str, *, remedy: str = "") -> Iterator[None]:
+    """Turn any error of a teacher's export into one line: its network may be any code.
+
+    Raises:
+        TeacherError: the rule, with the exporter's reason.
+    """
+    try:
+        with redirect_stderr(io.StringIO()):  # where torch prints the graph that it could not finish
+            yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:LONGEST] or type(error).__name__
+        raise TeacherError(rule, got=reason, remedy=remedy) from None
+
+
+def check_teacher(network: nn.Module, split: Split, what: str, *, remedy: str) -> None:
+    """Refuse a teacher that cannot be exported or does not run in ONNX Runtime, before anything is trained.
+
+    Args:
+        network: of the teacher; its weights do not matter.
+        split: gives its images and preprocessing.
+        what: needs it.
+        remedy: what to do instead.
+
+    Raises:
+        TeacherError: it cannot.
+    """
+    example = split.test.images[:2].cpu()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        exporting(f"{what} needs a teacher that can be exported to ONNX", remedy=remedy),
+    ):
+        logits(session(write(Prepared(network, split), example, Path(folder) / "teacher.onnx")), example)
 
 
 def version() -> str:

@@ -16,6 +16,7 @@ from torch import nn
 
 from kdsearch import data, networks, spec
 from kdsearch.distil import precision as precisions
+from kdsearch.distil import teacher
 from kdsearch.distil.precision import Choice
 from kdsearch.errors import DefinitionError, KdsearchError, StudyFileError
 from kdsearch.measure import COSTS, ONNX, onnx
@@ -92,6 +93,9 @@ def make_plan(asked: Request) -> Plan:
     loaded = loaded.limited(train_size=asked.train_size, max_epochs=asked.max_epochs).pooled()
     split = data.split(data.load(loaded.data, machine.data_folder(asked.data_dir)), loaded.data, chosen)
     networks.check_students(loaded, split.shape, len(split.classes))
+    if asked.cost == ONNX:
+        remedy = f"choose another --cost, or {onnx.REWRITE}"
+        onnx.check_teacher(teacher.untrained(loaded.teacher, split), split, f"--cost {ONNX}", remedy=remedy)
     return Plan(
         spec=loaded,
         split=split,

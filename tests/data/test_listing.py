@@ -113,6 +113,31 @@ def test_a_test_folder_alone_is_refused(root: Path):
         listing.list_folder(root)
 
 
+@pytest.mark.parametrize("inner", ["red", ""])
+@pytest.mark.parametrize("name", ["train", "Training"])
+def test_a_class_named_train_is_refused(tmp_path: Path, name: str, inner: str):
+    for path in ("bus/0", "car/0", f"{name}/{inner}/0", f"{name}/{inner and 'blue'}/1"):
+        paint(tmp_path / f"{path}.png")
+    with pytest.raises(
+        DataError, match=rf"{name} holds .* one of the classes \(got .*: bus, car\); if it is a class, rename it"
+    ):
+        listing.list_folder(tmp_path)
+
+
+def test_classes_named_train_and_test_are_refused(tmp_path: Path):
+    for path in ("bus/0", "train/0", "test/0"):
+        paint(tmp_path / f"{path}.png")
+    with pytest.raises(DataError, match=r"one of the classes \(got .*: bus\)"):
+        listing.list_folder(tmp_path)
+
+
+def test_a_folder_without_images_beside_train_alone_is_skipped(root: Path):
+    (root / "test").rename(root / "more")  # its images are in folders inside it
+    (root / "notes").mkdir()
+    (root / "notes" / "0.txt").write_text("no image")
+    assert skipped(listing.list_folder(root)) == {"in no part that is used": 2}
+
+
 def test_composed_and_decomposed_names_are_one_class(root: Path):
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     paint(root / "train" / composed / "0.png")
@@ -141,6 +166,25 @@ def test_links_to_folders_are_followed_and_not_in_a_circle(root: Path):
     (root / "train" / "cat" / "more").symlink_to(outside)
     (root / "train" / "cat" / "loop").symlink_to(root / "train" / "cat")
     assert listing.list_folder(root).train.counts["cat"] == 3
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../dog"])
+def test_a_link_to_a_folder_above_or_another_class_is_not_entered(root: Path, target: str):
+    (root / "train" / "cat" / "back").symlink_to(target)
+    outside = paint(root.parent / f"{root.name}-around" / "0.png").parent
+    (outside / "back").symlink_to(root / "train" / "dog")
+    (root / "train" / "cat" / "more").symlink_to(outside)
+    layout = listing.list_folder(root)
+    assert layout.train.counts == {"cat": 3, "dog": 2}
+    assert "2 a link to a folder above or another class (back)" in layout.summary()
+
+
+def test_class_folders_may_be_links(root: Path):
+    (root / "train").rename(root / "pool")
+    (root / "train").mkdir()
+    for name in ("cat", "dog"):
+        (root / "train" / name).symlink_to(root / "pool" / name)
+    assert listing.list_folder(root).train.counts == {"cat": 2, "dog": 2}
 
 
 def test_a_folder_without_permission_is_named(root: Path):
