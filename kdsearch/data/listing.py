@@ -19,6 +19,7 @@ from kdsearch.data import pictures
 from kdsearch.errors import DataError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+PART_LIKE = ("train", "val", "test", "eval", "unlabel")  # of no class: test1 of a competition holds unlabelled images
 PARTS = {  # folder names of each part, in any case
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation"),
@@ -260,7 +261,8 @@ def _check_is_part(folders: dict[str, Path], beside: Sequence[Path]) -> None:
     train = folders["train"]
     if len(folders) > 1 and any(entry.is_dir() and not _is_hidden(entry.name) for entry in _entries(train)):
         return
-    alike = [path.name for path in beside if path.is_dir() and _holds_pictures(path)]
+    named = [path for path in beside if not path.name.lower().startswith(PART_LIKE)]
+    alike = [path.name for path in named if path.is_dir() and _holds_pictures(path)]
     if alike:
         more = ", ..." if len(alike) > SHOWN else ""
         raise DataError(

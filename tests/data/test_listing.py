@@ -133,9 +133,10 @@ def test_classes_named_train_and_test_are_refused(tmp_path: Path):
 
 def test_a_folder_without_images_beside_train_alone_is_skipped(root: Path):
     (root / "test").rename(root / "more")  # its images are in folders inside it
+    paint(root / "test1" / "0.png")  # unlabelled, as competitions have them
     (root / "notes").mkdir()
     (root / "notes" / "0.txt").write_text("no image")
-    assert skipped(listing.list_folder(root)) == {"in no part that is used": 2}
+    assert skipped(listing.list_folder(root)) == {"in no part that is used": 3}
 
 
 def test_composed_and_decomposed_names_are_one_class(root: Path):
