@@ -258,7 +258,8 @@ def _leaks(parts: Mapping[str, ImageSet], name: str) -> Iterator[str]:
         if count:
             yield (
                 f"{count:,} of {len(parts[part]):,} {part} images equal a training image, which flatters what learnt "
-                f"it by heart: remove them from one part (`kdsearch doctor --dataset {shlex.quote(name)}` names the files)"
+                "it by heart: remove them from one part "
+                f"(`kdsearch doctor --dataset {shlex.quote(name)}` names the files)"
             )
 
 
