@@ -85,9 +85,9 @@ def find_study(storage: str, name: str | None) -> Study:
     """The study of that name, or the only search in the storage: what the slides' rows left there does not count.
 
     Raises:
-        StorageError: there is no such study, or no name and not exactly one search.
+        StorageError: there is no such file or study, or no name and not exactly one search.
     """
-    backend = storages.open_storage(storage, log=False)
+    backend = storages.open_storage(storage, log=False, make=False)
     known = storages.study_names(backend, searches=name is None)
     if name is None and len(known) != 1:
         there = ", ".join(known) or "none yet"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from kdsearch import __version__
 from kdsearch.cli import app
-from kdsearch.storage import open_storage
+from kdsearch.storage import DEFAULT_STORAGE, open_storage
 
 DIGITS = ("optimize", "--cost", "flops", "--seed", "1", "--train-size", "200", "--max-epochs", "2", "--device", "cpu")
 
@@ -146,7 +146,18 @@ def test_status_prints_one_trial_and_why_it_ended(kdsearch: Run) -> None:
     assert "spent 2 epochs on 1 trial; pruning saved 7 of 9 planned epochs" in whole.err
 
 
+@pytest.mark.parametrize("url", ["sqlite:///nothere.db", "journal:nothere.log"])
+def test_commands_that_need_a_study_make_no_storage(kdsearch: Run, tmp_path: Path, url: str) -> None:
+    for words in (
+        ["status"], ["report"], ["pick"], ["export", "--out", "x"], ["measure"], ["train", "--trial", "1"], ["confirm"],
+        ["worker", "--name", "s"],
+    ):  # fmt: skip
+        refused(kdsearch(*words, "--storage", url), "there is no such file", f"got {url}", "kdsearch optimize")
+    assert not list(tmp_path.glob("nothere*"))
+
+
 def test_studies_that_do_not_exist_are_named(kdsearch: Run) -> None:
+    open_storage(DEFAULT_STORAGE)
     refused(kdsearch("report"), "none yet", "kdsearch optimize")
     refused(kdsearch("status", "--name", "gone"), "gone")
     refused(kdsearch("train", "--trial", "1", "--name", "gone"), "gone")
