@@ -122,11 +122,12 @@ def train(
 ) -> None:
     """Train a trial's student again, print its scores and save its weights."""
     study = find_study(storage, name)
+    path = out or Path(f"{file_name(study.study_name)}-trial-{trial}{'-whole' if whole else ''}.safetensors")
+    files.check_output(path, tensors=True)
     with ConsoleProgress() as progress:
         student = retrain.retrain(
             study, trial, whole=whole, data_dir=data_dir, device=device, precision=precision, progress=progress
         )
-    path = out or Path(f"{file_name(study.study_name)}-trial-{trial}{'-whole' if whole else ''}.safetensors")
     retrain.save(student, path)
     scores = {
         "trial": trial,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DIGEST = "digest"  # in the metadata of tensors: safetensors detects a short file, but not a changed byte
 SQLITE = b"SQLite format 3\0"  # how such a file begins
+SAFETENSORS = 8  # bytes of the header's length, with which such a file begins
 STALE_SECONDS = 3600  # age from which a temporary file is no longer being written
 
 
@@ -74,6 +75,36 @@ def check_no_database(path: Path) -> None:
         raise KdsearchError(
             "an output must not replace a database", got=path, remedy="name another file; this one may hold studies"
         )
+
+
+def check_output(path: Path, *, tensors: bool = False) -> None:
+    """Check, before the work whose result it will hold, that `write_whole` can write a file; missing folders are made.
+
+    Args:
+        path: of the file.
+        tensors: whether it is for `save_tensors`: then it may replace safetensors and empty files only.
+
+    Raises:
+        KdsearchError: it cannot be written, or would replace a database or another kind of file.
+    """
+    check_no_database(path)
+    with _writable("file", path, "choose another folder or name"):
+        if path.exists() and not path.is_file():
+            raise KdsearchError("an output must be a regular file", got=path, remedy="name a file in a folder")
+        if tensors and path.exists() and not _holds_tensors(path):
+            raise KdsearchError(
+                "weights must not replace a file that is not safetensors", got=path, remedy="name another file"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.").close()
+
+
+def _holds_tensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors do, with the length of a header in JSON, or is empty."""
+    with path.open("rb") as file:
+        begins = file.read(SAFETENSORS + 1)
+    header = int.from_bytes(begins[:SAFETENSORS], "little")
+    return not begins or (begins[SAFETENSORS:] == b"{" and SAFETENSORS + header <= path.stat().st_size)
 
 
 def check_folder(path: Path) -> None:

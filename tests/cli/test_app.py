@@ -156,6 +156,15 @@ def test_commands_that_need_a_study_make_no_storage(kdsearch: Run, tmp_path: Pat
     assert not list(tmp_path.glob("nothere*"))
 
 
+def test_weights_that_would_replace_a_study_file_are_refused_before_the_training(kdsearch: Run, tmp_path: Path) -> None:
+    kdsearch("init")
+    before = (tmp_path / "study.toml").read_bytes()
+    optuna.create_study(storage=open_storage("journal:x.log"), study_name="s", directions=["maximize"] * 2)
+    words = ("train", "--trial", "0", "--storage", "journal:x.log", "--out", "study.toml")
+    refused(kdsearch(*words), "must not replace a file that is not safetensors")
+    assert (tmp_path / "study.toml").read_bytes() == before
+
+
 def test_studies_that_do_not_exist_are_named(kdsearch: Run) -> None:
     open_storage(DEFAULT_STORAGE)
     refused(kdsearch("report"), "none yet", "kdsearch optimize")
