@@ -165,6 +165,23 @@ def test_weights_that_would_replace_a_study_file_are_refused_before_the_training
     assert (tmp_path / "study.toml").read_bytes() == before
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_search(kdsearch: Run, tmp_path: Path) -> None:
+    (tmp_path / "reports").touch()
+    for words in ((), ("--report", "reports/r.html"), ("--report", "/dev/null")):
+        refused(kdsearch(*DIGITS, "--trials", "1", *words), "file")
+    assert not list(tmp_path.glob("kdsearch.db*"))
+
+
+def test_reports_of_studies_with_similar_or_long_names_keep_apart(kdsearch: Run, tmp_path: Path) -> None:
+    backend = open_storage("journal:x.log")
+    names = ["a_b", "a b", "a/b", "n" * 300]
+    for name in names:
+        optuna.create_study(storage=backend, study_name=name, directions=["maximize"] * 2)
+        assert kdsearch("report", "--storage", "journal:x.log", "--name", name, "--format", "md").code == 0
+    assert len(list((tmp_path / "reports").iterdir())) == len(names)
+    assert (tmp_path / "reports" / "a_b.md").exists()
+
+
 def test_studies_that_do_not_exist_are_named(kdsearch: Run) -> None:
     open_storage(DEFAULT_STORAGE)
     refused(kdsearch("report"), "none yet", "kdsearch optimize")
