@@ -331,6 +331,32 @@ def test_a_stored_study_keeps_anchors_that_were_once_taken(digits_text):
     assert spec.from_dict(stored).anchors["m1"].config["batch_size"] == 32
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("ratio = 315.332", "ratio = 1e308", "anchors.m1.published.ratio"),
+        ("ratio = 315.332", "ratio = 1e-300", "anchors.m1.published.ratio"),
+        ("seconds = 30.998", "seconds = 1e300", "anchors.m1.published.seconds"),
+        ("high = 1.0, step = 0.05", "high = 1e308, step = 0.05", "space.loss_weight.high"),
+        ("high = 1.0, step = 0.05", "high = 1.0, step = 1e-320", "space.loss_weight.step"),
+    ],
+)
+def test_numbers_that_would_overflow_are_refused(old, new, key):
+    text = (spec.study_file.studies_folder() / "mnist.toml").read_text()
+    assert old in text
+    with pytest.raises(StudyFileError, match=rf"x: {key}: Input should be (less|greater) than"):
+        spec.parse(text.replace(old, new), source="x")
+
+
+@pytest.mark.parametrize("damaged", [None, "{}", [], {}, {"data": 1}])
+def test_a_damaged_stored_study_file_is_one_line(digits_text, damaged):
+    whole = spec.parse(digits_text, source="x").model_dump(mode="json")
+    stored = {**whole, "space": damaged} if isinstance(damaged, dict) else damaged
+    with pytest.raises(StudyFileError, match="the stored study file must be whole: ") as refused:
+        spec.from_dict(stored)
+    assert "\n" not in str(refused.value)
+
+
 def test_nesterov_needs_a_momentum():
     with pytest.raises(ValueError, match="nesterov needs a momentum"):
         spec.Recipe(optimizer="sgd", nesterov=True)

@@ -113,6 +113,21 @@ def test_a_teacher_whose_code_changed_serves_none_of_its_studys_commands(
         assert ran.code == 0, ran.err
 
 
+@pytest.mark.parametrize(
+    ("name", "found"), [("study_file", {"data": 1}), ("study_file", "torn"), ("definition", {"cost": "flops"})]
+)
+def test_a_damaged_study_is_one_line(kdsearch: Run, name: str, found: object):
+    study = optuna.create_study(storage=open_storage("journal:x.log"), study_name="s", directions=["maximize"] * 2)
+    whole = {"cost": "flops", "data": {"fingerprint": "a"}, "teacher": {"fingerprint": "b"}}
+    for key, value in {"study_file": {}, "definition": whole, name: found}.items():
+        study.set_user_attr(key, value)
+    attrs = {"config": {"epochs": 1}, "seed": 0, "best_epoch": 1}
+    study.add_trial(optuna.create_trial(values=[0.5, 2.0], user_attrs=attrs))
+    what = name.replace("_", " ")
+    for words in (("train", "--trial", "0"), ("export", "--trial", "0", "--out", "o")):
+        refused(kdsearch(*words, "--name", "s", "--storage", "journal:x.log"), f"the stored {what} must be whole")
+
+
 @pytest.mark.parametrize("names", [None, ["recall", "speed"]])
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_study_of_another_program_is_shown_with_its_own_names_and_not_trained(kdsearch: Run, names):

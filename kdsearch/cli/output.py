@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from kdsearch.cli.options import lazy_imports
 from kdsearch.cli.progress import ConsoleProgress, front_table
 from kdsearch.errors import StorageError, shown
 from kdsearch.storage import hidden, load_trial
+from kdsearch.system import files
 
 with lazy_imports():
     from kdsearch.reporting import collect, verdict
@@ -71,11 +71,6 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def file_name(study: str) -> str:
-    """A study's name, of which other characters than these may be in no file's name."""
-    return re.sub(r"[^\w.-]+", "_", study)
-
-
 def command_line(storage: str | None = None) -> str:
     """The command that runs, as a report names it, a password in the storage's URL masked."""
     return shlex.join(hidden(word, storage) for word in ["kdsearch", *sys.argv[1:]])
@@ -85,9 +80,9 @@ def find_study(storage: str, name: str | None) -> Study:
     """The study of that name, or the only search in the storage: what the slides' rows left there does not count.
 
     Raises:
-        StorageError: there is no such study, or no name and not exactly one search.
+        StorageError: there is no such file or study, or no name and not exactly one search.
     """
-    backend = storages.open_storage(storage, log=False)
+    backend = storages.open_storage(storage, log=False, make=False)
     known = storages.study_names(backend, searches=name is None)
     if name is None and len(known) != 1:
         there = ", ".join(known) or "none yet"
@@ -97,6 +92,11 @@ def find_study(storage: str, name: str | None) -> Study:
             remedy="give --name" if known else "run `kdsearch optimize` first",
         )
     return storages.load_study(backend, name or known[0])
+
+
+def default_report(study: str, form: text.Format = "html") -> Path:
+    """Where the report of a study goes, if nothing else is said."""
+    return Path("reports") / f"{files.fitting(study)}.{form}"
 
 
 def write_report(
@@ -110,7 +110,7 @@ def write_report(
 ) -> tuple[collect.StudyData, Path]:
     """Writes a study's report; returns its data and where it went."""
     data = collect.collect(study, storage_url=storage)
-    target = path or Path("reports") / f"{file_name(study.study_name)}.{form}"
+    target = path or default_report(study.study_name, form)
     return data, study_page.write(data, target, plotlyjs=plotlyjs, form=form, refresh=refresh)
 
 

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdsearch.cli.options import DataDir, Json, Name, PlotlyJs, ReportPath, Storage, lazy_imports
-from kdsearch.cli.output import file_name, find_study, print_trial, show_result, write_report
+from kdsearch.cli.output import default_report, find_study, print_trial, show_result, write_report
 from kdsearch.cli.progress import ConsoleProgress
 from kdsearch.errors import KdsearchError, shown
 from kdsearch.records import StudyAttr
@@ -94,7 +94,7 @@ def _compare(
             "--compare must make two studies or more", got=", ".join(names), remedy="give --name and --compare"
         )
     studies = [collect.collect(find_study(storage, each), storage_url=storage) for each in names]
-    target = path or Path("reports") / f"{file_name('-'.join(names))}.html"
+    target = path or default_report("-".join(names))
     files.write_text(target, document.html(compare.page(studies), assets.checked(plotlyjs)))
     found = compare.compared(studies) | {"report": str(target)}
     print(json.dumps(found, allow_nan=False) if as_json else compare.text(studies) + f"report: {target}")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kdsearch import storage as storages
 from kdsearch.cli.options import DataDir, Device, Json, Name, Precision, ReportPath, Storage, lazy_imports, takes
-from kdsearch.cli.output import command_line, file_name, find_study, print_plan, show_result, write_report
+from kdsearch.cli.output import command_line, default_report, find_study, print_plan, show_result, write_report
 from kdsearch.cli.progress import ConsoleProgress, stdout_to_stderr
 from kdsearch.errors import KdsearchError, RunError, shown
 from kdsearch.search.run_options import Options, Request
@@ -86,6 +86,7 @@ def optimize(
     if dry_run:
         print_plan(work, as_json=as_json)
         return
+    files.check_output(report or default_report(planned.name))
     command = command_line(planned.url)
     with ConsoleProgress() as progress, ending(progress):
         try:
@@ -122,11 +123,12 @@ def train(
 ) -> None:
     """Train a trial's student again, print its scores and save its weights."""
     study = find_study(storage, name)
+    path = out or Path(f"{files.fitting(study.study_name)}-trial-{trial}{'-whole' if whole else ''}.safetensors")
+    files.check_output(path, tensors=True)
     with ConsoleProgress() as progress:
         student = retrain.retrain(
             study, trial, whole=whole, data_dir=data_dir, device=device, precision=precision, progress=progress
         )
-    path = out or Path(f"{file_name(study.study_name)}-trial-{trial}{'-whole' if whole else ''}.safetensors")
     retrain.save(student, path)
     scores = {
         "trial": trial,
@@ -166,6 +168,8 @@ def confirm(
     as_json: Json = False,
 ) -> None:
     """Train the front's students on the whole training set with new seeds: test accuracy and ratio with intervals."""
+    if report is not None:
+        files.check_output(report)
     title = find_study(storage, name).study_name
     with ConsoleProgress() as progress, ending(progress, "finished runs"):
         backend = retrying.patient(storages.open_storage(storage), progress.warning)

@@ -43,16 +43,17 @@ def write(
 
     Args:
         study, number, url, data_dir, progress: as in `ship.export`.
-        out: the folder, created where it is missing; files of the same names are replaced.
+        out: the folder, created where it is missing; an earlier one of this function is replaced.
 
     Returns:
         `study`, `trial`, `folder`, `fingerprint` and `bytes` (the size of all files).
 
     Raises:
-        KdsearchError: the trial is not complete, a package is missing, the folder cannot be written, or a network
-            predicts something else in ONNX Runtime.
+        KdsearchError: the trial is not complete, a package is missing, the folder cannot be written or holds other
+            files of these names, or a network predicts something else in ONNX Runtime.
     """
     onnx.require("kdsearch measure")
+    check_free(out)
     _, shop, student, _ = ship.opened(
         study, number, out=out, url=url, data_dir=data_dir, progress=progress, with_teacher="kdsearch measure"
     )
@@ -71,6 +72,14 @@ def write(
         size = _moved(folder, out)
     _remember(study, number, print_of_files)
     return told | {"folder": str(out), "fingerprint": print_of_files, "bytes": size}
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder with files that would be replaced, unless a folder for a device was written there before."""
+    there = [name for name in (*FILES, SCRIPT, README) if (out / name).exists()]
+    if there and not (out / ABOUT).exists():
+        rule = f"files that are not of a folder for a device must not be replaced: {', '.join(there)}"
+        raise KdsearchError(rule, got=out, remedy="name another folder")
 
 
 def _written(

@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch import pareto, sittings
-from kdsearch.errors import StorageError
+from kdsearch.errors import StorageError, StudyFileError
 from kdsearch.records import METRICS, Attr, ConfirmedRun, StudyAttr, against_teacher
 from kdsearch.reporting import confirmation, deck_rows, formatting
 from kdsearch.reporting.formatting import number, plain, records
@@ -220,7 +220,7 @@ def _spec(study_file: dict[str, Any]) -> StudySpec | None:
     """Return the study's specification; None where it is missing or of another version: a report works without it."""
     try:
         return from_dict(study_file) if study_file else None
-    except ValueError:
+    except StudyFileError:
         return None
 
 

@@ -190,11 +190,11 @@ def rejoin(
         KdsearchError: the study was not made by kdsearch, or its data or the device are missing here.
     """
     check_own(study)
+    definition = _whole(study.user_attrs.get(StudyAttr.DEFINITION))
     loaded = spec.from_dict(study.user_attrs[StudyAttr.STUDY_FILE])
     networks.check_families(loaded)
     chosen = machine.resolve_device(device)
     split = data.split(data.load(loaded.data, machine.data_folder(data_dir)), loaded.data, chosen)
-    definition = study.user_attrs[StudyAttr.DEFINITION]
     cost = definition["cost"]
     check_cost(cost)
     precisions.check(precision)
@@ -204,6 +204,15 @@ def rejoin(
         spec=loaded, split=split, device=chosen, cost=cost, name=study.study_name, url=url, data_dir=data_dir,
         precision=choice, any_gpu=_names_none(device, chosen),
     )  # fmt: skip
+
+
+def _whole(stored: object) -> Mapping[str, Any]:
+    """Return a study's stored definition, if it holds what is read of it without asking (else DefinitionError)."""
+    found = _part(stored)
+    read = (found.get("cost"), *(_part(found, key).get("fingerprint") for key in ("data", "teacher")))
+    if not all(isinstance(value, str) for value in read):
+        raise DefinitionError("the stored definition must be whole", got=stored, remedy="restore a copy of the storage")
+    return found
 
 
 def hidden_plugins(plan: Plan) -> list[str]:

@@ -379,7 +379,8 @@ def join(
         KdsearchError: there is no such study, or this machine's data, teacher or device are not those of the study.
     """
     progress = progress or Progress()
-    study = storage.load_study(retrying.patient(storage.open_storage(url), progress.warning), name)
+    backend = retrying.patient(storage.open_storage(url, make=False), progress.warning)
+    study = storage.load_study(backend, name)
     found = run_options.stored(study)
     check_options(found)  # anyone may write to a storage
     if timeout is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -35,16 +34,12 @@ def folder(url: str, study: str) -> Path:
     For a sqlite or journal file this is `FILE-weights/STUDY` beside it. For a server it is in the user's data folder
     (or `KDSEARCH_WEIGHTS_DIR`), and each machine has the weights of the trials that it ran.
     """
-    name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', study)[:40]}-{_hash(study)}"
+    name = files.hashed(study, allowed="A-Za-z0-9_.-", longest=40)
     path = file_of(url)
     if path is not None:
         return path.with_name(f"{path.name}-weights") / name
     base = Path(os.environ.get(FOLDER) or Path(platformdirs.user_data_dir("kdsearch")) / "weights")
-    return base.expanduser() / _hash(masked(url)) / name
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=4).hexdigest()
+    return base.expanduser() / files.short_hash(masked(url)) / name
 
 
 def keep(place: Path, name: str, weights: Mapping[str, Tensor], config: Config) -> Reference:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
 
 Number = int | float
+MOST = 1e12  # beyond it numbers of steps overflow
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -31,10 +32,10 @@ class Model(BaseModel):
 class Range(Model):
     """A closed interval to sample from: `{ low = 1.0, high = 20.0, log = true }`."""
 
-    low: Number
-    high: Number
+    low: Annotated[Number, Field(ge=-MOST, le=MOST)]
+    high: Annotated[Number, Field(ge=-MOST, le=MOST)]
     log: bool = False
-    step: Annotated[Number, Field(gt=0)] | None = None
+    step: Annotated[Number, Field(ge=1e-9, le=MOST)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

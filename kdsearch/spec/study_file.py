@@ -206,8 +206,8 @@ class Published(Model):
     """A slide's figures of a row: accuracy in percent, teacher time / student time, seconds of training."""
 
     accuracy: Annotated[Number, Field(ge=0, le=100)]
-    ratio: Annotated[Number, Field(gt=0)]
-    seconds: Annotated[Number, Field(gt=0)]
+    ratio: Annotated[Number, Field(ge=1e-6, le=1e6)]  # figures cannot have axes of any length
+    seconds: Annotated[Number, Field(gt=0, le=1e9)]
 
 
 class Anchor(BaseModel):
@@ -385,10 +385,10 @@ def _first_problem(error: ValidationError) -> str:
         return f"{key} is not a key here (got {problem['input']!r}); check its spelling or remove it"
     if problem["type"] == "missing":
         return f"{key} is missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = (f"{key}: " if key else "") + problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message} (got {problem['input']!r}); correct it"
+        return message
+    return f"{message} (got {problem['input']!r}); correct it"
 
 
 def load(path: Path | str) -> StudySpec:
@@ -409,9 +409,15 @@ def load(path: Path | str) -> StudySpec:
     return parse(text, source=str(path))
 
 
-def from_dict(data: dict[str, Any]) -> StudySpec:
+def from_dict(data: object) -> StudySpec:
     """Return the study from `StudySpec.model_dump(mode="json")` of this version or an older one.
 
     Older ones took anchors such as 32.0 among [16, 32], so what an anchor holds is not checked again.
+
+    Raises:
+        StudyFileError: the stored data are damaged, or of a newer version.
     """
-    return StudySpec.model_validate({"distillation": 1} | data, context=STORED)
+    try:
+        return StudySpec.model_validate({"distillation": 1} | data if isinstance(data, dict) else data, context=STORED)
+    except ValidationError as error:
+        raise StudyFileError(f"the stored study file must be whole: {_first_problem(error)}") from None

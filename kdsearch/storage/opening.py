@@ -32,7 +32,7 @@ FORMS = "sqlite:///FILE.db, postgresql://USER:PASSWORD@HOST/DB, journal:PATH or 
 MADE_MEANWHILE = re.compile("already exists|unique constraint|database is locked", re.IGNORECASE)
 
 
-def open_storage(url: str, *, log: bool = True) -> BaseStorage:
+def open_storage(url: str, *, log: bool = True, make: bool = True) -> BaseStorage:
     """Open an Optuna storage, creating missing tables.
 
     Args:
@@ -40,6 +40,7 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
             of a server of `optuna.storages.run_grpc_proxy_server`.
         log: whether sqlite uses a write-ahead log; False for reading, which keeps a folded file a single one that
             can be read anywhere.
+        make: whether a missing file is made; False for commands that need a study in it.
 
     Raises:
         StorageError: the URL is malformed, or the storage cannot be reached or is something else.
@@ -50,6 +51,13 @@ def open_storage(url: str, *, log: bool = True) -> BaseStorage:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
+        path = None if make else file_of(url)
+        if path is not None and not path.exists():
+            raise StorageError(
+                "the storage must exist: there is no such file",
+                got=masked(url),
+                remedy="check --storage, or run `kdsearch optimize` first",
+            )
         if url.startswith(JOURNAL):
             from kdsearch.storage.journal import open_journal
 

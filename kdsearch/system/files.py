@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 DIGEST = "digest"  # in the metadata of tensors: safetensors detects a short file, but not a changed byte
 SQLITE = b"SQLite format 3\0"  # how such a file begins
+SAFETENSORS = 8  # bytes of the header's length, with which such a file begins
+JOURNAL = b'{"op_code":'  # how a journal of Optuna begins
 STALE_SECONDS = 3600  # age from which a temporary file is no longer being written
 
 
@@ -60,7 +63,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_no_database(path: Path) -> None:
-    """Refuse to replace a sqlite database, such as a storage of studies named by mistake.
+    """Refuse to replace a sqlite database or a journal of Optuna: a storage of studies named by mistake.
 
     Raises:
         KdsearchError: the file is one.
@@ -70,10 +73,60 @@ def check_no_database(path: Path) -> None:
             begins = file.read(len(SQLITE))
     except OSError:  # none there, or none that can be read
         return
-    if begins == SQLITE:
+    if begins == SQLITE or begins.startswith(JOURNAL):
         raise KdsearchError(
             "an output must not replace a database", got=path, remedy="name another file; this one may hold studies"
         )
+
+
+def check_output(path: Path, *, tensors: bool = False) -> None:
+    """Check, before the work whose result it will hold, that `write_whole` can write a file; nothing is left behind.
+
+    Args:
+        path: of the file.
+        tensors: whether it is for `save_tensors`: then it may replace safetensors and empty files only.
+
+    Raises:
+        KdsearchError: it cannot be written, or would replace a database or another kind of file.
+    """
+    check_no_database(path)
+    with _writable("file", path, "choose another folder or name"):
+        if path.exists() and not path.is_file():
+            raise KdsearchError("an output must be a regular file", got=path, remedy="name a file in a folder")
+        if tensors and path.exists() and not _holds_tensors(path):
+            raise KdsearchError(
+                "weights must not replace a file that is not safetensors", got=path, remedy="name another file"
+            )
+        folder = next(parent for parent in path.parents if parent.exists())
+        tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.").close()
+
+
+def _holds_tensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors do, with the length of a header in JSON, or is empty."""
+    with path.open("rb") as file:
+        begins = file.read(SAFETENSORS + 1)
+    header = int.from_bytes(begins[:SAFETENSORS], "little")
+    return not begins or (begins[SAFETENSORS:] == b"{" and SAFETENSORS + header <= path.stat().st_size)
+
+
+def fitting(name: str, *, allowed: str = r"\w.-", longest: int = 100) -> str:
+    """Return a name for a file: the name itself, or its `hashed` form if it has other characters or is too long.
+
+    Different names stay different; `longest`, in bytes, leaves room for endings.
+    """
+    fits = re.fullmatch(f"[{allowed}]+", name) and len(name.encode()) <= longest
+    return name if fits else hashed(name, allowed=allowed, longest=longest)
+
+
+def hashed(name: str, *, allowed: str, longest: int) -> str:
+    """Return a name cut to allowed characters and at most `longest` bytes, followed by a hash of the whole name."""
+    plain = re.sub(f"[^{allowed}]+", "_", name).encode()[:longest].decode(errors="ignore")
+    return f"{plain}-{short_hash(name)}"
+
+
+def short_hash(text: str) -> str:
+    """Return a hash of a text; 8 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=4).hexdigest()
 
 
 def check_folder(path: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,16 @@ from types import FrameType
 
 LIMIT = 9.0  # seconds from a signal to the forced end of the process: launchers kill after 10 or more
 NAP = 0.1  # seconds between two checks for a signal
+AGAIN = 0.5  # seconds between two checks whether a `Stopped` was lost
 QUERIES = logging.getLogger("sqlalchemy")
 
 
 class Stopped(KeyboardInterrupt):
     """A signal asked the process to end; it unwinds the main thread as any Ctrl-C does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _state.raised = weakref.ref(self)
 
 
 @dataclass
@@ -32,19 +38,33 @@ class _Signals:
     received: int | None = None
     shields: int = 0
     pending: bool = False
+    raised: weakref.ref[Stopped] | None = None
+    over: bool = False  # the body of `handled` has ended
     at_once: Callable[[], object] = lambda: None
 
 
 _state = _Signals()
 
 
+def _is_lost() -> bool:
+    """Return whether `Stopped` was raised where Python or a library discards exceptions, as in a weakref's callback.
+
+    While it unwinds the main thread, or clean-up runs because of it, the exception object lives.
+    """
+    raised = _state.raised
+    return raised is not None and raised() is None
+
+
 def _handle(number: int, _: FrameType | None) -> None:
-    if _state.received is not None:
+    if _state.received is not None and not _is_lost():
         return  # launchers signal the whole job, and the supervisor its workers: ignore a second SIGTERM
-    _state.received = number
+    if _state.received is None:
+        _state.received = number
     QUERIES.setLevel(logging.CRITICAL)  # a query that is cut short here would log a traceback
+    if _state.over:
+        return
     if _state.shields:
-        _state.pending = True
+        _state.raised, _state.pending = None, True
         return
     raise Stopped
 
@@ -58,27 +78,47 @@ def handled(limit: float = LIMIT) -> Iterator[None]:
     os.set_blocking(told, False)
     before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
     other, level = signal.set_wakeup_fd(told, warn_on_full_buffer=False), QUERIES.level
+    shown, sys.unraisablehook = sys.unraisablehook, _silent(sys.unraisablehook)
     watch = threading.Thread(target=_watch, args=(heard, limit), daemon=True)
     watch.start()
     try:
         yield
     finally:
+        _state.over = True
         signal.set_wakeup_fd(other)
-        QUERIES.setLevel(level)
+        os.close(told)
+        watch.join()  # before the handlers are put back: it may just be sending a signal again
+        os.close(heard)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(told)
-        watch.join()
-        os.close(heard)
+        QUERIES.setLevel(level)
+        sys.unraisablehook = shown
+
+
+def _silent(shown: Callable[[sys.UnraisableHookArgs], object]) -> Callable[[sys.UnraisableHookArgs], None]:
+    """Return a hook without the traceback of a `Stopped` that Python discards: it is raised again."""
+
+    def show(discarded: sys.UnraisableHookArgs) -> None:
+        if discarded.exc_type is not Stopped:
+            shown(discarded)
+
+    return show
 
 
 def _watch(heard: int, limit: float) -> None:
-    """End the process if the main thread does not: while it waits in a library, no Python signal handler runs."""
+    """Send a signal again if its exception was lost, and end the process if the main thread does not.
+
+    While the main thread waits in a library, no Python signal handler runs.
+    """
     first, end = 0, math.inf
     while True:
-        left = None if not first else max(0.0, end - time.monotonic())
+        left = min(AGAIN, max(0.0, end - time.monotonic())) if first else None
         if not select.select([heard], [], [], left)[0]:
-            _end(first)
+            if time.monotonic() >= end:
+                _end(first)
+            if _is_lost():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            continue
         came = os.read(heard, 16)
         if not came:
             return  # the body has ended

@@ -17,7 +17,7 @@ from PIL import Image
 
 from kdsearch import __version__
 from kdsearch.cli import app
-from kdsearch.storage import open_storage
+from kdsearch.storage import DEFAULT_STORAGE, open_storage
 
 DIGITS = ("optimize", "--cost", "flops", "--seed", "1", "--train-size", "200", "--max-epochs", "2", "--device", "cpu")
 
@@ -146,7 +146,44 @@ def test_status_prints_one_trial_and_why_it_ended(kdsearch: Run) -> None:
     assert "spent 2 epochs on 1 trial; pruning saved 7 of 9 planned epochs" in whole.err
 
 
+@pytest.mark.parametrize("url", ["sqlite:///nothere.db", "journal:nothere.log"])
+def test_commands_that_need_a_study_make_no_storage(kdsearch: Run, tmp_path: Path, url: str) -> None:
+    for words in (
+        ["status"], ["report"], ["pick"], ["export", "--out", "x"], ["measure"], ["train", "--trial", "1"], ["confirm"],
+        ["worker", "--name", "s"],
+    ):  # fmt: skip
+        refused(kdsearch(*words, "--storage", url), "there is no such file", f"got {url}", "kdsearch optimize")
+    assert not list(tmp_path.glob("nothere*"))
+
+
+def test_weights_that_would_replace_a_study_file_are_refused_before_the_training(kdsearch: Run, tmp_path: Path) -> None:
+    kdsearch("init")
+    before = (tmp_path / "study.toml").read_bytes()
+    optuna.create_study(storage=open_storage("journal:x.log"), study_name="s", directions=["maximize"] * 2)
+    words = ("train", "--trial", "0", "--storage", "journal:x.log", "--out", "study.toml")
+    refused(kdsearch(*words), "must not replace a file that is not safetensors")
+    assert (tmp_path / "study.toml").read_bytes() == before
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_search(kdsearch: Run, tmp_path: Path) -> None:
+    (tmp_path / "reports").touch()
+    for words in ((), ("--report", "reports/r.html"), ("--report", "/dev/null")):
+        refused(kdsearch(*DIGITS, "--trials", "1", *words), "file")
+    assert not list(tmp_path.glob("kdsearch.db*"))
+
+
+def test_reports_of_studies_with_similar_or_long_names_keep_apart(kdsearch: Run, tmp_path: Path) -> None:
+    backend = open_storage("journal:x.log")
+    names = ["a_b", "a b", "a/b", "n" * 300]
+    for name in names:
+        optuna.create_study(storage=backend, study_name=name, directions=["maximize"] * 2)
+        assert kdsearch("report", "--storage", "journal:x.log", "--name", name, "--format", "md").code == 0
+    assert len(list((tmp_path / "reports").iterdir())) == len(names)
+    assert (tmp_path / "reports" / "a_b.md").exists()
+
+
 def test_studies_that_do_not_exist_are_named(kdsearch: Run) -> None:
+    open_storage(DEFAULT_STORAGE)
     refused(kdsearch("report"), "none yet", "kdsearch optimize")
     refused(kdsearch("status", "--name", "gone"), "gone")
     refused(kdsearch("train", "--trial", "1", "--name", "gone"), "gone")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import optuna
 import pytest
 import torch
 
+from kdsearch.errors import KdsearchError
 from kdsearch.export import device_folder
 from kdsearch.records import StudyAttr
 
@@ -38,3 +40,12 @@ def test_the_readme_names_the_commands_and_obeys_no_name():
     assert all(line.isprintable() for line in text.split("\n"))
     assert json.dumps(text)
     assert not any(line.startswith("rm") for line in text.split("\n"))
+
+
+def test_other_files_in_its_folder_are_not_replaced(tmp_path: Path):
+    device_folder.check_free(tmp_path / "new")
+    (tmp_path / "measure.py").touch()
+    with pytest.raises(KdsearchError, match="must not be replaced: measure"):
+        device_folder.check_free(tmp_path)
+    (tmp_path / "about.json").touch()
+    device_folder.check_free(tmp_path)

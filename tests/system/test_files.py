@@ -6,12 +6,14 @@ import resource
 import sqlite3
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from kdsearch.errors import KdsearchError
-from kdsearch.system.files import load_tensors, save_tensors, write_text, write_whole
+from kdsearch.storage import open_storage
+from kdsearch.system.files import check_output, fitting, load_tensors, save_tensors, write_text, write_whole
 
 
 def test_missing_folders_are_made_and_nothing_else_is_left(tmp_path: Path):
@@ -82,6 +84,44 @@ def test_a_database_is_not_replaced(tmp_path: Path):
     with pytest.raises(KdsearchError, match=r"must not replace a database \(got .*studies.db\)"):
         write_text(tmp_path / "studies.db", "<html>")
     assert (tmp_path / "studies.db").read_bytes() == before
+
+
+def test_different_names_are_different_files(tmp_path: Path):
+    names = ["a_b", "a b", "a/b", "a\ud800b", "é" * 200, "é" * 201, "köln.2-x"]
+    found = [fitting(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert (found[0], found[-1]) == ("a_b", "köln.2-x")
+    for name in found:
+        write_text(tmp_path / f"{name}-trial-1000-whole.safetensors", "x")
+
+
+def test_a_journal_is_not_replaced(tmp_path: Path):
+    journal = tmp_path / "kd.log"
+    optuna.create_study(storage=open_storage(f"journal:{journal}"))
+    with pytest.raises(KdsearchError, match="must not replace a database"):
+        write_text(journal, "x")
+
+
+def test_weights_replace_weights_only(tmp_path: Path):
+    weights, study, empty = tmp_path / "a.safetensors", tmp_path / "study.toml", tmp_path / "empty"
+    save_tensors(weights, {"a": torch.ones(2)}, {})
+    empty.touch()
+    for path in (weights, empty, tmp_path / "new" / "b.safetensors"):
+        check_output(path, tensors=True)
+    assert not (tmp_path / "new").exists()
+    for text in ("[data]\nname = 'digits'\n", "x", '12345678{"a": 1}'):
+        study.write_text(text)
+        with pytest.raises(KdsearchError, match="weights must not replace a file that is not safetensors"):
+            check_output(study, tensors=True)
+        check_output(study)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "a.html", tmp_path / f"{'a' * 300}.html", Path("/dev/null")):
+        with pytest.raises(KdsearchError):
+            check_output(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_tensors_that_share_memory_are_written(tmp_path: Path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 from helpers.processes import lives, until
@@ -101,6 +102,51 @@ def test_a_pause_ends_with_a_signal_though_shielded():
     with pytest.raises(signals.Stopped):
         body()
     assert time.monotonic() - begin < 5
+
+
+class _Dying:
+    """Python discards what the callback of a weak reference to it raises."""
+
+
+def test_a_signal_within_a_weakrefs_callback_is_not_lost(capsys):
+    def body():
+        dying = _Dying()
+        seen = weakref.ref(dying, lambda _: signal.raise_signal(signal.SIGINT))
+        with signals.handled():
+            del dying
+            done.append(seen())
+            time.sleep(5)
+            done.append("not reached")
+
+    done, begin = [], time.monotonic()
+    with pytest.raises(signals.Stopped):
+        body()
+    assert done == [None]
+    assert time.monotonic() - begin < 4
+    assert signals.received() == signal.SIGINT
+    assert "Stopped" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_clean_up_after_a_signal_is_not_interrupted_by_it(monkeypatch, replaced):
+    def body():
+        with signals.handled():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except signals.Stopped:
+                time.sleep(0.5)
+                if replaced:
+                    raise OSError from None
+                raise
+            finally:
+                time.sleep(0.5)
+                done.append("handed back")
+
+    done = []
+    monkeypatch.setattr(signals, "AGAIN", 0.1)
+    with pytest.raises(OSError if replaced else signals.Stopped):
+        body()
+    assert done == ["handed back"]
 
 
 def test_handlers_are_put_back():

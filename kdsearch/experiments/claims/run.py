@@ -39,8 +39,10 @@ def slides_of_cifar10(url: str) -> Study | None:
     Raises:
         StorageError: the storage cannot be reached.
     """
+    path, name = storage.file_of(url), "slides-cifar10"
+    if path is not None and not path.exists():
+        return None
     backend = storage.open_storage(url, log=False)
-    name = "slides-cifar10"
     if name not in storage.study_names(backend):
         return None
     study = storage.load_study(backend, name)

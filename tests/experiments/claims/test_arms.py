@@ -186,6 +186,11 @@ def test_on_cifar10_the_slides_rows_decide():
     assert (gain.verdict, more.verdict) == ("confirmed", "confirmed")
 
 
+def test_looking_for_the_slides_rows_makes_no_storage(tmp_path):
+    assert run.slides_of_cifar10(f"sqlite:///{tmp_path}/nothere.db") is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_search_of_the_name_of_the_slides_rows_holds_none(url):
     import optuna
 
