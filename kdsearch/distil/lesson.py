@@ -146,7 +146,7 @@ def teach(
         before_epoch=partial(answers.fill, between=lambda: on_step(done)) if answers is not None else None,
         companion=mapping,
         epochs=config["epochs"],
-        batch_size=config["batch_size"],
+        batch_size=min(config["batch_size"], len(data)),  # the rate is scaled for what a step really holds
         seed=seed,
         threads=student_spec.threads,
         precision=precision,

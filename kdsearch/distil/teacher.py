@@ -318,7 +318,7 @@ def _train(
         loss=lambda batch: cls_loss(batch.logits / recipe.temperature, batch.labels),
         teacher_logits=None,
         epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
+        batch_size=min(recipe.batch_size, len(split.train)),
         seed=machine.derive_seed("teacher", spec.seed),
         precision=precision,
         on_step=lambda step: progress.teacher_batch(step / (recipe.epochs * lesson.steps)),

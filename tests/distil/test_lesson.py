@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from helpers.trainings import equal, with_recipe
@@ -86,3 +88,12 @@ def test_a_study_says_how_its_loss_is_read(plan: Plan):
     assert lesson.mix_of(plan.spec.model_copy(update={"distillation": 1})) == Mix()
     ready = plan.spec.teacher.model_copy(update={"recipe": None})
     assert lesson.mix_of(plan.spec.model_copy(update={"teacher": ready})).softmax_temperature == 1.0
+
+
+def test_a_batch_larger_than_the_training_set_is_the_whole_set(plan: Plan, known: Answers):
+    recipe = plan.spec.student.recipe.model_copy(update={"optimizer": "sgd", "lr_batch": 32})
+    ours = dataclasses.replace(
+        plan, spec=plan.spec.model_copy(update={"student": plan.spec.student.model_copy(update={"recipe": recipe})})
+    )
+    images = len(plan.split.train)
+    assert equal(taught(ours, known, batch_size=10 * images)[1], taught(ours, known, batch_size=images)[1])
