@@ -75,6 +75,8 @@ def test_a_teacher_that_prints_leaves_json_alone(
     assert json.loads(ran.out)["study"] == "photos"
     for word in ("imported", "built", "called"):
         assert word in ran.err
+    other = kdsearch("optimize", "--dataset", "folder:photos", "--name", "other", "--trials", "1", *OPTIONS)
+    assert "teacher loud_teacher:network: kept from an earlier study" in other.err
     plan = kdsearch("optimize", "--dataset", "folder:photos", "--trials", "1", "--json", "--dry-run", *OPTIONS)
     assert json.loads(plan.out)["data"] == ["photos holds 120 training images and 30 test images of 3 classes; "
                                            "skipped: nothing"]  # fmt: skip

@@ -133,11 +133,6 @@ def obtain(
     path = cached_file(spec, split)
     with files.locked(path):
         teacher = _from_cache(spec, split, path, progress)
-        if teacher is not None and spec.brought and spec.weights is None:
-            progress.note(
-                f"teacher {spec.title}: kept from an earlier study, test accuracy {teacher.facts.accuracy:.2%}; a "
-                "change of its code is noticed only where the same weights give other logits"
-            )
         if teacher is None:
             teacher = _make(spec, split, precision, progress)
             if spec.brought:

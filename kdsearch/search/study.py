@@ -249,7 +249,14 @@ def run_plan(
         if note is not None:
             progress.warning(note)
     # check a user's teacher first: the definition stores its fingerprint, and a wrong one would stay there
-    workshop = Workshop.open(plan, progress) if plan.spec.teacher.brought else None
+    own = plan.spec.teacher
+    kept = own.brought and own.weights is None and teacher.cached_file(own, plan.split).is_file()
+    workshop = Workshop.open(plan, progress) if own.brought else None
+    if workshop is not None and kept and stored is None:
+        progress.note(
+            f"teacher {own.title}: kept from an earlier study, test accuracy {workshop.teacher.facts.accuracy:.2%}; a "
+            "change of its code is noticed only where the same weights give other logits"
+        )
     study = open_study(plan, backend)
     if workshop is not None:
         workshop.check_teacher(study, progress)

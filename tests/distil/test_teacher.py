@@ -315,9 +315,6 @@ def test_what_people_build_is_trained_and_repeats(
     assert torch.get_default_dtype() == torch.float32
     shutil.rmtree(own_cache / "teachers")
     assert obtain(spec, plan.split).facts.probe == made.facts.probe
-    notes = Recorder()
-    obtain(spec, plan.split, progress=notes)
-    assert any("kept from an earlier study" in line for line in notes.notes)
 
 
 class OfBatch(nn.Sequential):

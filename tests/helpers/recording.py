@@ -9,7 +9,7 @@ class Recorder(Progress):
     """Keeps every call.
 
     Attributes:
-        warnings, notes: their texts.
+        warnings: their texts.
         teachers: (family, epochs) of each teacher whose training began.
         shares: of the teacher's training that were over.
         totals: (done, total, unit) of each start of a study.
@@ -21,7 +21,6 @@ class Recorder(Progress):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
-        self.notes: list[str] = []
         self.teachers: list[tuple[str, int]] = []
         self.shares: list[float] = []
         self.totals: list[tuple[int, int | None, str]] = []
@@ -32,9 +31,6 @@ class Recorder(Progress):
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
     def teacher_started(self, family: str, epochs: int) -> None:
         self.teachers.append((family, epochs))

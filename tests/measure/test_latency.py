@@ -218,7 +218,7 @@ print(faults())
 latency.measure(torch.nn.Identity(), torch.nn.Identity(), torch.zeros(1, 1, 2, 2))
 for _ in range(5):
     faults()  # the heap grows to its size
-print(faults())
+print(min(faults() for _ in range(3)))  # another allocation may once have split the block
 """
 
 
