@@ -29,8 +29,7 @@ from kdsearch.stats import proportion_interval
 from kdsearch.system import files, machine
 
 FACTS = "facts"
-PROBE_TOLERANCE = 0.01  # of the largest logit: more is another network, not another machine's rounding
-AGAIN_TOLERANCE = 1e-4  # the same for two passes in one process: more is a network of random answers
+AGAIN_TOLERANCE = 1e-4  # of the largest logit, for two passes in one process: more is a network of random answers
 NETWORK = ("family", "build", "options", "mean", "std", "size")  # keys of [teacher] that decide the computation
 
 
@@ -141,7 +140,7 @@ def obtain(
             files.save_tensors(path, teacher.network.state_dict(), {FACTS: facts})
             if spec.weights is None:
                 _checkpoint(spec, split, precision, progress).remove()
-    if spec.brought and not _probe(teacher.network, split):
+    if spec.brought and not teacher.facts.probe and not _probe(teacher.network, split):  # older ones were kept without
         progress.warning(
             f"{spec.title} returns other logits each time it is asked (dropout that stays on?): its accuracy and its "
             "answers are of one draw"
@@ -287,9 +286,8 @@ def check_same(facts: TeacherFacts, stored: TeacherFacts, *, given: bool) -> str
 
 
 def _same(probe: list[float], kept: list[float]) -> bool:
-    """Return whether two probes are of one network, but for the rounding of another machine or library."""
-    apart = max((abs(a - b) for a, b in zip(probe, kept, strict=False)), default=0.0)
-    return len(probe) == len(kept) and apart <= PROBE_TOLERANCE * max(map(abs, kept), default=0.0)
+    """Return whether two probes, the second not empty, are of one network but for another machine's rounding."""
+    return len(probe) == len(kept) and custom.alike(torch.tensor(probe), torch.tensor(kept))
 
 
 def _hits(network: nn.Module, data: ImageSet, prepare: answers.Prepare, name: str) -> Tensor:

@@ -100,16 +100,19 @@ def _read(path: Path) -> Any:
     except (SafetensorError, EOFError, OSError) as error:
         raise _broken(path, error) from None
     except RuntimeError as error:
-        whole = zipfile.is_zipfile(path) and _is_another(path)
-        kind = _broken if head.startswith(b"PK") and not whole else _foreign  # PK: of a zip file, as torch writes
+        # PK: of a zip file, as torch writes
+        kind = _broken if head.startswith(b"PK") and not _is_anothers(path) else _foreign
         raise kind(path, error) from None
     except Exception as error:  # unpickling may raise anything
         raise _foreign(path, error) from None
 
 
-def _is_another(path: Path) -> bool:
-    """Return whether a zip file is of TorchScript or numpy."""
-    return any(name.endswith(("constants.pkl", ".npy")) for name in zipfile.ZipFile(path).namelist())
+def _is_anothers(path: Path) -> bool:
+    """Return whether a file is a whole zip file of TorchScript or numpy."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(("constants.pkl", ".npy")) for name in archive.namelist())
 
 
 def _check_download(head: bytes, path: Path) -> None:

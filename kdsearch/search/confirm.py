@@ -246,14 +246,14 @@ def _run_all(
             name = f"repeat {job.repeat + 1}" + (", labels alone" if job.control else "")
             progress.trial_started(number, name, job.config)
             run, student = _run(study, job, *workshops, progress)
-            said: weights.Reference = {}
+            found = dict(about)
             if place is not None and job.is_shipped:
                 try:
-                    said = weights.keep(place, f"confirmed-{number}", student.state_dict(), job.config)
+                    found["weights"] = weights.keep(place, f"confirmed-{number}", student.state_dict(), job.config)
                 except KdsearchError as error:
                     progress.warning(f"the weights of trial {number} were not kept: {error}")
             with signals.shield():
-                _keep(study, job, run, about | ({"weights": said} if said else {}))
+                _keep(study, job, run, found)
             text = f"test accuracy {run.test_accuracy:.2%}, ratio {run.ratio:.4g}, {run.seconds:.1f} s"
             progress.trial_finished(number, "COMPLETE", text, counted=True)
     finally:
@@ -295,7 +295,7 @@ def _keep(study: Study, job: Job, run: ConfirmedRun, about: dict[str, Any]) -> N
     changes = _changes(before, about["environment"])
     before = before if isinstance(before, dict) else {}
     stored = {
-        **{key: before[key] for key in ("weights",) if key in before},
+        **({"weights": before["weights"]} if "weights" in before else {}),
         "trial": job.trial.number,
         "epochs": job.trial.user_attrs[Attr.BEST_EPOCH],
         "runs": [each.stored() for each in runs],

@@ -34,7 +34,7 @@ from kdsearch.records import (
     TeacherFacts,
     Timing,
     architecture,
-)  # fmt: skip
+)
 from kdsearch.search import failures
 from kdsearch.search.plan import Plan
 from kdsearch.spec import StudySpec
